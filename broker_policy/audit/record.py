@@ -1,0 +1,209 @@
+"""An audit record: all decisions of one batch, as a worker writes it to the log (DESIGN 4, 5, 7).
+
+A *writer* is one commit lane of one worker process; it numbers its records from 1 without gaps, links
+each to the one before by its digest, and authenticates each with a MAC, so that a record that is
+removed or altered before it is projected is found by the projector.
+
+The body is JSON, so that a person looking at the stream can read it; it never holds a payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+
+class Outcome(StrEnum):
+    """What became of a decision, as one letter."""
+
+    REFUSED = "r"  # by construction: nothing was delivered
+    COMMITTED = "c"  # the message is in the inbox stream
+    NOT_COMMITTED = "n"  # decided, but the message was never stored; the sender was not told "accepted"
+    APPLIED = "a"  # a reply was published, a state was written
+    FAILED = "f"  # the act did not happen (state conflict, reply stream full)
+    DUPLICATE = "u"  # the message was there already
+    REDELIVERED = "v"  # at least one attempt failed
+    HANDLED = "h"
+    DEAD = "d"
+    EXPIRED = "x"
+
+
+class Way(StrEnum):
+    """How the effect of a decision follows its record."""
+
+    NONE = "none"  # refused: nothing follows
+    BATCH = "batch"  # in the same atomic batch: the k-th such decision is k places after the record
+    LONE = "lone"  # a publish of its own, after the record was acknowledged; settled later
+    ACT = "act"  # a reply or a state write, after the record was acknowledged; settled later
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionLine:
+    """One decision in a record."""
+
+    op: str  # send, request, reply, state, connect
+    message_id: str
+    sender: str
+    target: str
+    type: str
+    size: int  # bytes of body
+    decision: str
+    rule: str
+    way: Way
+    time: int  # unix milliseconds
+    commitment: str = ""  # base64url HMAC-SHA256 of target, type and body under the salt; "" when refused
+    fingerprint: str = ""  # SHA-256 of the sender's certificate, hexadecimal
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of a LONE or ACT decision of an earlier (or this) record of the same writer."""
+
+    number: int
+    position: int
+    outcome: Outcome
+    sequence: int = 0  # of the message in the inbox stream, for LONE
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a delivered message, reported by its agent, the server or a worker."""
+
+    agent: str
+    sequence: int  # in the inbox stream
+    outcome: Outcome
+    attempt: int
+    reason: str  # a class name or a decision name, never a payload
+    time: int
+
+
+class RecordKind(StrEnum):
+    """What a record is there for."""
+
+    OPEN = "open"  # the first of a writer
+    DECISIONS = "decisions"
+    MARK = "mark"  # settlements and reports only; also covers the tail of a writer that fell silent
+    VOID = "void"  # takes the place of a record whose publish was never answered and did not arrive
+    CLOSE = "close"  # the last of a writer that stopped cleanly
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of one writer."""
+
+    namespace: str
+    writer: str
+    number: int
+    previous: str  # digest of the writer's previous record, "" for the first
+    kind: RecordKind
+    time: int
+    revision: int  # the policy revision under which the whole batch was judged
+    decisions: tuple[DecisionLine, ...] = ()
+    settlements: tuple[Settlement, ...] = ()
+    reports: tuple[Report, ...] = ()
+
+    def encode(self) -> bytes:
+        """The record as JSON."""
+        out: dict[str, Any] = {
+            "v": 1,
+            "ns": self.namespace,
+            "writer": self.writer,
+            "n": self.number,
+            "prev": self.previous,
+            "kind": self.kind,
+            "time": self.time,
+            "rev": self.revision,
+        }
+        if self.decisions:
+            out["decisions"] = [_line_out(line) for line in self.decisions]
+        if self.settlements:
+            out["settled"] = [[s.number, s.position, s.outcome, s.sequence] for s in self.settlements]
+        if self.reports:
+            out["reports"] = [
+                [r.agent, r.sequence, r.outcome, r.attempt, r.reason, r.time] for r in self.reports
+            ]
+        return orjson.dumps(out)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Record:
+        """Read a record.
+
+        Raises:
+            ValueError: it is none.
+
+        """
+        try:
+            raw = orjson.loads(body)
+            if raw["v"] != 1:
+                raise ValueError(f"record version {raw['v']} is newer than this worker: upgrade it")
+            return cls(
+                namespace=raw["ns"],
+                writer=raw["writer"],
+                number=raw["n"],
+                previous=raw["prev"],
+                kind=RecordKind(raw["kind"]),
+                time=raw["time"],
+                revision=raw["rev"],
+                decisions=tuple(_line_in(line) for line in raw.get("decisions", ())),
+                settlements=tuple(
+                    Settlement(n, position, Outcome(outcome), sequence)
+                    for n, position, outcome, sequence in raw.get("settled", ())
+                ),
+                reports=tuple(
+                    Report(agent, sequence, Outcome(outcome), attempt, reason, time)
+                    for agent, sequence, outcome, attempt, reason, time in raw.get("reports", ())
+                ),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an audit record: {error!r}") from error
+
+
+_LINE_KEYS = {
+    "op": "op",
+    "message_id": "id",
+    "sender": "from",
+    "target": "to",
+    "type": "type",
+    "size": "size",
+    "decision": "decision",
+    "rule": "rule",
+    "way": "way",
+    "time": "at",
+    "commitment": "commit",
+    "fingerprint": "cert",
+}
+
+
+def _line_out(line: DecisionLine) -> dict[str, Any]:
+    return {key: value for name, key in _LINE_KEYS.items() if (value := getattr(line, name)) != ""}
+
+
+def _line_in(raw: dict[str, Any]) -> DecisionLine:
+    values = {name: raw.get(key, "") for name, key in _LINE_KEYS.items()}
+    values["way"] = Way(values["way"])
+    return DecisionLine(**values)
+
+
+def digest(body: bytes) -> str:
+    """What the writer's next record carries as ``previous``."""
+    return hashlib.sha256(body).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordKey:
+    """The key that authenticates records; every worker has it, nobody else."""
+
+    secret: bytes = field(repr=False)
+
+    def mac(self, body: bytes) -> str:
+        """The MAC that travels in ``Mas-Record-Mac``."""
+        return hmac.new(self.secret, body, hashlib.sha256).hexdigest()
+
+    def verify(self, body: bytes, mac: str) -> bool:
+        """Whether ``mac`` belongs to ``body``."""
+        return hmac.compare_digest(self.mac(body), mac)

@@ -1,0 +1,1 @@
+"""The policy document of each namespace: where it is kept, how workers follow and confirm it."""

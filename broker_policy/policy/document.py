@@ -1,0 +1,70 @@
+"""What policy says about one namespace, as stored under ``ns.<namespace>`` in the ``policy`` bucket.
+
+Only the tenant controller writes it. It is the single source for the callout (who may connect, into
+which account), for authorization, and for discovery.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from mas_nats.wire.identity import require_id
+
+AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
+Target = Annotated[str, AfterValidator(lambda value: value if value == "*" else require_id(value, "target"))]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AgentPolicy(Strict):
+    """What is declared about one agent."""
+
+    account: str  # public key of its NATS account
+    capabilities: tuple[str, ...] = ()
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Permissions(Strict):
+    """Whom a sender may reach. A block beats every allow; ``*`` means every agent of the namespace."""
+
+    allowed_targets: tuple[Target, ...] = ()
+    blocked_targets: tuple[Target, ...] = ()
+
+
+class Limits(Strict):
+    """Limits that hold for every agent of the namespace."""
+
+    max_payload: int = Field(1_000_000, gt=0)  # bytes of body
+    max_state: int = Field(1_000_000, gt=0)  # bytes of JSON
+    inbox_messages: int = Field(100_000, gt=0)  # waiting messages for each agent
+    log_bytes: int = Field(4 << 30, gt=0)  # the whole INBOX stream
+    max_deliver: int = Field(5, gt=0)  # attempts before a message is dead
+    ack_wait: float = Field(30.0, gt=0)  # seconds
+    in_flight: int = Field(128, gt=0)  # messages handled at once by one instance
+    max_ack_pending: int = Field(4096, gt=0)  # messages handled at once by all instances of an agent
+    retry_delay: float = Field(1.0, ge=0)  # seconds before the second attempt; doubles with each
+    retry_delay_max: float = Field(60.0, ge=0)  # seconds
+
+
+class Document(Strict):
+    """The policy of one namespace."""
+
+    version: Literal[1] = 1
+    namespace: Annotated[str, AfterValidator(lambda value: require_id(value, "namespace"))]
+    account: str  # public key of the tenant account
+    agents: dict[AgentId, AgentPolicy] = Field(default_factory=dict)
+    inspectors: dict[AgentId, str] = Field(default_factory=dict)  # name -> account public key
+    operators: tuple[AgentId, ...] = ()  # people and CI jobs, inside the tenant account
+    permissions: dict[AgentId, Permissions] = Field(default_factory=dict)
+    limits: Limits = Limits()
+
+
+def key(namespace: str) -> str:
+    """The document's key in the bucket."""
+    return f"ns.{namespace}"

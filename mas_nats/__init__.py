@@ -1,0 +1,1 @@
+"""The SDK: agents that talk over a governed NATS JetStream broker."""

@@ -1,0 +1,161 @@
+"""Every error the SDK raises, in one tree.
+
+    MasError
+    |- ConfigurationError      an option, a certificate or an address is missing or wrong
+    |- IdentityRefused         the broker refused this certificate (unknown, expired, foreign CA, revoked)
+    |- Unavailable             nobody could take the call; nothing happened, repeating is safe
+    |- OutcomeUnknown          the call went out and no answer came; repeat with the same id
+    |- Refused                 policy said no; the error names step, rule and what to do
+    |  |- PermissionDenied     no rule allows it, or one blocks it
+    |  |- UnknownTarget        there is no such agent
+    |  |- InvalidMessage       the message itself is wrong (id, type, JSON, size)
+    |  |- IdReused             the id was used before, for other content
+    |  |- Overloaded           the target's inbox, or the log, is full
+    |  |- PolicyStale          the policy service cannot confirm its policy; retry later
+    |  |- ForeignReply         this agent was not the one asked
+    |- RequestTimeout          no reply within the timeout (also a TimeoutError)
+    |- RequestFailed           the target gave the request up; there will be no reply
+    |- StateError
+       |- StateInvalid         the update does not fit the state model; nothing was written
+       |- StateConflict        another instance wrote first; refresh_state() and decide again
+       |- StateCorrupt         what is stored does not fit the model; it is left as it is
+
+``Reject`` is not in the tree: a handler raises it to say that a message must not be tried again.
+"""
+
+from __future__ import annotations
+
+from mas_nats.wire.verdict import Decision, Verdict
+
+
+class MasError(Exception):
+    """Anything this library raises."""
+
+
+class ConfigurationError(MasError):
+    """An option, a certificate or an address is missing or wrong."""
+
+
+class IdentityRefused(MasError):
+    """The broker refused this certificate."""
+
+
+class Unavailable(MasError):
+    """Nobody could take the call. Nothing happened; repeating is safe."""
+
+
+class OutcomeUnknown(MasError):
+    """The call went out and no answer came.
+
+    Repeating it with ``id=error.message_id`` is safe: it is stored once.
+    """
+
+    def __init__(self, message_id: str, text: str) -> None:
+        super().__init__(text)
+        self.message_id = message_id
+
+
+class Refused(MasError):
+    """Policy said no.
+
+    ``verdict`` names the step, the rule, the reason and what to do.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        text = f"{verdict.decision}: {verdict.reason}"
+        if verdict.fix:
+            text = f"{text}. {verdict.fix}"
+        super().__init__(text)
+        self.verdict = verdict
+
+    @property
+    def decision(self) -> Decision:
+        """The decision's name, as the audit has it."""
+        return self.verdict.decision
+
+    @property
+    def message_id(self) -> str:
+        """The id under which the refusal is audited."""
+        return self.verdict.message_id
+
+
+class PermissionDenied(Refused):
+    """No rule allows it, or one blocks it."""
+
+
+class UnknownTarget(Refused):
+    """There is no such agent."""
+
+
+class InvalidMessage(Refused):
+    """The message itself is wrong: its target's form, its type, its JSON, its size."""
+
+
+class IdReused(Refused):
+    """The id was used before, for other content."""
+
+
+class Overloaded(Refused):
+    """The target's inbox, or the log, is full. Retry later."""
+
+
+class PolicyStale(Refused):
+    """The policy service cannot confirm that its policy is current. Retry later."""
+
+
+class ForeignReply(Refused):
+    """This agent is not the one that was asked."""
+
+
+class RequestTimeout(MasError, TimeoutError):
+    """No reply within the timeout."""
+
+
+class RequestFailed(MasError):
+    """The target gave the request up: it is in the dead letters, or expired."""
+
+    def __init__(self, decision: Decision, text: str) -> None:
+        super().__init__(text)
+        self.decision = decision
+
+
+class StateError(MasError):
+    """Something about an agent's durable state."""
+
+
+class StateInvalid(StateError):
+    """The update does not fit the state model. Nothing was written."""
+
+
+class StateConflict(StateError):
+    """Another instance wrote first. Call ``refresh_state()`` and decide again."""
+
+
+class StateCorrupt(StateError):
+    """What is stored does not fit the state model. It is left as it is."""
+
+
+class Reject(Exception):
+    """Raised by a handler: do not try this message again, dead-letter it with this reason."""
+
+
+_BY_DECISION: dict[Decision, type[Refused]] = {
+    Decision.AUTHZ_DENIED: PermissionDenied,
+    Decision.UNKNOWN_TARGET: UnknownTarget,
+    Decision.INVALID: InvalidMessage,
+    Decision.TOO_LARGE: InvalidMessage,
+    Decision.ID_REUSED: IdReused,
+    Decision.INBOX_FULL: Overloaded,
+    Decision.LOG_FULL: Overloaded,
+    Decision.POLICY_STALE: PolicyStale,
+    Decision.REPLY_FOREIGN: ForeignReply,
+}
+
+
+def error_of(verdict: Verdict) -> MasError:
+    """The error for a refusing verdict."""
+    if verdict.decision is Decision.UNAVAILABLE:
+        return Unavailable(f"{verdict.reason}. {verdict.fix}" if verdict.fix else verdict.reason)
+    if verdict.decision is Decision.STATE_CONFLICT:
+        return StateConflict(verdict.reason)
+    return _BY_DECISION.get(verdict.decision, Refused)(verdict)

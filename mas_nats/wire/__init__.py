@@ -1,0 +1,4 @@
+"""What agents and the policy service agree on: names, headers, verdicts, identities.
+
+Nothing here opens a connection; both sides import it, and it imports neither.
+"""

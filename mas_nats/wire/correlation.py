@@ -1,0 +1,19 @@
+"""Message ids and the correlation token both sides derive from them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+
+def new_message_id() -> str:
+    """A fresh message id: 128 random bits, in hexadecimal."""
+    return secrets.token_hex(16)
+
+
+def correlation(message_id: str) -> str:
+    """The subject token that ties a reply to the request ``message_id``.
+
+    A digest, since a caller may choose any id while a subject token may not hold dots or wildcards.
+    """
+    return hashlib.sha256(message_id.encode()).hexdigest()[:32]

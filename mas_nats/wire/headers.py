@@ -1,0 +1,50 @@
+"""Every header, in one place.
+
+``READ_FROM_AGENTS`` is all that the policy service reads of what an agent sent. What goes out is built
+from nothing, so a header an agent invents ends at the policy service.
+"""
+
+from __future__ import annotations
+
+# -- from agents ----------------------------------------------------------------------------------
+MSG_ID = "Nats-Msg-Id"
+TARGET = "Mas-Target"
+TYPE = "Mas-Type"
+DEADLINE = "Mas-Deadline"  # unix time in milliseconds
+REPLY_TOKEN = "Mas-Reply-Token"  # noqa: S105 - a header's name
+INSTANCE = "Mas-Instance"  # which of its own instances a reply shall reach
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+READ_FROM_AGENTS = frozenset({MSG_ID, TARGET, TYPE, DEADLINE, REPLY_TOKEN, INSTANCE, TRACEPARENT, TRACESTATE})
+
+# -- on deliveries and replies -------------------------------------------------------------------
+MESSAGE_ID = "Mas-Message-Id"  # the sender's id, the same on every delivery
+SENDER = "Mas-Sender"
+SENT = "Mas-Sent"  # unix time in milliseconds
+AUDIT = "Mas-Audit"  # <writer>.<record number>.<position>: the decision about this message
+SALT = "Mas-Salt"  # opens the commitment in the audit entry
+FAILURE = "Mas-Failure"  # on an answer that says why there will be no reply: a decision code
+
+# -- on dead letters -------------------------------------------------------------------------------
+DEAD_REASON = "Mas-Dead-Reason"
+DEAD_ATTEMPTS = "Mas-Dead-Attempts"
+DEAD_ERROR = "Mas-Dead-Error"
+DEAD_SEQUENCE = "Mas-Dead-Sequence"
+DEAD_TIME = "Mas-Dead-Time"
+
+# -- on audit records --------------------------------------------------------------------------------
+RECORD_MAC = "Mas-Record-Mac"
+
+# -- JetStream's own -----------------------------------------------------------------------------------
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQUENCE = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+STATUS = "Status"
+PENDING_MESSAGES = "Nats-Pending-Messages"
+
+MAX_VALUE_BYTES = 1024
+"""A header value from an agent longer than this is refused (the reply token excepted)."""
+MAX_TYPE_BYTES = 128
+MAX_ID_BYTES = 128

@@ -1,0 +1,125 @@
+"""Every subject, stream and bucket name, in one place.
+
+All of them are inside a tenant account unless a comment says otherwise. The agent token of a call
+subject is fixed by the import of that agent's account, so a sender cannot be forged (DESIGN 2, 4).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+# -- calls: agent -> policy service -------------------------------------------------------------
+CALLS = "mas.call.*.*"
+WORKER_QUEUE = "policy"
+
+
+class Op(StrEnum):
+    """What an agent may ask of the policy service."""
+
+    HELLO = "hello"
+    BYE = "bye"
+    SEND = "send"
+    REQUEST = "request"
+    REPLY = "reply"
+    FAIL = "fail"
+    DISCOVER = "discover"
+    STATE = "state"
+
+
+def call(agent: str, op: str) -> str:
+    """Where ``agent`` asks for ``op``."""
+    return f"mas.call.{agent}.{op}"
+
+
+# -- the one log: messages and the records of the decisions about them -----------------------------
+INBOX_STREAM = "INBOX"
+INBOX_SUBJECTS = "mas.inbox.*"
+AUDIT_SUBJECTS = "mas.audit.*.*"
+
+
+def inbox(agent: str) -> str:
+    """Where messages for ``agent`` wait."""
+    return f"mas.inbox.{agent}"
+
+
+def audit_record(writer: str, number: int) -> str:
+    """The subject of record ``number`` of ``writer``: its own, so that no per-subject limit binds."""
+    return f"mas.audit.{writer}.{number}"
+
+
+# -- replies: stored once under ``mas.answer``, republished to ``mas.reply`` after deduplication -----
+REPLIES_STREAM = "REPLIES"
+ANSWERS = "mas.answer.>"
+REPLIES = "mas.reply.>"
+
+
+def answer(agent: str, instance: str, correlation: str, frame: int) -> str:
+    """Where a worker stores a reply."""
+    return f"mas.answer.{agent}.{instance}.{correlation}.{frame}"
+
+
+def replies_of(agent: str, instance: str = "*") -> str:
+    """What an instance subscribes to for its replies."""
+    return f"mas.reply.{agent}.{instance}.>"
+
+
+# -- dead letters, advisories, state, registry ----------------------------------------------------
+DLQ_STREAM = "DLQ"
+DLQ_SUBJECTS = "mas.dlq.*"
+ADVISORIES_STREAM = "ADVISORIES"
+ADVISORY_MAX_DELIVERIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{INBOX_STREAM}.*"
+ADVISORY_TERMINATED = f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{INBOX_STREAM}.*"
+STATE_BUCKET = "state"
+REGISTRY_BUCKET = "registry"
+ATTEMPTS_BUCKET = "attempts"
+
+
+def dead_letter(agent: str) -> str:
+    """Where messages that ``agent`` could not handle are kept."""
+    return f"mas.dlq.{agent}"
+
+
+def kv_stream(bucket: str) -> str:
+    """The stream behind a bucket."""
+    return f"KV_{bucket}"
+
+
+def kv_key(bucket: str, key: str) -> str:
+    """The subject of a key in a bucket."""
+    return f"$KV.{bucket}.{key}"
+
+
+# -- JetStream API subjects an agent's account imports ----------------------------------------------
+def pull(agent: str) -> str:
+    """Where ``agent`` asks its consumer for messages."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.{INBOX_STREAM}.{agent}"
+
+
+def acks(agent: str) -> str:
+    """The acknowledgement subjects of deliveries to ``agent``."""
+    return f"$JS.ACK.{INBOX_STREAM}.{agent}.>"
+
+
+def stored_replies(agent: str) -> str:
+    """Direct get of replies to ``agent``, to fetch what a reconnect missed."""
+    return f"$JS.API.DIRECT.GET.{REPLIES_STREAM}.mas.answer.{agent}.>"
+
+
+def stored_reply(agent: str, instance: str, correlation: str, frame: int) -> str:
+    """Direct get of one stored reply."""
+    return f"$JS.API.DIRECT.GET.{REPLIES_STREAM}.{answer(agent, instance, correlation, frame)}"
+
+
+# -- in the CONTROL account --------------------------------------------------------------------------
+POLICY_BUCKET = "policy"
+WORKERS_BUCKET = "workers"
+CHECKPOINTS_STREAM = "CHECKPOINTS"
+
+
+def checkpoint(namespace: str) -> str:
+    """Where signed checkpoints of a namespace's audit chain go."""
+    return f"mas.checkpoint.{namespace}"
+
+
+# -- in the AUTH account -----------------------------------------------------------------------------
+AUTH_CALLOUT = "$SYS.REQ.USER.AUTH"
