@@ -1,0 +1,118 @@
+"""The NATS client both sides use: it survives what nats-py takes as the end.
+
+nats-py closes for good on any ``-ERR`` but "stale connection", so an expired user JWT, a kick or a
+revoked signing key would end a process that only has to connect again (DESIGN 9). And it repeats a
+refused first connect for ever while it hides the cause. Both are mended here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nats import errors
+from nats.aio.client import Client
+
+from mas_nats.errors import ConfigurationError, IdentityRefused, Unavailable
+
+ErrorCallback = Callable[[Exception], Awaitable[None]]
+
+_CONNECTION_STAYS = (
+    "permissions violation",
+    "invalid subject",
+    "invalid publish subject",
+    "maximum subscriptions exceeded",
+)
+_REFUSED = ("authorization violation", "authentication", "user authentication", "account")
+_CERTIFICATE_REFUSED = ("certificate", "unknown ca", "handshake failure", "alert")
+
+
+class ResilientClient(Client):
+    """A nats-py client that reconnects where the server ended the connection, whatever the reason.
+
+    A connection that the server keeps (a refused publish, a bad subject) is reported to ``error_cb`` and
+    stays. After ``close()`` or ``drain()`` it is closed, as usual.
+    """
+
+    async def connect_within(self, seconds: float, *, error_cb: ErrorCallback, **options: Any) -> None:
+        """Connect, repeating for at most ``seconds`` while nothing listens there.
+
+        ``options`` are those of nats-py's ``connect``. Once connected, it reconnects for ever.
+
+        Raises:
+            IdentityRefused: the server refused the certificate or the credentials. Not repeated.
+            ConfigurationError: the server's own certificate is not the one expected. Not repeated.
+            Unavailable: nobody answered within ``seconds``.
+
+        """
+        verdict: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        last: list[Exception] = []
+
+        async def on_error(error: Exception) -> None:
+            if connecting.done():
+                await error_cb(error)
+                return
+            last.append(error)
+            if (final := _final(error)) is not None and not verdict.done():
+                verdict.set_result(final)
+
+        options = {
+            "allow_reconnect": True,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.1,
+            "connect_timeout": 5,
+        } | options
+        connecting = asyncio.ensure_future(self.connect(error_cb=on_error, **options))
+        try:
+            either: set[asyncio.Future[Any]] = {connecting, verdict}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+                return
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
+                await self.close()
+        if verdict.done():
+            raise verdict.result()
+        cause = last[-1] if last else None
+        raise Unavailable(
+            f"no NATS server answered at {options.get('servers')} within {seconds:g} s"
+            + (f" ({cause!r})" if cause else "")
+        ) from cause
+
+    async def _process_err(self, err_msg: str) -> None:
+        text = err_msg.strip("'").lower()
+        if any(known in text for known in _CONNECTION_STAYS):
+            await self._error_cb(errors.Error(f"nats: {err_msg}"))
+            return
+        if self.is_connecting or not self.options["allow_reconnect"]:
+            await super()._process_err(err_msg)
+            return
+        error = errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+
+def _final(error: Exception) -> Exception | None:
+    """The typed error where repeating the first connect cannot help."""
+    text = str(error).lower()
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(
+            f"the server's certificate is not trusted: {error.verify_message}. "
+            "Check the CA file and the server name."
+        )
+    if isinstance(error, ssl.SSLError) and any(word in text for word in _CERTIFICATE_REFUSED):
+        return IdentityRefused(
+            f"the server refused this certificate during the TLS handshake ({error.reason}): "
+            "it is expired, or issued by a CA the server does not know"
+        )
+    if isinstance(error, errors.Error) and any(word in text for word in _REFUSED):
+        return IdentityRefused(
+            f"the server refused this identity ({text.removeprefix('nats: ')}): it is not in the policy, "
+            "or its certificate does not carry exactly one SPIFFE id"
+        )
+    return None
