@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     HANDLED = "h"
     DEAD = "d"
     EXPIRED = "x"
+    UNKNOWN = "?"  # it cannot be known any more: the worker died in the act, or the message left unseen
 
 
 class Way(StrEnum):
@@ -65,7 +66,7 @@ class Settlement:
     """What became of a LONE or ACT decision of an earlier (or this) record of the same writer."""
 
     number: int
-    position: int
+    position: int  # index into the record's decisions, from 0
     outcome: Outcome
     sequence: int = 0  # of the message in the inbox stream, for LONE
 
