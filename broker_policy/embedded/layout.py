@@ -1,0 +1,156 @@
+"""The folder ``.mas``: what is where, and who may read it.
+
+    .mas/
+      certs/          ca.pem, server.pem and the certificates of agents and people, each with its .key
+      keys/           the CA's key, and those of controller, workers and signer (tenants/material.py)
+      nats/           configuration, accounts and JetStream's data
+      redis/          configuration, password and data
+      logs/           one file a process
+      run/            <process>.ready while it is ready
+      ports.json      the ports of the last start, kept so that agents find a restarted broker
+      endpoint.json   where the running broker is; the SDK looks for it from the current folder upwards
+      lock            held by the running ``mas up``
+
+Folders are 0700 and files 0600: whoever may read ``keys/`` is the operator.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from broker_policy.identity.private_files import private_folder, write_private
+
+DEFAULT_FOLDER = Path(".mas")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths inside one folder; nothing is created by naming them."""
+
+    root: Path
+
+    @property
+    def certs(self) -> Path:
+        """Certificates and their keys."""
+        return self.root / "certs"
+
+    @property
+    def keys(self) -> Path:
+        """Signing keys, in one folder for each holder."""
+        return self.root / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """The development CA with its private key."""
+        return self.keys / "ca"
+
+    @property
+    def nats(self) -> Path:
+        """The nats-server's folder."""
+        return self.root / "nats"
+
+    @property
+    def redis(self) -> Path:
+        """The redis-server's folder."""
+        return self.root / "redis"
+
+    @property
+    def logs(self) -> Path:
+        """Log files."""
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Ready files."""
+        return self.root / "run"
+
+    @property
+    def ports(self) -> Path:
+        """The ports of the last start."""
+        return self.root / "ports.json"
+
+    @property
+    def endpoint(self) -> Path:
+        """Where the running broker is."""
+        return self.root / "endpoint.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the running ``mas up``."""
+        return self.root / "lock"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the authority that signs every other."""
+        return self.certs / "ca.pem"
+
+    @property
+    def server_cert(self) -> Path:
+        """The nats-server's certificate."""
+        return self.certs / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        """The nats-server's private key."""
+        return self.certs / "server.key"
+
+    @property
+    def redis_password(self) -> Path:
+        """The file with the Redis password."""
+        return self.redis / "password"
+
+    def ready(self, name: str) -> Path:
+        """The file that the process ``name`` makes when it is ready."""
+        return self.run / f"{name}.ready"
+
+    def log(self, name: str) -> Path:
+        """The log of the process ``name``."""
+        return self.logs / f"{name}.log"
+
+    def create(self) -> None:
+        """Make the folders that are missing, each for its owner only."""
+        for folder in (self.root, self.certs, self.keys, self.nats, self.redis, self.logs, self.run):
+            private_folder(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a running broker is, as ``endpoint.json`` says it.
+
+    ``ca`` is the path of the CA certificate, ``redis`` a URL without the password, which is in the file
+    ``redis_password``. Paths are absolute. ``durable`` is false for a relaxed start.
+    """
+
+    servers: tuple[str, ...]
+    ca: str
+    monitor: str
+    redis: str
+    redis_password: str
+    pid: int
+    since: str  # ISO 8601, UTC
+    durable: bool
+
+    def write(self, layout: Layout) -> None:
+        """Write it to ``endpoint.json``."""
+        write_private(layout.endpoint, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, layout: Layout) -> Endpoint | None:
+        """Read ``endpoint.json``; None when there is none.
+
+        Raises:
+            ValueError: the file is no endpoint.
+
+        """
+        try:
+            raw: dict[str, Any] = json.loads(layout.endpoint.read_text())
+            return cls(**{**raw, "servers": tuple(raw["servers"])})
+        except FileNotFoundError:
+            return None
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{layout.endpoint} is no endpoint ({error}): run 'mas down' and 'mas up'"
+            ) from error

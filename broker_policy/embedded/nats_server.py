@@ -1,0 +1,159 @@
+"""A real nats-server with operator mode, mutual TLS and JetStream, in a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Protocol
+
+from broker_policy.embedded import binaries
+from broker_policy.embedded.config_file import quoted
+from broker_policy.embedded.ports import LOOPBACK, free_port
+from broker_policy.embedded.process import Process
+from broker_policy.identity.private_files import private_folder, write_private
+
+_TEMPLATE = "nats-server.conf.template"
+
+
+class ServerIdentity(Protocol):
+    """What the server must know of operator and accounts; ``tenants.material.PublicMaterial`` is one."""
+
+    def server_config(self) -> str:
+        """The configuration lines: operator, system account, resolver, sentinel.
+
+        Paths in it are relative to the server's folder.
+        """
+
+
+class NatsServer:
+    """The server and its configuration.
+
+    ``public`` is the identity part of the configuration, or the text itself (the empty text: no operator
+    and no accounts, for tests of the server alone). Ports that are 0 are chosen free, once: a restart keeps
+    them. ``relaxed`` flushes every two minutes instead of before each acknowledgement, and so loses
+    acknowledged messages in a power cut. ``extra`` is appended to the configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        public: ServerIdentity | str,
+        *,
+        server_cert: Path,
+        server_key: Path,
+        ca: Path,
+        port: int = 0,
+        monitor_port: int = 0,
+        relaxed: bool = False,
+        log: Path | None = None,
+        extra: str = "",
+    ) -> None:
+        self.folder = folder.absolute()
+        self.port = port or free_port()
+        self.monitor_port = monitor_port or free_port()
+        self.log = (log or self.folder / "nats-server.log").absolute()
+        self.config = self.folder / "nats-server.conf"
+        self._values = {
+            "server_name": quoted(f"mas-{self.port}"),
+            "listen": f"{LOOPBACK}:{self.port}",
+            "monitor": f"{LOOPBACK}:{self.monitor_port}",
+            "log_file": quoted(self.log),
+            "store_dir": quoted(self.folder),
+            "memory_store": "4GB",
+            "file_store": "1TB",
+            "sync_interval": '"2m"' if relaxed else "always",
+            "server_cert": quoted(server_cert.absolute()),
+            "server_key": quoted(server_key.absolute()),
+            "ca": quoted(ca.absolute()),
+            "extra": extra,
+        }
+        self._public = public
+        self.process = Process(
+            "nats-server",
+            [binaries.nats_server(), "-c", self.config],
+            cwd=self.folder,
+            output=self.log.with_suffix(".out"),
+            ready=self._accepts,
+            prepare=self.write_config,
+            logs=[self.log],
+        )
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"tls://{LOOPBACK}:{self.port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Where the server's own monitoring answers."""
+        return f"http://{LOOPBACK}:{self.monitor_port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server runs."""
+        return self.process.running
+
+    def write_config(self) -> None:
+        """Render the configuration; also done at each start."""
+        private_folder(self.folder)
+        private_folder(self.log.parent)
+        identity = self._public if isinstance(self._public, str) else self._public.server_config()
+        text = Template(template()).substitute(self._values, identity=identity)
+        write_private(self.config, text.encode())
+
+    async def start(self, timeout: float = 30.0) -> None:
+        """Start the server and return when it accepts connections.
+
+        Raises:
+            ServerDied: it ended, or did not accept within ``timeout`` seconds.
+
+        """
+        await self.process.start(timeout)
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """End the server with SIGTERM, with SIGKILL after ``timeout`` seconds."""
+        await self.process.stop(timeout)
+
+    def kill(self) -> None:
+        """End the server with SIGKILL."""
+        self.process.kill()
+
+    def pause(self) -> None:
+        """Halt the server (SIGSTOP)."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """Let the server go on after ``pause``."""
+        self.process.resume()
+
+    async def _accepts(self) -> bool:
+        """Whether our server, and not another that took the port, greets with its INFO line."""
+        try:
+            reader, writer = await asyncio.open_connection(LOOPBACK, self.port)
+        except OSError:
+            return False
+        try:
+            greeting = await asyncio.wait_for(reader.readline(), 1.0)
+            return greeting.startswith(b"INFO ") and f'"mas-{self.port}"'.encode() in greeting
+        except (OSError, TimeoutError, ValueError):
+            return False
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+def template() -> str:
+    """The configuration template: beside this module in an installed wheel, in ``nats/`` of a checkout."""
+    packaged = resources.files("broker_policy.embedded") / _TEMPLATE
+    if packaged.is_file():
+        return packaged.read_text()
+    return (Path(__file__).parents[2] / "nats" / _TEMPLATE).read_text()

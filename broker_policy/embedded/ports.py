@@ -1,0 +1,36 @@
+"""Free TCP ports on the loopback interface."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+LOOPBACK = "127.0.0.1"
+_FIRST, _LAST = 15_000, 32_000
+"""Below the range from which systems take the ports of outgoing connections: a client that reconnects to a
+server that is down could otherwise be given the server's own port, and connect to itself."""
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port`` of the loopback interface now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that is free now, chosen at random so that two callers hardly ever get the same.
+
+    Raises:
+        OSError: none was found.
+
+    """
+    for _ in range(200):
+        port = random.randint(_FIRST, _LAST)
+        if is_free(port):
+            return port
+    raise OSError(f"no free port between {_FIRST} and {_LAST} on {LOOPBACK}")

@@ -1,0 +1,84 @@
+"""Fixtures for every suite: a CA, and the two real servers.
+
+The servers start in well under a second, so a test has its own. A test that needs other options takes the
+``start_nats`` or ``start_redis`` factory. Whatever a test leaves running is killed at its end, and dies with
+the test run in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
+from broker_policy.embedded.redis_server import RedisServer
+from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+
+StartNats = Callable[..., Awaitable[NatsServer]]
+StartRedis = Callable[..., Awaitable[RedisServer]]
+
+
+@pytest.fixture(scope="session")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """The CA of this test run."""
+    return CertificateAuthority.create(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="session")
+def server_certificate(
+    ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
+) -> CertificatePaths:
+    """A certificate for servers on this machine."""
+    return ca.issue_server(["localhost"], ["127.0.0.1"], tmp_path_factory.mktemp("server-certificate"))
+
+
+@pytest.fixture
+async def start_nats(tmp_path: Path, server_certificate: CertificatePaths) -> AsyncIterator[StartNats]:
+    """Start a nats-server: ``await start_nats(public)``, further options as for ``NatsServer``."""
+    started: list[NatsServer] = []
+
+    async def start(public: ServerIdentity | str = "", **options: Any) -> NatsServer:
+        options.setdefault("folder", tmp_path / f"nats{len(started) or ''}")
+        paths = server_certificate
+        server = NatsServer(
+            public=public, server_cert=paths.cert, server_key=paths.key, ca=paths.ca, **options
+        )
+        started.append(server)
+        await server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+async def start_redis(tmp_path: Path) -> AsyncIterator[StartRedis]:
+    """Start a redis-server: ``await start_redis()``, options as for ``RedisServer``."""
+    started: list[RedisServer] = []
+
+    async def start(**options: Any) -> RedisServer:
+        options.setdefault("folder", tmp_path / f"redis{len(started) or ''}")
+        server = RedisServer(**options)
+        started.append(server)
+        await server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+async def nats_server(start_nats: StartNats) -> NatsServer:
+    """A nats-server with mutual TLS and JetStream but without operator and accounts."""
+    return await start_nats()
+
+
+@pytest.fixture
+async def redis_server(start_redis: StartRedis) -> RedisServer:
+    """A redis-server with the settings of the audit store."""
+    return await start_redis()
