@@ -71,7 +71,8 @@ ADVISORY_MAX_DELIVERIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{INBOX_ST
 ADVISORY_TERMINATED = f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{INBOX_STREAM}.*"
 STATE_BUCKET = "state"
 REGISTRY_BUCKET = "registry"
-ATTEMPTS_BUCKET = "attempts"
+ATTEMPTS_BUCKET = "attempts"  # the last error reported for a message that will be tried again
+IDENTITIES_BUCKET = "identities"  # the certificate with which an agent last authenticated
 
 
 def dead_letter(agent: str) -> str:

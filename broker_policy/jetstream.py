@@ -1,0 +1,143 @@
+"""JetStream requests that nats-py has no call for: batched direct gets, purge by filter, message delete."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+
+from mas_nats.wire import headers
+
+
+class JetStreamError(Exception):
+    """The JetStream API answered with an error."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code = code
+        self.description = description
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it lies in a stream."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: dict[str, str]
+
+
+async def api(nc: Client, subject: str, request: dict[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
+    """One request to the JetStream API, without its prefix.
+
+    Raises:
+        JetStreamError: the server refused it.
+
+    """
+    answer = await nc.request(f"$JS.API.{subject}", orjson.dumps(request), timeout=timeout)
+    result: dict[str, Any] = orjson.loads(answer.data)
+    if error := result.get("error"):
+        raise JetStreamError(int(error.get("err_code", error.get("code", 0))), str(error.get("description")))
+    return result
+
+
+MESSAGE_LIMIT = 10077
+"""A stream's or a subject's limit is reached; the description says which (nats-server errors.json)."""
+DUPLICATE_IN_BATCH = 10201
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""A lost compare-and-set, as a single and as a replicated stream report it (DESIGN 9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The stream's acknowledgement."""
+
+    sequence: int
+    duplicate: bool = False
+
+
+async def publish(
+    nc: Client, subject: str, body: bytes, fields: dict[str, str], *, timeout: float = 5.0
+) -> Ack:
+    """Publish to a stream and wait for its acknowledgement.
+
+    Raises:
+        JetStreamError: the stream refused it; nothing was stored.
+        nats.errors.Error: no answer within ``timeout`` seconds, or no connection; it may be stored.
+
+    """
+    answer = await nc.request(subject, body, timeout=timeout, headers=fields)
+    result = orjson.loads(answer.data)
+    if error := result.get("error"):
+        raise JetStreamError(int(error.get("err_code", error.get("code", 0))), str(error.get("description")))
+    return Ack(int(result["seq"]), bool(result.get("duplicate")))
+
+
+async def direct_get(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The message at ``sequence``, or None when there is none (any more)."""
+    request = orjson.dumps({"seq": sequence})
+    answer = await nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout)
+    return _stored(answer)
+
+
+async def last_by_subject(
+    nc: Client, stream: str, subject: str, *, timeout: float = 5.0
+) -> StoredMessage | None:
+    """The last message on ``subject``, or None."""
+    answer = await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout)
+    return _stored(answer)
+
+
+async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> list[StoredMessage]:
+    """The last message of every subject that matches ``pattern``, in the order of the stream."""
+    latest: dict[str, StoredMessage] = {}
+    sequence = 1
+    while page := await direct_get_page(nc, stream, pattern, sequence, timeout=timeout):
+        for message in page:
+            latest[message.subject] = message
+        sequence = page[-1].sequence + 1
+    return sorted(latest.values(), key=lambda message: message.sequence)
+
+
+async def direct_get_page(
+    nc: Client, stream: str, pattern: str, sequence: int, *, batch: int = 1000, timeout: float = 5.0
+) -> list[StoredMessage]:
+    """Up to ``batch`` messages that match ``pattern``, from ``sequence`` on; empty when there are none."""
+    inbox = nc.new_inbox()
+    subscription = await nc.subscribe(inbox)
+    found: list[StoredMessage] = []
+    try:
+        request = orjson.dumps({"seq": sequence, "next_by_subj": pattern, "batch": batch})
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
+        while (stored := _stored(await subscription.next_msg(timeout=timeout))) is not None:
+            found.append(stored)
+        return found
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def delete_message(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> bool:
+    """Remove one message; False when it was gone already."""
+    try:
+        await api(nc, f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True}, timeout=timeout)
+    except JetStreamError as error:
+        if error.code in (10043, 10037, 10057):  # deletion failed or no message found: already gone
+            return False
+        raise
+    return True
+
+
+def _stored(message: Any) -> StoredMessage | None:
+    fields: dict[str, str] = dict(message.headers or {})
+    status = fields.get(headers.STATUS)
+    if status in ("404", "204"):
+        return None
+    if status is not None:
+        raise JetStreamError(int(status), fields.get("Description", "direct get failed"))
+    return StoredMessage(fields["Nats-Subject"], int(fields["Nats-Sequence"]), message.data, fields)

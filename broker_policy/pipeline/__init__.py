@@ -1,0 +1,27 @@
+"""The ordered steps every message passes; the first refusal wins.
+
+``shape`` then ``authorize``. Each step is one function of the call and the table it is judged under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker_policy.pipeline.authorize import authorize
+from broker_policy.pipeline.call import Call, Refusal
+from broker_policy.pipeline.shape import shape
+from broker_policy.policy.table import Table
+
+Step = Callable[[Call, Table], Refusal | None]
+
+STEPS: tuple[Step, ...] = (shape, authorize)
+
+__all__ = ["STEPS", "Call", "Refusal", "Step", "judge"]
+
+
+def judge(call: Call, table: Table) -> Refusal | None:
+    """The first refusal of the pipeline, or None when every step lets the call pass."""
+    for step in STEPS:
+        if (refusal := step(call, table)) is not None:
+            return refusal
+    return None

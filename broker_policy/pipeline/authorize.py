@@ -1,0 +1,29 @@
+"""Step 2: may this sender reach this target? Block beats allow; nothing is allowed by default."""
+
+from __future__ import annotations
+
+from broker_policy.pipeline.call import Call, Refusal
+from broker_policy.policy.table import Table
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision
+
+
+def authorize(call: Call, table: Table) -> Refusal | None:
+    """Refuse a target that no rule allows, and an allowed one that does not exist.
+
+    A reply needs no rule: the reply capability, opened before, is the permission to answer this request.
+    """
+    if call.op == Op.REPLY:
+        return None
+    if not table.allows(call.sender, call.target):
+        denial = table.denial(call.sender, call.target)
+        return Refusal(Decision.AUTHZ_DENIED, "authorize", denial.rule, denial.reason, denial.fix)
+    if table.agent(call.target) is None:
+        return Refusal(
+            Decision.UNKNOWN_TARGET,
+            "authorize",
+            "unknown_target",
+            f"there is no agent {call.target!r} in namespace {table.namespace!r}",
+            "Declare it in the manifest and apply it",
+        )
+    return None

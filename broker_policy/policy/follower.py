@@ -1,0 +1,136 @@
+"""A worker's view of policy: follows the bucket, confirms its revision, and knows when it is stale.
+
+The worker asks the bucket's stream for its last sequence several times a second. While the answer equals
+the revision it has loaded, that revision is confirmed. Without a confirmation for ``STALE_AFTER`` seconds
+it must refuse: somebody may have been forbidden something meanwhile (DESIGN 4, promise 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from types import MappingProxyType
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+from pydantic import ValidationError
+
+from broker_policy.jetstream import JetStreamError, api, last_of_each
+from broker_policy.policy.document import Document
+from broker_policy.policy.table import Table
+from mas_nats.wire import subjects
+
+log = logging.getLogger(__name__)
+
+STALE_AFTER = 2.0
+"""Seconds without confirmation after which a worker refuses (DESIGN 4)."""
+_POLL = 0.4
+_BEAT = 1.0
+
+Changed = Callable[[Table], Awaitable[None]]
+
+
+class PolicyFollower:
+    """Keeps one compiled table for each namespace, under one revision for all."""
+
+    def __init__(self, nc: Client, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nc = nc
+        self._worker = worker
+        self._clock = clock
+        self._tables: MappingProxyType[str, Table] = MappingProxyType({})
+        self._revision = 0
+        self._confirmed_at = -1e9
+        self._beat_at = -1e9
+        self._beat_revision = -1
+        self._poke = asyncio.Event()
+        self._listeners: list[Changed] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def revision(self) -> int:
+        """The revision that is loaded; 0 before the first."""
+        return self._revision
+
+    @property
+    def stale(self) -> bool:
+        """Whether the loaded revision went unconfirmed for too long, so that nothing may be allowed."""
+        return self._clock() - self._confirmed_at > STALE_AFTER
+
+    def table(self, namespace: str) -> Table | None:
+        """The current table of ``namespace``. Take it once for a batch: it never changes."""
+        return self._tables.get(namespace)
+
+    def tables(self) -> list[Table]:
+        """The current tables of all namespaces."""
+        return list(self._tables.values())
+
+    def on_change(self, listener: Changed) -> None:
+        """Call ``listener`` with each new table, the present ones included when started later."""
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        """Load the present policy and follow it from here on."""
+        await self._nc.subscribe(subjects.kv_key(subjects.POLICY_BUCKET, ">"), cb=self._poked)
+        await self._follow_once()
+        self._task = asyncio.create_task(self._follow(), name="policy-follower")
+
+    async def stop(self) -> None:
+        """Stop following; from 2 s on the view is stale."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _poked(self, _: Any) -> None:
+        self._poke.set()
+
+    async def _follow(self) -> None:
+        was_stale = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), _POLL)
+            self._poke.clear()
+            try:
+                await self._follow_once()
+            except (nats.errors.Error, JetStreamError, ValidationError, OSError) as error:
+                if self.stale and not was_stale:
+                    log.error("policy cannot be confirmed, refusing traffic: %s", type(error).__name__)
+            if was_stale and not self.stale:
+                log.info("policy is confirmed again at revision %d", self._revision)
+            was_stale = self.stale
+
+    async def _follow_once(self) -> None:
+        asked_at = self._clock()
+        stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+        info = await api(self._nc, f"STREAM.INFO.{stream}", {}, timeout=1.0)
+        last = int(info["state"]["last_seq"])
+        if last != self._revision or self._confirmed_at < 0:
+            await self._load(stream, last)
+        self._confirmed_at = asked_at
+        await self._beat()
+
+    async def _load(self, stream: str, revision: int) -> None:
+        tables: dict[str, Table] = {}
+        for entry in await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">")):
+            if not entry.data:
+                continue  # a deleted namespace
+            document = Document.model_validate_json(entry.data)
+            tables[document.namespace] = Table.compile(document, revision)
+        self._tables = MappingProxyType(tables)
+        self._revision = revision
+        for table in tables.values():
+            for listener in self._listeners:
+                await listener(table)
+
+    async def _beat(self) -> None:
+        now = self._clock()
+        if self._beat_revision == self._revision and now - self._beat_at < _BEAT:
+            return
+        body = orjson.dumps({"revision": self._revision})
+        await self._nc.request(subjects.kv_key(subjects.WORKERS_BUCKET, self._worker), body, timeout=1.0)
+        self._beat_at, self._beat_revision = now, self._revision

@@ -1,0 +1,121 @@
+"""The policy bucket as the tenant controller uses it: write a document, wait until workers follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+
+from broker_policy.jetstream import (
+    WRONG_LAST_SEQUENCE,
+    JetStreamError,
+    last_by_subject,
+    last_of_each,
+    publish,
+)
+from broker_policy.policy.document import Document, key
+from mas_nats.wire import headers, subjects
+
+
+class PolicyConflict(Exception):
+    """Somebody else changed the policy meanwhile; read it again and decide anew."""
+
+
+class NotConfirmed(Exception):
+    """Some live workers did not confirm a revision in time."""
+
+    def __init__(self, revision: int, workers: list[str]) -> None:
+        super().__init__(
+            f"policy revision {revision} is stored, but {', '.join(workers)} did not confirm it in time; "
+            "a worker that has not confirmed it refuses traffic with POLICY_STALE"
+        )
+        self.revision = revision
+        self.workers = workers
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document and the bucket's sequence of this version of it."""
+
+    document: Document
+    sequence: int
+
+
+class PolicyStore:
+    """Reads and writes policy documents. Needs a connection with rights in the CONTROL account."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+
+    async def get(self, namespace: str) -> Stored | None:
+        """The current document of ``namespace``."""
+        stream, subject = subjects.kv_stream(subjects.POLICY_BUCKET), _subject(namespace)
+        entry = await last_by_subject(self._nc, stream, subject)
+        return Stored(Document.model_validate_json(entry.data), entry.sequence) if entry else None
+
+    async def namespaces(self) -> list[Stored]:
+        """Every document."""
+        stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+        found = await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
+        return [Stored(Document.model_validate_json(entry.data), entry.sequence) for entry in found]
+
+    async def put(self, document: Document, *, expected: int) -> int:
+        """Store ``document`` over version ``expected`` (0: there is none); the new revision.
+
+        Raises:
+            PolicyConflict: the current version is another one.
+
+        """
+        body = document.model_dump_json().encode()
+        condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
+        try:
+            return (await publish(self._nc, _subject(document.namespace), body, condition)).sequence
+        except JetStreamError as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                raise PolicyConflict(document.namespace) from error
+            raise
+
+    async def wait_confirmed(self, revision: int, *, timeout: float = 5.0) -> None:
+        """Return when every live worker follows ``revision`` or a later one.
+
+        A worker that does not beat its heart for 3 s is not live; it has refused traffic by itself since
+        2 s (``POLICY_STALE``).
+
+        Raises:
+            NotConfirmed: ``timeout`` seconds have passed.
+
+        """
+        deadline = time.monotonic() + timeout
+        changed = asyncio.Event()
+
+        async def beat(_: object) -> None:
+            changed.set()
+
+        subscription = await self._nc.subscribe(subjects.kv_key(subjects.WORKERS_BUCKET, "*"), cb=beat)
+        try:
+            while behind := await self._behind(revision):
+                if time.monotonic() > deadline:
+                    raise NotConfirmed(revision, behind)
+                changed.clear()
+                try:
+                    await asyncio.wait_for(changed.wait(), 0.2)
+                except TimeoutError:
+                    continue
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _behind(self, revision: int) -> list[str]:
+        stream = subjects.kv_stream(subjects.WORKERS_BUCKET)
+        beats = await last_of_each(self._nc, stream, subjects.kv_key(subjects.WORKERS_BUCKET, "*"))
+        behind = (beat for beat in beats if orjson.loads(beat.data)["revision"] < revision)
+        return sorted(beat.subject.rpartition(".")[2] for beat in behind)
+
+
+def _subject(namespace: str) -> str:
+    return subjects.kv_key(subjects.POLICY_BUCKET, key(namespace))

@@ -1,0 +1,79 @@
+"""A policy document compiled for looking things up: dicts and frozen sets, made once per revision."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+from broker_policy.policy.document import AgentPolicy, Document, Limits
+
+ANY = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why a sender may not reach a target."""
+
+    rule: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Who exists and who may reach whom, in one namespace under one revision."""
+
+    document: Document
+    revision: int
+    _allowed: dict[str, frozenset[str]] = field(default_factory=dict)
+    _blocked: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def compile(cls, document: Document, revision: int) -> Table:
+        """Compile ``document``."""
+        return cls(
+            document,
+            revision,
+            {sender: frozenset(rule.allowed_targets) for sender, rule in document.permissions.items()},
+            {sender: frozenset(rule.blocked_targets) for sender, rule in document.permissions.items()},
+        )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace this table is about."""
+        return self.document.namespace
+
+    @property
+    def limits(self) -> Limits:
+        """The namespace's limits."""
+        return self.document.limits
+
+    def agent(self, agent_id: str) -> AgentPolicy | None:
+        """What is declared about ``agent_id``; None when there is no such agent."""
+        return self.document.agents.get(agent_id)
+
+    def allows(self, sender: str, target: str) -> bool:
+        """Whether ``sender`` may reach ``target``: block beats allow, and nothing is allowed by default."""
+        blocked = self._blocked.get(sender)
+        if blocked and (target in blocked or ANY in blocked):
+            return False
+        allowed = self._allowed.get(sender)
+        return bool(allowed) and (target in allowed or ANY in allowed)  # type: ignore[operator]
+
+    def denial(self, sender: str, target: str) -> Denial:
+        """Why ``allows`` said no, in words for the person who wrote the sender or the policy."""
+        blocked = self._blocked.get(sender, frozenset())
+        if target in blocked or ANY in blocked:
+            return Denial(
+                "blocked_targets",
+                f"{sender} is blocked from sending to {target}",
+                f"Remove {target} from the blocked targets of {sender} if this is meant to work",
+            )
+        allowed = self._allowed.get(sender, frozenset())
+        close = difflib.get_close_matches(target, sorted(allowed - {ANY}), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return Denial(
+            "deny_by_default",
+            f"no rule allows {sender} to send to {target}{hint}",
+            f"Allow it in the manifest (permissions: type: allow, sender: {sender}, targets: [{target}])",
+        )
