@@ -1,0 +1,172 @@
+"""What every ``mas`` command shares: the application, ``--json``, exit codes, errors.
+
+A command module registers a function, plain or ``async``::
+
+    @command("down", example="mas down --folder .mas")
+    async def down(*, folder: Folder = DEFAULT_FOLDER, json: Json = False) -> None:
+        \"\"\"Stop what `mas up` started.\"\"\"
+        out = Output(json=json)
+        ...
+        out.result({"stopped": True}, "stopped")
+
+A ``MasError`` (or ``ValueError``, ``OSError``) that it raises is printed and becomes its exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from broker_policy.embedded.errors import AlreadyRunning, NotRunning
+from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
+
+
+class ExitCode(IntEnum):
+    """What the exit status of ``mas`` says."""
+
+    OK = 0
+    FAILED = 1  # refused, or it did not work
+    USAGE = 2
+    UNREACHABLE = 3  # nothing runs there, or nobody answers; nothing happened
+    ALREADY_RUNNING = 4
+    UNKNOWN = 5  # it may have happened; repeat with the same id
+    TIMEOUT = 6  # accepted, but no reply came in time
+    ALTERED = 7  # the audit does not verify
+    INTERRUPTED = 130
+
+
+_EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
+    (AlreadyRunning, ExitCode.ALREADY_RUNNING),
+    (NotRunning, ExitCode.UNREACHABLE),
+    (Unavailable, ExitCode.UNREACHABLE),
+    (OutcomeUnknown, ExitCode.UNKNOWN),
+    (RequestTimeout, ExitCode.TIMEOUT),
+    (ConnectionError, ExitCode.UNREACHABLE),
+)
+
+_EPILOG = (
+    "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing runs there or nobody answers, "
+    "4 already running, 5 outcome unknown (repeat with the same id), 6 no reply in time, "
+    "7 the audit does not verify."
+)
+
+app = typer.Typer(
+    name="mas",
+    help="A governed messaging layer for multi-agent systems, on NATS JetStream.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Folder = Annotated[Path, typer.Option("--folder", help="The folder with servers, keys and certificates.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The multi-agent system.")]
+
+
+class Output:
+    """How a command speaks: progress to standard error, its one result to standard output."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self._progress = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._result = Console(highlight=False, soft_wrap=True)
+
+    def progress(self, line: str) -> None:
+        """Say how far it is; never part of the result."""
+        self._progress.print(line, markup=False, style="dim")
+
+    def warn(self, line: str) -> None:
+        """Say what should worry, beside the result."""
+        self._progress.print(line, markup=False, style="yellow")
+
+    def result(self, document: Mapping[str, Any], text: str) -> None:
+        """Print the result: ``document`` with ``--json``, else ``text``."""
+        if self.json:
+            sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+            sys.stdout.flush()
+        else:
+            self._result.print(text, markup=False)
+
+    def failure(self, error: BaseException) -> None:
+        """Print why it did not work, in the form of the result with ``--json``."""
+        if self.json:
+            self.result({"error": describe(error)}, "")
+        else:
+            self._progress.print(f"error: {error}", markup=False, style="red")
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as JSON."""
+    out: dict[str, Any] = {"type": type(error).__name__, "text": str(error), "exit_code": exit_code(error)}
+    if isinstance(error, Refused):
+        verdict = error.verdict
+        out |= {
+            "decision": verdict.decision,
+            "step": verdict.step,
+            "rule": verdict.rule,
+            "reason": verdict.reason,
+            "fix": verdict.fix,
+            "message_id": verdict.message_id,
+        }
+    if isinstance(error, OutcomeUnknown):
+        out["message_id"] = error.message_id
+    return out
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The exit status for an error."""
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return ExitCode.FAILED
+
+
+def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[Callable[..., Any]], Any]:
+    """Register a command, plain or ``async``, with an example for its help."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                if inspect.iscoroutinefunction(function):
+                    asyncio.run(function(*args, **kwargs))
+                else:
+                    function(*args, **kwargs)
+            except (MasError, OSError, ValueError) as error:
+                Output(json=bool(kwargs.get("json"))).failure(error)
+                raise typer.Exit(exit_code(error)) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+        group.command(name, epilog=f"Example: {example}")(run)
+        return run
+
+    return register
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer passes it so
+    if wanted:
+        typer.echo(f"mas {importlib.metadata.version('mas-nats')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before any command."""
