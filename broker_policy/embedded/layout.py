@@ -2,7 +2,8 @@
 
     .mas/
       certs/          ca.pem, server.pem and the certificates of agents and people, each with its .key
-      keys/           the CA's key, and those of controller, workers and signer (tenants/material.py)
+      authority/      the development CA with its private key
+      keys/           the keys of controller, workers and signer (tenants/material.py)
       nats/           configuration, accounts and JetStream's data
       redis/          configuration, password and data
       logs/           one file a process
@@ -45,7 +46,7 @@ class Layout:
     @property
     def authority(self) -> Path:
         """The development CA with its private key."""
-        return self.keys / "ca"
+        return self.root / "authority"
 
     @property
     def nats(self) -> Path:
@@ -111,8 +112,8 @@ class Layout:
         return self.logs / f"{name}.log"
 
     def create(self) -> None:
-        """Make the folders that are missing, each for its owner only."""
-        for folder in (self.root, self.certs, self.keys, self.nats, self.redis, self.logs, self.run):
+        """Make the folders that are missing, each for its owner only; whoever fills the others makes them."""
+        for folder in (self.root, self.certs, self.nats, self.redis, self.logs, self.run):
             private_folder(folder)
 
 

@@ -70,6 +70,12 @@ class Process:
         """How it ended: None while it runs, negative for a signal."""
         return None if self._child is None else self._child.poll()
 
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        code = self.exit_code
+        return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"status {code}"
+
     async def start(self, timeout: float = 30.0) -> None:
         """Start it and return when it is ready.
 
@@ -90,9 +96,7 @@ class Process:
         deadline = time.monotonic() + timeout
         while not await self._ready():
             if not self.running:
-                raise ServerDied(
-                    f"{self.name} ended with {_ending(self.exit_code)} at its start.{self.tail()}"
-                )
+                raise ServerDied(f"{self.name} ended with {self.ending} at its start.{self.tail()}")
             if time.monotonic() > deadline:
                 raise ServerDied(f"{self.name} was not ready within {timeout:g} s.{self.tail()}")
             await asyncio.sleep(_POLL)
@@ -164,9 +168,3 @@ class Process:
                 if text:
                     out.append("\n".join((f"\n--- {path}", *text)))
         return "".join(out)
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    return f"exit status {code}"

@@ -1,0 +1,47 @@
+# Needs Python 3.11 or newer and make; everything else is set up in .venv.
+#   make demo    two agents, for real, in under a minute
+#   make test    lint, types and every test
+# Another interpreter: make PYTHON=/path/to/python3.13 test
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types unit setup clean
+
+help:
+	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
+	@echo "make test    lint, types and every test"
+	@echo "make unit    the tests that start no server"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make setup   only the virtual environment and the two servers"
+	@echo "make clean   remove the virtual environment, caches and the .mas folder"
+
+demo: setup
+	@$(BIN)/python -m examples.demo
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: setup
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+# Does nothing when it was done before, for this pyproject.toml and this version of Python.
+setup:
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/setup
+
+clean:
+	@if [ -x $(BIN)/mas ]; then $(BIN)/mas down >/dev/null 2>&1 || true; fi
+	rm -rf $(VENV) .mas build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

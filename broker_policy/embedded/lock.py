@@ -1,0 +1,91 @@
+"""One ``mas up`` in a folder: a lock that the kernel lets go of however its holder ends.
+
+The lock file says who holds it: process id, since when, and where the broker is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from broker_policy.embedded.errors import AlreadyRunning
+
+_PATIENCE = 0.5
+"""Seconds for which a taken lock is tried again: who only looks takes it for a moment too."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """Who holds a folder."""
+
+    pid: int
+    since: str  # ISO 8601, UTC
+    address: str  # of the broker
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.address}, since {self.since}"
+
+
+@contextlib.contextmanager
+def held(path: Path, holder: LockHolder) -> Iterator[None]:
+    """Hold the lock for the length of the block.
+
+    Raises:
+        AlreadyRunning: another process holds it; the text says which, where and since when.
+
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not _take(handle, _PATIENCE):
+            raise AlreadyRunning(
+                f"{path.parent} is in use by {_read(handle) or 'a process that is just starting'}. "
+                f"Use it as it is, or end it first: mas down --folder {path.parent}"
+            )
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(holder)).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def holder_of(path: Path) -> LockHolder | None:
+    """Who holds the lock; None when nobody does."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        while not _take(handle, 0.0):
+            if (holder := _read(handle)) or time.monotonic() > deadline:
+                return holder
+            time.sleep(0.01)  # it was taken, and not yet written
+    finally:
+        os.close(handle)
+    return None
+
+
+def _take(handle: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
+def _read(handle: int) -> LockHolder | None:
+    try:
+        return LockHolder(**json.loads(os.pread(handle, 4096, 0)))
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,86 @@
+"""Keeps processes running: started in groups, started again when they end, stopped in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker_policy.embedded.errors import ServerDied
+from broker_policy.embedded.process import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a process that ended is started again."""
+
+    first: float = 0.2  # seconds; doubles each time
+    most: float = 10.0  # seconds
+    healthy: float = 30.0  # seconds after which a run counts as good, and the next wait is the first again
+
+
+class Supervisor:
+    """Watches the processes it has started.
+
+    ``say`` gets a line whenever something happens that a person may want to know.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, backoff: Backoff | None = None) -> None:
+        self._say = say
+        self._backoff = backoff or Backoff()
+        self._groups: list[list[Process]] = []
+        self._watches: list[asyncio.Task[None]] = []
+
+    async def start(self, *processes: Process, timeout: float = 30.0) -> None:
+        """Start a group at once and return when each is ready; from then on they are watched.
+
+        Raises:
+            ServerDied: one did not get ready. The others run on until ``stop``.
+
+        """
+        group: list[Process] = []
+        self._groups.append(group)
+        results = await asyncio.gather(
+            *(self._start(process, group, timeout) for process in processes), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _start(self, process: Process, group: list[Process], timeout: float) -> None:
+        begun = time.monotonic()
+        await process.start(timeout)
+        group.append(process)
+        self._say(f"{process.name} ready after {time.monotonic() - begun:.2f} s (process {process.pid})")
+        self._watches.append(asyncio.create_task(self._watch(process), name=f"watch {process.name}"))
+
+    async def _watch(self, process: Process) -> None:
+        delay = self._backoff.first
+        started = time.monotonic()
+        while True:
+            await process.wait()
+            if time.monotonic() - started > self._backoff.healthy:
+                delay = self._backoff.first
+            self._say(f"{process.name} ended with {process.ending}, starting it again in {delay:g} s")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._backoff.most)
+            started = time.monotonic()
+            try:
+                await process.start()
+            except (ServerDied, OSError) as error:
+                self._say(str(error))
+            else:
+                self._say(f"{process.name} ready again (process {process.pid})")
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """Stop everything, the last group first; a group gets ``timeout`` seconds before it is killed."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches.clear()
+        while self._groups:
+            group = self._groups.pop()
+            await asyncio.gather(*(process.stop(timeout) for process in group))
+            for process in group:
+                self._say(f"{process.name} stopped")
