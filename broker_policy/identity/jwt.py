@@ -119,13 +119,18 @@ def user_claims(
     name: str,
     permissions: Permissions,
     *,
-    issuer_account: str,
+    issuer_account: str = "",
     expires: int | None = None,
     bearer: bool = False,
 ) -> Claims:
-    """A user with permissions of its own. ``expires`` is in unix seconds."""
+    """A user with permissions of its own. ``expires`` is in unix seconds.
+
+    ``issuer_account`` is the account's public key where one of its signing keys signs, and empty where
+    the account's own key does.
+    """
     nats: Claims = {"type": "user", **_CONNECTION_LIMITS, **permissions.claims()}
-    nats["issuer_account"] = issuer_account
+    if issuer_account:
+        nats["issuer_account"] = issuer_account
     if bearer:
         nats["bearer_token"] = True
     claims: Claims = {"sub": public, "name": name, "nats": nats}

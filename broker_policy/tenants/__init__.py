@@ -1,0 +1,1 @@
+"""Accounts, their streams, and the keys and connections that reach them."""

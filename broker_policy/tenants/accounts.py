@@ -1,0 +1,192 @@
+"""What each role may use: one list a role, from which come exports, imports and user permissions.
+
+Inside one account NATS permissions do not contain a JetStream client, since the reply subject of a
+request is never checked (DESIGN 2). So whoever is not fully trusted has an account of its own that
+imports exactly its list; the same list as user permissions is the second line, and readable in the JWT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from broker_policy.identity.jwt import EVERYTHING, Permissions
+from broker_policy.policy.document import Document
+from mas_nats.wire import subjects
+from mas_nats.wire.identity import Identity, Role
+
+_THRESHOLD = 60_000_000_000
+"""Nanoseconds for which the reply mapping of a ``STREAM`` answer lives after its last message. A pull, or
+a batched get, must expire sooner."""
+
+USER_INFO = "$SYS.REQ.USER.INFO"
+CLIENT_INBOX = "_INBOX.>"
+
+
+class Answers(StrEnum):
+    """How many answers a service gives to one request."""
+
+    ONE = "Singleton"
+    MANY = "Stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A subject that may be asked."""
+
+    subject: str
+    answers: Answers = Answers.ONE
+
+    def export(self) -> dict[str, Any]:
+        """As an export of the account that answers."""
+        out: dict[str, Any] = {
+            "name": self.subject,
+            "subject": self.subject,
+            "type": "service",
+            "response_type": self.answers,
+        }
+        if self.answers is Answers.MANY:
+            out["response_threshold"] = _THRESHOLD
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A subject that may be listened to."""
+
+    subject: str
+
+    def export(self) -> dict[str, Any]:
+        """As an export of the account that speaks."""
+        return {"name": self.subject, "subject": self.subject, "type": "stream"}
+
+
+Use = Service | Feed
+
+
+def imports(account: str, uses: Sequence[Use]) -> list[dict[str, Any]]:
+    """``uses`` as imports from ``account`` (a public key)."""
+    return [
+        {
+            "name": use.subject,
+            "subject": use.subject,
+            "account": account,
+            "type": "service" if isinstance(use, Service) else "stream",
+        }
+        for use in uses
+    ]
+
+
+def permissions(uses: Sequence[Use]) -> Permissions:
+    """``uses`` as permissions of a user."""
+    return Permissions(
+        publish=(*(use.subject for use in uses if isinstance(use, Service)), USER_INFO),
+        subscribe=(CLIENT_INBOX, *(use.subject for use in uses if isinstance(use, Feed))),
+    )
+
+
+# -- in a tenant account ------------------------------------------------------------------------------
+_ACCOUNT_INFO = Service("$JS.API.INFO")
+"""Whoever imports a ``$JS.API`` subject must import this one too. It makes the server take its own JetStream
+API out of the importing account; else each request is answered twice, first "JetStream not enabled"
+(tried on nats-server 2.15.1; pulls and direct gets are not part of that API and need it not)."""
+
+INSPECTOR: tuple[Use, ...] = (
+    _ACCOUNT_INFO,
+    Service("$JS.API.STREAM.LIST"),
+    Service("$JS.API.STREAM.NAMES"),
+    Service("$JS.API.STREAM.INFO.*"),
+    Service("$JS.API.STREAM.MSG.GET.*"),
+    Service("$JS.API.CONSUMER.LIST.*"),
+    Service("$JS.API.CONSUMER.NAMES.*"),
+    Service("$JS.API.CONSUMER.INFO.*.*"),
+    Service("$JS.API.DIRECT.GET.>"),
+)
+"""Reads everything of its namespace, changes nothing."""
+
+
+def agent(name: str) -> tuple[Use, ...]:
+    """What the agent ``name`` may use of its tenant account."""
+    return (
+        Service(subjects.call(name, "*")),
+        Service(subjects.pull(name), Answers.MANY),
+        Service(subjects.acks(name)),
+        Service(subjects.stored_replies(name)),
+        Feed(subjects.replies_of(name).removesuffix("*.>") + ">"),
+    )
+
+
+TENANT_EXPORTS: tuple[Use, ...] = (
+    Service(subjects.CALLS),
+    Service(subjects.pull("*"), Answers.MANY),
+    Service(subjects.acks("*").removesuffix("*.>") + ">"),
+    Feed(subjects.REPLIES),
+    *INSPECTOR,
+)
+"""All that a tenant account exports. It is the same for every tenant and never changes as agents come and
+go: pushing the tenant account again would drop the pulls that are under way (DESIGN 9)."""
+
+
+# -- in the CONTROL and SYS accounts --------------------------------------------------------------------
+_POLICY_STREAM = subjects.kv_stream(subjects.POLICY_BUCKET)
+_WORKER_BEATS = subjects.kv_key(subjects.WORKERS_BUCKET, "*")
+WORKER: tuple[Use, ...] = (
+    _ACCOUNT_INFO,
+    Service(f"$JS.API.STREAM.INFO.{_POLICY_STREAM}"),
+    Service(f"$JS.API.DIRECT.GET.{_POLICY_STREAM}", Answers.MANY),
+    Service(f"$JS.API.DIRECT.GET.{_POLICY_STREAM}.>"),
+    Service(_WORKER_BEATS),
+    Feed(subjects.kv_key(subjects.POLICY_BUCKET, ">")),
+)
+"""What a worker may use of CONTROL: read and follow the policy, say that it lives."""
+
+SIGNER: tuple[Use, ...] = (
+    Service(subjects.checkpoint("*")),
+    Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}.>"),
+)
+"""What the checkpoint signer may use of CONTROL: append checkpoints and read them back."""
+
+OBSERVER: tuple[Use, ...] = (
+    Service("$SYS.REQ.SERVER.PING.JSZ", Answers.MANY),
+    Service("$SYS.REQ.SERVER.PING.VARZ", Answers.MANY),
+)
+"""What a worker may use of SYS: to check the servers' durability settings."""
+
+CONTROL_EXPORTS: tuple[Use, ...] = (*WORKER, *SIGNER)
+
+
+def worker_permissions() -> Permissions:
+    """``WORKER``, with the heartbeat narrowed to the worker's own name."""
+    own_beat = subjects.kv_key(subjects.WORKERS_BUCKET, "{{name()}}")
+    general = permissions(WORKER)
+    publish = tuple(own_beat if subject == _WORKER_BEATS else subject for subject in general.publish)
+    return Permissions(publish, general.subscribe)
+
+
+# -- the callout's answer -------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Where an identity belongs and what it may do there."""
+
+    account: str  # public key
+    permissions: Permissions
+
+
+def grant_for(document: Document, identity: Identity) -> Grant | None:
+    """What the policy of its namespace grants to ``identity``; None when it is not in it.
+
+    Processes of the policy service are never granted anything here: they bring a JWT of their own.
+    """
+    if identity.namespace != document.namespace:
+        return None
+    match identity.role:
+        case Role.AGENT if identity.name in document.agents:
+            return Grant(document.agents[identity.name].account, permissions(agent(identity.name)))
+        case Role.INSPECTOR if identity.name in document.inspectors:
+            return Grant(document.inspectors[identity.name], permissions(INSPECTOR))
+        case Role.OPERATOR if identity.name in document.operators:
+            return Grant(document.account, EVERYTHING)
+        case _:
+            return None

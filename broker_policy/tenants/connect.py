@@ -1,0 +1,208 @@
+"""Connections of the policy side: a certificate of role ``policy`` for TLS, and a JWT minted on the spot.
+
+Each function stands for one holder and one account. The user's key is made for the connection and never
+leaves the process, so a JWT that somebody saw is worth nothing. Certificates are read again at each
+reconnect, so a rotated one is used without a restart.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker_policy.identity import jwt
+from broker_policy.identity.nkeys import KeyPair, Kind
+from broker_policy.tenants.material import (
+    AUTH,
+    CONTROL,
+    SIGNER,
+    SYSTEM,
+    WORKERS,
+    ControllerKeys,
+    PublicMaterial,
+    SignerKeys,
+    WorkerKeys,
+)
+from mas_nats.errors import ConfigurationError
+from mas_nats.resilient import ResilientClient
+from mas_nats.wire import subjects
+from mas_nats.wire.identity import require_id
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0
+"""Seconds for which a first connect is repeated while no server listens."""
+_SYSTEM = jwt.Permissions(
+    publish=(
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "$SYS.REQ.CLAIMS.DELETE",
+        "$SYS.REQ.CLAIMS.LIST",
+        "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.SERVER.PING.CONNZ",
+        "$SYS.REQ.SERVER.*.KICK",
+    ),
+    subscribe=("_INBOX.>",),
+)
+_CALLOUT = jwt.Permissions(subscribe=(subjects.AUTH_CALLOUT,), answer_within=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the NATS server is and which certificate to show it. Files are PEM."""
+
+    url: str  # tls://host:port, several separated by commas
+    ca: Path
+    cert: Path
+    key: Path
+    tls_hostname: str = "localhost"  # what the server's certificate must be for
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """TLS 1.3 with this certificate.
+
+        Raises:
+            ConfigurationError: a file is missing, or certificate and key do not belong together.
+
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(self.cert, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"certificate {self.cert}, key {self.key} or CA {self.ca} cannot be used: {error}"
+            ) from None
+        return context
+
+
+async def connect_tenant(
+    endpoint: Endpoint, keys: WorkerKeys, account: str, *, name: str, patience: float = _PATIENCE
+) -> ResilientClient:
+    """A worker inside the tenant account ``account`` (a public key), with full rights there.
+
+    Raises:
+        IdentityRefused: the server knows no such account, or refused the certificate or key.
+        Unavailable: no server answered within ``patience`` seconds.
+
+    """
+    user = KeyPair.create(Kind.USER)
+    claims = jwt.user_claims(user.public, name, jwt.EVERYTHING, issuer_account=account)
+    return await _connect(endpoint, user, keys.tenant_signing, claims, name=name, patience=patience)
+
+
+async def connect_control(
+    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+) -> ResilientClient:
+    """A worker that reads and follows policy and writes its own heartbeat, the bucket key ``name``."""
+    return await _scoped(endpoint, keys.control_worker, public.accounts[WORKERS], name, patience)
+
+
+async def connect_observer(
+    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+) -> ResilientClient:
+    """A worker that may ask the servers for JSZ and VARZ, to check their durability settings."""
+    return await _scoped(endpoint, keys.system_observer, public.accounts[WORKERS], name, patience)
+
+
+async def connect_checkpoints(
+    endpoint: Endpoint,
+    keys: SignerKeys,
+    public: PublicMaterial,
+    *,
+    name: str = "signer",
+    patience: float = _PATIENCE,
+) -> ResilientClient:
+    """The checkpoint signer: appends checkpoints and reads them back."""
+    return await _scoped(endpoint, keys.control_signer, public.accounts[SIGNER], name, patience)
+
+
+async def connect_callout(
+    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+) -> ResilientClient:
+    """A worker that answers the server's authorization requests and can do nothing else."""
+    claims = jwt.user_claims(keys.auth_user.public, name, _CALLOUT, issuer_account=public.accounts[AUTH])
+    return await _connect(endpoint, keys.auth_user, keys.auth_signing, claims, name=name, patience=patience)
+
+
+async def connect_system(
+    endpoint: Endpoint,
+    keys: ControllerKeys,
+    public: PublicMaterial,
+    *,
+    name: str = "controller",
+    patience: float = _PATIENCE,
+) -> ResilientClient:
+    """The tenant controller in the system account: pushes accounts, kicks connections."""
+    user = KeyPair.create(Kind.USER)
+    claims = jwt.user_claims(user.public, name, _SYSTEM, issuer_account=public.accounts[SYSTEM])
+    return await _connect(endpoint, user, keys.system_signing, claims, name=name, patience=patience)
+
+
+async def connect_control_admin(
+    endpoint: Endpoint, keys: ControllerKeys, *, name: str = "controller", patience: float = _PATIENCE
+) -> ResilientClient:
+    """The tenant controller in CONTROL, with full rights: it writes policy."""
+    return await _admin(endpoint, keys.account(CONTROL), name, patience)
+
+
+async def connect_tenant_admin(
+    endpoint: Endpoint,
+    keys: ControllerKeys,
+    namespace: str,
+    *,
+    name: str = "controller",
+    patience: float = _PATIENCE,
+) -> ResilientClient:
+    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers."""
+    return await _admin(endpoint, keys.account(require_id(namespace, "namespace")), name, patience)
+
+
+async def _admin(endpoint: Endpoint, account: KeyPair, name: str, patience: float) -> ResilientClient:
+    user = KeyPair.create(Kind.USER)
+    claims = jwt.user_claims(user.public, name, jwt.EVERYTHING)
+    return await _connect(endpoint, user, account, claims, name=name, patience=patience)
+
+
+async def _scoped(
+    endpoint: Endpoint, signing: KeyPair, account: str, name: str, patience: float
+) -> ResilientClient:
+    user = KeyPair.create(Kind.USER)
+    claims = jwt.scoped_user_claims(user.public, require_id(name, "name"), issuer_account=account)
+    return await _connect(endpoint, user, signing, claims, name=name, patience=patience)
+
+
+async def _connect(
+    endpoint: Endpoint, user: KeyPair, issuer: KeyPair, claims: jwt.Claims, *, name: str, patience: float
+) -> ResilientClient:
+    client = ResilientClient()
+
+    async def on_error(error: Exception) -> None:
+        log.warning("connection %s: %s", name, error or type(error).__name__)
+
+    async def on_disconnect() -> None:
+        try:
+            client.options["tls"] = endpoint.ssl_context()
+        except ConfigurationError as error:
+            log.warning("connection %s keeps its old certificate: %s", name, error)
+
+    await client.connect_within(
+        patience,
+        servers=endpoint.url.split(","),
+        name=name,
+        tls=endpoint.ssl_context(),
+        tls_hostname=endpoint.tls_hostname,
+        user_jwt_cb=_encoder(issuer, claims),
+        signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
+        error_cb=on_error,
+        disconnected_cb=on_disconnect,
+    )
+    return client
+
+
+def _encoder(issuer: KeyPair, claims: jwt.Claims) -> Callable[[], bytes]:
+    return lambda: jwt.encode(issuer, claims).encode()

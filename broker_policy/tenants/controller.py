@@ -1,0 +1,244 @@
+"""The tenant controller: brings accounts, streams and consumers to what policy says, live.
+
+A new tenant or agent is one account JWT pushed over the system account: no file edit, no reload, nobody
+disconnected. It alone holds the operator's signing key, so it runs where ``mas apply`` runs, not in workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import nats.errors
+import orjson
+
+from broker_policy.identity import jwt
+from broker_policy.identity.nkeys import Kind
+from broker_policy.policy.document import Limits
+from broker_policy.tenants import accounts, streams
+from broker_policy.tenants.connect import (
+    Endpoint,
+    connect_control_admin,
+    connect_system,
+    connect_tenant_admin,
+)
+from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from mas_nats.resilient import ResilientClient
+from mas_nats.wire.identity import Role, require_id
+
+log = logging.getLogger(__name__)
+
+_JETSTREAM = {"mem_storage": -1, "disk_storage": -1, "streams": 64, "consumer": -1}
+"""Said in full, since what is left out would be 0. Storage is bounded by each stream's own limit."""
+_CONTAINED_LIMITS = {"conn": 256, "subs": 1024, "leaf": 0}
+"""Of the account of one agent or inspector: all its instances together."""
+_REQUEST = 5.0
+_SILENCE = 0.3
+"""Seconds without a further answer after which all servers are taken to have answered."""
+_PAGE = 1024
+
+
+class ControllerError(Exception):
+    """The server refused something that the controller asked of it."""
+
+
+class TenantController:
+    """Use as ``async with TenantController(...)``, or call ``start`` and ``close``."""
+
+    def __init__(self, endpoint: Endpoint, keys: ControllerKeys, public: PublicMaterial) -> None:
+        self._endpoint = endpoint
+        self._keys = keys
+        self._public = public
+        self._system: ResilientClient | None = None
+        self._tenants: dict[str, ResilientClient] = {}
+        self._pushed: set[str] = set()
+
+    async def start(self) -> None:
+        """Connect to the system account.
+
+        Raises:
+            IdentityRefused: the server does not know these keys.
+            Unavailable: no server answered.
+
+        """
+        self._system = await connect_system(self._endpoint, self._keys, self._public)
+        self._pushed = set((await self._ask("$SYS.REQ.CLAIMS.LIST", b""))["data"])
+
+    async def close(self) -> None:
+        """Close all connections."""
+        clients = [*self._tenants.values(), *([self._system] if self._system else [])]
+        self._tenants, self._system = {}, None
+        for client in clients:
+            await client.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def ensure_control(self) -> None:
+        """Make the policy and worker buckets and the checkpoint stream in CONTROL."""
+        client = await connect_control_admin(self._endpoint, self._keys)
+        try:
+            await streams.ensure_streams(client.jetstream(), streams.control_streams())
+        finally:
+            await client.close()
+
+    async def ensure_tenant(self, namespace: str, limits: Limits) -> str:
+        """Make the tenant account and its streams, or bring them to ``limits``.
+
+        The account is pushed only when it differs, since a push drops the pulls under way.
+
+        Returns:
+            The account's public key.
+
+        Raises:
+            ValueError: ``namespace`` is not a valid id.
+            ConfigurationError: the server has not enough room for the streams.
+
+        """
+        require_id(namespace, "namespace")
+        account = await self._ensure_account(
+            jwt.Account(
+                self._keys.account(namespace).public,
+                namespace,
+                signing_keys=[self._public.tenant_signing],
+                exports=[use.export() for use in accounts.TENANT_EXPORTS],
+                jetstream=_JETSTREAM,
+            )
+        )
+        client = await self._tenant(namespace)
+        await streams.ensure_streams(client.jetstream(), streams.tenant_streams(limits))
+        return account
+
+    async def ensure_agent(self, namespace: str, agent_id: str, limits: Limits) -> str:
+        """Make an agent's account and its inbox consumer; the tenant must exist.
+
+        Returns:
+            The account's public key.
+
+        """
+        account = await self._ensure_contained(namespace, Role.AGENT, agent_id, accounts.agent(agent_id))
+        client = await self._tenant(namespace)
+        await streams.ensure_inbox_consumer(client.jetstream(), agent_id, limits)
+        return account
+
+    async def ensure_inspector(self, namespace: str, name: str) -> str:
+        """Make an inspector's account: it reads everything of its namespace and changes nothing.
+
+        Returns:
+            The account's public key.
+
+        """
+        return await self._ensure_contained(namespace, Role.INSPECTOR, name, accounts.INSPECTOR)
+
+    async def kick(self, uri: str) -> int:
+        """Disconnect all connections of the identity ``uri``; the number of them.
+
+        Those that policy still knows are back at once, with today's permissions; the others stay out.
+        """
+        return await self._kick({"auth": True, "user": uri})
+
+    async def kick_account(self, account: str) -> int:
+        """Disconnect all connections to ``account`` (a public key); the number of them."""
+        return await self._kick({"acc": account})
+
+    async def _ensure_contained(
+        self, namespace: str, role: Role, name: str, uses: tuple[accounts.Use, ...]
+    ) -> str:
+        require_id(namespace, "namespace")
+        require_id(name, f"{role} id")
+        label = f"{namespace}.{role}.{name}"
+        tenant = self._keys.account(namespace).public
+        return await self._ensure_account(
+            jwt.Account(
+                self._keys.account(label).public,
+                label,
+                signing_keys=[self._public.tenant_signing],
+                imports=accounts.imports(tenant, uses),
+                limits=_CONTAINED_LIMITS,
+            )
+        )
+
+    async def _ensure_account(self, account: jwt.Account) -> str:
+        claims = account.claims()
+        if await self._stored(account.public) == claims["nats"]:
+            return account.public
+        token = jwt.encode(self._keys.operator_signing, claims)
+        answer = await self._ask("$SYS.REQ.CLAIMS.UPDATE", token.encode())
+        if answer.get("error") or answer.get("data", {}).get("code") != 200:
+            raise ControllerError(
+                f"the NATS server refused account {account.name}: {answer.get('error') or answer.get('data')}"
+            )
+        self._pushed.add(account.public)
+        log.info("account %s pushed", account.name)
+        return account.public
+
+    async def _stored(self, account: str) -> dict[str, Any] | None:
+        """The claims the server has of an account; None when it has none (it would not even answer)."""
+        if account not in self._pushed:
+            return None
+        answer = await self._connection.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", timeout=_REQUEST)
+        claims: dict[str, Any] = jwt.decode(answer.data.decode(), issued_by=Kind.OPERATOR)["nats"]
+        return {key: value for key, value in claims.items() if key != "version"}
+
+    async def _tenant(self, namespace: str) -> ResilientClient:
+        client = self._tenants.get(namespace)
+        if client is None:
+            client = await connect_tenant_admin(self._endpoint, self._keys, namespace)
+            self._tenants[namespace] = client
+        return client
+
+    async def _kick(self, which: dict[str, Any]) -> int:
+        kicked = 0
+        for server, connection in await self._connections(which):
+            subject = f"$SYS.REQ.SERVER.{server}.KICK"
+            answer = await self._ask(subject, orjson.dumps({"cid": connection}))
+            kicked += not answer.get("error")  # an error: it has gone by itself meanwhile
+        return kicked
+
+    async def _connections(self, which: dict[str, Any]) -> list[tuple[str, int]]:
+        """Server and connection id of every connection that matches, on every server."""
+        found: list[tuple[str, int]] = []
+        offset, more = 0, True
+        while more:
+            more = False
+            for answer in await self._ask_all(
+                "$SYS.REQ.SERVER.PING.CONNZ", which | {"limit": _PAGE, "offset": offset}
+            ):
+                connections = answer["data"]["connections"]
+                found += [(answer["server"]["id"], connection["cid"]) for connection in connections]
+                more = more or len(connections) == _PAGE
+            offset += _PAGE
+        return found
+
+    async def _ask(self, subject: str, body: bytes) -> dict[str, Any]:
+        answer = await self._connection.request(subject, body, timeout=_REQUEST)
+        result: dict[str, Any] = orjson.loads(answer.data)
+        return result
+
+    async def _ask_all(self, subject: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """The answers of all servers."""
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox)
+        await self._connection.publish(subject, orjson.dumps(request), reply=inbox)
+        answers: list[dict[str, Any]] = []
+        try:
+            while True:
+                message = await subscription.next_msg(timeout=_SILENCE if answers else _REQUEST)
+                answers.append(orjson.loads(message.data))
+        except nats.errors.TimeoutError:
+            return answers
+        finally:
+            await subscription.unsubscribe()
+
+    @property
+    def _connection(self) -> ResilientClient:
+        if self._system is None:
+            raise RuntimeError("call start() first")
+        return self._system

@@ -1,0 +1,199 @@
+"""Every stream, bucket and consumer, with its limits and the reason for each.
+
+``ensure`` makes what is missing and updates what differs; what is as it should be is left alone.
+"""
+
+from __future__ import annotations
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import APIError
+
+from broker_policy.policy.document import Limits
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire import subjects
+
+DEDUP_WINDOW = 600.0
+"""Seconds for which ``INBOX`` knows an id; the SDK's retries end well within (DESIGN 4)."""
+REPLY_AGE = 120.0
+"""Seconds for which a reply can be fetched after a reconnect."""
+REGISTRY_AGE = 30.0
+"""Seconds after which an instance that says nothing is taken for gone."""
+HEARTBEAT_AGE = 3.0
+"""Seconds after which a worker that says nothing is taken for gone."""
+STATE_HISTORY = 64
+
+_MEBIBYTE = 1 << 20
+_NAME_IN_USE = 10058
+_NO_RESOURCES = (10023, 10028, 10047)
+
+
+def tenant_streams(limits: Limits) -> list[StreamConfig]:
+    """The streams and buckets of a tenant account."""
+    return [
+        _inbox(limits),
+        # Full means that dead letters stay in the inbox stream: refused, not dropped.
+        StreamConfig(
+            name=subjects.DLQ_STREAM,
+            subjects=[subjects.DLQ_SUBJECTS],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            max_bytes=limits.log_bytes,
+            duplicate_window=DEDUP_WINDOW,
+            allow_direct=True,
+        ),
+        # Stored once, then said again under another subject: so a repeated reply is delivered once.
+        StreamConfig(
+            name=subjects.REPLIES_STREAM,
+            subjects=[subjects.ANSWERS],
+            storage=StorageType.MEMORY,
+            discard=DiscardPolicy.OLD,
+            max_bytes=128 * _MEBIBYTE,
+            max_age=REPLY_AGE,
+            duplicate_window=REPLY_AGE,
+            allow_direct=True,
+            republish=RePublish(src=subjects.ANSWERS, dest=subjects.REPLIES),
+        ),
+        # With limits, since one agent's naks alone can make 2000 advisories a second.
+        StreamConfig(
+            name=subjects.ADVISORIES_STREAM,
+            subjects=[subjects.ADVISORY_MAX_DELIVERIES, subjects.ADVISORY_TERMINATED],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            max_msgs=100_000,
+            max_age=7 * 86400.0,
+            allow_direct=True,
+        ),
+        _bucket(
+            subjects.STATE_BUCKET,
+            "*",
+            storage=StorageType.FILE,
+            max_msgs_per_subject=STATE_HISTORY,
+            max_bytes=limits.log_bytes,
+        ),
+        _bucket(subjects.REGISTRY_BUCKET, "*.*", max_age=REGISTRY_AGE, max_bytes=32 * _MEBIBYTE),
+        _bucket(subjects.IDENTITIES_BUCKET, "*", max_bytes=32 * _MEBIBYTE),
+        _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE),
+    ]
+
+
+def control_streams() -> list[StreamConfig]:
+    """The streams and buckets of the CONTROL account."""
+    return [
+        _bucket(subjects.POLICY_BUCKET, ">", storage=StorageType.FILE, max_msgs_per_subject=10),
+        _bucket(subjects.WORKERS_BUCKET, "*", max_age=HEARTBEAT_AGE, max_bytes=16 * _MEBIBYTE),
+        # Nothing is ever removed: a checkpoint that is gone cannot speak against a cut.
+        StreamConfig(
+            name=subjects.CHECKPOINTS_STREAM,
+            subjects=[subjects.checkpoint("*")],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            allow_direct=True,
+            deny_delete=True,
+            deny_purge=True,
+        ),
+    ]
+
+
+def inbox_consumer(agent: str, limits: Limits) -> ConsumerConfig:
+    """The durable that all instances of ``agent`` pull from.
+
+    No ``backoff``: a plain nak ignores it, and it would replace the ack wait (DESIGN 5).
+    """
+    return ConsumerConfig(
+        name=agent,
+        durable_name=agent,
+        filter_subject=subjects.inbox(agent),
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=limits.ack_wait,
+        max_deliver=limits.max_deliver,
+        max_ack_pending=limits.max_ack_pending,
+        max_waiting=512,
+    )
+
+
+async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    """Make the stream, or bring it to ``config``.
+
+    Raises:
+        ConfigurationError: the server has not enough room for its limits.
+        nats.js.errors.APIError: the server refused a change; the text says which.
+
+    """
+    try:
+        try:
+            await js.add_stream(config)
+        except APIError as error:
+            if error.err_code != _NAME_IN_USE:
+                raise
+            await js.update_stream(config)
+    except APIError as error:
+        if error.err_code in _NO_RESOURCES:
+            raise ConfigurationError(
+                f"the NATS server has not enough room for stream {config.name} "
+                f"({config.max_bytes} bytes): raise its max_file_store or max_memory_store, or lower "
+                f"log_bytes ({error.description})"
+            ) from error
+        raise
+
+
+async def ensure_streams(js: JetStreamContext, configs: list[StreamConfig]) -> None:
+    """``ensure_stream`` for each."""
+    for config in configs:
+        await ensure_stream(js, config)
+
+
+async def ensure_inbox_consumer(js: JetStreamContext, agent: str, limits: Limits) -> None:
+    """Make the consumer of ``agent``, or bring it to ``limits``."""
+    await js.add_consumer(subjects.INBOX_STREAM, inbox_consumer(agent, limits))
+
+
+def _inbox(limits: Limits) -> StreamConfig:
+    """The one log. A work queue: there a message waits for its consumer, and acknowledged means stored."""
+    return StreamConfig(
+        name=subjects.INBOX_STREAM,
+        subjects=[subjects.INBOX_SUBJECTS, subjects.AUDIT_SUBJECTS],
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.WORK_QUEUE,
+        discard=DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_msgs_per_subject=limits.inbox_messages,
+        max_bytes=limits.log_bytes,
+        duplicate_window=DEDUP_WINDOW,
+        allow_direct=True,
+        allow_atomic=True,
+    )
+
+
+def _bucket(
+    name: str,
+    keys: str,
+    *,
+    storage: StorageType = StorageType.MEMORY,
+    max_msgs_per_subject: int = 1,
+    max_bytes: int = -1,
+    max_age: float = 0.0,
+) -> StreamConfig:
+    """A KV bucket by hand: nats-py's own turns rollups on, and one rollup header wipes a bucket."""
+    return StreamConfig(
+        name=subjects.kv_stream(name),
+        subjects=[subjects.kv_key(name, keys)],
+        storage=storage,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=max_msgs_per_subject,
+        max_bytes=max_bytes,
+        max_age=max_age,
+        allow_direct=True,
+        allow_rollup_hdrs=False,
+        deny_delete=True,
+    )
