@@ -12,15 +12,15 @@ import hashlib
 import hmac
 import itertools
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import orjson
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from broker_policy.tenants.material import SealingKey
 
 _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
@@ -31,16 +31,6 @@ SALT_BYTES = 16
 
 class SealBroken(Exception):
     """A capability that no worker of this system sealed, or not under a key still in use."""
-
-
-def derive(secret: bytes, info: str) -> bytes:
-    """A 32-byte subkey of ``secret`` for one purpose."""
-    return HKDF(hashes.SHA256(), 32, salt=None, info=info.encode()).derive(secret)
-
-
-def key_id(secret: bytes) -> bytes:
-    """Names a sealing key without telling anything about it."""
-    return derive(secret, "key-id")[:_KEY_ID_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +46,25 @@ class ReplyCapability:
     deadline: int  # unix milliseconds
 
 
-@dataclass
 class Sealer:
     """Seals and opens on behalf of one worker process.
 
-    ``secrets`` holds the current sealing key first, then previous ones that are still accepted.
+    ``keys`` holds the current sealing key first, then previous ones that are still accepted.
     """
 
-    worker: str
-    secrets: tuple[bytes, ...] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        self._by_id: Mapping[bytes, bytes] = {key_id(secret): secret for secret in self.secrets}
-        current = self.secrets[0]
-        self._current_id = key_id(current)
-        self._cipher = AESGCM(derive(current, f"reply/{self.worker}"))
+    def __init__(self, worker: str, keys: Sequence[SealingKey]) -> None:
+        self._by_id = {bytes.fromhex(key.key_id): key for key in keys}
+        current = keys[0]
+        self._head = bytes.fromhex(current.key_id) + bytes([len(worker)]) + worker.encode()
+        self._cipher = AESGCM(current.reply_key(worker))
         self._counter = itertools.count()
-        self._salt_key = derive(current, "salt")
-        self._instance_keys = [derive(secret, "instance") for secret in self.secrets]
+        self._salt_key = current.salt_key
+        self._instance_keys = [key.instance_key for key in keys]
 
     def seal(self, capability: ReplyCapability) -> str:
         """The capability as a header value."""
         nonce = next(self._counter).to_bytes(_NONCE_BYTES, "big")
-        worker = self.worker.encode()
-        head = self._current_id + bytes([len(worker)]) + worker + nonce
+        head = self._head + nonce
         body = orjson.dumps(
             [
                 capability.namespace,
@@ -102,11 +87,11 @@ class Sealer:
         """
         try:
             raw = base64.urlsafe_b64decode(token.encode())
-            secret = self._by_id[raw[:_KEY_ID_BYTES]]
+            key = self._by_id[raw[:_KEY_ID_BYTES]]
             worker_end = _KEY_ID_BYTES + 1 + raw[_KEY_ID_BYTES]
             worker = raw[_KEY_ID_BYTES + 1 : worker_end].decode()
             head, sealed = raw[: worker_end + _NONCE_BYTES], raw[worker_end + _NONCE_BYTES :]
-            fields = orjson.loads(_cipher_of(secret, worker).decrypt(head[-_NONCE_BYTES:], sealed, head))
+            fields = orjson.loads(_cipher_of(key, worker).decrypt(head[-_NONCE_BYTES:], sealed, head))
             return ReplyCapability(*fields)
         except (InvalidTag, KeyError, IndexError, ValueError, TypeError) as error:
             raise SealBroken("not a reply capability of this system") from error
@@ -145,5 +130,5 @@ def commitment(salt: bytes, target: str, message_type: str, body: bytes) -> str:
 
 
 @lru_cache(maxsize=256)
-def _cipher_of(secret: bytes, worker: str) -> AESGCM:
-    return AESGCM(derive(secret, f"reply/{worker}"))
+def _cipher_of(key: SealingKey, worker: str) -> AESGCM:
+    return AESGCM(key.reply_key(worker))

@@ -20,6 +20,7 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 
+from broker_policy import refusals
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import LogFull, Prepared, RecordWriter, until_answered
@@ -34,7 +35,7 @@ from broker_policy.jetstream import (
 from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.sealing import commitment
 from mas_nats.wire import headers, subjects
-from mas_nats.wire.verdict import Decision, Verdict, accepted
+from mas_nats.wire.verdict import Verdict, accepted
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class InboxLane:
             elif outgoing.dedup in in_batch:
                 again.append(judged.call)
             elif self._suspects.known_full(judged.call.target):
-                told.append(_refused(judged, _inbox_full(judged.call.target)))
+                told.append(_refused(judged, refusals.inbox_full(judged.call.target)))
             elif self._slow is not None and self._suspects.suspicious(judged.call.sender, judged.call.target):
                 await self._to_slow(judged)
             else:
@@ -264,7 +265,9 @@ class InboxLane:
             per_subject = error.code == MESSAGE_LIMIT and "per subject" in error.description
             if per_subject:
                 self._suspects.full(call.target)
-            refused = _refused(judged, _inbox_full(call.target) if per_subject else _log_full())
+            refused = _refused(
+                judged, refusals.inbox_full(call.target) if per_subject else refusals.log_full()
+            )
             self._writer.carry([refused.line])
             await self._tell(refused)
             return
@@ -301,7 +304,7 @@ class InboxLane:
         else:
             known = await self._recall(call.sender, call.message_id)
         if known is None:
-            refused = _refused(judged, _cannot_compare())
+            refused = _refused(judged, refusals.cannot_compare())
             self._writer.carry([refused.line])
             return refused
         self._recent.add(outgoing.dedup, known)
@@ -314,7 +317,7 @@ class InboxLane:
     async def _to_slow(self, judged: Judged) -> None:
         assert self._slow is not None  # noqa: S101 - the slow lane itself never calls this
         if not self._slow.put(judged.call):
-            refused = _refused(judged, _busy())
+            refused = _refused(judged, refusals.busy())
             self._writer.carry([refused.line])
             await self._tell(refused)
 
@@ -333,7 +336,7 @@ class InboxLane:
 
     async def _log_full(self, judged: Sequence[Judged]) -> None:
         for each in judged:
-            refused = _refused(each, _log_full())
+            refused = _refused(each, refusals.log_full())
             self._writer.carry([refused.line])
             await self._tell(refused)
 
@@ -354,52 +357,4 @@ def _refused(judged: Judged, refusal: Refusal) -> Judged:
 def _repetition(judged: Judged, *, same: bool) -> Judged:
     if same:
         return Judged(judged.call, replace(judged.line, rule="duplicate", way=Way.NONE), judged.revision)
-    return _refused(
-        judged,
-        Refusal(
-            Decision.ID_REUSED,
-            "commit",
-            "message_id",
-            "this message id was used before, for other content",
-            "Use a new id for a new message; repeat an id only with the same content",
-        ),
-    )
-
-
-def _inbox_full(target: str) -> Refusal:
-    return Refusal(
-        Decision.INBOX_FULL,
-        "commit",
-        "inbox_messages",
-        f"the inbox of {target} is full",
-        "Retry later; start more instances of the target, or raise limits.inbox_messages",
-        retry=True,
-    )
-
-
-def _log_full() -> Refusal:
-    return Refusal(
-        Decision.LOG_FULL,
-        "commit",
-        "log_bytes",
-        "the log is full, nothing can be accepted",
-        "Retry later; check that agents handle their messages and that the audit is projected",
-        retry=True,
-    )
-
-
-def _cannot_compare() -> Refusal:
-    return Refusal(
-        Decision.UNAVAILABLE,
-        "commit",
-        "message_id",
-        "this message id was used before, and its content cannot be compared right now",
-        "Repeat it later with the same id",
-        retry=True,
-    )
-
-
-def _busy() -> Refusal:
-    return Refusal(
-        Decision.UNAVAILABLE, "commit", "busy", "too many messages wait here", "Retry later", retry=True
-    )
+    return _refused(judged, refusals.id_reused())

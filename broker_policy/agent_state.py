@@ -1,0 +1,99 @@
+"""Mediated state: an agent's durable state in the ``state`` bucket, written by compare-and-set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from nats.aio.client import Client
+
+from broker_policy.jetstream import WRONG_LAST_SEQUENCE, JetStreamError, last_by_subject, publish
+from mas_nats.wire import headers, subjects
+
+
+class Conflict(Exception):
+    """Another instance wrote first."""
+
+
+class BadStateCall(ValueError):
+    """The call's body is not one of get, put, delete."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateCall:
+    """One call about state: ``op`` is get, put or delete; ``value`` is the new state as JSON."""
+
+    op: str
+    revision: int = 0
+    value: bytes = b""
+
+    @classmethod
+    def read(cls, body: bytes, limit: int) -> StateCall:
+        """Read a call's body; a state may have ``limit`` bytes of JSON.
+
+        Raises:
+            BadStateCall: it is malformed or too large; the text says what to do.
+
+        """
+        try:
+            raw: Any = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise BadStateCall("the state call is not JSON") from None
+        if not isinstance(raw, dict) or raw.get("op") not in ("get", "put", "delete"):
+            raise BadStateCall("a state call needs op: get, put or delete")
+        if raw["op"] == "get":
+            return cls("get")
+        revision = raw.get("revision")
+        if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+            raise BadStateCall("a state write needs the revision it replaces (0: none)")
+        if raw["op"] == "delete":
+            return cls("delete", revision)
+        if not isinstance(raw.get("value"), dict):
+            raise BadStateCall("a state must be a JSON object")
+        value = orjson.dumps(raw["value"])
+        if len(value) > limit:
+            raise BadStateCall(f"the state has {len(value)} bytes, the limit is {limit}")
+        return cls("put", revision, value)
+
+
+class StateBucket:
+    """The states of one namespace's agents."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._stream = subjects.kv_stream(subjects.STATE_BUCKET)
+
+    async def get(self, agent: str) -> tuple[int, dict[str, Any] | None]:
+        """Revision and value; the value is None where there is none (any more)."""
+        stored = await last_by_subject(self._nc, self._stream, _key(agent))
+        if stored is None:
+            return 0, None
+        if not stored.data:
+            return stored.sequence, None
+        return stored.sequence, orjson.loads(stored.data)
+
+    async def write(self, agent: str, call: StateCall, call_id: str) -> int:
+        """Write or delete, if the current revision is the expected one; the new revision.
+
+        A repetition under the same ``call_id`` returns the revision of the first.
+
+        Raises:
+            Conflict: it is not.
+
+        """
+        fields = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(call.revision)}
+        if call_id:
+            fields[headers.MSG_ID] = f"{agent}.{call_id}"
+        if call.op == "delete":
+            fields["KV-Operation"] = "DEL"
+        try:
+            return (await publish(self._nc, _key(agent), call.value, fields)).sequence
+        except JetStreamError as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                raise Conflict from error
+            raise
+
+
+def _key(agent: str) -> str:
+    return subjects.kv_key(subjects.STATE_BUCKET, agent)

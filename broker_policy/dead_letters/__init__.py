@@ -1,0 +1,1 @@
+"""Messages that were not handled: failure reports, exhausted deliveries, the dead-letter stream."""

@@ -1,0 +1,100 @@
+"""Moves a message from the inbox to the dead letters, repeatable at any point of a crash (DESIGN 5).
+
+First the dead letter is stored (under a dedup id made of the sequence), then the outcome is recorded in
+the log, then the message is removed from the inbox, then a waiting requester is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from nats.aio.client import Client
+
+from broker_policy.audit.record import Outcome, Report
+from broker_policy.jetstream import StoredMessage, delete_message, direct_get, last_by_subject, publish
+from mas_nats.wire import headers, subjects
+
+Record = Callable[[Report], Awaitable[bool]]
+TellRequester = Callable[[str, str], Awaitable[None]]
+"""Called with the reply token and a reason that holds no payload."""
+
+_KEPT = (
+    headers.MESSAGE_ID,
+    headers.SENDER,
+    headers.TARGET,
+    headers.TYPE,
+    headers.SENT,
+    headers.AUDIT,
+    headers.SALT,
+    headers.DEADLINE,
+    headers.REPLY_TOKEN,
+    headers.TRACEPARENT,
+    headers.TRACESTATE,
+)
+
+
+class NotYours(Exception):
+    """The sequence does not lie on the inbox of the agent that reported it."""
+
+
+class Undertaker:
+    """Dead-letters messages of one namespace."""
+
+    def __init__(self, nc: Client, namespace: str, *, record: Record, tell_requester: TellRequester) -> None:
+        self._nc = nc
+        self._namespace = namespace
+        self._record = record
+        self._tell_requester = tell_requester
+
+    async def find(self, agent: str, sequence: int) -> StoredMessage | None:
+        """The message at ``sequence`` of ``agent``'s inbox; None when it is gone.
+
+        Raises:
+            NotYours: there is something, but not for ``agent``.
+
+        """
+        stored = await direct_get(self._nc, subjects.INBOX_STREAM, sequence)
+        if stored is not None and stored.subject != subjects.inbox(agent):
+            raise NotYours(f"sequence {sequence} is not in the inbox of {agent}")
+        return stored
+
+    async def remember(self, sequence: int, error: str) -> None:
+        """Keep the last error of a message that will be tried again, for a death without a report."""
+        subject = subjects.kv_key(subjects.ATTEMPTS_BUCKET, str(sequence))
+        await publish(self._nc, subject, error.encode(), {})
+
+    async def last_error(self, sequence: int) -> str:
+        """The last error remembered for a message."""
+        stream = subjects.kv_stream(subjects.ATTEMPTS_BUCKET)
+        subject = subjects.kv_key(subjects.ATTEMPTS_BUCKET, str(sequence))
+        stored = await last_by_subject(self._nc, stream, subject)
+        return stored.data.decode() if stored else ""
+
+    async def bury(self, agent: str, stored: StoredMessage, *, reason: str, attempt: int, error: str) -> bool:
+        """Move ``stored`` to the dead letters; False when the log is full and it has to be tried again."""
+        fields = {name: stored.headers[name] for name in _KEPT if name in stored.headers}
+        fields |= {
+            headers.MSG_ID: f"{self._namespace}.{stored.sequence}",
+            headers.DEAD_REASON: reason,
+            headers.DEAD_ATTEMPTS: str(attempt),
+            headers.DEAD_ERROR: _one_line(error),
+            headers.DEAD_SEQUENCE: str(stored.sequence),
+            headers.DEAD_TIME: str(_now()),
+        }
+        await publish(self._nc, subjects.dead_letter(agent), stored.data, fields)
+        report = Report(agent, stored.sequence, Outcome.DEAD, attempt, reason, _now())
+        if not await self._record(report):
+            return False
+        await delete_message(self._nc, subjects.INBOX_STREAM, stored.sequence)
+        if token := stored.headers.get(headers.REPLY_TOKEN):
+            await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
+        return True
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.encode("ascii", "replace").decode().split())[:300]

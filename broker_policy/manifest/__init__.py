@@ -1,0 +1,1 @@
+"""What people write to declare a multi-agent system, and how it becomes policy."""

@@ -1,0 +1,189 @@
+"""The ``mas.yaml`` form: agents, permissions and settings of one system in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise, permutations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from broker_policy.manifest.wanted import Wanted, WantedAgent
+from broker_policy.policy.document import AgentId, Limits, Permissions
+from broker_policy.policy.table import ANY
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
+
+FILE_NAME = "mas.yaml"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Allow(_Model):
+    """``sender`` may send to ``targets``."""
+
+    type: Literal["allow"]
+    sender: AgentId
+    targets: tuple[AgentId, ...]
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every allowed way."""
+        return ((self.sender, target) for target in self.targets)
+
+
+class AllowBidirectional(_Model):
+    """All of ``agents`` may send to each other."""
+
+    type: Literal["allow_bidirectional"]
+    agents: tuple[AgentId, ...]
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every allowed way."""
+        return permutations(self.agents, 2)
+
+
+class AllowNetwork(_Model):
+    """A full mesh of ``agents``; not bidirectional: a chain in their order."""
+
+    type: Literal["allow_network"]
+    agents: tuple[AgentId, ...]
+    bidirectional: bool = True
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every allowed way."""
+        return permutations(self.agents, 2) if self.bidirectional else pairwise(self.agents)
+
+
+class AllowBroadcast(_Model):
+    """``sender`` may send to all ``receivers``."""
+
+    type: Literal["allow_broadcast"]
+    sender: AgentId
+    receivers: tuple[AgentId, ...]
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every allowed way."""
+        return ((self.sender, receiver) for receiver in self.receivers)
+
+
+class AllowWildcard(_Model):
+    """``agent_id`` may send to every agent."""
+
+    type: Literal["allow_wildcard"]
+    agent_id: AgentId
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every allowed way."""
+        return ((self.agent_id, ANY),)
+
+
+class Block(_Model):
+    """``sender`` may not send to ``targets``, whatever else allows it."""
+
+    type: Literal["block"]
+    sender: AgentId
+    targets: tuple[AgentId, ...]
+
+
+Rule = Annotated[
+    Allow | AllowBidirectional | AllowNetwork | AllowBroadcast | AllowWildcard | Block,
+    Field(discriminator="type"),
+]
+
+
+class AgentEntry(_Model):
+    """One agent, and how to run it."""
+
+    agent_id: AgentId
+    class_path: str = ""
+    instances: int = Field(1, ge=1)
+    capabilities: tuple[str, ...] = ()
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    tls_cert_path: Path | None = None
+    tls_key_path: Path | None = None
+    init_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class MasYaml(_Model):
+    """The whole file."""
+
+    namespace: Annotated[str, AfterValidator(lambda value: require_id(value, "namespace"))] = (
+        DEFAULT_NAMESPACE
+    )
+    server_listen_addr: str | None = None
+    tls_ca_path: Path | None = None
+    tls_server_cert_path: Path | None = None
+    tls_server_key_path: Path | None = None
+    permissions: tuple[Rule, ...] = ()
+    agents: tuple[AgentEntry, ...] = ()
+    inspectors: tuple[AgentId, ...] = ()
+    operators: tuple[AgentId, ...] = ()
+    limits: Limits = Limits()
+    gateway: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def wanted(self) -> Wanted:
+        """What the file wants of its namespace."""
+        allowed: dict[str, list[str]] = {}
+        blocked: dict[str, list[str]] = {}
+        for rule in self.permissions:
+            if isinstance(rule, Block):
+                blocked.setdefault(rule.sender, []).extend(rule.targets)
+                continue
+            for sender, target in rule.pairs():
+                allowed.setdefault(sender, []).append(target)
+        return Wanted(
+            namespace=self.namespace,
+            agents={
+                entry.agent_id: WantedAgent(entry.capabilities, dict(entry.metadata)) for entry in self.agents
+            },
+            permissions={
+                sender: Permissions(
+                    allowed_targets=tuple(dict.fromkeys(allowed.get(sender, ()))),
+                    blocked_targets=tuple(dict.fromkeys(blocked.get(sender, ()))),
+                )
+                for sender in sorted(allowed.keys() | blocked.keys())
+            },
+            inspectors=self.inspectors,
+            operators=self.operators,
+            limits=self.limits,
+            notices=tuple(
+                f"gateway.{name} is read but not enforced by this version" for name in sorted(self.gateway)
+            ),
+        )
+
+
+def load(path: Path) -> MasYaml:
+    """Read and check a ``mas.yaml``.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no YAML, or a field is wrong; the text names the fields.
+
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path} must hold a mapping with agents: and permissions:")
+    try:
+        return MasYaml.model_validate(raw)
+    except ValidationError as error:
+        problems = "\n".join(
+            f"- {'.'.join(map(str, each['loc']))}: {each['msg']}"
+            for each in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"{path} is not a valid manifest:\n{problems}") from error
+
+
+def find(start: Path) -> Path | None:
+    """The nearest ``mas.yaml`` in ``start`` or a folder above it."""
+    for folder in (start, *start.parents):
+        if (candidate := folder / FILE_NAME).is_file():
+            return candidate
+    return None

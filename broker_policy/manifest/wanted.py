@@ -1,0 +1,30 @@
+"""What a manifest, of whatever form, wants of one namespace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker_policy.policy.document import Limits, Permissions
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
+
+
+@dataclass(frozen=True, slots=True)
+class WantedAgent:
+    """One declared agent."""
+
+    capabilities: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One declared namespace. ``notices`` tell what was read but has no effect."""
+
+    namespace: str = DEFAULT_NAMESPACE
+    agents: dict[str, WantedAgent] = field(default_factory=dict)
+    permissions: dict[str, Permissions] = field(default_factory=dict)
+    inspectors: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    notices: tuple[str, ...] = ()

@@ -1,0 +1,136 @@
+"""Brings a namespace to what a manifest wants: accounts and streams first, then policy, then the workers.
+
+What an agent needs exists before policy lets it in; whoever policy no longer knows is disconnected.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker_policy.manifest import mas_yaml
+from broker_policy.manifest.wanted import Wanted
+from broker_policy.policy.document import AgentPolicy, Document, Permissions
+from broker_policy.policy.store import PolicyConflict, PolicyStore
+from broker_policy.tenants.controller import TenantController
+
+log = logging.getLogger(__name__)
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an apply did."""
+
+    namespace: str
+    revision: int
+    changed: bool
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+async def apply(
+    controller: TenantController, store: PolicyStore, wanted: Wanted, *, confirm: float = 5.0
+) -> Applied:
+    """Bring a namespace to ``wanted`` and return when every live worker follows.
+
+    Applying the same again changes nothing. Messages that wait for an agent that is removed stay in its
+    inbox.
+
+    Raises:
+        NotConfirmed: a live worker did not confirm within ``confirm`` seconds.
+        PolicyConflict: somebody else kept changing the policy meanwhile.
+
+    """
+    account = await controller.ensure_tenant(wanted.namespace, wanted.limits)
+    agents = {
+        name: AgentPolicy(
+            account=await controller.ensure_agent(wanted.namespace, name, wanted.limits),
+            capabilities=agent.capabilities,
+            metadata=agent.metadata,
+        )
+        for name, agent in wanted.agents.items()
+    }
+    inspectors = {
+        name: await controller.ensure_inspector(wanted.namespace, name) for name in wanted.inspectors
+    }
+    document = Document(
+        namespace=wanted.namespace,
+        account=account,
+        agents=agents,
+        inspectors=inspectors,
+        operators=wanted.operators,
+        permissions=wanted.permissions,
+        limits=wanted.limits,
+    )
+    stored = await store.get(wanted.namespace)
+    if stored is not None and stored.document == document:
+        await store.wait_confirmed(stored.sequence, timeout=confirm)
+        return Applied(
+            wanted.namespace, stored.sequence, changed=False, added=(), removed=(), notices=wanted.notices
+        )
+    before = set(stored.document.agents) if stored else set()
+    revision = await store.put(document, expected=stored.sequence if stored else 0)
+    await store.wait_confirmed(revision, timeout=confirm)
+    removed = sorted(before.keys() - agents.keys())
+    for name in removed:
+        await controller.kick_account(before[name].account)
+    log.info("namespace %s is at revision %d", wanted.namespace, revision)
+    return Applied(
+        wanted.namespace,
+        revision,
+        changed=True,
+        added=tuple(sorted(agents.keys() - before.keys())),
+        removed=tuple(removed),
+        notices=wanted.notices,
+    )
+
+
+async def apply_file(controller: TenantController, store: PolicyStore, path: Path) -> Applied:
+    """Apply a ``mas.yaml``.
+
+    Raises:
+        ConfigurationError: the file is wrong; nothing was changed.
+
+    """
+    return await apply(controller, store, mas_yaml.load(path).wanted())
+
+
+async def set_permissions(
+    store: PolicyStore, namespace: str, sender: str, permissions: Permissions, *, confirm: float = 5.0
+) -> int:
+    """Replace one sender's permissions; returns the revision when every live worker follows it.
+
+    Raises:
+        KeyError: there is no such namespace.
+        NotConfirmed: a live worker did not confirm within ``confirm`` seconds.
+
+    """
+    return await _edit(
+        store,
+        namespace,
+        lambda document: document.model_copy(
+            update={"permissions": {**document.permissions, sender: permissions}}
+        ),
+        confirm,
+    )
+
+
+async def _edit(
+    store: PolicyStore, namespace: str, change: Callable[[Document], Document], confirm: float
+) -> int:
+    for _ in range(_TRIES):
+        stored = await store.get(namespace)
+        if stored is None:
+            raise KeyError(f"there is no namespace {namespace!r}")
+        try:
+            revision = await store.put(change(stored.document), expected=stored.sequence)
+        except PolicyConflict:
+            continue  # somebody else was first: change what they left
+        await store.wait_confirmed(revision, timeout=confirm)
+        return revision
+    raise PolicyConflict(namespace)

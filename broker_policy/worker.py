@@ -1,0 +1,306 @@
+"""A policy worker: one process that answers the callout, serves every namespace, and projects the audit.
+
+``python -m broker_policy.worker --folder .mas --name w1`` runs one on an embedded installation. Any number
+may run, on any machine that has the worker keys; they share nothing but NATS and Redis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker_policy.audit.projector import Projector
+from broker_policy.audit.store import AuditStore
+from broker_policy.callout.service import Attempt, CalloutService
+from broker_policy.embedded import durability
+from broker_policy.embedded.errors import NotDurable
+from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.policy.follower import PolicyFollower
+from broker_policy.policy.table import Table
+from broker_policy.sealing import Sealer
+from broker_policy.service import NamespaceService
+from broker_policy.tenants.accounts import Grant, grant_for
+from broker_policy.tenants.connect import (
+    Endpoint,
+    connect_callout,
+    connect_control,
+    connect_observer,
+    connect_tenant,
+)
+from broker_policy.tenants.material import PublicMaterial, WorkerKeys
+from mas_nats.wire.identity import Identity, Role
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker needs to know."""
+
+    name: str
+    endpoint: Endpoint
+    keys: WorkerKeys
+    public: PublicMaterial
+    redis_url: str
+    durable: bool = True  # refuse to start on servers that acknowledge before they flush
+
+    @classmethod
+    def embedded(cls, layout: Layout, name: str) -> WorkerConfig:
+        """Read the configuration of an embedded installation.
+
+        Raises:
+            ConfigurationError: keys or certificates are missing or damaged.
+            NotRunning: nothing runs there.
+
+        """
+        broker = Broker.read(layout)
+        return cls(
+            name=name,
+            endpoint=broker.connection(layout, "worker"),
+            keys=WorkerKeys.load(layout.keys),
+            public=PublicMaterial.load(layout.keys),
+            redis_url=broker.redis_url(),
+            durable=broker.durable,
+        )
+
+
+@dataclass(slots=True)
+class _Served:
+    """One namespace in this worker."""
+
+    nc: Any
+    service: NamespaceService
+    projector: Projector
+    projecting: asyncio.Task[None]
+
+
+class PolicyWorker:
+    """One worker. Use ``start``, ``wait`` and ``stop``."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self.worker_id = f"w{secrets.token_hex(4)}"
+        keys = config.keys
+        sealing = [key for key in (keys.sealing, keys.previous_sealing) if key is not None]
+        self._sealer = Sealer(self.worker_id, sealing)
+        self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
+        self._namespaces: dict[str, _Served] = {}
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._control: Any = None
+        self._callout_nc: Any = None
+        self._follower: PolicyFollower
+        self._callout: CalloutService
+
+    async def start(self) -> None:
+        """Serve from here on.
+
+        Raises:
+            NotDurable: a server acknowledges before it flushes, and the profile is durable.
+
+        """
+        config = self._config
+        await self._require_durable()
+        self._control = await connect_control(
+            config.endpoint, config.keys, config.public, name=self.worker_id
+        )
+        self._follower = PolicyFollower(self._control, self.worker_id)
+        self._follower.on_change(self._serve)
+        await self._follower.start()
+        self._callout_nc = await connect_callout(
+            config.endpoint, config.keys, config.public, name=self.worker_id
+        )
+        self._callout = CalloutService(
+            self._callout_nc,
+            config.keys,
+            config.public,
+            self._resolve,
+            on_accept=self._on_accept,
+            on_refuse=self._on_refuse,
+        )
+        await self._callout.start()
+        log.info(
+            "worker %s (%s) serves %s", config.name, self.worker_id, sorted(self._namespaces) or "nothing yet"
+        )
+
+    async def wait(self) -> None:
+        """Return only by raising: a part of this worker cannot go on.
+
+        Raises:
+            LogUnreachable: the log did not answer for minutes.
+            NotDurable: Redis came back with settings that lose acknowledged writes.
+
+        """
+        await self._broken
+
+    async def stop(self) -> None:
+        """Finish what was taken, close the records, disconnect."""
+        if self._callout_nc is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self._callout.stop()
+        await asyncio.gather(*(served.service.stop() for served in self._namespaces.values()))
+        if self._control is not None:
+            await self._follower.stop()
+        for served in self._namespaces.values():
+            served.projecting.cancel()
+        for task in self._tasks:
+            task.cancel()
+        waiting = [*self._tasks, *(served.projecting for served in self._namespaces.values())]
+        await asyncio.gather(*waiting, return_exceptions=True)
+        connections = [served.nc for served in self._namespaces.values()]
+        for nc in (*connections, self._callout_nc, self._control):
+            if nc is not None:
+                await nc.close()
+        await self._redis.aclose()
+        if not self._broken.done():
+            self._broken.cancel()
+
+    # -- durability ----------------------------------------------------------------------------------
+    async def _require_durable(self) -> None:
+        config = self._config
+        if not config.durable:
+            log.warning("relaxed profile: an accepted message can be lost in a power cut")
+            return
+        observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
+        try:
+            durability.require(await durability.nats_findings(observer))
+        finally:
+            await observer.close()
+        if await self._redis_answers():
+            durability.require(await durability.redis_findings(self._redis))
+        else:
+            log.warning("Redis does not answer: traffic goes on, the audit waits in the log")
+            self._spawn(self._require_redis_durable())
+
+    async def _redis_answers(self) -> bool:
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError):
+            return False
+        return True
+
+    async def _require_redis_durable(self) -> None:
+        while not await self._redis_answers():
+            await asyncio.sleep(1)
+        durability.require(await durability.redis_findings(self._redis))
+
+    # -- namespaces ------------------------------------------------------------------------------------
+    async def _serve(self, table: Table) -> None:
+        if table.namespace in self._namespaces:
+            return
+        config = self._config
+        nc = await connect_tenant(
+            config.endpoint, config.keys, table.document.account, name=f"{self.worker_id}-{table.namespace}"
+        )
+        store = AuditStore(self._redis, table.namespace)
+        service = NamespaceService(
+            nc,
+            table.namespace,
+            worker=self.worker_id,
+            follower=self._follower,
+            sealer=self._sealer,
+            record_key=config.keys.record_key,
+            recall=store.commitment_of,
+        )
+        projector = Projector(table.namespace, nc, self._redis, config.keys.record_key)
+        await service.start()
+        projecting = asyncio.create_task(projector.run(), name=f"{table.namespace}-projector")
+        self._namespaces[table.namespace] = _Served(nc, service, projector, projecting)
+        self._spawn(service.wait_broken())
+
+    def _spawn(self, running: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(running)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._broken.done():
+            self._broken.set_exception(error)
+
+    # -- callout -------------------------------------------------------------------------------------
+    def _resolve(self, identity: Identity) -> Grant | None:
+        if self._follower.stale:
+            raise RuntimeError("policy cannot be confirmed")
+        table = self._follower.table(identity.namespace)
+        return None if table is None else grant_for(table.document, identity)
+
+    def _on_accept(self, attempt: Attempt) -> None:
+        self._audit_attempt(attempt)
+
+    def _on_refuse(self, attempt: Attempt) -> None:
+        self._audit_attempt(attempt)
+
+    def _audit_attempt(self, attempt: Attempt) -> None:
+        if attempt.holder is None:
+            return  # nobody was named: there is no namespace to audit it in, the log has it
+        identity = attempt.holder.identity
+        served = self._namespaces.get(identity.namespace)
+        if served is not None:
+            agent = identity.name if identity.role is Role.AGENT else ""
+            served.service.connected(
+                attempt.uri, attempt.holder.fingerprint, agent=agent, refused=attempt.reason
+            )
+
+
+async def serve(config: WorkerConfig, ready: Path | None) -> int:
+    """Run a worker until SIGTERM or SIGINT; its exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = PolicyWorker(config)
+    try:
+        await worker.start()
+        if ready is not None:
+            ready.touch()
+        stopped = asyncio.create_task(stop.wait())
+        broken = asyncio.create_task(worker.wait())
+        done, _ = await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
+        if broken in done:
+            broken.result()
+        broken.cancel()
+    except NotDurable as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        if ready is not None:
+            ready.unlink(missing_ok=True)
+        await worker.stop()
+    return 0
+
+
+def main() -> None:
+    """Run a worker of an embedded installation."""
+    parser = argparse.ArgumentParser(prog="python -m broker_policy.worker", description=main.__doc__)
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="the folder of 'mas up'")
+    parser.add_argument("--name", default="w1", help="names the process in logs and ready file")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    layout = Layout(arguments.folder.resolve())
+    config = WorkerConfig.embedded(layout, arguments.name)
+    ready = layout.ready(arguments.name)
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        sys.exit(asyncio.run(serve(config, ready)))
+    sys.exit(uvloop.run(serve(config, ready)))
+
+
+if __name__ == "__main__":
+    main()
