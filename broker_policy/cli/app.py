@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import orjson
 import typer
@@ -99,12 +99,13 @@ class Output:
         else:
             self._result.print(text, markup=False)
 
-    def failure(self, error: BaseException) -> None:
-        """Print why it did not work, in the form of the result with ``--json``."""
+    def fail(self, error: Mapping[str, Any]) -> NoReturn:
+        """Print why it did not work (as ``describe`` says it) and exit."""
         if self.json:
-            self.result({"error": describe(error)}, "")
+            self.result({"error": error}, "")
         else:
-            self._progress.print(f"error: {error}", markup=False, style="red")
+            self._progress.print(f"error: {error['text']}", markup=False, style="red")
+        raise typer.Exit(error["exit_code"])
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -145,8 +146,7 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
                 else:
                     function(*args, **kwargs)
             except (MasError, OSError, ValueError) as error:
-                Output(json=bool(kwargs.get("json"))).failure(error)
-                raise typer.Exit(exit_code(error)) from None
+                Output(json=bool(kwargs.get("json"))).fail(describe(error))
             except KeyboardInterrupt:
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
 

@@ -20,11 +20,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from broker_policy.embedded.errors import NotRunning
+from broker_policy.identity.pki import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
+from broker_policy.tenants.connect import Endpoint
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role
 
 DEFAULT_FOLDER = Path(".mas")
+POLICY_HOLDERS = ("controller", "worker", "signer")
+"""Who connects with a certificate of role ``policy``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,11 @@ class Layout:
         """The log of the process ``name``."""
         return self.logs / f"{name}.log"
 
+    def policy_certificate(self, holder: str) -> CertificatePaths:
+        """The certificate of role ``policy`` with which ``holder`` opens TLS."""
+        folder = self.certs / DEFAULT_NAMESPACE / Role.POLICY
+        return CertificatePaths(self.ca, folder / f"{holder}.pem", folder / f"{holder}.key")
+
     def create(self) -> None:
         """Make the folders that are missing, each for its owner only; whoever fills the others makes them."""
         for folder in (self.root, self.certs, self.nats, self.redis, self.logs, self.run):
@@ -118,19 +129,19 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a running broker is, as ``endpoint.json`` says it.
+class Broker:
+    """A running broker, as ``endpoint.json`` has it.
 
-    ``ca`` is the path of the CA certificate, ``redis`` a URL without the password, which is in the file
+    The SDK reads ``url`` and ``ca``. ``redis`` is a URL without the password, which is in the file
     ``redis_password``. Paths are absolute. ``durable`` is false for a relaxed start.
     """
 
-    servers: tuple[str, ...]
+    url: str
     ca: str
     monitor: str
     redis: str
     redis_password: str
-    pid: int
+    pid: int  # of mas up
     since: str  # ISO 8601, UTC
     durable: bool
 
@@ -139,19 +150,29 @@ class Endpoint:
         write_private(layout.endpoint, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
-    def read(cls, layout: Layout) -> Endpoint | None:
-        """Read ``endpoint.json``; None when there is none.
+    def read(cls, layout: Layout) -> Broker:
+        """Read ``endpoint.json``.
 
         Raises:
-            ValueError: the file is no endpoint.
+            NotRunning: there is none.
+            ConfigurationError: the file is damaged.
 
         """
         try:
-            raw: dict[str, Any] = json.loads(layout.endpoint.read_text())
-            return cls(**{**raw, "servers": tuple(raw["servers"])})
+            return cls(**json.loads(layout.endpoint.read_bytes()))
         except FileNotFoundError:
-            return None
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{layout.endpoint} is no endpoint ({error}): run 'mas down' and 'mas up'"
-            ) from error
+            raise NotRunning(f"no broker runs in {layout.root}: start one with mas up") from None
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{layout.endpoint} is damaged ({error}): run mas down, then mas up"
+            ) from None
+
+    def connection(self, layout: Layout, holder: str) -> Endpoint:
+        """How ``holder`` of the policy side (worker, signer, controller) reaches NATS."""
+        paths = layout.policy_certificate(holder)
+        return Endpoint(url=self.url, ca=paths.ca, cert=paths.cert, key=paths.key)
+
+    def redis_url(self) -> str:
+        """The Redis URL with its password: do not log it."""
+        password = Path(self.redis_password).read_text()
+        return self.redis.replace("redis://", f"redis://:{password}@", 1)

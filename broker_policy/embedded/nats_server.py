@@ -62,7 +62,7 @@ class NatsServer:
             "monitor": f"{LOOPBACK}:{self.monitor_port}",
             "log_file": quoted(self.log),
             "store_dir": quoted(self.folder),
-            "memory_store": "4GB",
+            "memory_store": "1TB",
             "file_store": "1TB",
             "sync_interval": '"2m"' if relaxed else "always",
             "server_cert": quoted(server_cert.absolute()),

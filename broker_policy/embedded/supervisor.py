@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.process import Process
 
 
@@ -32,8 +31,16 @@ class Supervisor:
         self._groups: list[list[Process]] = []
         self._watches: list[asyncio.Task[None]] = []
 
-    async def start(self, *processes: Process, timeout: float = 30.0) -> None:
+    async def start(
+        self,
+        *processes: Process,
+        timeout: float = 30.0,
+        restarted: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Start a group at once and return when each is ready; from then on they are watched.
+
+        ``restarted`` is awaited whenever one of them was started again; while it raises, the process counts
+        as not ready and is started once more.
 
         Raises:
             ServerDied: one did not get ready. The others run on until ``stop``.
@@ -42,20 +49,27 @@ class Supervisor:
         group: list[Process] = []
         self._groups.append(group)
         results = await asyncio.gather(
-            *(self._start(process, group, timeout) for process in processes), return_exceptions=True
+            *(self._start(process, group, timeout, restarted) for process in processes),
+            return_exceptions=True,
         )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _start(self, process: Process, group: list[Process], timeout: float) -> None:
+    async def _start(
+        self,
+        process: Process,
+        group: list[Process],
+        timeout: float,
+        restarted: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         begun = time.monotonic()
         await process.start(timeout)
         group.append(process)
         self._say(f"{process.name} ready after {time.monotonic() - begun:.2f} s (process {process.pid})")
-        self._watches.append(asyncio.create_task(self._watch(process), name=f"watch {process.name}"))
+        self._watches.append(asyncio.create_task(self._watch(process, restarted)))
 
-    async def _watch(self, process: Process) -> None:
+    async def _watch(self, process: Process, restarted: Callable[[], Awaitable[None]] | None) -> None:
         delay = self._backoff.first
         started = time.monotonic()
         while True:
@@ -68,8 +82,11 @@ class Supervisor:
             started = time.monotonic()
             try:
                 await process.start()
-            except (ServerDied, OSError) as error:
-                self._say(str(error))
+                if restarted is not None:
+                    await restarted()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next try is all that can be done
+                self._say(f"{process.name}: {type(error).__name__}: {error}")
+                process.kill()
             else:
                 self._say(f"{process.name} ready again (process {process.pid})")
 

@@ -1,0 +1,222 @@
+"""Everything from one folder: servers, keys, certificates, the default namespace, workers, the signer.
+
+``running`` is what ``mas up``, the demo and the programmatic server share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from broker_policy.embedded import durability, lock
+from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.embedded.ports import LOOPBACK, free_port, is_free
+from broker_policy.embedded.process import Process
+from broker_policy.embedded.redis_server import RedisServer
+from broker_policy.embedded.supervisor import Supervisor
+from broker_policy.identity.pki import CertificateAuthority
+from broker_policy.identity.private_files import private_folder, write_private
+from broker_policy.policy.document import Document, Limits
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.apply import apply_file
+from broker_policy.tenants.connect import Endpoint, connect_control_admin
+from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.material import Material, create_material
+from mas_nats.config import DEFAULT_PORT
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
+
+_YEAR = timedelta(days=365)
+_RENEW = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to bring up.
+
+    A ``port`` of 0 is the port of the last start, else 4222, else a free one. ``manifest`` is a ``mas.yaml``
+    to apply. ``relaxed`` gives up that an accepted message survives a power cut.
+    """
+
+    workers: int = 2
+    port: int = 0
+    manifest: Path | None = None
+    relaxed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports of the two servers."""
+
+    nats: int
+    monitor: int
+    redis: int
+
+    @classmethod
+    def choose(cls, layout: Layout, wanted: int) -> Ports:
+        """Those of the last start where they are free, so that agents find a restarted broker."""
+        try:
+            last = cls(**json.loads(layout.ports.read_bytes()))
+        except (FileNotFoundError, TypeError, ValueError):
+            last = cls(nats=DEFAULT_PORT, monitor=0, redis=0)
+        ports = (wanted or _free(last.nats), _free(last.monitor), _free(last.redis))
+        return cls(*ports)
+
+    def write(self, layout: Layout) -> None:
+        """Keep them for the next start."""
+        content = {"nats": self.nats, "monitor": self.monitor, "redis": self.redis}
+        write_private(layout.ports, json.dumps(content).encode())
+
+
+@contextlib.asynccontextmanager
+async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> AsyncIterator[Broker]:
+    """Bring everything up, keep it up for the length of the block, and bring it down.
+
+    ``say`` gets a line for each step and for whatever happens meanwhile.
+
+    Raises:
+        AlreadyRunning: another process holds the folder.
+        BinaryMissing: a server's binary is missing; the text says how to get it.
+        ServerDied: a process did not get ready; the text has the end of its log.
+        NotDurable: the servers would acknowledge before they flush.
+        ConfigurationError: keys or manifest cannot be used.
+
+    """
+    if plan.workers < 1:
+        raise ConfigurationError(f"{plan.workers} workers: at least one is needed")
+    private_folder(layout.root)
+    ports = Ports.choose(layout, plan.port)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = lock.LockHolder(os.getpid(), since, f"tls://{LOOPBACK}:{ports.nats}")
+    with lock.held(layout.lock, holder):
+        supervisor = Supervisor(say)
+        try:
+            yield await _bring_up(layout, plan, ports, since, supervisor, say)
+        finally:
+            layout.endpoint.unlink(missing_ok=True)
+            await supervisor.stop()
+
+
+async def _bring_up(
+    layout: Layout, plan: Plan, ports: Ports, since: str, supervisor: Supervisor, say: Callable[[str], None]
+) -> Broker:
+    layout.create()
+    ports.write(layout)
+    _certify(layout)
+    material = create_material(layout.keys)
+    nats_server = NatsServer(
+        layout.nats,
+        material.public,
+        port=ports.nats,
+        monitor_port=ports.monitor,
+        server_cert=layout.server_cert,
+        server_key=layout.server_key,
+        ca=layout.ca,
+        relaxed=plan.relaxed,
+        log=layout.log("nats-server"),
+    )
+    redis_server = RedisServer(
+        layout.redis, port=ports.redis, relaxed=plan.relaxed, log=layout.log("redis-server")
+    )
+    broker = Broker(
+        url=nats_server.url,
+        ca=str(layout.ca),
+        monitor=nats_server.monitor_url,
+        redis=f"redis://{LOOPBACK}:{redis_server.port}/0",
+        redis_password=str(layout.redis_password),
+        pid=os.getpid(),
+        since=since,
+        durable=not plan.relaxed,
+    )
+    connection = broker.connection(layout, "controller")
+
+    async def complete() -> None:
+        await _provision(connection, material)
+
+    await supervisor.start(redis_server.process)
+    await supervisor.start(nats_server.process, restarted=complete)
+    if not plan.relaxed:
+        durability.require(await durability.monitor_findings(nats_server.monitor_url))
+    for line in await _provision(connection, material, plan.manifest):
+        say(line)
+    broker.write(layout)  # workers look for it
+    workers = [
+        program(layout, f"w{number}", "broker_policy.worker", ["--name", f"w{number}"])
+        for number in range(1, plan.workers + 1)
+    ]
+    await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
+    return broker
+
+
+def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = ()) -> Process:
+    """A Python program of ours; it makes ``run/<name>.ready`` when it is ready."""
+    ready = layout.ready(name)
+
+    async def is_ready() -> bool:
+        return ready.exists()
+
+    return Process(
+        name,
+        # -P: a file in the current folder must not take the place of a module.
+        [sys.executable, "-P", "-m", module, "--folder", layout.root, *arguments],
+        cwd=layout.root,
+        output=layout.log(name),
+        ready=is_ready,
+        prepare=lambda: ready.unlink(missing_ok=True),
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def _certify(layout: Layout) -> None:
+    """The certificates of the server and of the policy side, made anew when they are about to expire."""
+    authority = CertificateAuthority.open_or_create(layout.authority)
+    if _expires_soon(layout.server_cert):
+        authority.issue_server(["localhost"], [LOOPBACK, "::1"], layout.certs, name="server")
+    for holder in POLICY_HOLDERS:
+        if _expires_soon(layout.policy_certificate(holder).cert):
+            identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.POLICY, holder)
+            authority.issue(identity, layout.certs, lifetime=_YEAR)
+
+
+def _expires_soon(path: Path) -> bool:
+    if not path.exists():
+        return True
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc < datetime.now(UTC) + _RENEW
+
+
+async def _provision(connection: Endpoint, material: Material, manifest: Path | None = None) -> list[str]:
+    """Make or complete the operator's account, every known namespace, and what the manifest wants.
+
+    Also needed after each start of the server, which forgets the streams that live in memory. Returns what
+    the manifest's reader has to say.
+    """
+    async with TenantController(connection, material.controller, material.public) as controller:
+        await controller.ensure_control()
+        control = await connect_control_admin(connection, material.controller)
+        try:
+            store = PolicyStore(control)
+            known = [stored.document for stored in await store.namespaces()]
+            for document in known:
+                await controller.ensure_tenant(document.namespace, document.limits)
+            if all(document.namespace != DEFAULT_NAMESPACE for document in known):
+                account = await controller.ensure_tenant(DEFAULT_NAMESPACE, Limits())
+                await store.put(Document(namespace=DEFAULT_NAMESPACE, account=account), expected=0)
+            if manifest is None:
+                return []
+            applied = await apply_file(controller, store, manifest)
+            return [f"{manifest} applied as revision {applied.revision}", *applied.notices]
+        finally:
+            await control.close()
+
+
+def _free(port: int) -> int:
+    return port if port and is_free(port) else free_port()
