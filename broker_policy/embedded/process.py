@@ -115,6 +115,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
+                umask=0o077,
                 # A group of its own: Ctrl-C reaches us, and we stop the children in order.
                 process_group=0,
                 preexec_fn=dies_with_parent(),  # noqa: PLW1509 - nothing in it takes a lock

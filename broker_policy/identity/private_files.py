@@ -8,8 +8,10 @@ from pathlib import Path
 
 
 def private_folder(folder: Path) -> Path:
-    """Make ``folder`` (and its parents) with mode 0700 and return it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make ``folder``, and the parents that are missing, with mode 0700 and return it."""
+    if not folder.parent.exists():
+        private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
