@@ -85,7 +85,7 @@ class TenantController:
         """Make the policy and worker buckets and the checkpoint stream in CONTROL."""
         client = await connect_control_admin(self._endpoint, self._keys)
         try:
-            await streams.ensure_streams(client.jetstream(), streams.control_streams())
+            await streams.ensure_control_streams(client.jetstream())
         finally:
             await client.close()
 
@@ -113,7 +113,7 @@ class TenantController:
             )
         )
         client = await self._tenant(namespace)
-        await streams.ensure_streams(client.jetstream(), streams.tenant_streams(limits))
+        await streams.ensure_tenant_streams(client.jetstream(), limits)
         return account
 
     async def ensure_agent(self, namespace: str, agent_id: str, limits: Limits) -> str:

@@ -31,6 +31,8 @@ REGISTRY_AGE = 30.0
 HEARTBEAT_AGE = 3.0
 """Seconds after which a worker that says nothing is taken for gone."""
 STATE_HISTORY = 64
+AUDIT_GUARD = "AUDIT"
+"""The consumer that guards audit records. Upper case, so that no agent can have its name."""
 
 _MEBIBYTE = 1 << 20
 _NAME_IN_USE = 10058
@@ -122,6 +124,23 @@ def inbox_consumer(agent: str, limits: Limits) -> ConsumerConfig:
     )
 
 
+def audit_guard() -> ConsumerConfig:
+    """A consumer that nobody pulls from: it must be there, and that is all.
+
+    On a work queue an agent may acknowledge *any* sequence on its own consumer, and the server removes the
+    message when no other consumer's filter covers it (tried on nats-server 2.15.1). Messages are covered
+    by their agent's consumer; records, which the projector reads without one, by this.
+    """
+    return ConsumerConfig(
+        name=AUDIT_GUARD,
+        durable_name=AUDIT_GUARD,
+        filter_subject=subjects.AUDIT_SUBJECTS,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        max_waiting=1,
+    )
+
+
 async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     """Make the stream, or bring it to ``config``.
 
@@ -147,9 +166,16 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         raise
 
 
-async def ensure_streams(js: JetStreamContext, configs: list[StreamConfig]) -> None:
-    """``ensure_stream`` for each."""
-    for config in configs:
+async def ensure_tenant_streams(js: JetStreamContext, limits: Limits) -> None:
+    """Everything in a tenant account that does not depend on its agents."""
+    for config in tenant_streams(limits):
+        await ensure_stream(js, config)
+    await js.add_consumer(subjects.INBOX_STREAM, audit_guard())
+
+
+async def ensure_control_streams(js: JetStreamContext) -> None:
+    """Everything in the CONTROL account."""
+    for config in control_streams():
         await ensure_stream(js, config)
 
 
