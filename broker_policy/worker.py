@@ -23,11 +23,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker_policy.audit.projector import Projector
-from broker_policy.audit.store import AuditStore
+from broker_policy.audit.recall import Recall
+from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.table import Table
 from broker_policy.sealing import Sealer
@@ -41,6 +43,7 @@ from broker_policy.tenants.connect import (
     connect_tenant,
 )
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
+from mas_nats.errors import MasError
 from mas_nats.wire.identity import Identity, Role
 
 log = logging.getLogger(__name__)
@@ -148,6 +151,8 @@ class PolicyWorker:
 
     async def stop(self) -> None:
         """Finish what was taken, close the records, disconnect."""
+        for task in self._tasks:
+            task.cancel()
         if self._callout_nc is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self._callout.stop()
@@ -156,8 +161,6 @@ class PolicyWorker:
             await self._follower.stop()
         for served in self._namespaces.values():
             served.projecting.cancel()
-        for task in self._tasks:
-            task.cancel()
         waiting = [*self._tasks, *(served.projecting for served in self._namespaces.values())]
         await asyncio.gather(*waiting, return_exceptions=True)
         connections = [served.nc for served in self._namespaces.values()]
@@ -187,25 +190,37 @@ class PolicyWorker:
 
     async def _redis_answers(self) -> bool:
         try:
-            await self._redis.ping()
+            await self._redis.execute_command("PING")  # type: ignore[no-untyped-call]
         except (RedisError, OSError):
             return False
         return True
 
     async def _require_redis_durable(self) -> None:
-        while not await self._redis_answers():
-            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        if not await self._redis_answers():
+            self._spawn(self._require_redis_durable())
+            return
         durability.require(await durability.redis_findings(self._redis))
 
     # -- namespaces ------------------------------------------------------------------------------------
     async def _serve(self, table: Table) -> None:
         if table.namespace in self._namespaces:
             return
+        try:
+            await self._start_namespace(table)
+        except (MasError, nats.errors.Error, JetStreamError, OSError) as error:
+            log.warning("namespace %s cannot be served yet: %s", table.namespace, error)
+            self._spawn(self._serve_later(table))
+
+    async def _serve_later(self, table: Table) -> None:
+        await asyncio.sleep(1)
+        await self._serve(table)
+
+    async def _start_namespace(self, table: Table) -> None:
         config = self._config
         nc = await connect_tenant(
             config.endpoint, config.keys, table.document.account, name=f"{self.worker_id}-{table.namespace}"
         )
-        store = AuditStore(self._redis, table.namespace)
         service = NamespaceService(
             nc,
             table.namespace,
@@ -213,7 +228,7 @@ class PolicyWorker:
             follower=self._follower,
             sealer=self._sealer,
             record_key=config.keys.record_key,
-            recall=store.commitment_of,
+            recall=Recall(Store(self._redis, table.namespace)),
         )
         projector = Projector(table.namespace, nc, self._redis, config.keys.record_key)
         await service.start()

@@ -73,7 +73,7 @@ async def apply(
         return Applied(
             wanted.namespace, stored.sequence, changed=False, added=(), removed=(), notices=wanted.notices
         )
-    before = set(stored.document.agents) if stored else set()
+    before = stored.document.agents if stored else {}
     revision = await store.put(document, expected=stored.sequence if stored else 0)
     await store.wait_confirmed(revision, timeout=confirm)
     removed = sorted(before.keys() - agents.keys())

@@ -1,0 +1,44 @@
+"""What the audit knows of a message id: the commitment to the content that was accepted under it."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+from broker_policy.audit.layout import id_place
+from broker_policy.audit.record import Outcome
+from broker_policy.audit.store import Store
+from mas_nats.wire.verdict import Decision
+
+_NEVER_STORED = (Outcome.NOT_COMMITTED, Outcome.DUPLICATE, Outcome.REFUSED)
+
+
+class Recall:
+    """Looks message ids up in the audit of one namespace."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def __call__(self, sender: str, message_id: str) -> str | None:
+        """The commitment of the first message that ``sender`` got stored under ``message_id``.
+
+        None when the audit has none (yet), or does not answer.
+        """
+        try:
+            indexes = await self._indexes(message_id)
+            entries = await self._store.entries_at(indexes)
+            outcomes = await self._store.outcomes_at(indexes)
+        except (RedisError, OSError):
+            return None
+        for index, outcome in zip(indexes, outcomes, strict=True):
+            if index not in entries or outcome in _NEVER_STORED:
+                continue
+            entry = entries[index].entry()
+            if entry.get("f") == sender and entry.get("id") == message_id and entry["d"] == Decision.ALLOWED:
+                commitment: str | None = entry.get("c")
+                return commitment
+        return None
+
+    async def _indexes(self, message_id: str) -> list[int]:
+        shard, fragment = id_place(message_id)
+        found = await self._store.redis.hgetall(self._store.layout.shard(shard))
+        return sorted(int(index) for index, digest in found.items() if digest.decode() == fragment)

@@ -1,0 +1,1 @@
+"""``make demo``: the whole way of a message on real servers, told as it happens."""
