@@ -1,1 +1,69 @@
-"""The SDK: agents that talk over a governed NATS JetStream broker."""
+"""The SDK: agents that talk over a governed NATS JetStream broker.
+
+class HelpDesk(Agent[DeskState]):
+    @Agent.on("ask", model=Ask)
+    async def ask(self, message: AgentMessage, payload: Ask) -> None:
+        await message.reply("answer", {"text": "..."})
+
+HelpDesk("helpdesk", capabilities=["qa"]).run()
+"""
+
+from __future__ import annotations
+
+from mas_nats.agent import Agent
+from mas_nats.config import TlsClientConfig
+from mas_nats.errors import (
+    ConfigurationError,
+    ForeignReply,
+    IdentityRefused,
+    IdReused,
+    InvalidMessage,
+    MasError,
+    OutcomeUnknown,
+    Overloaded,
+    PermissionDenied,
+    PolicyStale,
+    Refused,
+    Reject,
+    RequestFailed,
+    RequestTimeout,
+    StateConflict,
+    StateCorrupt,
+    StateError,
+    StateInvalid,
+    Unavailable,
+    UnknownTarget,
+)
+from mas_nats.message import AgentMessage, ReplyResult
+from mas_nats.messenger import AgentInfo
+from mas_nats.wire.verdict import Decision, Verdict
+
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "AgentMessage",
+    "ConfigurationError",
+    "Decision",
+    "ForeignReply",
+    "IdReused",
+    "IdentityRefused",
+    "InvalidMessage",
+    "MasError",
+    "OutcomeUnknown",
+    "Overloaded",
+    "PermissionDenied",
+    "PolicyStale",
+    "Refused",
+    "Reject",
+    "ReplyResult",
+    "RequestFailed",
+    "RequestTimeout",
+    "StateConflict",
+    "StateCorrupt",
+    "StateError",
+    "StateInvalid",
+    "TlsClientConfig",
+    "Unavailable",
+    "UnknownTarget",
+    "Verdict",
+]

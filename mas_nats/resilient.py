@@ -84,6 +84,44 @@ class ResilientClient(Client):
             + (f" ({cause!r})" if cause else "")
         ) from cause
 
+    def _connect_command(self) -> bytes:
+        # nats-py starts TLS only where the server's greeting asks for it, and whoever sits between could
+        # leave that out. CONNECT, and all that waits to be sent, come after this line.
+        if "tls" in self.options and not self._encrypted():
+            raise errors.SecureConnWantedError
+        command: bytes = super()._connect_command()
+        return command
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        if not self.is_connected:  # the server closed instead of answering; nats-py takes it for success
+            for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+                if task is not None:
+                    task.cancel()
+            raise errors.UnexpectedEOF
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if not self.is_closed and not self.is_reconnecting and (writer := self._writer()) is not None:
+            writer.transport.abort()  # a polite TLS shutdown takes half a minute when nobody answers
+        await super()._process_op_err(e)
+
+    async def _attempt_reconnect(self) -> None:
+        while True:
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the reconnecting
+                await self._error_cb(error)
+                await asyncio.sleep(self.options["reconnect_time_wait"])
+            else:
+                return
+
+    def _encrypted(self) -> bool:
+        writer = self._writer()
+        return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+    def _writer(self) -> asyncio.StreamWriter | None:
+        return getattr(self._transport, "_io_writer", None)
+
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("'").lower()
         if any(known in text for known in _CONNECTION_STAYS):
@@ -109,6 +147,10 @@ def _final(error: Exception) -> Exception | None:
         return IdentityRefused(
             f"the server refused this certificate during the TLS handshake ({error.reason}): "
             "it is expired, or issued by a CA the server does not know"
+        )
+    if isinstance(error, errors.SecureConnWantedError):
+        return ConfigurationError(
+            "the server does not use TLS: this is not the broker, or it is misconfigured"
         )
     if isinstance(error, errors.Error) and any(word in text for word in _REFUSED):
         return IdentityRefused(

@@ -1,0 +1,379 @@
+"""The ``Agent``: what a program subclasses, starts and talks through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, get_args, overload
+
+from pydantic import BaseModel
+
+from mas_nats import handlers
+from mas_nats.calls import Calls
+from mas_nats.config import Endpoint, TlsClientConfig, resolve
+from mas_nats.connection import Connection
+from mas_nats.errors import ConfigurationError, MasError, Unavailable
+from mas_nats.inbox import Inbox
+from mas_nats.keepalive import KeepAlive
+from mas_nats.message import AgentMessage, Payload, ReplyResult
+from mas_nats.messenger import AgentInfo, Messenger
+from mas_nats.session import Session
+from mas_nats.state import S, StateShape, StateStore
+from mas_nats.wire.identity import require_id
+
+START_TIMEOUT = 10.0
+"""Seconds that ``start`` waits for a broker and a policy worker."""
+DRAIN_TIMEOUT = 30.0
+"""Seconds that ``stop`` gives running handlers."""
+_OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls")
+
+
+@dataclass(slots=True)
+class _Running(Generic[S]):
+    """What exists between start and stop."""
+
+    endpoint: Endpoint
+    connection: Connection
+    calls: Calls
+    session: Session
+    messenger: Messenger
+    state: StateStore[S]
+
+
+class Agent(Generic[S]):
+    """One instance of an agent.
+
+    Any number of instances may run under one ``agent_id``: they share its messages and its state, and each
+    gets the replies to its own requests.
+
+    Args:
+        agent_id: who this is; the certificate must say the same.
+        capabilities: what it offers, for ``discover``; only those its manifest declares count.
+        metadata: JSON that ``discover`` shows to others.
+        state_model: a pydantic model whose fields all have defaults. Not given: the model named in
+            ``Agent[...]``, else a plain dict.
+        server_addr: ``host:port`` or URL of the broker.
+        tls: certificate files. For both see ``mas_nats.config`` when not given.
+
+    Raises:
+        ConfigurationError: the id or the state model cannot be used.
+        TypeError: an unknown option.
+
+    """
+
+    on = staticmethod(handlers.on)
+
+    _handlers: ClassVar[dict[str, handlers.Handler]] = {}
+    _declared_state: ClassVar[Any] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Collect the handlers of a subclass, and the state model it names in ``Agent[...]``."""
+        super().__init_subclass__(**kwargs)
+        cls._handlers = handlers.handlers_of(cls)
+        for base in vars(cls).get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, BaseModel):
+                    cls._declared_state = argument
+
+    @overload
+    def __init__(
+        self,
+        agent_id: str,
+        *,
+        capabilities: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
+        state_model: type[S] | None = None,
+        server_addr: str | None = None,
+        tls: TlsClientConfig | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(self, agent_id: str, **kwargs: object) -> None: ...
+    def __init__(
+        self,
+        agent_id: str,
+        *,
+        capabilities: Any = (),
+        metadata: Any = None,
+        state_model: Any = None,
+        server_addr: Any = None,
+        tls: Any = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            name = next(iter(unknown))
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(_OPTIONS)}"
+            raise TypeError(f"{type(self).__name__} got an unknown option {name!r}; {hint}")
+        try:
+            self._agent_id = require_id(agent_id, "agent id")
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+        self._capabilities = tuple(capabilities or ())
+        self._metadata = dict(metadata or {})
+        self._shape: StateShape[S] = StateShape(state_model or self._declared_state)
+        self._server_addr = server_addr
+        self._tls = tls
+        self._running: _Running[S] | None = None
+        self._inbox: Inbox | None = None
+        self._last_state: S | None = None
+
+    # -- who this is -------------------------------------------------------------------------------
+
+    @property
+    def agent_id(self) -> str:
+        """The id under which it is addressed."""
+        return self._agent_id
+
+    @property
+    def instance(self) -> str:
+        """The name the policy service gave to this instance."""
+        return self._alive().session.terms.instance
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it announces."""
+        return self._capabilities
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+
+    async def start(self, *, timeout: float = START_TIMEOUT) -> None:
+        """Connect, restore the state, run ``on_start``, then handle messages.
+
+        Starting a started agent does nothing.
+
+        Raises:
+            ConfigurationError: address or certificate is missing or wrong.
+            IdentityRefused: the broker refused the certificate.
+            Unavailable: no broker, or no policy worker, within ``timeout`` seconds.
+            StateCorrupt: the stored state does not fit the model; see ``reset_state``.
+
+        """
+        if self._running is not None:
+            return
+        self._running = running = await self._open(timeout)
+        try:
+            await running.state.refresh(timeout=timeout)
+            await self.on_start()
+            ack_wait = running.session.terms.ack_wait
+            keepalive = KeepAlive(running.endpoint, name=self._agent_id, ack_wait=ack_wait)
+            self._inbox = Inbox(
+                running.connection,
+                running.calls,
+                running.session,
+                keepalive,
+                agent=self._agent_id,
+                handle=self._handle,
+                replier=running.messenger,
+            )
+            await self._inbox.start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def stop(self, *, timeout: float = DRAIN_TIMEOUT) -> None:
+        """Stop taking messages, let running handlers finish, run ``on_stop``, disconnect.
+
+        Handlers get ``timeout`` seconds; what they do not finish, and what was not started, is given back.
+        Stopping a stopped agent does nothing.
+        """
+        if self._running is None:
+            return
+        try:
+            if self._inbox is not None:
+                inbox, self._inbox = self._inbox, None
+                await inbox.stop(timeout)
+            await self.on_stop()
+        finally:
+            await self._close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def run_until_stopped(self) -> None:
+        """Start, and stop on SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        try:
+            async with self:
+                await stopped.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def run(self) -> None:
+        """``run_until_stopped`` as a whole program."""
+        try:
+            import uvloop  # noqa: PLC0415 - not on every platform
+        except ImportError:
+            asyncio.run(self.run_until_stopped())
+        else:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self.run_until_stopped())
+
+    async def on_start(self) -> None:
+        """Called when connection and state are ready, before the first message is handled."""
+
+    async def on_stop(self) -> None:
+        """Called when the last handler has finished, before the connection is closed."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        """Called for messages of a type without a handler; dead-letters them unless overridden."""
+        raise handlers.NotHandled(f"no handler for type {message.message_type!r}")
+
+    # -- talking -----------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        target: str,
+        message_type: str,
+        data: Payload,
+        *,
+        id: str | None = None,  # noqa: A002 - it reads best where it is used
+        timeout: float = 30.0,
+    ) -> str:
+        """Send a message and return its id once it is durable and its decision audited.
+
+        ``target`` is an agent id, or ``namespace/agent``. ``data`` is a JSON object or a model. ``id`` names
+        the message; repeating a send with the same id and content stores it once. ``timeout`` is in seconds,
+        at most 120.
+
+        Raises:
+            Refused: policy said no (``PermissionDenied``, ``UnknownTarget``, ``InvalidMessage``, ...).
+            Unavailable: nobody could take it; nothing happened.
+            OutcomeUnknown: no answer came; repeat with ``id=error.message_id``.
+
+        """
+        messenger = self._alive().messenger
+        return await messenger.send(target, message_type, data, message_id=id, timeout=timeout)
+
+    async def request(
+        self,
+        target: str,
+        message_type: str,
+        data: Payload,
+        *,
+        id: str | None = None,  # noqa: A002 - it reads best where it is used
+        timeout: float = 60.0,
+    ) -> AgentMessage:
+        """Send a request and return the reply.
+
+        ``timeout`` is in seconds, from now until the reply is here; at most 3600. A request not handled by
+        then is not handled at all.
+
+        Raises:
+            RequestTimeout: no reply came.
+            RequestFailed: there will be none: the target dead-lettered the request, or let it expire.
+            Refused, Unavailable, OutcomeUnknown: as for ``send``.
+
+        """
+        messenger = self._alive().messenger
+        return await messenger.request(target, message_type, data, message_id=id, timeout=timeout)
+
+    async def send_reply_envelope(
+        self, message: AgentMessage, message_type: str, data: Payload
+    ) -> ReplyResult:
+        """Answer ``message``; the same as ``message.reply``."""
+        return await self._alive().messenger.reply(message, message_type, data)
+
+    async def discover(self, capabilities: Sequence[str] = (), *, timeout: float = 30.0) -> list[AgentInfo]:
+        """Agents that are alive, that this one may reach, and that have all ``capabilities``."""
+        return await self._alive().messenger.discover(capabilities, timeout=timeout)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> S:
+        """The state as this instance knows it. Read it; change it with ``update_state``."""
+        if self._running is not None:
+            return self._running.state.state
+        if self._last_state is not None:
+            return self._last_state
+        raise Unavailable(f"agent {self._agent_id!r} has not been started: its state is not restored yet")
+
+    async def update_state(self, changes: Mapping[str, object], *, timeout: float = 30.0) -> S:
+        """Change fields of the state; durable when it returns. ``timeout`` is in seconds.
+
+        Raises:
+            StateInvalid: an unknown field, a wrong type, or too large. Nothing was written.
+            StateConflict: another instance wrote first; ``state`` shows what it wrote. Decide again.
+            Unavailable: nobody could take it; nothing was written.
+            OutcomeUnknown: no answer came; ``refresh_state`` shows what is stored.
+
+        """
+        return await self._alive().state.update(changes, timeout=timeout)
+
+    async def refresh_state(self, *, timeout: float = 30.0) -> S:
+        """Read the stored state; never older than what this instance has written.
+
+        Raises:
+            StateCorrupt: what is stored does not fit the model. It is left as it is.
+
+        """
+        return await self._alive().state.refresh(timeout=timeout)
+
+    async def reset_state(self, *, timeout: float = 30.0) -> S:
+        """Go back to the model's defaults and delete what is stored, corrupt or not.
+
+        Also on an agent that is not started, since a corrupt state keeps it from starting.
+        """
+        if self._running is not None:
+            return await self._running.state.reset(timeout=timeout)
+        running = await self._open(timeout)
+        try:
+            return await running.state.reset(timeout=timeout)
+        finally:
+            await _disconnect(running)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _handle(self, message: AgentMessage) -> None:
+        await handlers.dispatch(self, self._handlers, message)
+
+    def _alive(self) -> _Running[S]:
+        if self._running is None:
+            raise Unavailable(f"agent {self._agent_id!r} is not started: await agent.start() first")
+        return self._running
+
+    async def _open(self, timeout: float) -> _Running[S]:
+        end = asyncio.get_running_loop().time() + timeout
+        endpoint = resolve(self._agent_id, self._server_addr, self._tls)
+        connection = Connection(endpoint, name=self._agent_id)
+        await connection.open(timeout)
+        calls = Calls(connection, self._agent_id)
+        session = Session(calls, self._capabilities, self._metadata)
+        messenger = Messenger(connection, calls, session, self._agent_id)
+        state = StateStore(calls, session, self._shape)
+        running = _Running(endpoint, connection, calls, session, messenger, state)
+        try:
+            await session.open(end - asyncio.get_running_loop().time())
+            connection.after_reconnect.append(session.resume)
+            await messenger.start()
+        except BaseException:
+            await _disconnect(running)
+            raise
+        return running
+
+    async def _close(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            self._last_state = running.state.state
+            await _disconnect(running)
+
+
+async def _disconnect(running: _Running[Any]) -> None:
+    with contextlib.suppress(MasError):
+        await running.session.close()
+    await running.connection.close()

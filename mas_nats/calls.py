@@ -1,0 +1,81 @@
+"""Calls to the policy service: one question, one verdict, and when to ask again.
+
+A call is repeated under the same id until there is an answer, so it never acts twice. What the caller learns
+in the end is one of three: a verdict, "nothing happened" (``Unavailable``), or "I cannot know"
+(``OutcomeUnknown``), after which repeating with the same id is still safe (DESIGN 4, 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from mas_nats.connection import Connection, NoAnswer, NoResponders, NotSent, unreachable
+from mas_nats.errors import OutcomeUnknown, Unavailable
+from mas_nats.wire import subjects
+from mas_nats.wire.headers import MSG_ID
+from mas_nats.wire.verdict import Verdict
+
+MAX_TIMEOUT = 120.0
+"""Seconds after which a call is never repeated: well within the broker's window for duplicates."""
+FIRST_TRY = 2.0
+"""Seconds to wait for the first answer before asking again; doubles with each try."""
+_PAUSE = 0.1
+"""Seconds between tries while nobody answers at all; doubles, up to one second."""
+
+
+class Calls:
+    """What one agent asks of the policy service."""
+
+    def __init__(self, connection: Connection, agent: str) -> None:
+        self._connection = connection
+        self._agent = agent
+
+    async def call(
+        self,
+        op: str,
+        body: bytes = b"{}",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float = 30.0,
+    ) -> Verdict:
+        """Ask for ``op`` and return the verdict, accepted or not.
+
+        ``timeout`` is in seconds, for all tries together; at most 120 are used.
+
+        Raises:
+            Unavailable: no worker, or no broker; nothing happened.
+            IdentityRefused: the broker refuses this certificate by now; nothing happened.
+            OutcomeUnknown: it went out and was not answered.
+            PermissionDenied: this certificate is not this agent's.
+
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(timeout, MAX_TIMEOUT)
+        subject = subjects.call(self._agent, op)
+        may_have_arrived = False
+        wait, pause = FIRST_TRY, _PAUSE
+        while True:
+            this_try = max(0.0, min(wait, end - loop.time()))
+            try:
+                answer = await self._connection.exchange(subject, body, headers, this_try)
+                return Verdict.decode(answer.data)
+            except NoAnswer:
+                may_have_arrived = True
+                wait *= 2
+            except NotSent as error:
+                if loop.time() >= end and not may_have_arrived:
+                    raise unreachable(error) from error
+            except NoResponders as error:
+                if not may_have_arrived:
+                    raise Unavailable(
+                        "no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat"
+                    ) from error
+                await asyncio.sleep(min(pause, max(0.0, end - loop.time())))
+                pause = min(1.0, pause * 2)
+            if loop.time() >= end:
+                raise OutcomeUnknown(
+                    (headers or {}).get(MSG_ID, ""),
+                    f"{op} was sent but not answered within {timeout:g} s. "
+                    "It may have happened; repeating it with the same id is safe",
+                )

@@ -1,0 +1,334 @@
+"""The connection to the broker: the only SDK module, beside ``resilient``, that knows nats-py.
+
+It connects with mutual TLS 1.3, reconnects for ever, follows renewed certificates, and answers exchanges
+with typed errors instead of silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from nats import errors as nats_errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from mas_nats.config import Endpoint
+from mas_nats.errors import ConfigurationError, IdentityRefused, MasError, PermissionDenied, Unavailable
+from mas_nats.resilient import ResilientClient
+from mas_nats.wire.headers import STATUS
+from mas_nats.wire.verdict import Decision, Verdict
+
+logger = logging.getLogger("mas_nats")
+
+NO_RESPONDERS = "503"
+_CERTIFICATE_CHECK = 1.0
+"""Seconds between two looks at the certificate files."""
+_PING_INTERVAL = 20
+"""Seconds between pings; a silent server is given up after two."""
+_RECONNECT_WAIT = 0.25
+"""Seconds between two attempts to reconnect."""
+_BUFFER = 8 << 20
+"""Bytes kept for a server that is away."""
+_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
+
+
+class NotSent(MasError):
+    """The exchange never left this process: there was no connection."""
+
+
+class NoAnswer(MasError):
+    """The exchange went out and no answer came back: in time, or before the connection was lost."""
+
+
+class NoResponders(MasError):
+    """Nobody is there to take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message from the broker."""
+
+    subject: str
+    reply: str
+    headers: Mapping[str, str]
+    data: bytes
+
+    @property
+    def status(self) -> str:
+        """The status of a message from the server itself, else an empty string."""
+        return self.headers.get(STATUS, "") if not self.data else ""
+
+
+Receive = Callable[[Incoming], None]
+Listener = Callable[[], Awaitable[None]]
+
+
+class Subscription:
+    """A standing subscription; it survives reconnects."""
+
+    def __init__(self, inner: NatsSubscription) -> None:
+        self._inner = inner
+
+    async def drain(self) -> None:
+        """End it, after everything the broker had sent for it was received."""
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._inner.drain()  # type: ignore[no-untyped-call]
+
+    async def end(self) -> None:
+        """End it now; what is on the way is dropped."""
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._inner.unsubscribe()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    subject: str
+    future: asyncio.Future[Incoming]
+
+
+class Connection:
+    """One agent instance's connection.
+
+    ``before_reconnect`` runs before a planned reconnect (new certificate files), so that nothing is on its
+    way when the connection changes; ``after_reconnect`` runs after any.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, name: str) -> None:
+        self.before_reconnect: list[Listener] = []
+        self.after_reconnect: list[Listener] = []
+        self._endpoint = endpoint
+        self._name = name
+        self._client = ResilientClient()
+        self._ready = asyncio.Event()
+        self._prefix = f"_INBOX.{secrets.token_hex(11)}"
+        self._tokens = count(1)
+        self._waiting: dict[str, _Waiting] = {}
+        self._refusal = ""
+        self._stamps: tuple[int, ...] = ()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, timeout: float) -> None:
+        """Connect.
+
+        Raises:
+            ConfigurationError: a certificate file, or the broker's own certificate, cannot be used.
+            IdentityRefused: the broker refused this certificate. Not repeated.
+            Unavailable: no broker answered within ``timeout`` seconds.
+
+        """
+        self._stamps = self._file_stamps()
+        await self._client.connect_within(
+            timeout,
+            error_cb=self._on_error,
+            servers=[self._endpoint.url],
+            tls=self._endpoint.context(),
+            name=self._name,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            reconnect_time_wait=_RECONNECT_WAIT,
+            ping_interval=_PING_INTERVAL,
+            pending_size=_BUFFER,
+        )
+        await self._client.subscribe(f"{self._prefix}.*", cb=self._on_answer)
+        await self._client.flush()
+        self._ready.set()
+        self._spawn(self._follow_certificates())
+
+    async def close(self) -> None:
+        """Flush and disconnect. Exchanges that still wait get ``NoAnswer``."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        with contextlib.suppress(nats_errors.Error, OSError, TimeoutError):
+            if self._client.is_connected:
+                await self._client.flush(timeout=2)
+        self._lose()
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._client.close()
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message the server takes, in bytes, headers included."""
+        return self._client.max_payload
+
+    async def exchange(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
+    ) -> Incoming:
+        """Publish and wait for the one answer.
+
+        Raises:
+            NotSent: there was no connection for ``timeout`` seconds; nothing was sent.
+            IdentityRefused: the same, because the broker refuses this certificate.
+            NoAnswer: no answer within ``timeout`` seconds, or the connection was lost meanwhile.
+            NoResponders: nobody is there to take it.
+            PermissionDenied: this identity may not publish to ``subject``.
+
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        await self._connected(timeout)
+        token = str(next(self._tokens))
+        waiting = _Waiting(subject, loop.create_future())
+        self._waiting[token] = waiting
+        try:
+            async with asyncio.timeout_at(end):
+                await self._client.publish(
+                    subject, body, reply=f"{self._prefix}.{token}", headers=dict(headers) if headers else None
+                )
+                answer = await waiting.future
+        except TimeoutError:
+            raise NoAnswer(f"no answer from {subject} in time") from None
+        except nats_errors.OutboundBufferLimitError as error:
+            raise NotSent("the broker is away and the outgoing buffer is full") from error
+        except nats_errors.Error as error:
+            raise NoAnswer(f"{subject}: {error}") from error
+        finally:
+            del self._waiting[token]
+            if not waiting.future.cancel() and not waiting.future.cancelled():
+                waiting.future.exception()  # read, also where publishing failed first
+        if answer.status == NO_RESPONDERS:
+            raise NoResponders(f"nobody answers {subject}")
+        return answer
+
+    async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
+        """Publish. While the broker is away it is buffered and sent after the reconnect.
+
+        Raises:
+            NotSent: the buffer is full, or the connection was closed.
+
+        """
+        try:
+            await self._client.publish(subject, body, reply=reply)
+        except (nats_errors.Error, OSError) as error:
+            raise NotSent(str(error)) from error
+
+    async def subscribe(self, subject: str, receive: Receive) -> Subscription:
+        """Call ``receive`` for every message on ``subject``, in order."""
+
+        async def received(message: Msg) -> None:
+            receive(_incoming(message))
+
+        return Subscription(await self._client.subscribe(subject, cb=received))
+
+    async def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until the server has taken everything published so far; False when it did not in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._client.flush(timeout=max(1, round(timeout)))
+        except (nats_errors.Error, OSError, TimeoutError):
+            return False
+        return True
+
+    # -- reconnecting ------------------------------------------------------------------------------
+
+    async def _connected(self, timeout: float) -> None:
+        if self._ready.is_set() and self._client.is_connected:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            if self._refusal:
+                raise IdentityRefused(
+                    f"the broker at {self._endpoint.url} refuses this certificate: {self._refusal}"
+                ) from None
+            raise NotSent(f"the broker at {self._endpoint.url} is away") from None
+
+    async def _on_disconnected(self) -> None:
+        self._ready.clear()
+        self._lose()
+
+    async def _on_reconnected(self) -> None:
+        self._refusal = ""
+        self._ready.set()
+        for listener in self.after_reconnect:
+            self._spawn(_guarded(listener))
+
+    def _lose(self) -> None:
+        for waiting in self._waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(NoAnswer(f"the connection was lost during {waiting.subject}"))
+
+    async def _on_answer(self, message: Msg) -> None:
+        waiting = self._waiting.get(message.subject.rpartition(".")[2])
+        if waiting is not None and not waiting.future.done():
+            waiting.future.set_result(_incoming(message))
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error)
+        if (denied := _DENIED.search(text)) is not None:
+            self._deny(denied[1])
+        elif "authorization violation" in text.lower() or "authentication" in text.lower():
+            self._refusal = text.removeprefix("nats: ")
+        if not isinstance(error, nats_errors.StaleConnectionError | OSError):
+            logger.warning("%s: %s", self._name, text)
+
+    def _deny(self, subject: str) -> None:
+        verdict = Verdict(
+            Decision.AUTHZ_DENIED,
+            ok=False,
+            step="connection",
+            rule="grant",
+            reason=f"this certificate may not use {subject}",
+            fix="Use the certificate of the agent that the program says it is",
+        )
+        for waiting in self._waiting.values():
+            if waiting.subject == subject and not waiting.future.done():
+                waiting.future.set_exception(PermissionDenied(verdict))
+
+    # -- certificates ------------------------------------------------------------------------------
+
+    def _file_stamps(self) -> tuple[int, ...]:
+        try:
+            return tuple(path.stat().st_mtime_ns for path in self._endpoint.tls.paths)
+        except OSError:
+            return self._stamps  # being replaced at this moment
+
+    async def _follow_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(_CERTIFICATE_CHECK)
+            stamps = await asyncio.to_thread(self._file_stamps)
+            if stamps == self._stamps:
+                continue
+            try:
+                context = await asyncio.to_thread(self._endpoint.context)
+            except ConfigurationError:
+                continue  # half written: certificate and key do not match yet
+            self._stamps = stamps
+            await self._renew(context)
+
+    async def _renew(self, context: ssl.SSLContext) -> None:
+        logger.info("%s: new certificate, reconnecting", self._name)
+        self._client.options["tls"] = context
+        for listener in self.before_reconnect:
+            await _guarded(listener)
+        await self._client.force_reconnect()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _guarded(listener: Listener) -> None:
+    try:
+        await listener()
+    except (MasError, nats_errors.Error, OSError) as error:
+        logger.warning("after a reconnect: %s", error)
+
+
+def _incoming(message: Msg) -> Incoming:
+    return Incoming(message.subject, message.reply, message.headers or {}, message.data)
+
+
+def unreachable(error: NotSent) -> Unavailable:
+    """The public error for an exchange that never left."""
+    return Unavailable(f"{error}. Nothing was sent: repeat it when the broker is back")

@@ -1,0 +1,245 @@
+"""Deliveries: handled, acknowledged, reported when they fail, given back when not started (DESIGN 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import traceback
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from mas_nats.calls import Calls
+from mas_nats.connection import Connection, Incoming, NotSent
+from mas_nats.errors import MasError, Reject
+from mas_nats.handlers import NotHandled
+from mas_nats.keepalive import KeepAlive
+from mas_nats.message import AgentMessage, Replier, read_message
+from mas_nats.pull import StandingPull
+from mas_nats.scrub import scrub
+from mas_nats.session import Session
+from mas_nats.wire import subjects
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision
+
+logger = logging.getLogger("mas_nats")
+
+ACK = b"+ACK"
+NAK = b"-NAK"
+_REPORT_TIMEOUT = 10.0
+"""Seconds to wait for the policy service to take a failure report."""
+_REMEMBERED = 4096
+"""Acknowledged sequences remembered, to recognise a redelivery whose ack was lost."""
+
+Handle = Callable[[AgentMessage], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Delivery:
+    ack_subject: str
+    sequence: int
+    attempt: int
+    message: AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error_class: str
+    error: str
+    retryable: bool
+
+
+class Inbox:
+    """The messages of one agent, as this instance handles them."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        calls: Calls,
+        session: Session,
+        keepalive: KeepAlive,
+        *,
+        agent: str,
+        handle: Handle,
+        replier: Replier,
+    ) -> None:
+        self._connection = connection
+        self._calls = calls
+        self._session = session
+        self._keepalive = keepalive
+        self._agent = agent
+        self._handle = handle
+        self._replier = replier
+        self._running: dict[int, tuple[asyncio.Task[None], _Delivery]] = {}
+        self._acked: OrderedDict[int, None] = OrderedDict()
+        self._stopping = False
+        self._giving_back: set[asyncio.Task[None]] = set()
+        self._pull = StandingPull(
+            connection,
+            subjects.pull(agent),
+            self._received,
+            room=lambda: session.terms.in_flight,
+            busy=lambda: len(self._running),
+        )
+
+    async def start(self) -> None:
+        """Begin to handle messages."""
+        self._connection.before_reconnect.append(self._pull.pause)
+        self._connection.after_reconnect.append(self._pull.restart)
+        await self._pull.start()
+
+    async def stop(self, timeout: float) -> None:
+        """Stop asking for messages, give back what was not started, and let handlers finish.
+
+        Handlers that still run after ``timeout`` seconds are cancelled and their messages given back.
+        """
+        self._stopping = True
+        await self._pull.stop()
+        current = asyncio.current_task()
+        tasks = [task for task, _ in self._running.values() if task is not current]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(*self._giving_back, return_exceptions=True)
+        await self._connection.flush()
+        await self._keepalive.stop()
+
+    # -- one delivery ------------------------------------------------------------------------------
+
+    def _received(self, incoming: Incoming) -> None:
+        try:
+            delivery = self._read(incoming)
+        except (ValueError, IndexError):
+            logger.error("a delivery that cannot be read was left for the ack wait: %s", incoming.subject)
+            return
+        if self._stopping:
+            self._give_back(delivery)
+        elif delivery.sequence in self._acked:
+            self._spawn(self._answer(delivery, ACK))  # handled before; the ack was lost
+        elif delivery.sequence in self._running:
+            # Redelivered while its handler still runs: the newest delivery is the one to acknowledge.
+            older = self._running[delivery.sequence][1]
+            self._keepalive.remove(older.ack_subject)
+            older.ack_subject, older.attempt = delivery.ack_subject, delivery.attempt
+            self._keepalive.add(older.ack_subject)
+        else:
+            self._keepalive.add(delivery.ack_subject)
+            task = asyncio.create_task(self._run(delivery))
+            self._running[delivery.sequence] = (task, delivery)
+
+    def _read(self, incoming: Incoming) -> _Delivery:
+        tokens = incoming.reply.split(".")
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>..., with domain and account before (ADR-15)
+        first = 4 if len(tokens) < 11 else 6
+        attempt, sequence = int(tokens[first]), int(tokens[first + 1])
+        data: Any = orjson.loads(incoming.data)
+        message = read_message(
+            incoming.headers, data, target=self._agent, attempt=attempt, replier=self._replier
+        )
+        return _Delivery(incoming.reply, sequence, attempt, message)
+
+    async def _run(self, delivery: _Delivery) -> None:
+        try:
+            failure = await self._attempt(delivery.message)
+            if failure is None or await self._settled(delivery, failure):
+                await self._answer(delivery, ACK)
+                self._remember(delivery.sequence)
+            else:
+                await self._answer(delivery, _nak(self._delay(delivery.attempt)))
+        except asyncio.CancelledError:
+            await self._answer(delivery, _nak(0))
+            raise
+        finally:
+            self._keepalive.remove(delivery.ack_subject)
+            self._running.pop(delivery.sequence, None)
+            self._pull.more()
+
+    async def _attempt(self, message: AgentMessage) -> _Failure | None:
+        if message.deadline is not None and message.deadline < datetime.now(UTC):
+            return _Failure(Decision.EXPIRED, "", retryable=False)
+        try:
+            await self._handle(message)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            failure = _failure(error, message, retryable=True)
+        except (Reject, NotHandled) as error:
+            failure = _failure(error, message, retryable=False)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+            failure = _failure(error, message, retryable=True)
+        else:
+            return None
+        logger.warning(
+            "%s: handling %s from %s failed (attempt %d): %s: %s",
+            self._agent,
+            message.message_type,
+            message.sender,
+            message.attempt,
+            failure.error_class,
+            failure.error,
+        )
+        return failure
+
+    async def _settled(self, delivery: _Delivery, failure: _Failure) -> bool:
+        """Report a failure; whether the policy service has taken the message over."""
+        report = {
+            "sequence": delivery.sequence,
+            "attempt": delivery.attempt,
+            "error_class": failure.error_class,
+            "error": failure.error,
+            "retryable": failure.retryable,
+        }
+        try:
+            verdict = await self._calls.call(Op.FAIL, orjson.dumps(report), timeout=_REPORT_TIMEOUT)
+        except MasError as error:
+            logger.warning("%s: a failure could not be reported: %s", self._agent, error)
+            return False
+        if not verdict.ok:
+            logger.warning("%s: a failure report was refused: %s", self._agent, verdict.reason)
+        return verdict.ok and bool(verdict.result.get("dead") or verdict.result.get("expired"))
+
+    # -- acknowledging -----------------------------------------------------------------------------
+
+    def _delay(self, attempt: int) -> float:
+        """Seconds until the next attempt: doubling, capped, spread by a quarter."""
+        terms = self._session.terms
+        delay = min(terms.retry_delay * 2.0 ** min(attempt - 1, 30), terms.retry_delay_max)
+        return delay * random.uniform(0.75, 1.25)
+
+    async def _answer(self, delivery: _Delivery, body: bytes) -> None:
+        try:
+            await self._connection.publish(delivery.ack_subject, body)
+        except NotSent as error:
+            logger.warning("%s: an acknowledgement was lost: %s", self._agent, error)
+
+    def _give_back(self, delivery: _Delivery) -> None:
+        self._spawn(self._answer(delivery, _nak(0)))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+
+    def _remember(self, sequence: int) -> None:
+        self._acked[sequence] = None
+        if len(self._acked) > _REMEMBERED:
+            self._acked.popitem(last=False)
+
+
+def _nak(delay: float) -> bytes:
+    return NAK + b" " + orjson.dumps({"delay": int(delay * 1e9)}) if delay > 0 else NAK
+
+
+def _failure(error: BaseException, message: AgentMessage, *, retryable: bool) -> _Failure:
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    text = scrub(error, message.data)
+    if where and retryable:
+        text = f"{text} (in {where[0].name}, line {where[0].lineno})"[:300]
+    return _Failure(type(error).__name__, text, retryable)

@@ -1,0 +1,104 @@
+"""A message as a handler, or a requester, sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from mas_nats.wire import headers
+
+Payload = Mapping[str, object] | BaseModel
+"""What can be sent: a JSON object, as a mapping or as a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyResult:
+    """What became of a reply. None of these is an error: an honest handler may be run again, or be slow."""
+
+    delivered: bool  # it reached, or will reach, the requester
+    duplicate: bool = False  # this request was answered before; the first answer counts
+    late: bool = False  # the requester no longer waits
+
+
+class Replier(Protocol):
+    """Whatever can carry a reply back."""
+
+    async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:
+        """Answer ``message``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentMessage:
+    """A delivery to a handler, or the reply to a request.
+
+    ``message_id`` is the sender's and the same on every delivery: use it to recognise a repetition.
+    The payload stays out of ``repr``, so that a logged message does not leak it.
+    """
+
+    message_id: str
+    sender: str
+    target: str
+    message_type: str
+    data: dict[str, Any] = field(repr=False)
+    sent_at: datetime
+    deadline: datetime | None = None  # set on requests: until when the requester waits
+    attempt: int = 1  # 1 for the first delivery
+    audit: str = ""  # the decision that let it pass: <writer>.<record>.<position>
+    reply_token: str = field(default="", repr=False)
+    _replier: Replier | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def expects_reply(self) -> bool:
+        """Whether somebody waits for ``reply``."""
+        return bool(self.reply_token)
+
+    @property
+    def reply_id(self) -> str:
+        """The id of the reply to this message: the same however often it is handled."""
+        return sha256(f"reply\n{self.sender}\n{self.target}\n{self.message_id}".encode()).hexdigest()[:32]
+
+    async def reply(self, message_type: str, data: Payload) -> ReplyResult:
+        """Answer this request.
+
+        Raises:
+            InvalidMessage: nobody waits (it was sent, not requested), or the data cannot be sent.
+            Refused: policy said no; another reply may follow.
+            Unavailable, OutcomeUnknown: repeating is safe, the requester gets one reply.
+
+        """
+        if self._replier is None:
+            raise RuntimeError("this message did not come from a running agent: it cannot be answered")
+        return await self._replier.reply(self, message_type, data)
+
+
+def read_message(
+    fields: Mapping[str, str],
+    data: dict[str, Any],
+    *,
+    target: str,
+    attempt: int = 1,
+    replier: Replier | None = None,
+) -> AgentMessage:
+    """Build a message from the headers of a delivery or of a reply."""
+    return AgentMessage(
+        message_id=fields.get(headers.MESSAGE_ID, ""),
+        sender=fields.get(headers.SENDER, ""),
+        target=target,
+        message_type=fields.get(headers.TYPE, ""),
+        data=data,
+        sent_at=_time(fields.get(headers.SENT)) or datetime.fromtimestamp(0, UTC),
+        deadline=_time(fields.get(headers.DEADLINE)),
+        attempt=attempt,
+        audit=fields.get(headers.AUDIT, ""),
+        reply_token=fields.get(headers.REPLY_TOKEN, ""),
+        _replier=replier,
+    )
+
+
+def _time(milliseconds: str | None) -> datetime | None:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None

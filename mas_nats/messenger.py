@@ -1,0 +1,256 @@
+"""Sending, requesting and replying through the policy service (DESIGN 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from mas_nats.calls import Calls
+from mas_nats.connection import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
+from mas_nats.errors import InvalidMessage, OutcomeUnknown, RequestFailed, RequestTimeout, error_of
+from mas_nats.message import AgentMessage, Payload, ReplyResult, read_message
+from mas_nats.session import Session
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.correlation import correlation, new_message_id
+from mas_nats.wire.identity import split_target
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict
+
+logger = logging.getLogger("mas_nats")
+
+MAX_REQUEST_TIMEOUT = 3600.0
+"""Seconds a request may wait: as long as a reply capability holds (DESIGN 5)."""
+_REPLY_CALL_TIMEOUT = 30.0
+_MISSED_TIMEOUT = 5.0
+_DECISIONS = frozenset(str(decision) for decision in Decision)
+_TOKEN = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """An agent that is alive and that the caller may reach."""
+
+    agent_id: str
+    capabilities: tuple[str, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    instances: int = 1
+
+
+class Messenger:
+    """What one instance says, and the replies it waits for."""
+
+    def __init__(self, connection: Connection, calls: Calls, session: Session, agent: str) -> None:
+        self._connection = connection
+        self._calls = calls
+        self._session = session
+        self._agent = agent
+        self._waiting: dict[str, asyncio.Future[Incoming]] = {}  # reply subject -> its request
+        self._instance = ""
+        self._subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Listen for replies to this instance, also after reconnects and under a new instance name."""
+        await self._listen()
+        self._connection.after_reconnect.append(self._resume)
+        self._session.renamed.append(self._listen)
+
+    async def send(
+        self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
+    ) -> str:
+        """Send; the message id is returned once the message is durable."""
+        message_id = message_id or new_message_id()
+        body, fields = self._compose(message_id, message_type, data, target)
+        verdict = await self._calls.call(Op.SEND, body, fields, timeout=timeout)
+        return _accepted(verdict).message_id or message_id
+
+    async def request(
+        self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
+    ) -> AgentMessage:
+        """Send a request and wait for its reply."""
+        message_id = message_id or new_message_id()
+        body, fields = self._compose(message_id, message_type, data, target)
+        if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
+            raise _invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
+        end = asyncio.get_running_loop().time() + timeout
+        fields[headers.DEADLINE] = str(int((time.time() + timeout) * 1000))
+        fields[headers.INSTANCE] = self._instance
+        subject = self._reply_subject(self._instance, message_id)
+        if subject in self._waiting:
+            raise _invalid("message_id", f"a request {message_id!r} is waiting already", "Use another id")
+        reply = self._waiting[subject] = asyncio.get_running_loop().create_future()
+        try:
+            try:
+                _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
+            except OutcomeUnknown:
+                if not reply.done():
+                    raise
+            async with asyncio.timeout_at(end):
+                answer = await reply
+        except TimeoutError:
+            raise RequestTimeout(
+                f"{target} did not answer {message_type!r} within {timeout:g} s (request {message_id})"
+            ) from None
+        finally:
+            del self._waiting[subject]
+        return self._read_reply(answer, target, message_id)
+
+    async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:
+        """Answer a request that was delivered to this agent."""
+        if not message.reply_token:
+            raise _invalid(
+                "reply_token",
+                f"message {message.message_id} was sent, not requested: nobody waits for a reply",
+                f"Use send({message.sender!r}, ...)",
+            )
+        body, fields = self._compose(message.reply_id, message_type, data)
+        fields[headers.REPLY_TOKEN] = message.reply_token
+        verdict = await self._calls.call(Op.REPLY, body, fields, timeout=_REPLY_CALL_TIMEOUT)
+        if verdict.decision is Decision.REPLY_LATE:
+            return ReplyResult(delivered=False, late=True)
+        _accepted(verdict)
+        return ReplyResult(delivered=True, duplicate=verdict.duplicate)
+
+    async def discover(self, capabilities: Sequence[str], *, timeout: float) -> list[AgentInfo]:
+        """Agents alive that have all ``capabilities`` and that this agent may reach."""
+        body = orjson.dumps({"capabilities": list(capabilities)})
+        verdict = _accepted(await self._calls.call(Op.DISCOVER, body, timeout=timeout))
+        return [
+            AgentInfo(
+                agent_id=str(each["agent_id"]),
+                capabilities=tuple(each.get("capabilities", ())),
+                metadata=dict(each.get("metadata", {})),
+                instances=int(each.get("instances", 1)),
+            )
+            for each in verdict.result.get("agents", [])
+        ]
+
+    # -- composing ---------------------------------------------------------------------------------
+
+    def _compose(
+        self, message_id: str, message_type: str, data: Payload, target: str | None = None
+    ) -> tuple[bytes, dict[str, str]]:
+        """Check what can be checked here, so that the error comes where the mistake is."""
+        fields = {headers.MSG_ID: message_id, headers.TYPE: message_type}
+        if target is not None:
+            try:
+                split_target(target)
+            except (ValueError, AttributeError, TypeError) as error:
+                raise _invalid("target", str(error), "Name an agent, or namespace/agent") from None
+            fields[headers.TARGET] = target
+        for what, value in (("message id", message_id), ("message type", message_type)):
+            if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+                raise _invalid(
+                    what.replace(" ", "_"),
+                    f"the {what} is not made of 1 to 128 printable ASCII characters without spaces",
+                    "Use a short name such as 'ask' or 'order.created'",
+                )
+        body = _encode(data)
+        limit = self._session.terms.max_payload
+        if len(body) > limit:
+            raise _invalid(
+                "max_payload",
+                f"the payload has {len(body)} bytes, the limit is {limit}",
+                "Send a reference to the data instead",
+                Decision.TOO_LARGE,
+            )
+        return body, fields
+
+    # -- replies -----------------------------------------------------------------------------------
+
+    def _reply_subject(self, instance: str, message_id: str) -> str:
+        return f"mas.reply.{self._agent}.{instance}.{correlation(message_id)}.0"
+
+    async def _listen(self) -> None:
+        """Subscribe for the instance's name; an older name keeps its subscription while requests wait."""
+        instance = self._session.terms.instance
+        if instance != self._instance:
+            self._subscription = await self._connection.subscribe(
+                subjects.replies_of(self._agent, instance), self._on_reply
+            )
+            self._instance = instance
+        await self._connection.flush()
+
+    def _on_reply(self, incoming: Incoming) -> None:
+        waiting = self._waiting.get(incoming.subject)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(incoming)
+
+    async def _resume(self) -> None:
+        """After a reconnect: fetch the replies that came meanwhile."""
+        await self._listen()
+        await asyncio.gather(*(self._fetch_missed(subject) for subject in tuple(self._waiting)))
+
+    async def _fetch_missed(self, subject: str) -> None:
+        _, _, agent, instance, token, _ = subject.split(".")
+        stored = subjects.stored_reply(agent, instance, token, 0)
+        try:
+            answer = await self._connection.exchange(stored, b"", None, _MISSED_TIMEOUT)
+        except (NotSent, NoAnswer, NoResponders) as error:
+            logger.info("%s: a missed reply could not be looked up: %s", self._agent, error)
+            return
+        if not answer.status and (headers.MESSAGE_ID in answer.headers or headers.FAILURE in answer.headers):
+            self._on_reply(Incoming(subject, "", answer.headers, answer.data))
+
+    def _read_reply(self, answer: Incoming, target: str, message_id: str) -> AgentMessage:
+        try:
+            data = orjson.loads(answer.data or b"{}")
+        except orjson.JSONDecodeError as error:
+            raise RequestFailed(Decision.INVALID, f"{target} sent a reply that cannot be read") from error
+        if (failure := answer.headers.get(headers.FAILURE)) is not None:
+            decision = Decision(failure) if failure in _DECISIONS else Decision.DEAD
+            reason = str(data.get("reason", "")) or "no reason was given"
+            raise RequestFailed(
+                decision, f"{target} will not answer request {message_id}: {decision}: {reason}"
+            )
+        return read_message(answer.headers, data, target=self._agent)
+
+
+def _encode(data: Payload) -> bytes:
+    """The JSON object of a payload; an error's text names types, never values."""
+    if isinstance(data, BaseModel):
+        body = data.model_dump_json().encode()
+    elif isinstance(data, Mapping):
+        try:
+            body = orjson.dumps(dict(data), default=_plain)
+        except TypeError as error:
+            reason = str(error.__cause__ or error).partition(":")
+            raise _invalid(
+                "json",
+                f"the payload is not serialisable as JSON: {reason[0]}{reason[1]}{reason[2][:80]}",
+                "Use strings, numbers, lists and dicts, or a pydantic model",
+            ) from None
+    else:
+        raise _invalid(
+            "json", f"the payload is a {type(data).__name__}, not an object", "Send a dict or a model"
+        )
+    if not body.startswith(b"{"):
+        raise _invalid("json", "the payload's model does not serialise to a JSON object", "Send a dict")
+    return body
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _accepted(verdict: Verdict) -> Verdict:
+    if not verdict.ok:
+        raise error_of(verdict)
+    return verdict
+
+
+def _invalid(rule: str, reason: str, fix: str, decision: Decision = Decision.INVALID) -> InvalidMessage:
+    return InvalidMessage(Verdict(decision, ok=False, step="sdk", rule=rule, reason=reason, fix=fix))

@@ -1,0 +1,210 @@
+"""A standing pull: messages keep coming as long as there is room for them.
+
+nats-py fetches batch by batch. This keeps requests open at the consumer, asks for more when half of the room
+is free, and starts over whenever the server ends a request, falls silent or comes back, so that delivery
+never ends without anybody noticing (fault 15 of the ancestor).
+
+Source: ADR-13 of NATS (pull requests and their status codes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+import orjson
+
+from mas_nats.connection import Connection, Incoming, NotSent, Subscription
+
+logger = logging.getLogger("mas_nats")
+
+EXPIRES = 30.0
+"""Seconds a request stays open; under the export's response threshold of 60."""
+HEARTBEAT = 5.0
+"""Seconds between the server's signs of life on an idle request."""
+_MISSED = 2.5
+"""Heartbeats without a sign of life after which the requests are taken for lost."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before asking again after an error; doubles."""
+
+_IDLE = "100"
+_ENDED_WELL = frozenset({"404", "408"})
+_PENDING = "Nats-Pending-Messages"
+
+
+@dataclass(slots=True)
+class _Request:
+    batch: int
+    expires: float
+
+
+class StandingPull:
+    """Keeps messages coming from one consumer.
+
+    ``receive`` gets each message; ``room`` says how many messages may be on their way or being handled,
+    ``busy`` how many are being handled.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        subject: str,
+        receive: Callable[[Incoming], None],
+        *,
+        room: Callable[[], int],
+        busy: Callable[[], int],
+    ) -> None:
+        self._connection = connection
+        self._subject = subject
+        self._receive = receive
+        self._room = room
+        self._busy = busy
+        self._prefix = ""
+        self._numbers = count(1)
+        self._requests: dict[str, _Request] = {}
+        self._coming = 0
+        self._sign_of_life = 0.0
+        self._pause = _FIRST_PAUSE
+        self._subscription: Subscription | None = None
+        self._asking = asyncio.Event()
+        self._not_before = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to ask."""
+        await self._subscribe()
+        self._tasks = [asyncio.create_task(self._ask()), asyncio.create_task(self._watch())]
+        self.more()
+
+    async def stop(self) -> None:
+        """Stop asking, and return when everything the server had sent was received."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await self.pause()
+
+    async def pause(self) -> None:
+        """Let nothing be on its way: before a planned reconnect."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(subscription.drain(), HEARTBEAT)
+
+    async def restart(self) -> None:
+        """Ask anew: after a reconnect, or when the server fell silent."""
+        await self.pause()
+        if not self._tasks:
+            return
+        await self._subscribe()
+        if not self._tasks:
+            await self.pause()
+            return
+        self._not_before = 0.0
+        self.more()
+
+    def more(self) -> None:
+        """There may be room again."""
+        free = self._room() - self._busy() - self._coming
+        if free > 0 and (self._coming <= 0 or free * 2 >= self._room()):
+            self._asking.set()
+
+    async def _subscribe(self) -> None:
+        # A new inbox each time, so that what is left of older requests cannot answer to it.
+        self._prefix = f"_INBOX.{secrets.token_hex(11)}"
+        self._requests.clear()
+        self._coming = 0
+        self._sign_of_life = asyncio.get_running_loop().time()
+        self._subscription = await self._connection.subscribe(f"{self._prefix}.*", self._received)
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._asking.wait()
+            if (early := self._not_before - loop.time()) > 0:
+                await asyncio.sleep(early)
+            self._asking.clear()
+            self._forget_expired(loop.time())
+            free = self._room() - self._busy() - self._coming
+            if free <= 0 or self._subscription is None:
+                continue
+            number = str(next(self._numbers))
+            if not self._requests:
+                self._sign_of_life = loop.time()
+            self._requests[number] = _Request(free, loop.time() + EXPIRES)
+            self._coming += free
+            request = {"batch": free, "expires": _nanos(EXPIRES), "idle_heartbeat": _nanos(HEARTBEAT)}
+            try:
+                await self._connection.publish(
+                    self._subject, orjson.dumps(request), reply=f"{self._prefix}.{number}"
+                )
+            except NotSent:
+                self._ended(number, None)
+                self._back_off()
+
+    def _received(self, message: Incoming) -> None:
+        self._sign_of_life = asyncio.get_running_loop().time()
+        if not (status := message.status):
+            self._pause = _FIRST_PAUSE
+            self._count_one()
+            self._receive(message)
+            self.more()
+            return
+        if status == _IDLE:
+            return
+        self._ended(message.subject.rpartition(".")[2], message.headers.get(_PENDING))
+        if status not in _ENDED_WELL:
+            logger.info("pull: %s %s", status, message.headers.get("Description", ""))
+            self._back_off()
+        self.more()
+
+    def _count_one(self) -> None:
+        # Which request a message answers is not told; the sum is exact, the parts are close.
+        self._coming = max(0, self._coming - 1)
+        for number, request in self._requests.items():
+            request.batch -= 1
+            if request.batch <= 0:
+                del self._requests[number]
+            break
+
+    def _ended(self, number: str, pending: str | None) -> None:
+        request = self._requests.pop(number, None)
+        left = request.batch if request else 0
+        if pending and pending.isdecimal():
+            left = int(pending)
+        self._coming = max(0, self._coming - left) if self._requests else 0
+
+    def _forget_expired(self, now: float) -> None:
+        for number in [n for n, request in self._requests.items() if request.expires + HEARTBEAT < now]:
+            del self._requests[number]
+        if not self._requests:
+            self._coming = 0
+
+    def _back_off(self) -> None:
+        self._not_before = asyncio.get_running_loop().time() + self._pause
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        self.more()
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            self._forget_expired(loop.time())
+            if self._subscription is None:
+                await self.restart()  # a planned reconnect that did not come about
+            elif self._coming > 0 and loop.time() - self._sign_of_life > _MISSED * HEARTBEAT:
+                # The silence may be ours (a handler blocked the loop): read what is waiting first.
+                flushed = await self._connection.flush()
+                await asyncio.sleep(0)
+                if flushed and loop.time() - self._sign_of_life > _MISSED * HEARTBEAT:
+                    logger.warning("pull: no sign of life, asking anew")
+                    await self.restart()
+            self.more()
+
+
+def _nanos(seconds: float) -> int:
+    return int(seconds * 1e9)

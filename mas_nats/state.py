@@ -1,0 +1,234 @@
+"""An agent's durable state: typed, compare-and-set, shared by all instances of the agent.
+
+An update is visible in ``state`` at once and returns when it is durable. Updates of one instance are written
+in order, those that come while a write is under way together in the next; so the everyday
+``update_state({"n": self.state.n + 1})`` counts right from many handlers at once. What another instance wrote
+in between is never overwritten: the update raises ``StateConflict``, and ``state`` shows the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from typing import Any, Generic, cast
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+from typing_extensions import TypeVar
+
+from mas_nats.calls import Calls
+from mas_nats.errors import (
+    ConfigurationError,
+    MasError,
+    OutcomeUnknown,
+    StateConflict,
+    StateCorrupt,
+    StateInvalid,
+    error_of,
+)
+from mas_nats.handlers import describe
+from mas_nats.session import Session
+from mas_nats.wire import headers
+from mas_nats.wire.correlation import new_message_id
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict
+
+S = TypeVar("S", default=dict[str, object])
+
+_REFUSED_VALUE = frozenset({Decision.TOO_LARGE, Decision.INVALID})
+
+
+class StateShape(Generic[S]):
+    """Between the state as a program sees it and the JSON object that is stored."""
+
+    def __init__(self, model: type[S] | None) -> None:
+        self._model: type[BaseModel] | None = None
+        if model is not None and model is not dict and not isinstance(model, type):
+            model = None  # dict[str, object], as in Agent[dict[str, object]]
+        if model is not None and model is not dict:
+            if not issubclass(model, BaseModel):
+                raise ConfigurationError(
+                    f"state_model must be a pydantic model or dict, not {model.__name__}"
+                )
+            self._model = model
+            try:
+                model()
+            except ValidationError as error:
+                raise ConfigurationError(
+                    f"every field of state model {model.__name__} needs a default ({describe(error)})"
+                ) from None
+
+    def initial(self) -> dict[str, Any]:
+        """What an agent starts with."""
+        return self.dump(self._model()) if self._model else {}
+
+    def dump(self, state: BaseModel) -> dict[str, Any]:
+        """A model instance as it is stored."""
+        return cast("dict[str, Any]", orjson.loads(state.model_dump_json(by_alias=True, round_trip=True)))
+
+    def read(self, value: dict[str, Any]) -> S:
+        """A stored value as the program sees it. Strict: nothing is converted that JSON can tell apart.
+
+        Raises:
+            ValidationError: it does not fit the model.
+
+        """
+        if self._model is None:
+            return cast("S", copy.deepcopy(value))
+        return cast("S", self._model.model_validate_json(orjson.dumps(value), strict=True))
+
+    def merge(self, value: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+        """``value`` with ``changes`` applied.
+
+        Raises:
+            StateInvalid: a change names an unknown field, has the wrong type, or has no JSON form.
+
+        """
+        names = self._names(changes)
+        try:
+            plain = orjson.loads(to_json(dict(changes), by_alias=True, inf_nan_mode="null"))
+        except PydanticSerializationError as error:
+            raise StateInvalid(f"the update has no JSON form: {error}") from None
+        merged = value | {names[name]: part for name, part in plain.items()}
+        try:
+            read = self.read(merged)
+        except ValidationError as error:
+            raise StateInvalid(f"the update does not fit the state model: {describe(error)}") from None
+        return self.dump(read) if isinstance(read, BaseModel) else merged
+
+    def _names(self, changes: Mapping[str, object]) -> dict[str, str]:
+        if self._model is None:
+            return {name: name for name in changes}
+        fields = self._model.model_fields
+        extra = self._model.model_config.get("extra") == "allow"
+        if not extra and (unknown := [name for name in changes if name not in fields]):
+            raise StateInvalid(
+                f"{self._model.__name__} has no field {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(fields) or 'none'}"
+            )
+        return {name: (fields[name].alias or name) if name in fields else name for name in changes}
+
+
+class StateStore(Generic[S]):
+    """The state of one agent, as this instance knows it."""
+
+    def __init__(self, calls: Calls, session: Session, shape: StateShape[S]) -> None:
+        self._calls = calls
+        self._session = session
+        self._shape = shape
+        self._revision = 0
+        self._stored: dict[str, Any] = shape.initial()
+        self._current = self._stored
+        self._state = shape.read(self._current)
+        self._writing = asyncio.Lock()
+        self._newest = 0  # number of the newest update
+        self._written = 0  # number of the newest update that is durable
+        self._lost: MasError | None = None  # why updates up to _lost_until were not written
+        self._lost_until = 0
+
+    @property
+    def state(self) -> S:
+        """The state: read it, change it with ``update``."""
+        return self._state
+
+    async def update(self, changes: Mapping[str, object], *, timeout: float) -> S:
+        """Apply ``changes`` and return when they are durable."""
+        merged = self._shape.merge(self._current, changes)
+        if (size := len(orjson.dumps(merged))) > self._session.terms.max_state:
+            raise StateInvalid(
+                f"the state would have {size} bytes, the limit is {self._session.terms.max_state}"
+            )
+        self._newest += 1
+        number = self._newest
+        self._show(merged)
+        async with self._writing:
+            if number <= self._lost_until:
+                raise StateConflict(
+                    "an update that this one was made on top of was not written; decide again"
+                ) from self._lost
+            if number > self._written:
+                await self._write(timeout)
+        return self._state
+
+    async def refresh(self, *, timeout: float) -> S:
+        """Read what is stored, unless this instance has written something newer."""
+        async with self._writing:
+            await self._refresh(timeout)
+        return self._state
+
+    async def reset(self, *, timeout: float) -> S:
+        """Delete what is stored, whether it fits the model or not."""
+        async with self._writing:
+            verdict = await self._ask({"op": "get"}, timeout)
+            revision = int(_accepted(verdict).result["revision"])
+            if verdict.result.get("value") is not None:
+                verdict = await self._ask({"op": "delete", "revision": revision}, timeout)
+                revision = int(_accepted(verdict).result["revision"])
+            self._take(revision, None)
+        return self._state
+
+    async def _write(self, timeout: float) -> None:
+        """Write everything up to the newest update, as one put."""
+        number, value = self._newest, self._current
+        body = {"op": "put", "revision": self._revision, "value": value}
+        try:
+            verdict = await self._ask(body, timeout)
+            if verdict.decision in _REFUSED_VALUE and not verdict.ok:
+                raise StateInvalid(f"the state was refused: {verdict.reason}")
+            _accepted(verdict)
+        except MasError as error:
+            await self._give_up(error)
+            raise
+        self._revision = int(verdict.result["revision"])
+        self._stored, self._written = value, number
+
+    async def _give_up(self, error: MasError) -> None:
+        """Go back to what is stored; every update on top of the lost one is lost with it."""
+        self._lost, self._lost_until = error, self._newest
+        self._show(self._stored)
+        if isinstance(error, StateConflict | OutcomeUnknown):
+            try:
+                await self._refresh(5.0)
+            except MasError:  # the next update conflicts again, and refreshes again
+                return
+
+    async def _refresh(self, timeout: float) -> None:
+        verdict = _accepted(await self._ask({"op": "get"}, timeout))
+        revision = int(verdict.result["revision"])
+        if revision < self._revision:
+            return  # a replica that lags behind what this instance wrote
+        value = verdict.result.get("value")
+        if value is not None:
+            try:
+                self._shape.read(value)
+            except ValidationError as error:
+                raise StateCorrupt(
+                    f"revision {revision} of the stored state does not fit the model: {describe(error)}. "
+                    "It was left as it is; reset_state() deletes it"
+                ) from None
+        if revision > self._revision or self._newest <= max(self._written, self._lost_until):
+            self._take(revision, value)
+
+    def _take(self, revision: int, value: dict[str, Any] | None) -> None:
+        if self._newest > max(self._written, self._lost_until):
+            self._lost, self._lost_until = None, self._newest  # made on top of what is now gone
+        self._revision = revision
+        self._stored = self._shape.initial() if value is None else value
+        self._show(self._stored)
+
+    def _show(self, value: dict[str, Any]) -> None:
+        self._current = value
+        self._state = self._shape.read(value)
+
+    async def _ask(self, body: dict[str, Any], timeout: float) -> Verdict:
+        # The id lets the service recognise its own write when the answer was lost and the call repeated.
+        fields = {headers.MSG_ID: new_message_id()}
+        return await self._calls.call(Op.STATE, orjson.dumps(body), fields, timeout=timeout)
+
+
+def _accepted(verdict: Verdict) -> Verdict:
+    if not verdict.ok:
+        raise error_of(verdict)
+    return verdict
