@@ -1,0 +1,279 @@
+"""What stands in the chain: decisions, their outcomes, workers that come and go, and alarms.
+
+Keys are short because an entry is kept for years:
+
+    every entry   i index   k kind   s log sequence   at unix milliseconds
+    decision      w writer  n its record  p position in it  id message id  f from  t to  o operation
+                  y type  z bytes  d decision  r rule  v policy revision  c commitment  x certificate
+                  wy way of the effect  q log sequence of the message, where it is known by construction
+                  m why the record is marked (an alarm names it)
+    outcome       o outcome  x index ranges  q log sequences, one for each index  r reason  a attempt
+                  g agent, where the message's decision is not known
+    worker        e open, close, void, lost   w writer   n its record
+    alarm         e what is wrong   w writer   n first number   to last number
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from broker_policy.audit.chain import MAX_INT
+from broker_policy.audit.record import DecisionLine, Outcome, Record, Way
+from mas_nats.wire.identity import is_id
+from mas_nats.wire.verdict import Decision
+
+Entry = dict[str, Any]
+"""An entry as it is in the chain."""
+
+
+class Kind(StrEnum):
+    """What an entry is about."""
+
+    DECISION = "d"
+    OUTCOME = "o"
+    WORKER = "w"
+    ALARM = "a"
+
+
+class Alarm(StrEnum):
+    """What is wrong with the log."""
+
+    GAP = "gap"  # records of a writer are missing: removed before they were projected
+    BAD_MAC = "mac"  # a record was altered, or is not a worker's
+    BROKEN_LINK = "link"  # a record does not follow the one before it
+    RENUMBERED = "renumbered"  # a number came twice
+    NO_OPEN = "noopen"  # a writer's first record does not open it
+    MISPLACED = "misplaced"  # a record under another subject, or of another namespace
+    UNREADABLE = "unreadable"  # not a record
+    LOG_RESTARTED = "restarted"  # the log begins anew, below what was projected already
+
+    @property
+    def untrusted(self) -> bool:
+        """Whether what such a record says about messages may be false."""
+        return self in (Alarm.BAD_MAC, Alarm.RENUMBERED, Alarm.MISPLACED)
+
+
+class WorkerEvent(StrEnum):
+    """What a worker did."""
+
+    OPEN = "open"
+    CLOSE = "close"
+    VOID = "void"  # a record of it was never stored; its number is taken
+    LOST = "lost"  # it fell silent and left decisions behind whose outcome had to be found out
+
+
+WAY_CODE = {Way.NONE: "n", Way.BATCH: "b", Way.LONE: "l", Way.ACT: "a"}
+UNSETTLED = " "
+"""The outcome of a decision that is not known yet."""
+NOT_A_DECISION = "-"
+"""Stands in the outcomes for entries that are not decisions."""
+MAX_RANGES = 64
+"""Index ranges in one outcome entry."""
+
+
+def decision(
+    index: int, sequence: int, record: Record, position: int, line: DecisionLine, message: int, mark: str
+) -> Entry:
+    """The entry of one decision; ``message`` is the log sequence of its message, 0 when unknown."""
+    out: Entry = {
+        "at": line.time,
+        "d": line.decision,
+        "f": line.sender,
+        "i": index,
+        "id": line.message_id,
+        "k": "d",
+        "n": record.number,
+        "o": line.op,
+        "p": position,
+        "r": line.rule,
+        "s": sequence,
+        "t": line.target,
+        "v": record.revision,
+        "w": record.writer,
+        "wy": WAY_CODE[line.way],
+        "y": line.type,
+        "z": line.size,
+    }
+    if line.commitment:
+        out["c"] = line.commitment
+    if line.fingerprint:
+        out["x"] = short_fingerprint(line.fingerprint)
+    if message:
+        out["q"] = message
+    if mark:
+        out["m"] = mark
+    return out
+
+
+def outcome(
+    index: int,
+    sequence: int,
+    time: int,
+    what: Outcome,
+    indexes: Sequence[int],
+    *,
+    messages: Sequence[int] = (),
+    reason: str = "",
+    attempt: int = 0,
+    agent: str = "",
+) -> Entry:
+    """The entry that gives ``what`` as the outcome of the decisions at ``indexes`` (ascending)."""
+    out: Entry = {"at": time, "i": index, "k": "o", "o": what, "s": sequence, "x": ranges(indexes)}
+    if messages:
+        out["q"] = list(messages)
+    if reason:
+        out["r"] = reason
+    if attempt:
+        out["a"] = attempt
+    if agent:
+        out["g"] = agent
+    return out
+
+
+def worker(
+    index: int, sequence: int, time: int, event: WorkerEvent, writer: str, number: int, revision: int = 0
+) -> Entry:
+    """The entry of a worker that came, went or took back a record."""
+    return {
+        "at": time,
+        "e": event,
+        "i": index,
+        "k": "w",
+        "n": number,
+        "s": sequence,
+        "v": revision,
+        "w": writer,
+    }
+
+
+def alarm(index: int, sequence: int, time: int, what: Alarm, writer: str, first: int, last: int) -> Entry:
+    """The entry of an alarm about records ``first`` to ``last`` of ``writer``."""
+    return {
+        "at": time,
+        "e": what,
+        "i": index,
+        "k": "a",
+        "n": first,
+        "s": sequence,
+        "to": last,
+        "w": writer,
+    }
+
+
+_ACCEPTING = frozenset({Decision.ALLOWED, Decision.ALERT, Decision.DLP_REDACTED})
+
+
+def refuses(decision: Entry) -> bool:
+    """Whether a decision is a refusal."""
+    return decision["d"] not in _ACCEPTING
+
+
+def first_outcome(decision: Entry) -> str:
+    """The outcome that a decision has when it enters the chain."""
+    if (mark := decision.get("m")) and Alarm(mark).untrusted:
+        return Outcome.UNKNOWN
+    if decision["wy"] == "b":
+        return Outcome.COMMITTED
+    if decision["wy"] != "n":
+        return UNSETTLED
+    if refuses(decision):
+        return Outcome.REFUSED
+    # Accepted, and nothing follows: a repetition of what is there already, or a connection.
+    return Outcome.DUPLICATE if decision["r"] == "duplicate" else Outcome.APPLIED
+
+
+def ranges(indexes: Iterable[int]) -> list[list[int]]:
+    """Ascending numbers as ``[first, last]`` pairs."""
+    out: list[list[int]] = []
+    for index in indexes:
+        if out and out[-1][1] == index - 1:
+            out[-1][1] = index
+        else:
+            out.append([index, index])
+    return out
+
+
+def unranged(pairs: Iterable[Sequence[int]]) -> Iterable[int]:
+    """The numbers in ``[first, last]`` pairs."""
+    for first, last in pairs:
+        yield from range(first, last + 1)
+
+
+def index_names(entry: Entry) -> list[str]:
+    """The indexes that list a decision, by name.
+
+    A target that is no valid id (it was refused) has none: an agent must not be able to fill Redis with
+    index names of its choice.
+    """
+    names = [f"decision:{entry['d']}"]
+    if is_id(entry["f"]):
+        names.append(f"sender:{entry['f']}")
+    if all(map(is_id, entry["t"].split("/"))):
+        names.append(f"target:{entry['t']}")
+    if refuses(entry):
+        names.append(f"violation:{entry['r'] or entry['d']}")
+    return names
+
+
+def target_agent(target: str) -> str:
+    """The agent of ``agent`` or ``namespace/agent``."""
+    return target.rpartition("/")[2]
+
+
+@lru_cache(maxsize=4096)
+def short_fingerprint(fingerprint: str) -> str:
+    """A hexadecimal SHA-256 in base64url, a third shorter; anything else as it is."""
+    try:
+        raw = bytes.fromhex(fingerprint)
+    except ValueError:
+        return fingerprint
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed(Exception):
+    """A record decodes but does not hold what a record holds."""
+
+    what: str
+
+
+_TEXTS = ("op", "message_id", "sender", "target", "type", "decision", "rule", "commitment", "fingerprint")
+
+
+def require_well_formed(record: Record) -> None:
+    """Check the types of what JSON brought, so that nothing in the log can stop the projector.
+
+    Raises:
+        Malformed: a field is of another type or out of range.
+
+    """
+    if not _texts(record.namespace, record.writer, record.previous):
+        raise Malformed("names")
+    if not _numbers(record.number, record.time, record.revision):
+        raise Malformed("numbers")
+    for line in record.decisions:
+        if not _texts(*(getattr(line, name) for name in _TEXTS)):
+            raise Malformed("decision")
+        if not _numbers(line.size, line.time):
+            raise Malformed("decision")
+    for settled in record.settlements:
+        if not _numbers(settled.number, settled.position, settled.sequence):
+            raise Malformed("settlement")
+    for report in record.reports:
+        if not (_texts(report.agent, report.reason) and is_id(report.agent)):
+            raise Malformed("report")
+        if not _numbers(report.sequence, report.attempt, report.time):
+            raise Malformed("report")
+
+
+def _texts(*values: object) -> bool:
+    return all(type(value) is str for value in values)
+
+
+def _numbers(*values: object) -> bool:
+    return all(type(value) is int and 0 <= value <= MAX_INT for value in values)

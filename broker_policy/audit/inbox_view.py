@@ -1,0 +1,99 @@
+"""Which messages have left an agent's inbox, by looking at the inbox itself.
+
+Not by the consumer's ack floor: that also passes messages whose attempts are used up, while they still wait
+in the stream to be dead-lettered (tried on nats-server 2.15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nats.aio.client import Client
+
+from broker_policy.audit import log
+from broker_policy.audit.layout import Layout
+from broker_policy.audit.tail import Tail
+from broker_policy.jetstream import JetStreamError, api
+from mas_nats.wire import subjects
+
+MOST = 5000
+"""Messages found gone in one look at one agent."""
+_PAGE, _PAGE_BYTES = 64, 1 << 20
+_PAGES = 16
+_NO_CONSUMER = 10014
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A message that is no longer in the inbox. ``delivered``: the server had handed it to the agent."""
+
+    agent: str
+    sequence: int
+    index: int
+    delivered: bool
+
+
+@dataclass(slots=True)
+class InboxView:
+    """What was seen of one agent's inbox.
+
+    Messages before the first one that is still there are gone; that costs one look. Behind it, gone ones
+    are only searched now and then: with ``search``, from where the last search ended.
+    """
+
+    nc: Client
+    layout: Layout
+    agent: str
+    _cursor: int = field(default=0, init=False)
+
+    async def gone(self, tail: Tail, *, search: bool) -> list[Gone] | None:
+        """Messages that have left the inbox; None when the agent has no open entry at all."""
+        oldest = await self._open(tail, "-inf", "+inf", 1)
+        if not oldest:
+            return None
+        # Asked first: what is gone later and was delivered before, is gone by being handled.
+        delivered = await self._delivered()
+        if delivered < oldest[0][0] and not search:
+            return []
+        front = await self._first(oldest[0][0])
+        limit = "+inf" if front is None else f"({front}"
+        gone = await self._open(tail, "-inf", limit, MOST)
+        if search and front is not None and len(gone) < MOST:
+            gone += await self._behind(tail, front, delivered)
+        return [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone]
+
+    async def _behind(self, tail: Tail, front: int, delivered: int) -> list[tuple[int, int]]:
+        first = max(front + 1, self._cursor)
+        gone: list[tuple[int, int]] = []
+        for _ in range(_PAGES):
+            if first > delivered or len(gone) >= MOST:
+                break
+            page = await log.read(
+                self.nc, first, subjects.inbox(self.agent), most=_PAGE, max_bytes=_PAGE_BYTES
+            )
+            there = {message.sequence for message in page.messages}
+            last = page.messages[-1].sequence if page.pending else delivered
+            candidates = await self._open(tail, str(first), str(last), MOST)
+            gone += [(seq, index) for seq, index in candidates if seq not in there]
+            first = last + 1
+        self._cursor = 0 if first > delivered else first
+        return gone
+
+    async def _open(self, tail: Tail, low: str, high: str, most: int) -> list[tuple[int, int]]:
+        key = self.layout.open(self.agent)
+        [rows] = await tail.pipeline([("ZRANGEBYSCORE", key, low, high, "WITHSCORES", "LIMIT", 0, most)])
+        flat = [float(row) for pair in rows for row in (pair if isinstance(pair, tuple | list) else (pair,))]
+        return [(int(score), int(member)) for member, score in zip(flat[::2], flat[1::2], strict=True)]
+
+    async def _first(self, sequence: int) -> int | None:
+        page = await log.read(self.nc, sequence, subjects.inbox(self.agent), most=1)
+        return page.messages[0].sequence if page.messages else None
+
+    async def _delivered(self) -> int:
+        try:
+            info = await api(self.nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{self.agent}", {})
+        except JetStreamError as error:
+            if error.code == _NO_CONSUMER:
+                return 0
+            raise
+        return int(info["delivered"]["stream_seq"])

@@ -1,0 +1,49 @@
+"""Which worker projects now. It only saves work: correctness comes from the conditional append."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+TERM = 3.0
+"""Seconds a lease holds without being renewed."""
+_RENEW_AFTER = 1.0
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+_GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class Lease:
+    """A lease on ``key``."""
+
+    def __init__(self, redis: Redis, key: str) -> None:
+        self._redis: Any = redis
+        self._key = key
+        self._holder = secrets.token_hex(8)
+        self._renew = redis.register_script(_RENEW)
+        self._give_up = redis.register_script(_GIVE_UP)
+        self._held_since: float | None = None
+
+    async def hold(self) -> bool:
+        """Take or keep the lease; whether it is ours."""
+        now = time.monotonic()
+        if self._held_since is not None and now - self._held_since < _RENEW_AFTER:
+            return True
+        milliseconds = int(TERM * 1000)
+        mine = bool(await self._renew(keys=[self._key], args=[self._holder, milliseconds])) or bool(
+            await self._redis.set(self._key, self._holder, nx=True, px=milliseconds)
+        )
+        self._held_since = now if mine else None
+        return mine
+
+    async def give_up(self) -> None:
+        """Let another worker take it at once."""
+        if self._held_since is not None:
+            self._held_since = None
+            await cast("Any", self._give_up)(keys=[self._key], args=[self._holder])

@@ -1,0 +1,324 @@
+"""Outcomes that no record reports: messages that were handled, and decisions whose worker died.
+
+Everything seen in NATS is confirmed by first projecting the log to its end: a worker writes its report
+before it removes a message, so what is gone and not reported by then was handled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from nats.aio.client import Client
+
+from broker_policy.audit import entry
+from broker_policy.audit.draft import Draft
+from broker_policy.audit.entry import WorkerEvent
+from broker_policy.audit.inbox_view import Gone, InboxView
+from broker_policy.audit.layout import id_place
+from broker_policy.audit.probe import Prober
+from broker_policy.audit.projection import Pending, decode_reports, early_field
+from broker_policy.audit.record import Outcome, Way
+from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
+from broker_policy.audit.tail import Tail
+
+SILENT = 15.0
+"""Seconds without a record after which a writer that owes outcomes counts as dead."""
+_SURELY_SILENT = 2.0  # the same for a writer whose worker's heartbeat is gone
+OVERDUE = 60.0
+"""Seconds after which an outcome is found out even if its writer lives."""
+SEARCH_EVERY = 5.0
+"""Seconds between searches behind an inbox's first message."""
+UNDELIVERED_GRACE = 30.0
+"""Seconds that a message may be gone before the server says it was delivered. After a crash the server's
+word on deliveries is behind until the next one."""
+EARLY_FOR = 600.0
+"""Seconds that a report waits for its decision."""
+_AGENTS_AT_ONCE = 32
+_PROBES = 256  # in one round
+
+
+class Settler:
+    """Finds the missing outcomes of one namespace.
+
+    ``catch_up`` projects the log to its end. ``alive`` as for the projector.
+    """
+
+    def __init__(
+        self,
+        tail: Tail,
+        nc: Client,
+        prober: Prober,
+        catch_up: Callable[[], Awaitable[None]],
+        *,
+        alive: Callable[[str], bool | None] | None = None,
+    ) -> None:
+        self._tail = tail
+        self._nc = nc
+        self._prober = prober
+        self._catch_up = catch_up
+        self._alive = alive or (lambda _: None)
+        self._layout = tail.store.layout
+        self._views: dict[str, InboxView] = {}
+        self._searched = 0.0
+        self._watching = tail.now()
+        self._undelivered: dict[tuple[str, int], float] = {}
+
+    def interrupted(self) -> None:
+        """The log was out of sight: silence until now says nothing about anybody."""
+        self._watching = self._tail.now()
+
+    async def settle_once(self) -> int:
+        """One look at everything; returns how many outcomes were found.
+
+        Raises: as ``Projector.project_once``.
+        """
+        gone, empty = await self._look()
+        await self._catch_up()
+        found = await self._settle_gone(gone)
+        await self._forget_agents(empty)
+        found += await self._settle_dead()
+        await self._expire_early()
+        return found
+
+    # -- handled -------------------------------------------------------------------------------------
+    async def _look(self) -> tuple[list[Gone], list[str]]:
+        [names] = await self._tail.pipeline([("SMEMBERS", self._layout.opened)])
+        agents = sorted(name.decode() for name in names)
+        now = time.monotonic()
+        search = now - self._searched >= SEARCH_EVERY
+        if search:
+            self._searched = now
+        self._views = {
+            agent: self._views.get(agent) or InboxView(self._nc, self._layout, agent) for agent in agents
+        }
+        gone: list[Gone] = []
+        empty: list[str] = []
+        for first in range(0, len(agents), _AGENTS_AT_ONCE):
+            some = agents[first : first + _AGENTS_AT_ONCE]
+            looks = await asyncio.gather(
+                *(self._views[agent].gone(self._tail, search=search) for agent in some)
+            )
+            for agent, look in zip(some, looks, strict=True):
+                if look is None:
+                    empty.append(agent)
+                else:
+                    gone += look
+        return gone, empty
+
+    async def _settle_gone(self, gone: list[Gone]) -> int:
+        found = 0
+        ready = self._ready(gone)
+        while some := list(islice(ready, 2000)):
+            await self._tail.refresh()
+            scores = await self._tail.pipeline(
+                [("ZSCORE", self._layout.open(one.agent), str(one.index)) for one in some]
+            )
+            draft, settled = self._tail.draft(), Settled()
+            closed: dict[str, list[str]] = {}
+            for one, score in zip(some, scores, strict=True):
+                if score is None:
+                    continue  # reported meanwhile
+                closed.setdefault(one.agent, []).append(str(one.index))
+                if one.delivered:
+                    settled.add(one.index, Outcome.HANDLED)
+                else:
+                    settled.add(one.index, Outcome.UNKNOWN, reason="removed from the inbox unseen")
+            for agent, indexes in closed.items():
+                draft.command_on_many("ZREM", self._layout.open(agent), indexes)
+            found += await self._append(draft, settled)
+        return found
+
+    def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:
+        """Those whose outcome is certain, or will not become more certain."""
+        now = time.monotonic()
+        waiting: dict[tuple[str, int], float] = {}
+        ready: list[Gone] = []
+        for one in gone:
+            if one.delivered:
+                ready.append(one)
+                continue
+            since = self._undelivered.get((one.agent, one.sequence), now)
+            if now - since >= UNDELIVERED_GRACE:
+                ready.append(one)
+            else:
+                waiting[one.agent, one.sequence] = since
+        self._undelivered = waiting
+        return iter(ready)
+
+    async def _forget_agents(self, agents: Sequence[str]) -> None:
+        if not agents:
+            return
+        await self._tail.refresh()
+        counts = await self._tail.pipeline([("ZCARD", self._layout.open(agent)) for agent in agents])
+        draft = self._tail.draft()
+        for agent, count in zip(agents, counts, strict=True):
+            if not count:
+                draft.command("SREM", self._layout.opened, agent)
+        if draft.changes_something:
+            await self._tail.append(draft)
+
+    # -- the decisions of dead workers -----------------------------------------------------------------
+    async def _settle_dead(self) -> int:
+        [names] = await self._tail.pipeline([("SMEMBERS", self._layout.unsettled)])
+        found = 0
+        for name in sorted(names):
+            found += await self._settle_writer(name.decode())
+        return found
+
+    async def _settle_writer(self, writer: str) -> int:
+        await self._tail.refresh()
+        [raw] = await self._tail.pipeline([("HGETALL", self._layout.pending(writer))])
+        pending = _pending(raw)
+        dead = self._is_dead(writer)
+        overdue = self._tail.now() - OVERDUE * 1000
+        due = {name: one for name, one in pending.items() if dead or max(one.time, self._watching) < overdue}
+        if not pending:
+            draft = self._tail.draft()
+            draft.command("SREM", self._layout.unsettled, writer)
+            await self._tail.append(draft)
+        if not due:
+            return 0
+        portion = dict(islice(due.items(), _PROBES))
+        answers = await self._answers(portion)
+        draft, settled = self._tail.draft(), Settled()
+        if dead and len(portion) == len(pending):
+            self._add_lost(draft, writer)
+        for name, one in portion.items():
+            answer = answers[name]
+            settled.add(one.index, answer.outcome, message=answer.sequence, reason=answer.reason)
+            draft.command("HDEL", self._layout.pending(writer), name)
+            if answer.outcome is Outcome.COMMITTED:
+                await self._open(draft, settled, one, answer.sequence)
+        return await self._append(draft, settled)
+
+    def _is_dead(self, writer: str) -> bool:
+        state = self._tail.writers.get(writer)
+        if state is None:
+            return True  # closed, or forgotten with its records
+        silent = (self._tail.now() - max(state.seen, self._watching)) / 1000
+        return silent > (_SURELY_SILENT if self._alive(writer) is False else SILENT)
+
+    def _add_lost(self, draft: Draft, writer: str) -> None:
+        state = self._tail.writers.get(writer)
+        draft.add(
+            entry.worker(
+                draft.next_index,
+                draft.sequence,
+                self._tail.now(),
+                WorkerEvent.LOST,
+                writer,
+                state.number if state else 0,
+            )
+        )
+
+    async def _answers(self, portion: dict[str, Pending]) -> dict[str, _Answer]:
+        entries = await self._tail.store.entries_at([one.index for one in portion.values()])
+        answers: dict[str, _Answer] = {}
+        for name, one in portion.items():
+            if one.way is not Way.LONE:
+                answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost in the act")
+                continue
+            stored = entries.get(one.index)
+            if stored is None:
+                answers[name] = _Answer(Outcome.UNKNOWN, reason="decision not in the chain")
+                continue
+            answers[name] = await self._probe(one, stored.entry(), name)
+        return answers
+
+    async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
+        probed = await self._prober.probe(decision["f"], decision["id"])
+        if not probed.sequence:
+            return _Answer(Outcome.NOT_COMMITTED)
+        if probed.audit:
+            mine = probed.audit == f"{decision['w']}.{name}"
+        else:
+            mine = not await self._held_by_another(one.index, decision)
+        return _Answer(Outcome.COMMITTED if mine else Outcome.DUPLICATE, probed.sequence)
+
+    async def _held_by_another(self, index: int, decision: entry.Entry) -> bool:
+        """Whether a repetition of the same message, and not this decision, put it into the inbox."""
+        shard, fragment = id_place(decision["id"])
+        [raw] = await self._tail.pipeline([("HGETALL", self._layout.shard(shard))])
+        others = [
+            int(other) for other, found in _pairs(raw) if found == fragment.encode() and int(other) != index
+        ]
+        entries = await self._tail.store.entries_at(others)
+        letters = await self._tail.store.outcomes_at(others)
+        stored = {Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED}
+        for other, letter in zip(others, letters, strict=True):
+            if letter in stored and other in entries:
+                twin = entries[other].entry()
+                if twin["id"] == decision["id"] and twin["f"] == decision["f"]:
+                    return True
+        return False
+
+    async def _open(self, draft: Draft, settled: Settled, one: Pending, sequence: int) -> None:
+        """The message of ``one`` is at ``sequence``: follow it, with what was reported of it already."""
+        field = early_field((one.agent, sequence))
+        [raw] = await self._tail.pipeline([("HGET", self._layout.early, field)])
+        final = False
+        if raw is not None:
+            draft.command("HDEL", self._layout.early, field)
+            for report in decode_reports(raw):
+                settled.add(one.index, report.outcome, reason=report.reason, attempt=report.attempt)
+                final = final or report.outcome in FINAL_FOR_MESSAGE
+        if not final:
+            draft.command("ZADD", self._layout.open(one.agent), str(sequence), str(one.index))
+            draft.command("SADD", self._layout.opened, one.agent)
+
+    # -- reports that never found their decision --------------------------------------------------------
+    async def _expire_early(self) -> None:
+        await self._tail.refresh()
+        [raw] = await self._tail.pipeline([("HGETALL", self._layout.early)])
+        oldest = self._tail.now() - EARLY_FOR * 1000
+        draft = self._tail.draft()
+        for field, value in _pairs(raw):
+            reports = decode_reports(value)
+            if reports[0].time > oldest:
+                continue
+            draft.command("HDEL", self._layout.early, field.decode())
+            for report in reports:
+                draft.add(
+                    entry.outcome(
+                        draft.next_index,
+                        draft.sequence,
+                        self._tail.now(),
+                        report.outcome,
+                        (),
+                        messages=(report.sequence,),
+                        reason=report.reason,
+                        attempt=report.attempt,
+                        agent=report.agent,
+                    )
+                )
+        if draft.changes_something:
+            await self._tail.append(draft)
+
+    async def _append(self, draft: Draft, settled: Settled) -> int:
+        covered = settled.write(draft, self._tail.now())
+        if draft.changes_something:
+            await self._tail.append(draft)
+        return covered
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    outcome: Outcome
+    sequence: int = 0
+    reason: str = ""
+
+
+def _pairs(raw: object) -> list[tuple[bytes, bytes]]:
+    """The pairs of a hash, whether the client has made a dict of them or not."""
+    if isinstance(raw, dict):
+        return list(raw.items())
+    flat = list(raw) if isinstance(raw, list) else []
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _pending(raw: object) -> dict[str, Pending]:
+    return {name.decode(): Pending.decode(value) for name, value in _pairs(raw)}

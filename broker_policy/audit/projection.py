@@ -1,0 +1,235 @@
+"""Turning records into entries: the part of the projector that needs neither network nor disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import orjson
+
+from broker_policy.audit import entry
+from broker_policy.audit.draft import Draft
+from broker_policy.audit.entry import Alarm, WorkerEvent
+from broker_policy.audit.numbering import Received, WriterState, follow
+from broker_policy.audit.record import Outcome, Record, RecordKind, Report, Settlement, Way
+from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
+
+DecisionName = tuple[str, int, int]
+"""Writer, record number and position: what names a decision in the log."""
+MessageName = tuple[str, int]
+"""Agent and log sequence: what names a message in an inbox."""
+_EVENTS = {
+    RecordKind.OPEN: WorkerEvent.OPEN,
+    RecordKind.CLOSE: WorkerEvent.CLOSE,
+    RecordKind.VOID: WorkerEvent.VOID,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A decision whose effect follows its record, and whose outcome has not come yet."""
+
+    index: int
+    way: Way
+    agent: str
+    time: int  # unix milliseconds
+
+    def encode(self) -> str:
+        """As it lies in Redis."""
+        return orjson.dumps([self.index, self.way, self.agent, self.time]).decode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Pending:
+        """As it came from Redis."""
+        index, way, agent, time = orjson.loads(raw)
+        return cls(index, Way(way), agent, time)
+
+
+@dataclass(slots=True)
+class Known:
+    """What Redis holds of the decisions and messages that a portion of the log speaks of."""
+
+    pending: dict[DecisionName, Pending] = field(default_factory=dict)
+    open: dict[MessageName, int] = field(default_factory=dict)
+    early: dict[MessageName, list[Report]] = field(default_factory=dict)
+
+
+def wanted(portion: Iterable[Received]) -> tuple[set[DecisionName], set[MessageName]]:
+    """What of Redis is needed to project ``portion``: settled decisions, and messages spoken of."""
+    decisions: set[DecisionName] = set()
+    messages: set[MessageName] = set()
+    for received in portion:
+        if (record := received.record) is not None:
+            decisions.update((record.writer, s.number, s.position) for s in record.settlements)
+            messages.update((r.agent, r.sequence) for r in record.reports)
+    return decisions, messages
+
+
+class Projection:
+    """Builds one append from consecutive records.
+
+    ``writers`` is what is known of the writers before; it is not changed. After ``finish`` the new states
+    are in ``seen`` (None: forgotten).
+    """
+
+    def __init__(self, draft: Draft, writers: dict[str, WriterState], known: Known) -> None:
+        self.draft = draft
+        self.seen: dict[str, WriterState | None] = {}
+        self._writers = writers
+        self._known = known
+        self._settled = Settled()
+        self._pending: dict[DecisionName, Pending] = {}
+        self._answered: list[DecisionName] = []
+        self._opened: dict[MessageName, int] = {}
+        self._closed: dict[str, list[str]] = {}
+        self._early = {name: list(reports) for name, reports in known.early.items()}
+
+    def take(self, received: Received) -> None:
+        """Add one record."""
+        stored, record = received.stored, received.record
+        self.draft.sequence = stored.sequence
+        if record is None:
+            self._alarm(received, Alarm.UNREADABLE, stored.subject[:80], 0, 0)
+            return
+        state = self.seen[record.writer] if record.writer in self.seen else self._writers.get(record.writer)
+        step = follow(state, received)
+        for finding in step.findings:
+            self._alarm(received, finding.alarm, record.writer, finding.first, finding.last)
+        if not step.trusted:
+            self.seen[record.writer] = step.state
+            self._decisions(received, record, step.mark)
+            return
+        self.seen[record.writer] = None if record.kind is RecordKind.CLOSE else step.state
+        if event := _EVENTS.get(record.kind):
+            self.draft.add(
+                entry.worker(
+                    self.draft.next_index,
+                    stored.sequence,
+                    record.time,
+                    event,
+                    record.writer,
+                    record.number,
+                    record.revision,
+                )
+            )
+        self._decisions(received, record, step.mark)
+        for settlement in record.settlements:
+            self._settlement(record.writer, settlement)
+        for report in record.reports:
+            self._report(report)
+
+    def finish(self, now: int) -> None:
+        """Add what follows from all records together. ``now`` is in unix milliseconds."""
+        self._settled.write(self.draft, now)
+        layout, draft = self.draft.layout, self.draft
+        for writer, state in self.seen.items():
+            if state is not None:
+                draft.command("HSET", layout.writers, writer, state.encode())
+            elif writer in self._writers:
+                draft.command("HDEL", layout.writers, writer)
+        self._write_pending()
+        opened: dict[str, list[str]] = {}
+        for (agent, sequence), index in self._opened.items():
+            opened.setdefault(agent, []).extend((str(sequence), str(index)))
+        for agent, words in opened.items():
+            draft.command_on_many("ZADD", layout.open(agent), words)
+            draft.command("SADD", layout.opened, agent)
+        for agent, indexes in self._closed.items():
+            draft.command_on_many("ZREM", layout.open(agent), indexes)
+        self._write_early()
+
+    # -- one record ----------------------------------------------------------------------------------
+    def _alarm(self, received: Received, what: Alarm, writer: str, first: int, last: int) -> None:
+        stored = received.stored
+        self.draft.add(
+            entry.alarm(self.draft.next_index, stored.sequence, stored.time, what, writer, first, last)
+        )
+
+    def _decisions(self, received: Received, record: Record, mark: str) -> None:
+        sequence = received.stored.sequence
+        trusted = not (mark and Alarm(mark).untrusted)
+        place = 0
+        for position, line in enumerate(record.decisions):
+            message = 0
+            if line.way is Way.BATCH:
+                place += 1
+                message = sequence + place if trusted else 0
+            index = self.draft.add_decision(
+                entry.decision(self.draft.next_index, sequence, record, position, line, message, mark)
+            )
+            if not trusted:
+                continue
+            if message:
+                self._opened[entry.target_agent(line.target), message] = index
+            elif line.way in (Way.LONE, Way.ACT):
+                self._pending[record.writer, record.number, position] = Pending(
+                    index, line.way, entry.target_agent(line.target), line.time
+                )
+
+    def _settlement(self, writer: str, settlement: Settlement) -> None:
+        name = (writer, settlement.number, settlement.position)
+        pending = self._pending.pop(name, None)
+        if pending is None:
+            pending = self._known.pending.pop(name, None)
+            if pending is None:
+                return  # settled before, by a probe
+            self._answered.append(name)
+        self._settled.add(pending.index, settlement.outcome, message=settlement.sequence)
+        if settlement.outcome is Outcome.COMMITTED and pending.way is Way.LONE:
+            message = (pending.agent, settlement.sequence)
+            self._opened[message] = pending.index
+            for report in self._early.pop(message, ()):
+                self._report(report)
+
+    def _report(self, report: Report) -> None:
+        name = (report.agent, report.sequence)
+        index = self._opened.get(name) or self._known.open.get(name)
+        if index is None:
+            self._early.setdefault(name, []).append(report)
+            return
+        self._settled.add(index, report.outcome, reason=report.reason, attempt=report.attempt)
+        if report.outcome in FINAL_FOR_MESSAGE and self._opened.pop(name, None) is None:
+            del self._known.open[name]
+            self._closed.setdefault(report.agent, []).append(str(index))
+
+    # -- all records together ------------------------------------------------------------------------
+    def _write_pending(self) -> None:
+        layout, draft = self.draft.layout, self.draft
+        words: dict[str, list[str]] = {}
+        for (writer, number, position), pending in self._pending.items():
+            words.setdefault(writer, []).extend((f"{number}.{position}", pending.encode()))
+        for writer, pairs in words.items():
+            draft.command_on_many("HSET", layout.pending(writer), pairs)
+            draft.command("SADD", layout.unsettled, writer)
+        for writer, number, position in self._answered:
+            draft.command("HDEL", layout.pending(writer), f"{number}.{position}")
+
+    def _write_early(self) -> None:
+        layout, draft = self.draft.layout, self.draft
+        for name in self._known.early.keys() - self._early.keys():
+            draft.command("HDEL", layout.early, early_field(name))
+        for name, reports in self._early.items():
+            if reports != self._known.early.get(name):
+                draft.command("HSET", layout.early, early_field(name), encode_reports(reports))
+
+
+def early_field(name: MessageName) -> str:
+    """The field of a message in the hash of early reports."""
+    return f"{name[0]}.{name[1]}"
+
+
+def encode_reports(reports: Iterable[Report]) -> str:
+    """Early reports as they lie in Redis."""
+    return orjson.dumps(
+        [[r.agent, r.sequence, r.outcome, r.attempt, r.reason, r.time] for r in reports]
+    ).decode()
+
+
+def decode_reports(raw: bytes) -> list[Report]:
+    """Early reports as they came from Redis."""
+    rows = cast("list[tuple[str, int, str, int, str, int]]", orjson.loads(raw))
+    return [
+        Report(agent, sequence, Outcome(outcome), attempt, reason, time)
+        for agent, sequence, outcome, attempt, reason, time in rows
+    ]

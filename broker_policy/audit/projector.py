@@ -1,0 +1,256 @@
+"""From the log into the chain: lazy, in the order of the log, exactly once (DESIGN 7).
+
+Any number of projectors may run; an append holds only if the chain still ends where the projector read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import nats.errors
+from nats.aio.client import Client
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker_policy.audit import entry, log
+from broker_policy.audit.entry import Alarm
+from broker_policy.audit.lease import Lease
+from broker_policy.audit.numbering import Received, receive
+from broker_policy.audit.outcomes import Settler
+from broker_policy.audit.probe import Prober
+from broker_policy.audit.projection import Known, Pending, Projection, decode_reports, wanted
+from broker_policy.audit.record import RecordKey
+from broker_policy.audit.removal import Removal
+from broker_policy.audit.store import Store
+from broker_policy.audit.tail import Overtaken, Tail
+from broker_policy.jetstream import JetStreamError
+
+logger = logging.getLogger(__name__)
+
+RECORDS = 1000
+"""Records read at once."""
+DECISIONS = 500
+"""Decisions appended at once: few enough that the event loop and Redis are never held up for long."""
+SETTLE_EVERY = 0.7
+REMOVE_EVERY = 1.0
+_RESTART_CHECK_EVERY = 5.0
+_BACKOFF = (0.2, 5.0)  # seconds, first and longest
+
+AWAY = (RedisError, JetStreamError, nats.errors.Error, OSError, TimeoutError)
+"""What is raised while Redis or NATS is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What of the log is not in the chain yet."""
+
+    records: int
+    age: float  # seconds, of the oldest
+
+
+class Projector:
+    """Projects the log of one namespace.
+
+    ``nc`` is a connection inside the tenant account, ``redis`` must not decode responses, ``interval`` is
+    how long it waits between looks at the log, in seconds. ``alive`` says of a writer whether its worker is
+    known to live (None: not known); without it a writer counts as dead when it was silent for 15 seconds.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        nc: Client,
+        redis: Redis,
+        record_key: RecordKey,
+        *,
+        interval: float = 0.3,
+        clock: Callable[[], float] = time.time,
+        alive: Callable[[str], bool | None] | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.store = Store(redis, namespace, clock=clock)
+        self._nc = nc
+        self._key = record_key
+        self._interval = interval
+        self._clock = clock
+        self._lease = Lease(redis, self.store.layout.lease)
+        self._tail = Tail(self.store, clock)
+        prober = Prober(nc, namespace, record_key, clock=clock)
+        self._settler = Settler(self._tail, nc, prober, self.catch_up, alive=alive)
+        self._removal = Removal(nc, clock=clock)
+        self._next: dict[str, float] = {}
+
+    # -- for ever ------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Project until cancelled. Nothing ends it: while Redis or NATS is away, records wait in the log."""
+        pause, away, leading = 0.0, False, False
+        try:
+            while True:
+                try:
+                    if await self._lease.hold():
+                        if not leading:
+                            self._lead()
+                        leading = True
+                        await self._round()
+                    else:
+                        leading = False
+                    pause = self._interval
+                    if away:
+                        away = False
+                        logger.info("audit of %s: projecting again", self.namespace)
+                except Overtaken:
+                    pause = 0.05
+                except AWAY as error:
+                    leading = False
+                    pause = min(2 * pause, _BACKOFF[1]) if away else _BACKOFF[0]
+                    if not away:
+                        away = True
+                        logger.warning(
+                            "audit of %s: not projecting (%s); records wait in the log",
+                            self.namespace,
+                            type(error).__name__,
+                        )
+                await asyncio.sleep(pause)
+        finally:
+            with contextlib.suppress(*AWAY):
+                await asyncio.shield(asyncio.wait_for(self._lease.give_up(), 1.0))
+
+    def _lead(self) -> None:
+        """Begin, or begin again: what was known may be out of date."""
+        self._tail.forget()
+        self._settler.interrupted()
+
+    async def _round(self) -> None:
+        await self.catch_up()
+        if self._due("settle", SETTLE_EVERY):
+            await self._settler.settle_once()
+        if self._due("remove", REMOVE_EVERY):
+            await self._removal.remove(self._tail)
+
+    def _due(self, what: str, every: float) -> bool:
+        now = time.monotonic()
+        if now < self._next.get(what, 0.0):
+            return False
+        self._next[what] = now + every
+        return True
+
+    # -- once ----------------------------------------------------------------------------------------
+    async def catch_up(self) -> None:
+        """Project until no record is left.
+
+        Raises:
+            Overtaken: another projector took over.
+
+        """
+        while await self.project_once():
+            if not await self._lease.hold():
+                raise Overtaken
+
+    async def project_once(self) -> int:
+        """Project one page of records; returns how many, 0 when there are none.
+
+        Raises:
+            Overtaken: another projector appended first; call again.
+            redis.exceptions.RedisError, nats.errors.Error, JetStreamError, OSError, TimeoutError: Redis or
+                NATS is away; call again.
+
+        """
+        await self._tail.refresh()
+        page = await log.read(self._nc, self._tail.head.sequence + 1, most=RECORDS)
+        if not page.messages:
+            if self._due("restart", _RESTART_CHECK_EVERY):
+                await self._notice_restart()
+            return 0
+        received = (receive(stored, self.namespace, self._key) for stored in page.messages)
+        for portion in _portions(received):
+            known = await self._known(portion)
+            projection = Projection(self._tail.draft(), self._tail.writers, known)
+            for record in portion:
+                projection.take(record)
+            projection.finish(self._tail.now())
+            await self._tail.append(projection.draft, projection.seen)
+            self._removal.projected(portion)
+        return len(page.messages)
+
+    async def settle_once(self) -> int:
+        """Find outcomes that no record reports; returns how many were found. Errors as ``project_once``."""
+        await self._tail.refresh()
+        return await self._settler.settle_once()
+
+    async def remove_projected(self) -> int:
+        """Remove projected records from the log; returns how many. Errors as ``project_once``."""
+        await self._tail.refresh()
+        return await self._removal.remove(self._tail)
+
+    async def lag(self) -> Lag:
+        """What of the log is not in the chain yet. Errors as ``project_once``."""
+        head = await self.store.head()
+        page = await log.read(self._nc, head.sequence + 1, most=1)
+        if not page.messages:
+            return Lag(0, 0.0)
+        age = self._clock() - page.messages[0].time / 1000
+        return Lag(1 + page.pending, max(age, 0.0))
+
+    async def _known(self, portion: list[Received]) -> Known:
+        names_of_decisions, names_of_messages = wanted(portion)
+        if not names_of_decisions and not names_of_messages:
+            return Known()
+        decisions, messages = sorted(names_of_decisions), sorted(names_of_messages)
+        layout = self.store.layout
+        rows = await self._tail.pipeline(
+            [
+                *(("HGET", layout.pending(writer), f"{n}.{place}") for writer, n, place in decisions),
+                *(("ZRANGEBYSCORE", layout.open(agent), seq, seq) for agent, seq in messages),
+                ("HVALS", layout.early),
+            ]
+        )
+        known = Known()
+        for name, raw in zip(decisions, rows, strict=False):
+            if raw is not None:
+                known.pending[name] = Pending.decode(raw)
+        for message, members in zip(messages, rows[len(decisions) :], strict=False):
+            if members:
+                known.open[message] = int(members[0])
+        for raw in rows[-1]:
+            reports = decode_reports(raw)
+            known.early[reports[0].agent, reports[0].sequence] = reports
+        return known
+
+    async def _notice_restart(self) -> None:
+        """A log that ends below what is projected was made anew: say so, and project it from its start."""
+        head = self._tail.head
+        last = await log.last_sequence(self._nc)
+        if last >= head.sequence:
+            return
+        draft = self._tail.draft()
+        draft.add(
+            entry.alarm(
+                draft.next_index,
+                head.sequence,
+                self._tail.now(),
+                Alarm.LOG_RESTARTED,
+                "",
+                head.sequence,
+                last,
+            )
+        )
+        draft.sequence = 0
+        await self._tail.append(draft)
+
+
+def _portions(received: Iterator[Received]) -> Iterator[list[Received]]:
+    portion: list[Received] = []
+    decisions = 0
+    for one in received:
+        portion.append(one)
+        decisions += len(one.record.decisions) if one.record is not None else 0
+        if decisions >= DECISIONS:
+            yield portion
+            portion, decisions = [], 0
+    if portion:
+        yield portion

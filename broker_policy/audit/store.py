@@ -1,0 +1,149 @@
+"""The chain in Redis: conditional appends, and reading in pages.
+
+The key layout is in ``layout.py``. Redis 6.2 suffices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from redis.asyncio import Redis
+
+from broker_policy.audit import chain
+from broker_policy.audit.draft import Draft, Head
+from broker_policy.audit.entry import Entry
+from broker_policy.audit.layout import BLOCK, NAMESPACES, Layout
+
+PAGE = 1000
+"""Entries read at once."""
+
+# Appends when the chain still ends where the caller believes, and says so; otherwise changes nothing. So
+# however many projectors there are, each record enters once. All commands are in one script: Redis writes
+# their effects to its append-only file as one transaction.
+_APPEND = """
+local head = redis.call('HMGET', KEYS[1], 'i', 's')
+if (head[1] or '0') ~= ARGV[1] or (head[2] or '0') ~= ARGV[2] then return 0 end
+local index = tonumber(ARGV[1])
+for place = 4, #ARGV, 2 do
+  index = index + 1
+  redis.call('XADD', KEYS[2], string.format('%.0f-0', index), 'e', ARGV[place], 'h', ARGV[place + 1])
+end
+for _, command in ipairs(cjson.decode(ARGV[3])) do redis.call(unpack(command)) end
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """One entry as it lies in Redis."""
+
+    identifier: str  # the stream id, <index>-0
+    body: bytes  # canonical
+    hash: str  # hexadecimal
+
+    @property
+    def index(self) -> int:
+        """The index by the stream id."""
+        return int(self.identifier.partition("-")[0])
+
+    def entry(self) -> Entry:
+        """The entry itself.
+
+        Raises:
+            ValueError: it was damaged.
+
+        """
+        return cast("Entry", orjson.loads(self.body))
+
+
+class Store:
+    """The audit of one namespace in Redis.
+
+    ``redis`` must not decode responses. ``clock`` returns unix seconds.
+    """
+
+    def __init__(self, redis: Redis, namespace: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.redis: Any = redis  # redis-py types every command as sync or async at once
+        self.layout = Layout(namespace)
+        self._append = redis.register_script(_APPEND)
+        self._clock = clock
+
+    async def head(self) -> Head:
+        """Where the chain ends.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+
+        """
+        index, digest, sequence = await self.redis.hmget(self.layout.head, "i", "h", "s")
+        if index is None:
+            return Head(0, chain.genesis(self.layout.namespace), 0)
+        return Head(int(index), bytes.fromhex(digest.decode()), int(sequence))
+
+    async def append(self, draft: Draft) -> bool:
+        """Append ``draft``; False, and nothing changed, when the chain no longer ends where it began.
+
+        When it returns, Redis has synced it (``appendfsync always``).
+        """
+        now = int(self._clock() * 1000)
+        commands = orjson.dumps(list(draft.commands(now)))
+        base = draft.base
+        done = await self._append(
+            keys=[self.layout.head, self.layout.chain],
+            args=[str(base.index), str(base.sequence), commands, *draft.chain],
+        )
+        return bool(done)
+
+    async def page(self, first: int, count: int = PAGE) -> list[StoredEntry]:
+        """Up to ``count`` entries from ``first`` on."""
+        return await self.between(f"{first}-0", "+", count)
+
+    async def between(self, low: str, high: str, count: int) -> list[StoredEntry]:
+        """Up to ``count`` entries between two stream ids."""
+        raw = await self.redis.xrange(self.layout.chain, low, high, count=count)
+        return [_stored(item) for item in raw]
+
+    async def entries(self, first: int = 1) -> AsyncIterator[StoredEntry]:
+        """Every entry from ``first`` on, read in pages."""
+        low = f"{first}-0"
+        while page := await self.between(low, "+", PAGE):
+            for stored in page:
+                yield stored
+            low = f"({page[-1].identifier}"
+
+    async def entries_at(self, indexes: Sequence[int]) -> dict[int, StoredEntry]:
+        """The entries at ``indexes``, those that exist."""
+        found: dict[int, StoredEntry] = {}
+        for first in range(0, len(indexes), PAGE):
+            portion = indexes[first : first + PAGE]
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for index in portion:
+                    pipe.xrange(self.layout.chain, f"{index}-0", f"{index}-0", count=1)
+                for items in await pipe.execute():
+                    for item in items:
+                        stored = _stored(item)
+                        found[stored.index] = stored
+        return found
+
+    async def outcomes_at(self, indexes: Iterable[int]) -> list[str]:
+        """The letters of the outcomes at ``indexes``; "" where there is none."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                place = index % BLOCK
+                pipe.getrange(self.layout.outcomes(index // BLOCK), place, place)
+            return [letter.decode() for letter in await pipe.execute()]
+
+
+async def namespaces(redis: Redis) -> list[str]:
+    """The namespaces that have an audit in ``redis``, sorted."""
+    names: Any = await cast("Any", redis).smembers(NAMESPACES)
+    return sorted(name.decode() for name in names)
+
+
+def _stored(item: tuple[bytes, dict[bytes, bytes]]) -> StoredEntry:
+    identifier, fields = item
+    return StoredEntry(identifier.decode(), fields.get(b"e", b""), fields.get(b"h", b"").decode())
