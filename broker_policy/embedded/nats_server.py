@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -56,8 +57,10 @@ class NatsServer:
         self.monitor_port = monitor_port or free_port()
         self.log = (log or self.folder / "nats-server.log").absolute()
         self.config = self.folder / "nats-server.conf"
+        # Says in the greeting that it is ours, and stays the same over restarts.
+        self._name = f"mas-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
         self._values = {
-            "server_name": quoted(f"mas-{self.port}"),
+            "server_name": quoted(self._name),
             "listen": f"{LOOPBACK}:{self.port}",
             "monitor": f"{LOOPBACK}:{self.monitor_port}",
             "log_file": quoted(self.log),
@@ -142,7 +145,7 @@ class NatsServer:
             return False
         try:
             greeting = await asyncio.wait_for(reader.readline(), 1.0)
-            return greeting.startswith(b"INFO ") and f'"mas-{self.port}"'.encode() in greeting
+            return greeting.startswith(b"INFO ") and f'"{self._name}"'.encode() in greeting
         except (OSError, TimeoutError, ValueError):
             return False
         finally:

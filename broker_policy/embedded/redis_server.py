@@ -6,6 +6,8 @@ import secrets
 from pathlib import Path
 
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from broker_policy.embedded import binaries

@@ -1,0 +1,68 @@
+"""What a server does between a client's write and its answer, seen by strace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_SYNC = re.compile(r"\bf(?:data)?sync(?:\(| resumed>)")
+_ANSWER = re.compile(r"\bwrite\(\d+<TCP:")
+
+
+@dataclass
+class Trace:
+    """The syscalls of one server while it was watched."""
+
+    path: Path
+
+    @property
+    def events(self) -> str:
+        """``s`` for each finished sync, ``a`` for each answer to a client, in order."""
+        out = []
+        for line in self.path.read_text(errors="replace").splitlines():
+            if _SYNC.search(line) and "<unfinished" not in line:
+                out.append("s")
+            elif _ANSWER.search(line):
+                out.append("a")
+        return "".join(out)
+
+    @property
+    def syncs(self) -> int:
+        """How many syncs."""
+        return self.events.count("s")
+
+
+@contextlib.asynccontextmanager
+async def watched(pid: int, path: Path) -> AsyncIterator[Trace]:
+    """Watch the process ``pid`` for the length of the block; read the trace afterwards.
+
+    Skips the test where strace is missing or may not watch.
+    """
+    strace = _attach(pid, path)
+    try:
+        attached = await asyncio.to_thread(strace.stderr.readline)
+        if "attached" not in attached:
+            pytest.skip(f"strace may not watch: {attached.strip()}")
+        yield Trace(path)
+    finally:
+        strace.terminate()
+        await asyncio.to_thread(strace.communicate)
+
+
+def _attach(pid: int, path: Path) -> subprocess.Popen[str]:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    return subprocess.Popen(
+        ["strace", "-f", "-yy", "-s", "8", "-e", "trace=fsync,fdatasync,write", "-o", path, "-p", str(pid)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
