@@ -20,12 +20,12 @@ _GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class Lease:
-    """A lease on ``key``."""
+    """A lease on ``key``; ``name`` tells people who holds it."""
 
-    def __init__(self, redis: Redis, key: str) -> None:
+    def __init__(self, redis: Redis, key: str, name: str = "") -> None:
         self._redis: Any = redis
         self._key = key
-        self._holder = secrets.token_hex(8)
+        self._holder = f"{name}.{secrets.token_hex(8)}"
         self._renew = redis.register_script(_RENEW)
         self._give_up = redis.register_script(_GIVE_UP)
         self._held_since: float | None = None

@@ -71,6 +71,7 @@ class Projector:
         interval: float = 0.3,
         clock: Callable[[], float] = time.time,
         alive: Callable[[str], bool | None] | None = None,
+        name: str = "",
     ) -> None:
         self.namespace = namespace
         self.store = Store(redis, namespace, clock=clock)
@@ -78,7 +79,7 @@ class Projector:
         self._key = record_key
         self._interval = interval
         self._clock = clock
-        self._lease = Lease(redis, self.store.layout.lease)
+        self._lease = Lease(redis, self.store.layout.lease, name)
         self._tail = Tail(self.store, clock)
         prober = Prober(nc, namespace, record_key, clock=clock)
         self._settler = Settler(self._tail, nc, prober, self.catch_up, alive=alive)

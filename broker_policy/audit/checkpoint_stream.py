@@ -1,0 +1,51 @@
+"""The checkpoint stream in the CONTROL account: append and read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from nats.aio.client import Client
+
+from broker_policy.audit.checkpoint import SignedCheckpoint
+from broker_policy.jetstream import direct_get_page, last_by_subject, publish
+from mas_nats.wire import headers, subjects
+
+
+class CheckpointStream:
+    """The checkpoints of one namespace. ``nc`` is a connection inside CONTROL."""
+
+    def __init__(self, nc: Client, namespace: str) -> None:
+        self._nc = nc
+        self._subject = subjects.checkpoint(namespace)
+
+    async def last(self) -> tuple[SignedCheckpoint | None, int]:
+        """The last checkpoint and its sequence in the stream; None and 0 when there is none.
+
+        Raises:
+            ValueError: what is there is no checkpoint.
+            JetStreamError, nats.errors.Error: the stream does not answer.
+
+        """
+        stored = await last_by_subject(self._nc, subjects.CHECKPOINTS_STREAM, self._subject)
+        if stored is None:
+            return None, 0
+        return SignedCheckpoint.decode(stored.data), stored.sequence
+
+    async def append(self, signed: SignedCheckpoint, after: int) -> int:
+        """Append to a stream whose last checkpoint is at ``after``; returns the new sequence.
+
+        Raises:
+            JetStreamError: another signer was faster, or the stream is full.
+            nats.errors.Error: no answer; it may be there.
+
+        """
+        fields = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(after)}
+        return (await publish(self._nc, self._subject, signed.encode(), fields)).sequence
+
+    async def all(self) -> AsyncIterator[SignedCheckpoint]:
+        """Every checkpoint in order, read in pages. Errors as ``last``."""
+        sequence = 1
+        while page := await direct_get_page(self._nc, subjects.CHECKPOINTS_STREAM, self._subject, sequence):
+            for stored in page:
+                yield SignedCheckpoint.decode(stored.data)
+            sequence = page[-1].sequence + 1

@@ -1,0 +1,209 @@
+"""The checkpoint signer: a small process of its own, the only holder of the checkpoint key.
+
+``python -m broker_policy.audit.signer --folder .mas`` signs the head of every chain once a second when it
+moved, but only after following the chain from the last checkpoint to the head. Where the chain no longer
+holds what was signed, it refuses, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nats.errors
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nats.aio.client import Client
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker_policy.audit import chain
+from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
+from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.draft import Head
+from broker_policy.audit.store import Store, namespaces
+from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.jetstream import JetStreamError
+from broker_policy.tenants.connect import connect_checkpoints
+from broker_policy.tenants.material import PublicMaterial, SignerKeys
+
+logger = logging.getLogger(__name__)
+
+EVERY = 1.0
+_REPEAT_REFUSAL = 60.0
+
+
+class ChainAltered(Exception):
+    """The chain does not continue what was signed; it will not be signed."""
+
+
+class Signer:
+    """Signs the chain of one namespace. ``clock`` returns unix seconds."""
+
+    def __init__(
+        self,
+        store: Store,
+        stream: CheckpointStream,
+        key: Ed25519PrivateKey,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._key = key
+        self._clock = clock
+
+    async def sign_once(self) -> Checkpoint | None:
+        """Sign the head, when it moved; returns the new checkpoint.
+
+        Raises:
+            ChainAltered: the chain does not continue the last checkpoint.
+            RedisError, nats.errors.Error, JetStreamError, OSError: one of the stores is away.
+
+        """
+        last, after = await self._last()
+        head = await self._store.head()
+        if last is not None and (head.index, head.hash.hex()) == (last.index, last.hash):
+            return None
+        if head.index == 0:
+            if last is not None:
+                raise ChainAltered(f"entry {last.index} was signed, but the chain is empty")
+            return None
+        await self._follow(last, head)
+        checkpoint = Checkpoint(
+            namespace=self._store.layout.namespace,
+            index=head.index,
+            hash=head.hash.hex(),
+            sequence=head.sequence,
+            time=int(self._clock() * 1000),
+        )
+        await self._stream.append(SignedCheckpoint.sign(checkpoint, self._key), after)
+        return checkpoint
+
+    async def _last(self) -> tuple[Checkpoint | None, int]:
+        try:
+            signed, after = await self._stream.last()
+        except ValueError as error:
+            raise ChainAltered(f"the last checkpoint is damaged: {error}") from error
+        if signed is None:
+            return None, after
+        if not signed.verify([self._key.public_key()]):
+            raise ChainAltered(
+                f"the last checkpoint (entry {signed.checkpoint.index}) is not signed by this key"
+            )
+        return signed.checkpoint, after
+
+    async def _follow(self, last: Checkpoint | None, head: Head) -> None:
+        """Check every link from the last checkpoint to the head."""
+        index, previous = 0, chain.genesis(self._store.layout.namespace)
+        if last is not None:
+            if head.index < last.index:
+                raise ChainAltered(f"entry {last.index} was signed, but the chain ends at {head.index}")
+            signed = (await self._store.entries_at([last.index])).get(last.index)
+            if signed is None or signed.hash != last.hash:
+                raise ChainAltered(f"entry {last.index} is not the one that was signed")
+            index, previous = last.index, bytes.fromhex(last.hash)
+        async for stored in self._store.entries(index + 1):
+            if index == head.index:
+                break
+            index += 1
+            previous = chain.link(previous, stored.body)
+            if stored.index != index or stored.hash != previous.hex():
+                raise ChainAltered(f"entry {index} does not follow the one before it")
+        if index != head.index or previous != head.hash:
+            raise ChainAltered(f"the chain does not lead to its head (entry {head.index})")
+
+
+class SigningRound:
+    """Signs every namespace, and remembers which it refuses."""
+
+    def __init__(self, redis: Redis, nc: Client, key: Ed25519PrivateKey) -> None:
+        self._redis = redis
+        self._nc = nc
+        self._key = key
+        self._signers: dict[str, Signer] = {}
+        self._refused: dict[str, float] = {}
+
+    async def sign(self) -> None:
+        """One round; a refusal is logged at once and then every minute."""
+        for namespace in await namespaces(self._redis):
+            if namespace not in self._signers:
+                store = Store(self._redis, namespace)
+                self._signers[namespace] = Signer(store, CheckpointStream(self._nc, namespace), self._key)
+            try:
+                await self._signers[namespace].sign_once()
+            except ChainAltered as problem:
+                if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
+                    self._refused[namespace] = time.monotonic()
+                    logger.critical(
+                        "REFUSED to sign the audit of %s: %s. Run 'mas audit verify --namespace %s'",
+                        namespace,
+                        problem,
+                        namespace,
+                    )
+            else:
+                self._refused.pop(namespace, None)
+
+
+async def serve(folder: Path) -> None:
+    """Sign until SIGTERM or SIGINT.
+
+    Raises:
+        MasError: keys are missing, nothing runs in ``folder``, or the server refused.
+
+    """
+    layout = Layout(folder)
+    broker = Broker.read(layout)
+    keys = SignerKeys.load(layout.keys)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    nc = await connect_checkpoints(
+        broker.connection(layout, "signer"), keys, PublicMaterial.load(layout.keys)
+    )
+    redis = Redis.from_url(broker.redis_url(), socket_timeout=5, socket_connect_timeout=2)
+    ready = layout.ready("signer")
+    ready.touch()
+    try:
+        await _until(stop, SigningRound(redis, nc, keys.checkpoint))
+    finally:
+        ready.unlink(missing_ok=True)
+        await redis.aclose()
+        await nc.close()
+
+
+async def _until(stop: asyncio.Event, signing: SigningRound) -> None:
+    away = False
+    while not stop.is_set():
+        try:
+            await signing.sign()
+        except (RedisError, JetStreamError, nats.errors.Error, OSError) as error:
+            if not away:
+                logger.warning("not signing: %s", type(error).__name__)
+            away = True
+        else:
+            away = False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), EVERY)
+
+
+def main() -> None:
+    """Run the signer of an embedded installation."""
+    parser = argparse.ArgumentParser(prog="python -m broker_policy.audit.signer", description=main.__doc__)
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="the folder of 'mas up'")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    asyncio.run(serve(arguments.folder.resolve()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Verifying an audit in Redis: the chain against itself, its indexes, and signed checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from broker_policy.audit.checkpoint import SignedCheckpoint
+from broker_policy.audit.draft import Head
+from broker_policy.audit.examination import Examination, Tally
+from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.layout import BLOCK, SHARDS
+from broker_policy.audit.store import PAGE, Store
+
+OVERDUE = 120.0
+"""Seconds after which a decision without an outcome is a finding."""
+_LETTERS = 1 << 16
+_LIST_PAGE = 10_000
+_SHARD_PAGE = 512
+_ROUNDS = 20
+
+
+async def verify(
+    store: Store,
+    checkpoints: AsyncIterable[SignedCheckpoint] | None,
+    keys: Sequence[Ed25519PublicKey],
+    *,
+    overdue: float = OVERDUE,
+    now: float | None = None,
+) -> Report:
+    """Verify the whole audit of a namespace, also while it is being written.
+
+    ``checkpoints`` in order, signed by any of ``keys``; None: the chain is checked against itself alone, and
+    somebody who rewrote all of Redis is not found. ``overdue`` in seconds.
+
+    Raises:
+        redis.exceptions.RedisError, OSError: Redis does not answer.
+
+    """
+    exam = Examination(store.layout.namespace, keys)
+    walk = _Walk(exam, store, _none() if checkpoints is None else aiter(checkpoints))
+    await walk.to((await store.head()).index)
+    await walk.finish_checkpoints()
+    await _check_end(walk)
+    await _check_outcomes(walk)
+    await _check_lists(exam, store)
+    await _check_shards(exam, store)
+    exam.find_unsettled(int(((time.time() if now is None else now) - overdue) * 1000))
+    exam.count_outcomes()
+    return exam.report
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Reads the chain on, entries and checkpoints side by side."""
+
+    exam: Examination
+    store: Store
+    checkpoints: AsyncIterator[SignedCheckpoint]
+    at: int = 0
+    _low: str = "-"
+    _signed: SignedCheckpoint | None = field(default=None)
+    _started: bool = False
+
+    async def to(self, index: int) -> None:
+        """Read on until entry ``index`` or the end of the chain."""
+        if not self._started:
+            self._started = True
+            self._signed = await anext(self.checkpoints, None)
+        while self.at < index:
+            page = await self.store.between(self._low, "+", PAGE)
+            if not page:
+                break
+            for stored in page:
+                self.exam.add(stored)
+                while self._signed is not None and self._signed.checkpoint.index <= stored.index:
+                    self.exam.checkpoint(self._signed)
+                    self._signed = await anext(self.checkpoints, None)
+            self._low, self.at = f"({page[-1].identifier}", page[-1].index
+        self.exam.flush()
+
+    async def finish_checkpoints(self) -> None:
+        """Check the checkpoints beyond what was read; the chain may have grown meanwhile."""
+        while self._signed is not None:
+            index = self._signed.checkpoint.index
+            if index > self.at and (head := await self.store.head()).index >= index:
+                await self.to(head.index)
+            if self._signed is not None and self._signed.checkpoint.index == index:
+                self.exam.checkpoint(self._signed)
+                self._signed = await anext(self.checkpoints, None)
+
+
+async def _none() -> AsyncIterator[SignedCheckpoint]:
+    nothing: tuple[SignedCheckpoint, ...] = ()
+    for signed in nothing:
+        yield signed
+
+
+async def _check_end(walk: _Walk) -> None:
+    """Compare head, last entry and what Redis remembers of the last entry it ever had."""
+    store, layout = walk.store, walk.store.layout
+    async with store.redis.pipeline(transaction=True) as pipe:
+        pipe.hmget(layout.head, "i", "h", "s")
+        pipe.xrevrange(layout.chain, count=1)
+        pipe.exists(layout.chain)
+        (index, digest, _), last, exists = await pipe.execute()
+    head = Head(int(index or 0), bytes.fromhex((digest or b"").decode()), 0)
+    await walk.to(head.index)
+    ends_at = int(last[0][0].partition(b"-")[0]) if last else 0
+    report = walk.exam.report
+    if exists:
+        info: dict[str, Any] = await store.redis.xinfo_stream(layout.chain)
+        highest = int(info["last-generated-id"].partition(b"-")[0])
+        if highest > max(ends_at, walk.at):
+            text = f"entries {ends_at + 1} to {highest} were there and are gone"
+            report.add(FindingKind.CUT, ends_at + 1, text, last=highest)
+    if ends_at != head.index:
+        walk.exam.end_at(head.index, head.hash.hex(), ends_at)
+    elif walk.exam.index == head.index:
+        walk.exam.end_at(head.index, head.hash.hex(), head.index)
+
+
+# -- what is derived from the chain ---------------------------------------------------------------------
+async def _check_outcomes(walk: _Walk) -> None:
+    """Compare the stored outcomes; those that changed while we read are looked at again."""
+    exam = walk.exam
+    suspects = await _differing(walk, None)
+    for _ in range(_ROUNDS):
+        if not suspects:
+            return
+        await walk.to((await walk.store.head()).index)
+        again = await _differing(walk, suspects)
+        if again == suspects and (await walk.store.head()).index <= walk.at:
+            break
+        suspects = again
+    for index in suspects:
+        exam.report.add(FindingKind.OUTCOME, index, f"the stored outcome of {index} is not that of the chain")
+
+
+async def _differing(walk: _Walk, suspects: list[int] | None) -> list[int]:
+    letters = walk.exam.letters
+    if suspects is not None:
+        found = await walk.store.outcomes_at(suspects)
+        return [
+            index
+            for index, letter in zip(suspects, found, strict=True)
+            if letter.encode() != letters[index : index + 1]
+        ]
+    differing: list[int] = []
+    for first in range(0, len(letters), _LETTERS):
+        ours = bytes(letters[first : first + _LETTERS])
+        place = first % BLOCK
+        key = walk.store.layout.outcomes(first // BLOCK)
+        theirs: bytes = await walk.store.redis.getrange(key, place, place + len(ours) - 1)
+        if theirs != ours:
+            theirs = theirs.ljust(len(ours), b"\0")
+            differing += [first + i for i, letter in enumerate(ours) if letter and letter != theirs[i]]
+    return differing
+
+
+async def _check_lists(exam: Examination, store: Store) -> None:
+    for name, tally in exam.lists.items():
+        found = Tally()
+        first = 0
+        while True:
+            page = await store.redis.lrange(store.layout.by(name), first, first + _LIST_PAGE - 1)
+            for raw in page:
+                if (index := _number(raw)) <= exam.index:
+                    found.add(index)
+            first += _LIST_PAGE
+            if len(page) < _LIST_PAGE:
+                break
+        if found != tally:
+            text = f"index {name} lists {found.count} entries, the chain has {tally.count}, or lists others"
+            exam.report.add(FindingKind.INDEX, 0, text)
+
+
+async def _check_shards(exam: Examination, store: Store) -> None:
+    for first in range(0, SHARDS, _SHARD_PAGE):
+        shards = range(first, min(first + _SHARD_PAGE, SHARDS))
+        async with store.redis.pipeline(transaction=False) as pipe:
+            for shard in shards:
+                pipe.hgetall(store.layout.shard(shard))
+            rows = await pipe.execute()
+        for shard, row in zip(shards, rows, strict=True):
+            found = Tally()
+            for raw, fragment in row.items():
+                if (index := _number(raw)) <= exam.index:
+                    found.add(index, fragment.decode(errors="replace"))
+            if found != exam.shards.get(shard, Tally()):
+                text = f"the message ids of shard {shard:x} are not those of the chain"
+                exam.report.add(FindingKind.INDEX, 0, text)
+
+
+def _number(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() else 0

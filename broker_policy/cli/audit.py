@@ -1,0 +1,171 @@
+"""``mas audit``: verify, export and query what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import nats.errors
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker_policy.audit.checkpoint import read_public_key
+from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.export import export as export_to
+from broker_policy.audit.export import verify_file
+from broker_policy.audit.findings import Report
+from broker_policy.audit.query import Question, ask
+from broker_policy.audit.store import Store
+from broker_policy.audit.verify import OVERDUE
+from broker_policy.audit.verify import verify as verify_store
+from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command
+from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.jetstream import JetStreamError
+from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from mas_nats.errors import Unavailable
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
+
+audit = typer.Typer(help="Verify, export and query the audit.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+_SHOWN = 20
+_FIXES = "Compare with a backup or an export, and find out who could write to Redis or the log."
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The two stores of one namespace's audit."""
+
+    store: Store
+    checkpoints: CheckpointStream
+    key: Ed25519PublicKey
+
+
+@asynccontextmanager
+async def _redis(layout: Layout) -> AsyncIterator[Redis]:
+    redis = Redis.from_url(Broker.read(layout).redis_url(), socket_timeout=30, socket_connect_timeout=2)
+    try:
+        yield redis
+    except (RedisError, JetStreamError, nats.errors.Error) as error:
+        raise Unavailable(f"the audit's store does not answer ({type(error).__name__}): {error}") from None
+    finally:
+        await redis.aclose()
+
+
+@asynccontextmanager
+async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
+    layout = Layout(folder.resolve())
+    async with _redis(layout) as redis:
+        connection = Broker.read(layout).connection(layout, "controller")
+        nc = await connect_control_admin(connection, ControllerKeys.load(layout.keys), name="audit")
+        try:
+            key = PublicMaterial.load(layout.keys).checkpoint
+            yield _Sources(Store(redis, namespace), CheckpointStream(nc, namespace), key)
+        finally:
+            await nc.close()
+
+
+@command("verify", group=audit, example="mas audit verify --namespace default")
+async def verify(
+    *,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    file: Annotated[Path | None, typer.Option("--file", help="Verify an exported file instead.")] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="The checkpoint key's public half (checkpoint.pub).")
+    ] = None,
+    overdue: Annotated[
+        float, typer.Option("--overdue", help="Seconds after which a decision must have an outcome.")
+    ] = OVERDUE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Check the whole chain, its indexes and outcomes, against itself and against signed checkpoints."""
+    out = Output(json=json)
+    if file is not None:
+        report = verify_file(file, [_public_key(public_key, folder)], overdue=overdue)
+    else:
+        async with _sources(folder, namespace) as sources:
+            keys = [sources.key if public_key is None else _public_key(public_key, folder)]
+            report = await verify_store(sources.store, sources.checkpoints.all(), keys, overdue=overdue)
+    out.result(report.document(), _told(report))
+    if not report.intact:
+        raise typer.Exit(ExitCode.ALTERED)
+
+
+@command("export", group=audit, example="mas audit export audit.jsonl")
+async def export(
+    file: Annotated[Path, typer.Argument(help="Where to write; JSON lines.")],
+    *,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Write all entries with their hashes and checkpoints to a file that verifies by itself."""
+    async with _sources(folder, namespace) as sources:
+        count = await export_to(sources.store, sources.checkpoints.all(), file)
+    Output(json=json).result(
+        {"namespace": namespace, "file": str(file), "entries": count}, f"{count} entries in {file}"
+    )
+
+
+@command("query", group=audit, example="mas audit query --sender planner --decision AUTHZ_DENIED")
+async def query(
+    *,
+    sender: Annotated[str | None, typer.Option("--sender", help="Who sent.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="To whom.")] = None,
+    decision: Annotated[str | None, typer.Option("--decision", help="ALLOWED, AUTHZ_DENIED …")] = None,
+    violation: Annotated[str | None, typer.Option("--violation", help="The rule that refused.")] = None,
+    message_id: Annotated[str | None, typer.Option("--message-id", help="The sender's id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 50,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """List decisions and what became of them, the newest first."""
+    question = Question(sender, target, decision, violation, message_id)
+    async with _redis(Layout(folder.resolve())) as redis:
+        answers = await ask(Store(redis, namespace), question, limit=limit)
+    rows = [answer.row() for answer in answers]
+    Output(json=json).result({"namespace": namespace, "decisions": rows}, "\n".join(map(_line, rows)))
+
+
+def _public_key(path: Path | None, folder: Path) -> Ed25519PublicKey:
+    if path is None:
+        return PublicMaterial.load(Layout(folder.resolve()).keys).checkpoint
+    return read_public_key(path.read_bytes())
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _told(report: Report) -> str:
+    lines = [
+        f"{report.entries} entries, {report.decisions} decisions, {report.checkpoints} checkpoints",
+        f"signed up to entry {report.signed_index} at {_time(report.signed_time)}"
+        if report.signed_index
+        else "no signed checkpoint covers any entry yet",
+    ]
+    if report.intact:
+        return "\n".join([*lines, f"the audit of {report.namespace} is intact"])
+    count = len(report.findings) + report.more
+    lines.append(f"THE AUDIT OF {report.namespace} IS NOT INTACT: {count} findings")
+    lines += [f"  {finding.kind}: {finding.text}" for finding in report.findings[:_SHOWN]]
+    if count > _SHOWN:
+        lines.append(f"  … and {count - _SHOWN} more (--json shows a thousand)")
+    return "\n".join([*lines, _FIXES])
+
+
+def _line(row: dict[str, Any]) -> str:
+    way = f"{row['sender']} → {row['target']}"
+    return (
+        f"{row['index']:>8} {_time(row['time'])} {row['op']:<8} {way:<32} {row['decision']:<14} "
+        f"{row['outcome']:<12} {row['rule']:<18} {row['message_id']}"
+    )
