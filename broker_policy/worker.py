@@ -230,7 +230,7 @@ class PolicyWorker:
             record_key=config.keys.record_key,
             recall=Recall(Store(self._redis, table.namespace)),
         )
-        projector = Projector(table.namespace, nc, self._redis, config.keys.record_key)
+        projector = Projector(table.namespace, nc, self._redis, config.keys.record_key, name=config.name)
         await service.start()
         projecting = asyncio.create_task(projector.run(), name=f"{table.namespace}-projector")
         self._namespaces[table.namespace] = _Served(nc, service, projector, projecting)

@@ -7,7 +7,7 @@ the test run in any case.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from tests.system import System
 
 StartNats = Callable[..., Awaitable[NatsServer]]
 StartRedis = Callable[..., Awaitable[RedisServer]]
@@ -82,3 +83,11 @@ async def nats_server(start_nats: StartNats) -> NatsServer:
 async def redis_server(start_redis: StartRedis) -> RedisServer:
     """A redis-server with the settings of the audit store."""
     return await start_redis()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A running broker that the whole test run shares; each test takes a namespace of its own."""
+    running = System.up(tmp_path_factory.mktemp("system") / ".mas")
+    yield running
+    running.down()

@@ -1,0 +1,1 @@
+"""The tests; `system.py` is a running broker for the suites that need one."""

@@ -1,0 +1,99 @@
+"""Kill -9 at random moments: whatever dies, nothing accepted is lost and nothing is delivered unaudited."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.load import Handling, audit_of, send_all
+from tests.processes import kill
+from tests.system import System, mas
+
+MESSAGES = 5_000
+CONCURRENCY = 64
+
+
+@pytest.fixture
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system of its own, to be hurt."""
+    running = System.up(tmp_path_factory.mktemp("victim") / ".mas")
+    yield running
+    running.down()
+
+
+@asynccontextmanager
+async def pair(system: System, namespace: str) -> AsyncIterator[tuple[Handling, Handling]]:
+    sender = Handling("sender", server_addr=system.broker.url, tls=system.tls("sender", namespace))
+    receiver = Handling("receiver", server_addr=system.broker.url, tls=system.tls("receiver", namespace))
+    async with sender, receiver:
+        yield sender, receiver
+
+
+async def survive(system: System, harm: Callable[[], Awaitable[None]]) -> int:
+    """Send while ``harm`` is done again and again; how often it was done. Then look at everything."""
+    namespace = await system.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    times = 0
+    async with pair(system, namespace) as (sender, receiver):
+
+        async def nemesis() -> None:
+            nonlocal times
+            while True:
+                await asyncio.sleep(random.uniform(0.1, 0.6))
+                await harm()
+                times += 1
+
+        doing = asyncio.create_task(nemesis())
+        accepted = await send_all(sender, "receiver", MESSAGES, CONCURRENCY)
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        assert len(accepted) == MESSAGES
+        assert await receiver.wait_handled(accepted, 60) == set()
+        audit = await audit_of(system, namespace, accepted, 90)
+
+    decisions = audit["decisions"]
+    for message_id in receiver.handled:
+        delivered = [each for each in decisions[message_id] if each["outcome"] == "h"]
+        assert delivered, f"{message_id} was delivered and the audit does not say so: {decisions[message_id]}"
+        for each in delivered:
+            assert "q" not in each or each["s"] < each["q"], "the decision is not before its message"
+    verified = mas("audit", "verify", "--folder", str(system.layout.root), "--namespace", namespace)
+    assert verified.returncode == 0, verified.stdout
+    return times
+
+
+@pytest.mark.slow
+async def test_workers_killed(victim: System) -> None:
+    async def harm() -> None:
+        kill(victim.broker.pid, random.choice(["w1", "w2"]))
+
+    assert await survive(victim, harm) >= 3
+
+
+@pytest.mark.slow
+async def test_redis_killed_and_back(victim: System) -> None:
+    async def harm() -> None:
+        kill(victim.broker.pid, "redis-server")
+
+    assert await survive(victim, harm) >= 3
+
+
+@pytest.mark.slow
+async def test_the_projecting_worker_killed(victim: System) -> None:
+    """The other takes over; nothing is projected twice or left out."""
+
+    async def harm() -> None:
+        if name := await projecting(victim):
+            kill(victim.broker.pid, name)
+
+    assert await survive(victim, harm) >= 3
+
+
+async def projecting(system: System) -> str:
+    """Which worker holds the lease of the namespace under test; "" where nobody does at this moment."""
+    async with system.redis() as redis:
+        holders = [await redis.get(key) async for key in redis.scan_iter("mas:audit:t*:lease")]
+    return next((holder.decode().partition(".")[0] for holder in holders if holder), "")
