@@ -189,6 +189,8 @@ class Agent(Generic[S]):
                 await inbox.stop(timeout)
             await self.on_stop()
         finally:
+            if self._running is not None:
+                self._last_state = self._running.state.state
             await self._close()
 
     async def __aenter__(self) -> Self:
@@ -369,7 +371,6 @@ class Agent(Generic[S]):
     async def _close(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            self._last_state = running.state.state
             await _disconnect(running)
 
 

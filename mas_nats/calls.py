@@ -76,6 +76,6 @@ class Calls:
             if loop.time() >= end:
                 raise OutcomeUnknown(
                     (headers or {}).get(MSG_ID, ""),
-                    f"{op} was sent but not answered within {timeout:g} s. "
+                    f"no answer to {op} within {timeout:g} s. "
                     "It may have happened; repeating it with the same id is safe",
                 )

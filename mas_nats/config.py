@@ -18,7 +18,7 @@ import orjson
 from cryptography import x509
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.wire.identity import Role, parse_spiffe_id
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, parse_spiffe_id
 
 DEFAULT_PORT = 4222
 DEFAULT_URL = f"tls://127.0.0.1:{DEFAULT_PORT}"
@@ -138,7 +138,7 @@ def _certificates(
             f"{', '.join(missing)}, or run `mas up` and `mas certs agent {agent_id}` in this folder "
             f"or one above it (no {ENDPOINT_FILE} was found)"
         )
-    certificates = folder / "certs" / "agents"
+    certificates = folder / "certs" / environment.get("MAS_NAMESPACE", DEFAULT_NAMESPACE) / Role.AGENT
     return TlsClientConfig(
         named.get("MAS_CA", folder / (ca or "certs/ca.pem")),
         named.get("MAS_CERT", certificates / f"{agent_id}.pem"),

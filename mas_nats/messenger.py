@@ -67,7 +67,8 @@ class Messenger:
     ) -> str:
         """Send; the message id is returned once the message is durable."""
         message_id = message_id or new_message_id()
-        body, fields = self._compose(message_id, message_type, data, target)
+        body, fields = self._compose(message_id, message_type, data)
+        fields[headers.TARGET] = _target(target)
         verdict = await self._calls.call(Op.SEND, body, fields, timeout=timeout)
         return _accepted(verdict).message_id or message_id
 
@@ -76,7 +77,8 @@ class Messenger:
     ) -> AgentMessage:
         """Send a request and wait for its reply."""
         message_id = message_id or new_message_id()
-        body, fields = self._compose(message_id, message_type, data, target)
+        body, fields = self._compose(message_id, message_type, data)
+        fields[headers.TARGET] = _target(target)
         if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
             raise _invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
         end = asyncio.get_running_loop().time() + timeout
@@ -134,17 +136,8 @@ class Messenger:
 
     # -- composing ---------------------------------------------------------------------------------
 
-    def _compose(
-        self, message_id: str, message_type: str, data: Payload, target: str | None = None
-    ) -> tuple[bytes, dict[str, str]]:
+    def _compose(self, message_id: str, message_type: str, data: Payload) -> tuple[bytes, dict[str, str]]:
         """Check what can be checked here, so that the error comes where the mistake is."""
-        fields = {headers.MSG_ID: message_id, headers.TYPE: message_type}
-        if target is not None:
-            try:
-                split_target(target)
-            except (ValueError, AttributeError, TypeError) as error:
-                raise _invalid("target", str(error), "Name an agent, or namespace/agent") from None
-            fields[headers.TARGET] = target
         for what, value in (("message id", message_id), ("message type", message_type)):
             if not isinstance(value, str) or not _TOKEN.fullmatch(value):
                 raise _invalid(
@@ -161,7 +154,7 @@ class Messenger:
                 "Send a reference to the data instead",
                 Decision.TOO_LARGE,
             )
-        return body, fields
+        return body, {headers.MSG_ID: message_id, headers.TYPE: message_type}
 
     # -- replies -----------------------------------------------------------------------------------
 
@@ -211,6 +204,17 @@ class Messenger:
                 decision, f"{target} will not answer request {message_id}: {decision}: {reason}"
             )
         return read_message(answer.headers, data, target=self._agent)
+
+
+def _target(target: str) -> str:
+    try:
+        split_target(target)
+    except ValueError as error:
+        raise _invalid("target", str(error), "Name an agent, or namespace/agent") from None
+    except (AttributeError, TypeError):
+        text = f"a target is the id of an agent, not a {type(target).__name__}"
+        raise _invalid("target", text, "Name an agent, or namespace/agent") from None
+    return target
 
 
 def _encode(data: Payload) -> bytes:

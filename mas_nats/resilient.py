@@ -89,8 +89,17 @@ class ResilientClient(Client):
         # leave that out. CONNECT, and all that waits to be sent, come after this line.
         if "tls" in self.options and not self._encrypted():
             raise errors.SecureConnWantedError
+        self._tell_protocol()
         command: bytes = super()._connect_command()
         return command
+
+    def _tell_protocol(self) -> None:
+        # nats-py upgrades to TLS without telling the stream's protocol, which then logs a warning at
+        # every end of a connection.
+        writer = self._writer()
+        protocol: Any = writer.transport.get_protocol() if writer is not None else None
+        if hasattr(protocol, "_over_ssl"):
+            protocol._over_ssl = self._encrypted()  # noqa: SLF001
 
     async def _process_connect_init(self) -> None:
         await super()._process_connect_init()

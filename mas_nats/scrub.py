@@ -30,15 +30,19 @@ def scrub(error: BaseException, payload: Mapping[str, Any]) -> str:
         text = describe(error) if isinstance(error, ValidationError) else str(error)
     except Exception:  # noqa: BLE001 - an exception's own __str__ may do anything
         return ""
-    text = text[: MAX_TEXT + 100]
+    text = _plain(text[: MAX_TEXT + 100])
     leaves = sorted(set(_leaves(payload)), key=len, reverse=True)
     for leaf in leaves:
-        if _SHORTEST_LEAF <= len(leaf) <= len(text):
-            for form in {leaf, repr(leaf)[1:-1], _escaped(leaf)}:
-                text = text.replace(form, CUT)
+        if _SHORTEST_LEAF <= len(leaf) <= len(text) + _SHORTEST_LEAF:
+            for form in {_plain(leaf), _plain(repr(leaf)[1:-1]), _plain(_escaped(leaf))}:
+                if len(form) >= _SHORTEST_LEAF:
+                    text = text.replace(form, CUT)
     text = _cut_numbers(text, leaves)
-    text = _cut_quotations(text, [leaf for leaf in leaves if len(leaf) >= _WINDOW])
-    return " ".join(text.split())[:MAX_TEXT]
+    return _cut_quotations(text, [leaf for leaf in leaves if len(leaf) >= _WINDOW])[:MAX_TEXT]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -78,7 +82,7 @@ def _cut_numbers(text: str, leaves: list[str]) -> str:
 
 def _cut_quotations(text: str, leaves: list[str]) -> str:
     """Every stretch of ``_WINDOW`` characters or more that also stands in the payload."""
-    payload = "\n".join(leaves).casefold()
+    payload = "\n".join(map(_plain, leaves)).casefold()
     folded = text.casefold()
     if not payload or len(folded) != len(text):
         return text if not payload else CUT

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sdk_worker import ScriptedWorker, endpoint, eventually
+
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.pki import CertificateAuthority
+from mas_nats import calls as calls_module
+from mas_nats.calls import Calls
+from mas_nats.connection import Connection
+from mas_nats.errors import OutcomeUnknown, Unavailable
+from mas_nats.wire.headers import MSG_ID, TARGET, TYPE
+from mas_nats.wire.subjects import Op
+
+FIELDS = {MSG_ID: "id-1", TARGET: "b", TYPE: "t"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls_module, "FIRST_TRY", 0.2)
+
+
+@pytest.fixture
+async def worker(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> AsyncIterator[ScriptedWorker]:
+    worker = await ScriptedWorker(endpoint(ca, tmp_path / "w", nats_server, "w"), ["b"]).start()
+    yield worker
+    await worker.stop()
+
+
+@pytest.fixture
+async def calls(ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Calls]:
+    connection = Connection(endpoint(ca, tmp_path / "a", nats_server, "a"), name="a")
+    await connection.open(5)
+    yield Calls(connection, "a")
+    await connection.close()
+
+
+async def test_verdict(worker: ScriptedWorker, calls: Calls):
+    verdict = await calls.call(Op.SEND, b"{}", FIELDS)
+    assert (verdict.ok, verdict.message_id, verdict.duplicate) == (True, "id-1", False)
+
+
+async def test_no_worker_is_unavailable_at_once(worker: ScriptedWorker, calls: Calls):
+    await worker.leave()
+    before = time.monotonic()
+    with pytest.raises(Unavailable, match="nothing was sent"):
+        await calls.call(Op.SEND, b"{}", FIELDS)
+    assert time.monotonic() - before < 1
+
+
+async def test_lost_answer_is_repeated_with_the_same_id(worker: ScriptedWorker, calls: Calls):
+    worker.mute[Op.SEND] = 2
+    verdict = await calls.call(Op.SEND, b"{}", FIELDS)
+    assert verdict.ok
+    assert verdict.duplicate
+    assert [fields[MSG_ID] for _, _, fields, _ in worker.calls] == ["id-1"] * 3
+
+
+async def test_no_answer_at_all_is_outcome_unknown(worker: ScriptedWorker, calls: Calls):
+    worker.lose[Op.SEND] = 100
+    with pytest.raises(OutcomeUnknown) as caught:
+        await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.7)
+    assert caught.value.message_id == "id-1"
+    assert worker.count(Op.SEND) >= 2
+
+
+async def test_worker_gone_after_a_try_is_never_called_unavailable(worker: ScriptedWorker, calls: Calls):
+    worker.lose[Op.SEND] = 1
+    calling = asyncio.ensure_future(calls.call(Op.SEND, b"{}", FIELDS, timeout=1))
+    await eventually(lambda: worker.calls)
+    await worker.leave()
+    with pytest.raises(OutcomeUnknown):
+        await calling
+
+
+async def test_worker_back_within_the_timeout_answers(worker: ScriptedWorker, calls: Calls):
+    worker.lose[Op.SEND] = 1
+    calling = asyncio.ensure_future(calls.call(Op.SEND, b"{}", FIELDS, timeout=10))
+    await eventually(lambda: worker.calls)
+    await worker.leave()
+    await asyncio.sleep(0.5)
+    await worker.listen()
+    assert (await calling).ok
+
+
+async def test_broker_away_is_unavailable(worker: ScriptedWorker, calls: Calls, nats_server: NatsServer):
+    await nats_server.process.stop()
+    with pytest.raises(Unavailable, match="away"):
+        await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.5)
+
+
+async def test_broker_back_within_the_timeout(worker: ScriptedWorker, calls: Calls, nats_server: NatsServer):
+    await nats_server.process.stop()
+    calling = asyncio.ensure_future(calls.call(Op.HELLO, b'{"instance": null}', timeout=10))
+    await nats_server.start()
+    try:
+        assert (await calling).ok
+    except Unavailable:  # the worker came back later than we did: it says so at once
+        await asyncio.sleep(0.5)
+        assert (await calls.call(Op.HELLO, b'{"instance": null}')).ok

@@ -1,0 +1,408 @@
+"""What becomes of deliveries when answers are lost, handlers hang or the server falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from sdk_worker import LIMITS, ScriptedWorker, endpoint, eventually
+
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.pki import CertificateAuthority
+from mas_nats import Agent, AgentMessage, Reject, RequestTimeout, Unavailable, pull
+from mas_nats.wire.subjects import Op
+
+Make = Callable[..., "Recorder"]
+
+
+class Recorder(Agent[dict[str, object]]):
+    """Runs ``work`` for every message and records what it got."""
+
+    work: Callable[[AgentMessage], Awaitable[None]] | None = None
+
+    def __init__(self, agent_id: str, **kwargs: Any) -> None:
+        super().__init__(agent_id, **kwargs)
+        self.got: list[AgentMessage] = []
+        self.running = 0
+        self.peak = 0
+
+    async def on_message(self, message: AgentMessage) -> None:
+        self.got.append(message)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            if self.work is not None:
+                await self.work(message)
+        finally:
+            self.running -= 1
+
+    @property
+    def numbers(self) -> list[int]:
+        return [message.data["n"] for message in self.got]
+
+
+@pytest.fixture
+async def worker(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> AsyncIterator[ScriptedWorker]:
+    worker = await ScriptedWorker(endpoint(ca, tmp_path / "w", nats_server, "w"), ["a", "b"]).start()
+    yield worker
+    await worker.stop()
+
+
+@pytest.fixture
+async def make(
+    ca: CertificateAuthority, nats_server: NatsServer, worker: ScriptedWorker, tmp_path: Path
+) -> AsyncIterator[Make]:
+    made: list[Recorder] = []
+
+    def make_one(agent_id: str) -> Recorder:
+        where = endpoint(ca, tmp_path / f"{agent_id}{len(made)}", nats_server, agent_id)
+        made.append(Recorder(agent_id, server_addr=where.url, tls=where.tls))
+        return made[-1]
+
+    yield make_one
+    await asyncio.gather(*(agent.stop(timeout=1) for agent in made))
+
+
+async def send_many(agent: Agent[Any], count: int) -> None:
+    await asyncio.gather(*(agent.send("b", "t", {"n": n}) for n in range(count)))
+
+
+async def waiting(worker: ScriptedWorker) -> int:
+    return int((await worker.js.stream_info("INBOX")).state.messages)
+
+
+async def all_acked(worker: ScriptedWorker) -> None:
+    end = time.monotonic() + 5
+    while await waiting(worker):
+        assert time.monotonic() < end, "not everything was acknowledged"
+        await asyncio.sleep(0.02)
+
+
+async def test_many_messages_each_once(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    await send_many(a, 200)
+    await eventually(lambda: len(b.got) == 200)
+    assert sorted(b.numbers) == list(range(200))
+    assert b.peak <= LIMITS.in_flight
+    await all_acked(worker)
+
+
+async def test_in_flight_is_bounded_and_full(make: Make):
+    a, b = make("a"), make("b")
+    release = asyncio.Event()
+
+    async def work(_: AgentMessage) -> None:
+        await release.wait()
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await send_many(a, 3 * LIMITS.in_flight)
+    await eventually(lambda: b.running == LIMITS.in_flight)
+    await asyncio.sleep(0.2)
+    assert b.peak == LIMITS.in_flight
+    release.set()
+    await eventually(lambda: len(b.got) == 3 * LIMITS.in_flight)
+    assert b.peak == LIMITS.in_flight
+
+
+async def test_failure_is_reported_scrubbed_and_tried_again(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt < 3:
+            raise ValueError(f"cannot take {message.data['card']}")
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    before = time.monotonic()
+    await a.send("b", "t", {"card": "4111111111111111"})
+    await eventually(lambda: len(b.got) == 3)
+    assert [message.attempt for message in b.got] == [1, 2, 3]
+    assert len({message.message_id for message in b.got}) == 1
+    assert time.monotonic() - before > 0.75 * (0.1 + 0.2)  # doubling, spread by a quarter
+    reports = [body for _, op, _, body in worker.calls if op == Op.FAIL]
+    assert [(each["attempt"], each["error_class"], each["retryable"]) for each in reports] == [
+        (1, "ValueError", True),
+        (2, "ValueError", True),
+    ]
+    assert reports[0]["error"].startswith("cannot take [...]")
+    await all_acked(worker)
+
+
+async def test_reject_and_no_handler_are_not_tried_again(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        raise Reject("not for me")
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {})
+    await eventually(lambda: worker.dead)
+    assert worker.dead[0]["error_class"] == "Reject"
+    assert worker.dead[0]["error"] == "not for me"
+    await all_acked(worker)
+    assert len(b.got) == 1
+
+
+async def test_report_that_finds_nobody_still_delays(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt == 1:
+            raise ValueError("first")
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {"n": 1})
+    await worker.leave()
+    await eventually(lambda: len(b.got) == 2)
+    await all_acked(worker)
+
+
+async def test_blocking_handler_is_not_started_twice(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        time.sleep(2.5 * LIMITS.ack_wait)  # noqa: ASYNC251 - the whole loop stands still
+
+    await a.start()
+    await a.send("b", "t", {"n": 1})
+    await a.stop()
+    b.work = work
+    await b.start()
+    await eventually(lambda: b.got)
+    await all_acked(worker)
+    await asyncio.sleep(0.3)
+    assert [message.attempt for message in b.got] == [1]
+
+
+async def test_long_handler_is_not_given_to_another_instance(make: Make, worker: ScriptedWorker):
+    a, b, other = make("a"), make("b"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.sleep(2.5 * LIMITS.ack_wait)
+
+    b.work = other.work = work
+    await asyncio.gather(a.start(), b.start(), other.start())
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: b.got or other.got)
+    await asyncio.sleep(2.6 * LIMITS.ack_wait)
+    assert len(b.got) + len(other.got) == 1
+    await all_acked(worker)
+
+
+async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    inbox: Any = b._inbox
+    original, lost = inbox._answer, []
+
+    async def lose_first(delivery: Any, body: bytes) -> None:
+        if not lost:
+            lost.append(body)
+            return
+        await original(delivery, body)
+
+    inbox._answer = lose_first
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: lost)
+    await eventually(lambda: inbox._acked)
+    await all_acked(worker)
+    assert len(b.got) == 1
+
+
+async def test_expired_request_is_not_handled(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    await a.start()
+    with pytest.raises(RequestTimeout):
+        await a.request("b", "t", {"n": 1}, timeout=0.2)
+    await b.start()
+    await eventually(lambda: worker.count(Op.FAIL))
+    await all_acked(worker)
+    assert b.got == []
+    report = next(body for _, op, _, body in worker.calls if op == Op.FAIL)
+    assert (report["error_class"], report["retryable"]) == ("EXPIRED", False)
+
+
+async def test_stop_drains_and_gives_back_the_rest(make: Make, worker: ScriptedWorker):
+    a, b, other = make("a"), make("b"), make("b")
+    started = asyncio.Event()
+
+    async def work(message: AgentMessage) -> None:
+        started.set()
+        await asyncio.sleep(0.3)
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await send_many(a, 4 * LIMITS.in_flight)
+    await started.wait()
+    await b.stop()
+    assert b.running == 0
+    before = time.monotonic()
+    await other.start()
+    await eventually(lambda: len(b.got) + len(other.got) >= 4 * LIMITS.in_flight)
+    assert time.monotonic() - before < LIMITS.ack_wait, "something waited for the ack wait"
+    assert max(Counter(b.numbers + other.numbers).values()) == 1
+
+
+async def test_stop_does_not_wait_for_ever(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.Event().wait()
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: b.running)
+    before = time.monotonic()
+    await b.stop(timeout=0.2)
+    assert time.monotonic() - before < 2
+    assert await waiting(worker) == 1  # given back
+
+
+async def test_silent_server_is_asked_anew(
+    make: Make, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pull, "HEARTBEAT", 0.3)
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    inbox: Any = b._inbox
+    # Another's request to forget: as if the server had lost it.
+    await inbox._pull._subscription._inner.unsubscribe()
+    await asyncio.sleep(0)
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: b.got)
+
+
+async def test_consumer_gone_and_back(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    config = (await worker.js.consumer_info("INBOX", "b")).config
+    await worker.js.delete_consumer("INBOX", "b")
+    await asyncio.sleep(0.2)
+    await worker.js.add_consumer("INBOX", config)
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: b.got, timeout=10)
+
+
+async def test_server_restart_in_the_middle(make: Make, worker: ScriptedWorker, nats_server: NatsServer):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    await send_many(a, 20)
+    await nats_server.process.stop()
+    await nats_server.start()
+    await worker.start()
+
+    async def send_until_taken(n: int) -> None:
+        while True:
+            try:
+                await a.send("b", "t", {"n": n}, id=f"n{n}")
+            except Unavailable:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+    await asyncio.gather(*(send_until_taken(n) for n in range(20, 40)))
+    await eventually(lambda: set(b.numbers) == set(range(40)), timeout=10)
+    await all_acked(worker)
+
+
+async def test_reply_missed_by_a_reconnect_is_fetched(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    blocked = asyncio.Event()
+
+    async def work(message: AgentMessage) -> None:
+        await blocked.wait()
+        await message.reply("answer", {"n": message.data["n"] + 1})
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    asking = asyncio.ensure_future(a.request("b", "t", {"n": 1}, timeout=20))
+    await eventually(lambda: b.got)
+    messenger: Any = a._running.messenger if a._running else None
+    await messenger._subscription.end()  # the answer passes by while nobody listens
+    blocked.set()
+    await eventually(lambda: worker.count(Op.REPLY))
+    await asyncio.sleep(0.1)
+    assert not asking.done()
+    connection: Any = messenger._connection
+    await connection._client.force_reconnect()
+    assert (await asking).data == {"n": 2}
+
+
+async def test_repeated_reply_is_recognised(make: Make):
+    a, b = make("a"), make("b")
+    results: list[Any] = []
+
+    async def work(message: AgentMessage) -> None:
+        results.append(await message.reply("answer", {"n": message.attempt}))
+        if message.attempt == 1:
+            raise ValueError("after the reply")
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    assert (await a.request("b", "t", {"n": 0})).data == {"n": 1}
+    await eventually(lambda: len(results) == 2)
+    assert [each.duplicate for each in results] == [False, True]
+
+
+async def test_reply_to_a_send_is_a_clear_error(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        await message.reply("answer", {})
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {"n": 0})
+    await eventually(lambda: worker.count(Op.FAIL))
+    report = next(body for _, op, _, body in worker.calls if op == Op.FAIL)
+    assert report["error_class"] == "InvalidMessage"
+    assert "was sent, not requested" in report["error"]
+
+
+async def test_bad_messages_are_refused_before_they_leave(make: Make, worker: ScriptedWorker):
+    a = make("a")
+    await a.start()
+    bad: list[tuple[Any, Any, Any, str]] = [
+        ("b.c", "t", {}, "target"),
+        ("*", "t", {}, "target"),
+        ("b c", "t", {}, "target"),
+        (None, "t", {}, "target"),
+        ("b", "", {}, "message type"),
+        ("b", "a b", {}, "message type"),
+        ("b", "x\r\ny", {}, "message type"),
+        ("b", "t", [1], "not an object"),
+        ("b", "t", {"a": object()}, "object has no JSON form"),
+        ("b", "t", {1: 2}, "not serialisable"),
+        ("b", "t", {"a": "x" * 2_000_000}, "2000008 bytes, the limit is"),
+    ]
+    for target, kind, data, text in bad:
+        with pytest.raises(Exception, match=text) as caught:
+            await a.send(target, kind, data)
+        assert type(caught.value).__name__ == "InvalidMessage", data
+    assert worker.count(Op.SEND) == 0
+
+
+async def test_header_injection_ends_at_the_sdk(make: Make, worker: ScriptedWorker):
+    a = make("a")
+    await a.start()
+    with pytest.raises(Exception, match="message id"):
+        await a.send("b", "t", {}, id="x\r\nMas-Sender: ceo")
+    assert orjson.dumps([fields for _, _, fields, _ in worker.calls]).count(b"ceo") == 0
+
+
+async def test_not_started(make: Make):
+    with pytest.raises(Unavailable, match="is not started"):
+        await make("a").send("b", "t", {})

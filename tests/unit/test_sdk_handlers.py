@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from mas_nats import Agent, AgentMessage, ConfigurationError
+from mas_nats.handlers import NotHandled, dispatch, handlers_of
+
+
+class Ask(BaseModel):
+    model_config = ConfigDict(strict=True)
+    question: str
+    when: datetime | None = None
+
+
+class Desk(Agent[dict[str, object]]):
+    def __init__(self) -> None:
+        super().__init__("desk")
+        self.seen: list[Any] = []
+
+    @Agent.on("ask", model=Ask)
+    async def ask(self, message: AgentMessage, payload: Ask) -> None:
+        self.seen.append(payload)
+
+    @Agent.on("note")
+    async def note(self, message: AgentMessage) -> None:
+        self.seen.append("note")
+
+    @Agent.on("raw")
+    async def raw(self, message: AgentMessage, data: dict[str, Any]) -> None:
+        self.seen.append(data)
+
+
+class LoudDesk(Desk):
+    async def note(self, message: AgentMessage) -> None:
+        self.seen.append("NOTE")
+
+    @Agent.on("raw")
+    async def other(self, message: AgentMessage) -> None:
+        self.seen.append("other")
+
+    async def on_message(self, message: AgentMessage) -> None:
+        self.seen.append(("fallback", message.message_type))
+
+
+def message(kind: str, data: dict[str, Any] | None = None) -> AgentMessage:
+    return AgentMessage("1", "router", "desk", kind, data or {}, datetime.now(UTC))
+
+
+async def run(desk: Desk, kind: str, data: dict[str, Any] | None = None) -> list[Any]:
+    await dispatch(desk, handlers_of(type(desk)), message(kind, data))
+    return desk.seen
+
+
+async def test_payload_is_a_model():
+    seen = await run(Desk(), "ask", {"question": "q", "when": "2026-01-01T00:00:00Z"})
+    assert seen == [Ask(question="q", when=datetime(2026, 1, 1, tzinfo=UTC))]
+
+
+async def test_wrong_payload_never_reaches_the_handler():
+    desk = Desk()
+    with pytest.raises(NotHandled, match=r"^question: string_type$"):
+        await run(desk, "ask", {"question": 1})
+    assert desk.seen == []
+
+
+async def test_without_a_model():
+    assert await run(Desk(), "note") == ["note"]
+    assert await run(Desk(), "raw", {"a": 1}) == [{"a": 1}]
+
+
+async def test_no_handler():
+    with pytest.raises(NotHandled, match="no handler for type 'unknown'"):
+        await run(Desk(), "unknown")
+
+
+async def test_inherited_and_overridden():
+    assert await run(LoudDesk(), "ask", {"question": "q"}) == [Ask(question="q")]
+    assert await run(LoudDesk(), "note") == ["NOTE"]
+    assert await run(LoudDesk(), "raw") == ["other"]
+    assert await run(LoudDesk(), "else") == [("fallback", "else")]
+
+
+def test_sync_handler_is_refused_where_it_is_written():
+    with pytest.raises(ConfigurationError, match="must be `async def`"):
+
+        @Agent.on("x")
+        def handler(self: Any, message: AgentMessage) -> None: ...
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ConfigurationError, match=r"\(self, message, payload\)"):
+
+        @Agent.on("x", model=Ask)  # type: ignore[arg-type]
+        async def handler(self: Any, message: AgentMessage) -> None: ...
+
+
+def test_unknown_option_is_a_type_error():
+    with pytest.raises(TypeError, match="unknown option 'capabilites'; did you mean 'capabilities'"):
+        Agent("a", capabilites=["x"])
+
+
+def test_bad_id():
+    with pytest.raises(ConfigurationError, match=r"agent id 'a\.b' is not a valid id"):
+        Agent("a.b")
+
+
+def test_repr_of_a_message_hides_the_payload():
+    assert "secret" not in repr(message("x", {"a": "secret"}))

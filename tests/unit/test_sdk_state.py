@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel, Field
+from sdk_worker import ScriptedWorker, endpoint
+
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.pki import CertificateAuthority
+from mas_nats import (
+    Agent,
+    ConfigurationError,
+    OutcomeUnknown,
+    StateConflict,
+    StateCorrupt,
+    StateInvalid,
+    Unavailable,
+)
+from mas_nats.state import StateShape
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import accepted
+
+
+class Inner(BaseModel):
+    tags: tuple[str, ...] = ()
+
+
+class Desk(BaseModel):
+    answered: int = 0
+    since: datetime | None = None
+    inner: Inner = Field(default_factory=Inner)
+    nick: str = Field("x", alias="nickName")
+
+
+class DeskAgent(Agent[Desk]):
+    pass
+
+
+Make = Callable[..., Agent[Any]]
+
+
+@pytest.fixture
+async def worker(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> AsyncIterator[ScriptedWorker]:
+    worker = await ScriptedWorker(endpoint(ca, tmp_path / "w", nats_server, "w"), ["a"]).start()
+    yield worker
+    await worker.stop()
+
+
+@pytest.fixture
+async def make(
+    ca: CertificateAuthority, nats_server: NatsServer, worker: ScriptedWorker, tmp_path: Path
+) -> AsyncIterator[Make]:
+    made: list[Agent[Any]] = []
+
+    def make_one(cls: type[Agent[Any]] = DeskAgent, **options: Any) -> Agent[Any]:
+        where = endpoint(ca, tmp_path / str(len(made)), nats_server, "a")
+        made.append(cls("a", server_addr=where.url, tls=where.tls, **options))
+        return made[-1]
+
+    yield make_one
+    await asyncio.gather(*(agent.stop() for agent in made))
+
+
+async def test_starts_with_the_defaults_of_the_declared_model(make: Make):
+    async with make() as agent:
+        assert agent.state == Desk()
+
+
+async def test_restored_on_restart(make: Make):
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    async with make() as agent:
+        await agent.update_state({"answered": 3, "since": now, "nick": "y", "inner": {"tags": ["a"]}})
+    async with make() as agent:
+        assert agent.state == Desk(answered=3, since=now, nickName="y", inner=Inner(tags=("a",)))
+
+
+async def test_without_a_model_it_is_a_dict(make: Make):
+    async with make(Agent) as agent:
+        await agent.update_state({"a": 1})
+        await agent.update_state({"b": [2]})
+    async with make(Agent) as agent:
+        assert agent.state == {"a": 1, "b": [2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"answered": "3"}, "answered: int_type"),
+        ({"answered": 3.5}, "answered: int_type"),
+        ({"answered": True}, "answered: int_type"),
+        ({"answerd": 3}, "no field 'answerd'; it has answered"),
+        ({"answered": object()}, "no JSON form"),
+        ({"inner": {"tags": [1]}}, r"inner\.tags\.0: string_type"),
+        ({"nick": "x" * 2_000_000}, "the limit is"),
+    ],
+)
+async def test_what_does_not_fit_is_not_written(
+    make: Make, worker: ScriptedWorker, changes: dict[str, object], text: str
+):
+    async with make() as agent:
+        with pytest.raises(StateInvalid, match=text):
+            await agent.update_state(changes)
+        assert agent.state == Desk()
+    assert all(body["op"] == "get" for _, op, _, body in worker.calls if op == Op.STATE)
+
+
+async def test_many_handlers_of_one_instance_count_right(make: Make, worker: ScriptedWorker):
+    async def handler(agent: Agent[Any]) -> None:
+        await asyncio.sleep(0)
+        await agent.update_state({"answered": agent.state.answered + 1})
+
+    async with make() as agent:
+        await asyncio.gather(*(handler(agent) for _ in range(100)))
+        assert agent.state.answered == 100
+    async with make() as agent:
+        assert agent.state.answered == 100
+    assert worker.count(Op.STATE) < 50  # written together
+
+
+async def test_a_lost_race_raises_and_shows_the_newest(make: Make):
+    async with make() as one, make() as two:
+        await one.update_state({"answered": 1})
+        with pytest.raises(StateConflict):
+            await two.update_state({"nick": "two"})
+        assert two.state.answered == 1
+        await two.update_state({"nick": "two"})
+        assert (await one.refresh_state()) == Desk(answered=1, nickName="two")
+
+
+async def test_updates_made_on_top_of_a_lost_one_are_lost_with_it(make: Make):
+    async with make() as one, make() as two:
+        await one.update_state({"answered": 10})
+        results = await asyncio.gather(
+            *(two.update_state({"answered": two.state.answered + 1}) for _ in range(5)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(result, StateConflict) for result in results), results
+        assert two.state.answered == 10
+
+
+async def test_every_instance_retrying_loses_nothing(make: Make):
+    async def count(agent: Agent[Any]) -> None:
+        for _ in range(10):
+            while True:
+                try:
+                    await agent.update_state({"answered": agent.state.answered + 1})
+                    break
+                except StateConflict:
+                    continue
+
+    async with make() as one, make() as two, make() as three:
+        await asyncio.gather(count(one), count(two), count(three))
+        assert (await one.refresh_state()).answered == 30
+
+
+async def test_own_write_whose_answer_was_lost(make: Make, worker: ScriptedWorker, monkeypatch: Any):
+    monkeypatch.setattr("mas_nats.calls.FIRST_TRY", 0.2)
+    async with make() as agent:
+        worker.mute[Op.STATE] = 1
+        await agent.update_state({"answered": 1})
+        assert agent.state.answered == 1
+
+
+async def test_outcome_unknown_shows_what_is_stored(make: Make, worker: ScriptedWorker, monkeypatch: Any):
+    monkeypatch.setattr("mas_nats.calls.FIRST_TRY", 0.1)
+    async with make() as agent:
+        worker.mute[Op.STATE] = 1
+        with pytest.raises(OutcomeUnknown):
+            await agent.update_state({"answered": 1}, timeout=0.1)
+        assert agent.state.answered == 1
+
+
+async def test_unavailable_goes_back(make: Make, worker: ScriptedWorker):
+    async with make() as agent:
+        await worker.leave()
+        with pytest.raises(Unavailable):
+            await agent.update_state({"answered": 1})
+        assert agent.state.answered == 0
+        await worker.listen()
+        await agent.update_state({"nick": "z"})
+        assert agent.state == Desk(nickName="z")
+
+
+async def test_refresh_never_goes_behind_an_own_write(make: Make, worker: ScriptedWorker):
+    async with make() as agent:
+        await agent.update_state({"answered": 1})
+        worker.say[Op.STATE] = lambda: accepted(revision=0, value=None)
+        assert (await agent.refresh_state()).answered == 1
+        worker.say.clear()
+
+
+async def test_corrupt_state_is_loud_and_left_alone(make: Make, worker: ScriptedWorker):
+    await worker.js.publish("$KV.state.a", orjson.dumps({"answered": "many"}))
+    agent = make()
+    with pytest.raises(StateCorrupt, match=r"answered: int_type.*left as it is"):
+        await agent.start()
+    with pytest.raises(Unavailable):
+        _ = agent.state
+    stored = await worker.js.get_last_msg("KV_state", "$KV.state.a")
+    assert orjson.loads(stored.data) == {"answered": "many"}
+    await agent.reset_state()
+    async with agent:
+        assert agent.state == Desk()
+        await agent.update_state({"answered": 1})
+
+
+async def test_corrupted_while_running(make: Make, worker: ScriptedWorker):
+    async with make() as agent:
+        await agent.update_state({"answered": 2})
+        await worker.js.publish("$KV.state.a", orjson.dumps({"answered": "many"}))
+        with pytest.raises(StateCorrupt):
+            await agent.refresh_state()
+        with pytest.raises(StateConflict):
+            await agent.update_state({"answered": 3})
+        assert await agent.reset_state() == Desk()
+        await agent.update_state({"answered": 3})
+
+
+async def test_reset(make: Make):
+    async with make() as agent:
+        await agent.update_state({"answered": 2})
+        assert await agent.reset_state() == Desk()
+        await agent.update_state({"answered": 1})
+    async with make() as agent:
+        assert agent.state.answered == 1
+
+
+def test_model_without_defaults_is_refused_at_once():
+    class Bad(BaseModel):
+        answered: int
+
+    with pytest.raises(ConfigurationError, match=r"needs a default.*answered"):
+        StateShape(Bad)
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(ConfigurationError, match="pydantic model or dict"):
+        StateShape(int)
