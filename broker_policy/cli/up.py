@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ _STARTING = 120.0
 """Seconds within which a detached broker must be ready."""
 _STOPPING = 30.0
 """Seconds after which ``mas down`` kills what does not stop."""
+_EXITING = 2.0
 _POLL = 0.05
 _MANIFEST_VARIABLE = "MAS_RUNNER_CONFIG_FILE"
 
@@ -90,8 +92,18 @@ def down(*, folder: Folder = DEFAULT_FOLDER, json: Json = False) -> None:
             os.kill(holder.pid, signal.SIGKILL)  # its children end with it
             killed = True
         time.sleep(_POLL)
+    _wait_gone(holder.pid)
     text = f"process {holder.pid} {'had to be killed' if killed else 'stopped'}"
     out.result({"stopped": True, "pid": holder.pid, "killed": killed}, text)
+
+
+def _wait_gone(pid: int) -> None:
+    """Wait for a process that has let go of its lock; not for long, since nobody may be there to reap it."""
+    deadline = time.monotonic() + _EXITING
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(_POLL)
 
 
 async def _stay(layout: Layout, plan: Plan, out: Output) -> None:
@@ -125,6 +137,7 @@ def _cancelled_by_signals() -> asyncio.Event:
 
 def _detach(layout: Layout, plan: Plan, out: Output) -> None:
     """Run ``mas up`` in a session of its own; its result, or its failure, becomes ours."""
+    lock.require_free(layout.lock)
     layout.create()
     result, progress = layout.run / "up.json", layout.log("up")
     command_line = [sys.executable, "-m", "broker_policy.cli", "up", "--json"]
@@ -141,6 +154,7 @@ def _detach(layout: Layout, plan: Plan, out: Output) -> None:
         child.terminate()
         raise
     if error := document.get("error"):
+        child.wait()
         out.fail(error)
     broker = Broker.read(layout)
     out.result(_document(layout, plan, broker), _how_to_go_on(layout, broker, detached=True))

@@ -43,10 +43,7 @@ def held(path: Path, holder: LockHolder) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if not _take(handle, _PATIENCE):
-            raise AlreadyRunning(
-                f"{path.parent} is in use by {_read(handle) or 'a process that is just starting'}. "
-                f"Use it as it is, or end it first: mas down --folder {path.parent}"
-            )
+            raise _in_use(path, _read(handle))
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(asdict(holder)).encode(), 0)
         yield
@@ -69,6 +66,24 @@ def holder_of(path: Path) -> LockHolder | None:
     finally:
         os.close(handle)
     return None
+
+
+def require_free(path: Path) -> None:
+    """Refuse early where ``held`` would.
+
+    Raises:
+        AlreadyRunning: another process holds the lock.
+
+    """
+    if (holder := holder_of(path)) is not None:
+        raise _in_use(path, holder)
+
+
+def _in_use(path: Path, holder: LockHolder | None) -> AlreadyRunning:
+    return AlreadyRunning(
+        f"{path.parent} is in use by {holder or 'a process that is just starting'}. "
+        f"Use it as it is, or end it first: mas down --folder {path.parent}"
+    )
 
 
 def _take(handle: int, patience: float) -> bool:

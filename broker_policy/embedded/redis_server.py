@@ -130,6 +130,7 @@ class RedisServer:
             password=self.password,
             socket_timeout=1.0,
             socket_connect_timeout=1.0,
+            retry=Retry(NoBackoff(), 0),
         )
         try:
             info = await client.info("server")

@@ -1,0 +1,220 @@
+"""``mas up`` and ``mas down``: ready, refused twice, stopped, killed, restarted with its data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from broker_policy.embedded.layout import Layout
+from mas_nats.wire import subjects
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
+from tests.processes import children
+from tests.system import REPOSITORY, System, mas
+
+MANIFEST = """
+agents:
+  - agent_id: a
+  - agent_id: b
+permissions:
+  - {type: allow, sender: a, targets: [b]}
+"""
+ALL = {"nats-server", "redis-server", "w1", "signer"}
+
+
+@contextlib.contextmanager
+def foreground(folder, *options, environment=None):
+    """``mas up`` in the foreground with one worker; killed at the end if it is still there."""
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "broker_policy.cli",
+            "up",
+            "--json",
+            "--workers",
+            "1",
+            "--folder",
+            folder,
+            *options,
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def document(process):
+    """The JSON document that it prints."""
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            break
+    return json.loads(text)
+
+
+def until(condition, timeout=15.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where to bring it up; brought down at the end."""
+    yield tmp_path / ".mas"
+    mas("down", "--folder", str(tmp_path / ".mas"), check=False)
+
+
+def test_foreground_is_ready_refuses_a_second_and_stops_on_sigterm(folder):
+    with foreground(folder) as process:
+        ready = document(process)
+        assert ready["ready"]
+        assert ready["pid"] == process.pid
+        assert ready["durable"]
+        started = children(process.pid)
+        assert set(started) == ALL
+
+        for options in ((), ("--detach",)):
+            second = mas("up", "--folder", str(folder), "--json", *options, check=False)
+            assert second.returncode == 4
+            text = json.loads(second.stdout)["error"]["text"]
+            assert str(process.pid) in text
+            assert ready["url"] in text
+            assert ready["since"] in text
+        assert set(children(process.pid).values()) == set(started.values())
+
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait(20) == 0
+        assert time.monotonic() - begun < 8
+        assert not any(map(alive, started.values()))
+        assert not (folder / "endpoint.json").exists()
+        progress = process.stderr.read()
+    assert "nats-server ready" in progress
+    assert "nats-server stopped" in progress
+
+
+def test_ctrl_c_stops_it_in_order(folder):
+    with foreground(folder) as process:
+        document(process)
+        started = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert not any(map(alive, started.values()))
+
+
+def test_it_can_be_stopped_while_it_starts(folder):
+    with foreground(folder) as process:
+        until(lambda: "nats-server" in children(process.pid))
+        started = children(process.pid)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not any(map(alive, started.values()))
+        assert process.stdout.read() == ""
+
+
+def test_detach_and_down_leave_nothing(folder):
+    up = mas("up", "--detach", "--workers", "1", "--folder", str(folder))
+    assert "Ready on tls://127.0.0.1:" in up.stdout
+    assert f"mas down --folder {folder}" in up.stdout
+    pid = System(Layout(folder)).broker.pid
+    started = children(pid)
+    assert set(started) == ALL
+    down = json.loads(mas("down", "--folder", str(folder), "--json").stdout)
+    assert down == {"stopped": True, "pid": pid, "killed": False}
+    assert not any(map(alive, (pid, *started.values())))
+    again = mas("down", "--folder", str(folder), check=False)
+    assert again.returncode == 3
+    assert "nothing runs" in again.stderr
+
+
+async def test_killed_it_leaves_nothing_and_starts_again_with_its_data(folder):
+    System.up(folder, "--workers", "1")
+    system = System(Layout(folder))
+    first = system.broker
+    await system.namespace(["a", "b"], {"a": ["b"]}, name="kept")
+    started = children(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, (first.pid, *started.values()))))
+
+    System.up(folder, "--workers", "1")
+    assert system.broker.url == first.url
+    async with system.control() as (_, store):
+        assert set((await store.get("kept")).document.agents) == {"a", "b"}
+        assert await store.get(DEFAULT_NAMESPACE) is not None
+
+
+async def test_a_killed_server_comes_back_with_the_streams_that_live_in_memory(folder):
+    System.up(folder, "--workers", "1")
+    system = System(Layout(folder))
+    before = children(system.broker.pid)
+    for name in ("nats-server", "redis-server", "w1", "signer"):
+        os.kill(before[name], signal.SIGKILL)
+
+    def all_back():
+        now = children(system.broker.pid)
+        return set(now) == ALL and not set(now.values()) & set(before.values())
+
+    until(all_back)
+    log = folder / "logs" / "up.log"
+    until(lambda: all(f"{name} ready again" in log.read_text() for name in ALL), timeout=30)
+    async with system.tenant(DEFAULT_NAMESPACE) as nc:
+        names = {stream.config.name for stream in await nc.jetstream().streams_info()}
+    assert {subjects.INBOX_STREAM, subjects.REPLIES_STREAM, subjects.kv_stream("registry")} <= names
+
+
+def test_relaxed_says_what_it_gives_up(folder):
+    with foreground(folder, "--relaxed") as process:
+        assert document(process)["durable"] is False
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "power cut" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "text"),
+    [
+        (("--manifest", "no-such.yaml"), {}, "no-such.yaml cannot be read"),
+        ((), {"MAS_REDIS_SERVER": "/no/such/redis"}, "MAS_REDIS_SERVER names /no/such/redis"),
+    ],
+)
+def test_what_cannot_start_says_why_and_leaves_nothing(folder, options, environment, text):
+    with foreground(folder, *options, environment=environment) as process:
+        error = document(process)["error"]
+        assert process.wait(20) == 1
+    assert text in error["text"]
+    assert mas("down", "--folder", str(folder), check=False).returncode == 3
+
+
+def test_a_manifest_is_applied(folder):
+    folder.parent.joinpath("mas.yaml").write_text(MANIFEST)
+    with foreground(folder, "--manifest", str(folder.parent / "mas.yaml")) as process:
+        ready = document(process)
+        assert ready.get("ready"), ready
+        process.terminate()
+        assert "mas.yaml applied as revision" in process.stderr.read()

@@ -1,0 +1,135 @@
+"""What every ``mas`` command has, how errors become exit codes, and ``mas certs``."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+import typer
+from cryptography import x509
+from typer.testing import CliRunner
+
+from broker_policy import cli
+from broker_policy.cli.app import ExitCode, app, command, describe, exit_code
+from broker_policy.embedded.errors import AlreadyRunning, BinaryMissing, NotRunning
+from broker_policy.identity.pki import identity_from_chain
+from mas_nats.errors import OutcomeUnknown, PermissionDenied, RequestTimeout, Unavailable
+from mas_nats.wire.identity import Role
+from mas_nats.wire.verdict import Decision, Verdict
+
+cli.load()
+
+
+def all_commands(group, path=()):
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from all_commands(each, (*path, name))
+        else:
+            yield pytest.param(each, id=" ".join((*path, name)))
+
+
+COMMANDS = list(all_commands(typer.main.get_command(app)))
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("each", COMMANDS)
+def test_every_command_has_json_help_and_an_example(each):
+    options = {option for parameter in each.params for option in parameter.opts}
+    assert "--json" in options
+    assert each.help
+    assert each.epilog.startswith("Example: mas ")
+
+
+def test_help_says_the_exit_codes():
+    shown = " ".join(run("--help").output.split())
+    for code in ("0 done", "1 refused or failed", "3 nothing runs there", "4 already running"):
+        assert code in shown
+
+
+def test_version():
+    assert run("--version").output.startswith("mas ")
+
+
+def test_wrong_usage_exits_with_2():
+    assert run("certs", "agent").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AlreadyRunning("x"), 4),
+        (NotRunning("x"), 3),
+        (Unavailable("x"), 3),
+        (ConnectionRefusedError("x"), 3),
+        (OutcomeUnknown("id", "x"), 5),
+        (RequestTimeout("x"), 6),
+        (BinaryMissing("x"), 1),
+        (ValueError("x"), 1),
+    ],
+)
+def test_errors_become_exit_codes(error, code):
+    assert exit_code(error) == code
+
+
+def test_a_refusal_is_told_with_step_rule_and_fix():
+    verdict = Verdict(
+        Decision.AUTHZ_DENIED,
+        ok=False,
+        message_id="m",
+        step="authorize",
+        rule="r",
+        reason="no",
+        fix="do this",
+    )
+    told = describe(PermissionDenied(verdict))
+    assert told["type"] == "PermissionDenied"
+    assert {told["step"], told["rule"], told["fix"], told["message_id"]} == {"authorize", "r", "do this", "m"}
+
+
+def test_an_async_command_and_its_error(monkeypatch):
+    group = typer.Typer()
+    group.callback()(lambda: None)
+
+    @command("fail", group=group, example="mas fail")
+    async def fail(*, json: bool = False) -> None:
+        """Fail."""
+        raise NotRunning("nothing there")
+
+    told = CliRunner().invoke(group, ["fail", "--json"])
+    assert told.exit_code == 3
+    assert json.loads(told.output)["error"]["text"] == "nothing there"
+    assert "error: nothing there" in CliRunner().invoke(group, ["fail"]).output
+
+
+# -- certs -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("role", [Role.AGENT, Role.INSPECTOR, Role.OPERATOR])
+def test_certs_of_a_role(tmp_path, role):
+    done = run("certs", role, "alice", "-n", "shop", "--folder", tmp_path / "f", "--hours", "2", "--json")
+    assert done.exit_code == 0, done.output
+    (issued,) = json.loads(done.stdout)["certificates"]
+    assert issued["spiffe_id"] == f"spiffe://mas/ns/shop/{role}/alice"
+    holder = identity_from_chain((tmp_path / issued["cert"]).read_bytes())
+    assert holder.identity.uri == issued["spiffe_id"]
+    assert stat.S_IMODE((tmp_path / issued["key"]).stat().st_mode) == 0o600
+    assert (tmp_path / issued["ca"]).exists()
+
+
+def test_certs_of_a_server(tmp_path):
+    done = run("certs", "server", "n1.example.org", "--ip", "10.0.0.5", "--folder", tmp_path / "f", "--json")
+    (issued,) = json.loads(done.stdout)["certificates"]
+    certificate = x509.load_pem_x509_certificate((tmp_path / issued["cert"]).read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["n1.example.org"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5"]
+
+
+@pytest.mark.parametrize("name", ["UPPER", "a.b", "*", ">", "", "a b", "../up"])
+def test_certs_for_a_name_that_is_no_id_are_refused_and_nothing_is_made(tmp_path, name):
+    done = run("certs", "agent", "good", name, "--folder", tmp_path / "f", "--json")
+    assert done.exit_code == 1
+    assert "not a valid id" in json.loads(done.stdout)["error"]["text"]
+    assert not (tmp_path / "f").exists()
