@@ -31,7 +31,7 @@ logger = logging.getLogger("mas_nats")
 
 ACK = b"+ACK"
 NAK = b"-NAK"
-_REPORT_TIMEOUT = 10.0
+_REPORT_TIMEOUT = 5.0
 """Seconds to wait for the policy service to take a failure report."""
 _REMEMBERED = 4096
 """Acknowledged sequences remembered, to recognise a redelivery whose ack was lost."""

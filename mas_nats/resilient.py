@@ -76,6 +76,7 @@ class ResilientClient(Client):
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
                 await self.close()
+                self._abandon()
         if verdict.done():
             raise verdict.result()
         cause = last[-1] if last else None
@@ -83,6 +84,15 @@ class ResilientClient(Client):
             f"no NATS server answered at {options.get('servers')} within {seconds:g} s"
             + (f" ({cause!r})" if cause else "")
         ) from cause
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self._abandon()
+        await super()._connect_to_server(s)
+
+    def _abandon(self) -> None:
+        # nats-py forgets the socket of an attempt that failed, and it stays open until it is collected.
+        if (writer := self._writer()) is not None:
+            writer.transport.abort()
 
     def _connect_command(self) -> bytes:
         # nats-py starts TLS only where the server's greeting asks for it, and whoever sits between could
@@ -108,6 +118,15 @@ class ResilientClient(Client):
                 if task is not None:
                     task.cancel()
             raise errors.UnexpectedEOF
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        # nats-py writes the PING ahead of what still waits in its buffer, so that flush() would return
+        # before a subscription, an unsubscription or a publish made earlier has reached the server.
+        if self.is_connected and self._pending and self._transport is not None:
+            self._transport.writelines(self._pending[:])
+            self._pending = []
+            self._pending_data_size = 0
+        await super()._send_ping(future)
 
     async def _process_op_err(self, e: Exception) -> None:
         if not self.is_closed and not self.is_reconnecting and (writer := self._writer()) is not None:

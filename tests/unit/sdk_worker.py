@@ -13,19 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nats
 import orjson
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.document import Limits
 from broker_policy.tenants.streams import inbox_consumer, tenant_streams
 from mas_nats.config import Endpoint, TlsClientConfig
+from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.identity import Identity, Role
-from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 LIMITS = Limits(ack_wait=1.5, retry_delay=0.1, retry_delay_max=1.0, max_deliver=3, in_flight=8)
@@ -53,9 +52,8 @@ class ScriptedWorker:
         self._subscription: Any = None
 
     async def start(self) -> ScriptedWorker:
-        self.nc = await nats.connect(
-            self._where.url, tls=self._where.context(), reconnect_time_wait=0.1, max_reconnect_attempts=-1
-        )
+        self.nc = ResilientClient()
+        await self.nc.connect_within(5, error_cb=_quiet, servers=[self._where.url], tls=self._where.context())
         self.js = self.nc.jetstream()
         for config in tenant_streams(self._limits):
             try:
@@ -172,7 +170,7 @@ class ScriptedWorker:
         try:
             stored = await self.js.get_last_msg("KV_state", f"$KV.state.{sender}")
             revision, value = stored.seq, orjson.loads(stored.data) if stored.data else None
-        except nats.js.errors.NotFoundError:
+        except NotFoundError:
             revision, value = 0, None
         if body["op"] == "get":
             return accepted(revision=revision, value=value)
@@ -184,12 +182,13 @@ class ScriptedWorker:
         return verdict
 
 
+async def _quiet(error: Exception) -> None:
+    """The broker going away is part of these tests."""
+
+
 async def eventually(condition: Callable[[], object], timeout: float = 5.0) -> None:
     """Wait until ``condition`` holds."""
     end = asyncio.get_running_loop().time() + timeout
     while not condition():
         assert asyncio.get_running_loop().time() < end, "it did not happen in time"
         await asyncio.sleep(0.01)
-
-
-OPS = tuple(Op)

@@ -155,16 +155,18 @@ async def test_reject_and_no_handler_are_not_tried_again(make: Make, worker: Scr
 
 
 async def test_report_that_finds_nobody_still_delays(make: Make, worker: ScriptedWorker):
-    a, b = make("a"), make("b")
+    a, b, gone = make("a"), make("b"), asyncio.Event()
 
     async def work(message: AgentMessage) -> None:
         if message.attempt == 1:
+            await gone.wait()
             raise ValueError("first")
 
     b.work = work
     await asyncio.gather(a.start(), b.start())
     await a.send("b", "t", {"n": 1})
     await worker.leave()
+    gone.set()
     await eventually(lambda: len(b.got) == 2)
     await all_acked(worker)
 
