@@ -14,14 +14,14 @@ from mas_nats.connection import Connection, NoAnswer, NoResponders, NotSent, unr
 from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.wire import subjects
 from mas_nats.wire.headers import MSG_ID
-from mas_nats.wire.verdict import Verdict
+from mas_nats.wire.verdict import Decision, Verdict
 
 MAX_TIMEOUT = 120.0
 """Seconds after which a call is never repeated: well within the broker's window for duplicates."""
 FIRST_TRY = 2.0
 """Seconds to wait for the first answer before asking again; doubles with each try."""
 _PAUSE = 0.1
-"""Seconds between tries while nobody answers at all; doubles, up to one second."""
+"""Seconds between tries while nobody can take it; doubles, up to one second."""
 
 
 class Calls:
@@ -41,6 +41,8 @@ class Calls:
     ) -> Verdict:
         """Ask for ``op`` and return the verdict, accepted or not.
 
+        A worker that cannot take it at the moment (it is busy, or a store does not answer) is asked again.
+
         ``timeout`` is in seconds, for all tries together; at most 120 are used.
 
         Raises:
@@ -59,7 +61,12 @@ class Calls:
             this_try = max(0.0, min(wait, end - loop.time()))
             try:
                 answer = await self._connection.exchange(subject, body, headers, this_try)
-                return Verdict.decode(answer.data)
+                verdict = Verdict.decode(answer.data)
+                if verdict.decision is not Decision.UNAVAILABLE or not verdict.retry:
+                    return verdict
+                if loop.time() + pause >= end and not may_have_arrived:
+                    return verdict
+                pause = await _rest(pause, end)
             except NoAnswer:
                 may_have_arrived = True
                 wait *= 2
@@ -71,11 +78,16 @@ class Calls:
                     raise Unavailable(
                         "no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat"
                     ) from error
-                await asyncio.sleep(min(pause, max(0.0, end - loop.time())))
-                pause = min(1.0, pause * 2)
+                pause = await _rest(pause, end)
             if loop.time() >= end:
                 raise OutcomeUnknown(
                     (headers or {}).get(MSG_ID, ""),
                     f"no answer to {op} within {timeout:g} s. "
                     "It may have happened; repeating it with the same id is safe",
                 )
+
+
+async def _rest(pause: float, end: float) -> float:
+    """Wait before the next try, not beyond ``end``; how long to wait the next time."""
+    await asyncio.sleep(max(0.0, min(pause, end - asyncio.get_running_loop().time())))
+    return min(1.0, pause * 2)

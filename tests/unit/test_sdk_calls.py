@@ -16,6 +16,7 @@ from mas_nats.connection import Connection
 from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.wire.headers import MSG_ID, TARGET, TYPE
 from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 FIELDS = {MSG_ID: "id-1", TARGET: "b", TYPE: "t"}
 
@@ -88,6 +89,23 @@ async def test_worker_back_within_the_timeout_answers(worker: ScriptedWorker, ca
     await asyncio.sleep(0.5)
     await worker.listen()
     assert (await calling).ok
+
+
+async def test_busy_worker_is_asked_again(worker: ScriptedWorker, calls: Calls):
+    busy = Verdict(Decision.UNAVAILABLE, ok=False, reason="too much to do", retry=True)
+    worker.say[Op.SEND] = lambda: busy
+    assert await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.5) == busy
+    tries = worker.count(Op.SEND)
+    assert tries > 1
+    worker.say[Op.SEND] = lambda: busy if worker.count(Op.SEND) < tries + 3 else accepted("id-1")
+    assert (await calls.call(Op.SEND, b"{}", FIELDS)).ok
+
+
+async def test_busy_after_a_lost_answer_is_never_called_unavailable(worker: ScriptedWorker, calls: Calls):
+    worker.lose[Op.SEND] = 1
+    worker.say[Op.SEND] = lambda: Verdict(Decision.UNAVAILABLE, ok=False, retry=True)
+    with pytest.raises(OutcomeUnknown):
+        await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.7)
 
 
 async def test_broker_away_is_unavailable(worker: ScriptedWorker, calls: Calls, nats_server: NatsServer):

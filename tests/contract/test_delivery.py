@@ -1,0 +1,194 @@
+"""At least once, or in the dead letters with a reason; never twice at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from pydantic import BaseModel
+
+from mas_nats import Agent, AgentMessage, Reject, RequestFailed, RequestTimeout
+from tests.contract.broker import LIMITS
+from tests.contract.conftest import Recorder, Stage, eventually
+
+CARD = "4111 1111 1111 1111"
+
+
+class Ask(BaseModel):
+    question: str
+
+
+class Picky(Recorder):
+    @Agent.on("ask", model=Ask)
+    async def ask(self, message: AgentMessage, payload: Ask) -> None:
+        self.got.append(message)
+
+
+async def test_a_failed_handler_is_tried_again_later(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt < 3:
+            raise ValueError("not yet")
+
+    b.work = work
+    before = time.monotonic()
+    await a.send("b", "note", {})
+    await eventually(lambda: len(b.got) == 3)
+    assert time.monotonic() - before > 0.75 * (0.1 + 0.2)
+    assert [message.attempt for message in b.got] == [1, 2, 3]
+    assert len({message.message_id for message in b.got}) == 1
+    await stage.all_acknowledged("b")
+
+
+async def test_an_exhausted_message_is_dead_with_its_last_error_and_body(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        raise ValueError(f"refused card {CARD}")
+
+    b.work = work
+    await a.send("b", "note", {"card": CARD})
+    await eventually(lambda: len(b.got) == LIMITS.max_deliver)
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.attempts, dead.body) == (LIMITS.max_deliver, b'{"card":"4111 1111 1111 1111"}')
+    assert "ValueError" in dead.error
+    assert "4111" not in dead.error
+
+
+async def test_reject_is_dead_at_once(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        raise Reject("wrong department")
+
+    b.work = work
+    await a.send("b", "note", {})
+    await eventually(lambda: b.got)
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert "wrong department" in dead.error
+    assert len(b.got) == 1
+
+
+@pytest.mark.parametrize(("kind", "data"), [("ask", {"question": 7}), ("ask", {}), ("unknown", {})])
+async def test_what_no_handler_can_take_is_dead_at_once(stage: Stage, kind: str, data: dict[str, object]):
+    class Strict(Agent[dict[str, object]]):
+        @Agent.on("ask", model=Ask)
+        async def ask(self, message: AgentMessage, payload: Ask) -> None:
+            raise AssertionError("it must not run")
+
+    a, _ = await stage.start(Agent, "a"), await stage.start(Strict, "b")
+    await a.send("b", kind, data)
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert "NotHandled" in dead.error
+
+
+async def test_a_dead_request_tells_the_requester(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        raise Reject("closed")
+
+    b.work = work
+    with pytest.raises(RequestFailed):
+        await a.request("b", "note", {}, timeout=20)
+
+
+async def test_in_flight_is_bounded(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+    release = asyncio.Event()
+
+    async def work(message: AgentMessage) -> None:
+        await release.wait()
+
+    b.work = work
+    many = 4 * LIMITS.in_flight
+    await asyncio.gather(*(a.send("b", "note", {"n": n}) for n in range(many)))
+    await eventually(lambda: b.running == LIMITS.in_flight)
+    release.set()
+    await eventually(lambda: len(b.got) == many)
+    assert b.peak == LIMITS.in_flight
+    assert sorted(message.data["n"] for message in b.got) == list(range(many))
+
+
+async def test_a_handler_that_blocks_the_loop_is_not_started_twice(stage: Stage):
+    (a,) = await stage.recorders("a")
+    await a.send("b", "note", {})
+    await a.stop()
+
+    async def work(message: AgentMessage) -> None:
+        time.sleep(2.5 * LIMITS.ack_wait)  # noqa: ASYNC251 - the whole loop stands still
+
+    b = stage.make(Recorder, "b")
+    b.work = work
+    await b.start()
+    await eventually(lambda: b.got)
+    await stage.all_acknowledged("b")
+    assert [message.attempt for message in b.got] == [1]
+
+
+async def test_a_long_handler_is_not_given_to_another_instance(stage: Stage):
+    a, b, other = await stage.recorders("a", "b", "b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.sleep(2.2 * LIMITS.ack_wait)
+
+    b.work = other.work = work
+    await a.send("b", "note", {})
+    await eventually(lambda: b.got or other.got)
+    await stage.all_acknowledged("b")
+    assert [message.attempt for message in b.got + other.got] == [1]
+
+
+async def test_stop_finishes_what_runs_and_gives_back_the_rest(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.sleep(0.2)
+
+    b.work = work
+    many = 4 * LIMITS.in_flight
+    await asyncio.gather(*(a.send("b", "note", {"n": n}) for n in range(many)))
+    await eventually(lambda: b.running)
+    await b.stop()
+    assert b.running == 0
+    before = time.monotonic()
+    (other,) = await stage.recorders("b")
+    await eventually(lambda: len(b.got) + len(other.got) >= many)
+    assert time.monotonic() - before < LIMITS.ack_wait
+    assert set(Counter(m.data["n"] for m in b.got + other.got).values()) == {1}
+
+
+async def test_what_a_dead_process_held_comes_back_to_another(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.Event().wait()
+
+    b.work = work
+    await a.send("b", "note", {})
+    await eventually(lambda: b.running)
+    await b.stop(timeout=0)
+    (other,) = await stage.recorders("b")
+    await eventually(lambda: other.got)
+    assert other.got[0].attempt == 2
+
+
+async def test_an_expired_request_is_not_handled(stage: Stage):
+    (a,) = await stage.recorders("a")
+    with pytest.raises(RequestTimeout):
+        await a.request("b", "note", {}, timeout=0.3)
+    (b,) = await stage.recorders("b")
+    await a.send("b", "note", {"n": 1})
+    await eventually(lambda: b.got)
+    await stage.all_acknowledged("b")
+    assert [message.data for message in b.got] == [{"n": 1}]
+    assert await stage.namespace.dead_letter("b") is None

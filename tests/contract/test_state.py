@@ -1,0 +1,87 @@
+"""Durable, typed, and never lost to a race."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pydantic import BaseModel
+
+from mas_nats import Agent, AgentMessage, StateConflict, StateCorrupt, StateInvalid
+from tests.contract.conftest import Stage
+
+
+class DeskState(BaseModel):
+    answered: int = 0
+    name: str = ""
+
+
+class Desk(Agent[DeskState]):
+    @Agent.on("ask")
+    async def ask(self, message: AgentMessage) -> None:
+        await self.update_state({"answered": self.state.answered + 1})
+        await message.reply("answer", {"answered": self.state.answered})
+
+
+class Other(Agent[dict[str, object]]):
+    pass
+
+
+async def test_restored_on_restart(stage: Stage):
+    a, desk = await stage.start(Agent, "a"), await stage.start(Desk, "b")
+    for _ in range(3):
+        await a.request("b", "ask", {})
+    await desk.stop()
+    assert desk.state.answered == 3
+    again = await stage.start(Desk, "b")
+    assert again.state == DeskState(answered=3)
+
+
+async def test_concurrent_handlers_of_one_instance_count_right(stage: Stage):
+    a, desk = await stage.start(Agent, "a"), await stage.start(Desk, "b")
+    await asyncio.gather(*(a.request("b", "ask", {}) for _ in range(40)))
+    assert (await desk.refresh_state()).answered == 40
+
+
+async def test_what_does_not_fit_is_refused(stage: Stage):
+    desk = await stage.start(Desk, "b")
+    for changes in ({"answered": "3"}, {"answerd": 3}, {"name": None}):
+        with pytest.raises(StateInvalid):
+            await desk.update_state(changes)
+    assert await desk.refresh_state() == DeskState()
+
+
+async def test_a_lost_race_raises(stage: Stage):
+    one, two = await stage.start(Desk, "b"), await stage.start(Desk, "b")
+    await one.update_state({"answered": 1})
+    with pytest.raises(StateConflict):
+        await two.update_state({"name": "two"})
+    await two.update_state({"name": "two"})
+    assert await one.refresh_state() == DeskState(answered=1, name="two")
+
+
+async def test_without_a_model(stage: Stage):
+    other = await stage.start(Other, "b")
+    await other.update_state({"anything": {"goes": [1, 2]}})
+    await other.stop()
+    again = await stage.start(Other, "b")
+    assert again.state == {"anything": {"goes": [1, 2]}}
+
+
+async def test_corrupt_state_is_kept_until_it_is_reset(stage: Stage):
+    other = await stage.start(Other, "b")
+    await other.update_state({"answered": "many"})
+    await other.stop()
+    desk = stage.make(Desk, "b")
+    for _ in range(2):
+        with pytest.raises(StateCorrupt, match="answered"):
+            await desk.start()
+    assert await desk.reset_state() == DeskState()
+    await desk.start()
+    await desk.update_state({"answered": 1})
+
+
+async def test_each_agent_has_its_own(stage: Stage):
+    b, c = await stage.start(Desk, "b"), await stage.start(Desk, "c")
+    await b.update_state({"answered": 7})
+    assert (await c.refresh_state()).answered == 0
