@@ -1,0 +1,106 @@
+"""The one list of each role: exports, imports, permissions and grants all come from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker_policy.policy.document import AgentPolicy, Document
+from broker_policy.tenants import accounts
+from broker_policy.tenants.accounts import Feed, Service
+from mas_nats.wire.identity import Identity, Role
+
+POLICY = Document(
+    namespace="default",
+    account="TENANT",
+    agents={"alice": AgentPolicy(account="ALICE")},
+    inspectors={"watcher": "WATCHER"},
+    operators=("olga",),
+)
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether ``pattern`` matches everything that ``subject`` (a pattern too) matches."""
+    wide, narrow = pattern.split("."), subject.split(".")
+    for position, token in enumerate(wide):
+        if token == ">":
+            return len(narrow) > position
+        if position >= len(narrow) or narrow[position] == ">" or token not in ("*", narrow[position]):
+            return False
+    return len(wide) == len(narrow)
+
+
+@pytest.mark.parametrize(
+    ("uses", "exports"),
+    [
+        (accounts.agent("alice"), accounts.TENANT_EXPORTS),
+        (accounts.INSPECTOR, accounts.TENANT_EXPORTS),
+        (accounts.WORKER, accounts.CONTROL_EXPORTS),
+        (accounts.SIGNER, accounts.CONTROL_EXPORTS),
+    ],
+)
+def test_whatever_is_imported_is_exported_with_the_same_kind_of_answer(uses, exports):
+    for use in uses:
+        match = [export for export in exports if covers(export.subject, use.subject)]
+        assert match, use.subject
+        assert type(match[0]) is type(use)
+        if isinstance(use, Service) and use.subject.startswith("$JS.API.CONSUMER.MSG.NEXT"):
+            assert match[0] == Service("$JS.API.CONSUMER.MSG.NEXT.INBOX.*", accounts.Answers.MANY)
+
+
+def test_an_agents_list():
+    assert accounts.agent("alice") == (
+        Service("mas.call.alice.*"),
+        Service("$JS.API.CONSUMER.MSG.NEXT.INBOX.alice", accounts.Answers.MANY),
+        Service("$JS.ACK.INBOX.alice.>"),
+        Service("$JS.API.DIRECT.GET.REPLIES.mas.answer.alice.>"),
+        Feed("mas.reply.alice.>"),
+    )
+
+
+def test_an_agents_permissions_say_its_list_again():
+    grant = accounts.grant_for(POLICY, Identity("mas", "default", Role.AGENT, "alice"))
+    assert grant is not None
+    assert grant.account == "ALICE"
+    assert grant.permissions.subscribe == ("_INBOX.>", "mas.reply.alice.>")
+    assert grant.permissions.publish == (
+        "mas.call.alice.*",
+        "$JS.API.CONSUMER.MSG.NEXT.INBOX.alice",
+        "$JS.ACK.INBOX.alice.>",
+        "$JS.API.DIRECT.GET.REPLIES.mas.answer.alice.>",
+        "$SYS.REQ.USER.INFO",
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "account"),
+    [
+        (Role.AGENT, "alice", "ALICE"),
+        (Role.INSPECTOR, "watcher", "WATCHER"),
+        (Role.OPERATOR, "olga", "TENANT"),
+        (Role.AGENT, "bob", None),
+        (Role.AGENT, "watcher", None),
+        (Role.INSPECTOR, "alice", None),
+        (Role.OPERATOR, "alice", None),
+        (Role.POLICY, "alice", None),
+        (Role.POLICY, "olga", None),
+    ],
+)
+def test_a_grant_is_for_a_name_in_its_role(role, name, account):
+    grant = accounts.grant_for(POLICY, Identity("mas", "default", role, name))
+    assert (grant.account if grant else None) == account
+    assert accounts.grant_for(POLICY, Identity("mas", "other", role, name)) is None
+
+
+def test_a_worker_writes_its_own_heartbeat_and_nothing_else():
+    general, narrowed = accounts.permissions(accounts.WORKER), accounts.worker_permissions()
+    assert "$KV.workers.*" in general.publish
+    assert [subject for subject in narrowed.publish if subject.startswith("$KV.")] == [
+        "$KV.workers.{{name()}}"
+    ]
+    assert narrowed.subscribe == general.subscribe
+
+
+@pytest.mark.parametrize("uses", [accounts.INSPECTOR, accounts.WORKER])
+def test_who_imports_the_jetstream_api_imports_its_account_info_too(uses):
+    """Without it every request has two answers; see ``accounts._ACCOUNT_INFO``."""
+    assert Service("$JS.API.INFO") in uses
