@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, get_args, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, overload
 
 from pydantic import BaseModel
 
@@ -30,6 +30,7 @@ START_TIMEOUT = 10.0
 """Seconds that ``start`` waits for a broker and a policy worker."""
 DRAIN_TIMEOUT = 30.0
 """Seconds that ``stop`` gives running handlers."""
+M = TypeVar("M", bound=BaseModel)
 _OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls")
 
 
@@ -65,8 +66,6 @@ class Agent(Generic[S]):
         TypeError: an unknown option.
 
     """
-
-    on = staticmethod(handlers.on)
 
     _handlers: ClassVar[dict[str, handlers.Handler]] = {}
     _declared_state: ClassVar[Any] = None
@@ -113,6 +112,8 @@ class Agent(Generic[S]):
             self._agent_id = require_id(agent_id, "agent id")
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
+        if isinstance(capabilities, str):
+            raise TypeError(f"capabilities must be a list of names, not {capabilities!r}")
         self._capabilities = tuple(capabilities or ())
         self._metadata = dict(metadata or {})
         self._shape: StateShape[S] = StateShape(state_model or self._declared_state)
@@ -138,6 +139,28 @@ class Agent(Generic[S]):
     def capabilities(self) -> tuple[str, ...]:
         """What it announces."""
         return self._capabilities
+
+    # -- handlers ----------------------------------------------------------------------------------
+
+    @overload
+    @staticmethod
+    def on(message_type: str, *, model: type[M]) -> handlers.TypedRegistration[M]: ...
+    @overload
+    @staticmethod
+    def on(message_type: str, *, model: None = None) -> handlers.Registration: ...
+    @staticmethod
+    def on(message_type: str, *, model: type[BaseModel] | None = None) -> Any:
+        """Register a method of a subclass for messages of ``message_type``.
+
+        With ``model`` the payload is validated before the method runs, and the method takes
+        ``(message, payload)``; a payload that does not fit is dead-lettered, never retried. A subclass
+        inherits registrations; it overrides one by the method's name, or by registering another for the type.
+
+        Raises:
+            ConfigurationError: the method is not ``async def``, or takes the wrong arguments.
+
+        """
+        return handlers.registration(message_type, model)
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
@@ -353,13 +376,13 @@ class Agent(Generic[S]):
         end = asyncio.get_running_loop().time() + timeout
         endpoint = resolve(self._agent_id, self._server_addr, self._tls)
         connection = Connection(endpoint, name=self._agent_id)
-        await connection.open(timeout)
         calls = Calls(connection, self._agent_id)
         session = Session(calls, self._capabilities, self._metadata)
         messenger = Messenger(connection, calls, session, self._agent_id)
         state = StateStore(calls, session, self._shape)
         running = _Running(endpoint, connection, calls, session, messenger, state)
         try:
+            await connection.open(timeout)
             await session.open(end - asyncio.get_running_loop().time())
             connection.after_reconnect.append(session.resume)
             await messenger.start()

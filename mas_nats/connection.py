@@ -113,6 +113,8 @@ class Connection:
         self._tokens = count(1)
         self._waiting: dict[str, _Waiting] = {}
         self._refusal = ""
+        self._logged = ""
+        self._opened = False
         self._stamps: tuple[int, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -126,11 +128,13 @@ class Connection:
 
         """
         self._stamps = self._file_stamps()
+        context = self._endpoint.context()
+        self._opened = True
         await self._client.connect_within(
             timeout,
             error_cb=self._on_error,
             servers=[self._endpoint.url],
-            tls=self._endpoint.context(),
+            tls=context,
             name=self._name,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
@@ -138,13 +142,19 @@ class Connection:
             ping_interval=_PING_INTERVAL,
             pending_size=_BUFFER,
         )
-        await self._client.subscribe(f"{self._prefix}.*", cb=self._on_answer)
-        await self._client.flush()
+        try:
+            await self._client.subscribe(f"{self._prefix}.*", cb=self._on_answer)
+            await self._client.flush()
+        except (nats_errors.Error, OSError) as error:
+            await self.close()
+            raise Unavailable(f"the broker at {self._endpoint.url} went away: {error}") from error
         self._ready.set()
         self._spawn(self._follow_certificates())
 
     async def close(self) -> None:
         """Flush and disconnect. Exchanges that still wait get ``NoAnswer``."""
+        if not self._opened:
+            return
         for task in tuple(self._tasks):
             task.cancel()
         with contextlib.suppress(nats_errors.Error, OSError, TimeoutError):
@@ -247,7 +257,7 @@ class Connection:
         self._lose()
 
     async def _on_reconnected(self) -> None:
-        self._refusal = ""
+        self._refusal = self._logged = ""
         self._ready.set()
         for listener in self.after_reconnect:
             self._spawn(_guarded(listener))
@@ -268,7 +278,8 @@ class Connection:
             self._deny(denied[1])
         elif "authorization violation" in text.lower() or "authentication" in text.lower():
             self._refusal = text.removeprefix("nats: ")
-        if not isinstance(error, nats_errors.StaleConnectionError | OSError):
+        if text != self._logged and not isinstance(error, nats_errors.StaleConnectionError | OSError):
+            self._logged = text  # the same refusal comes with every attempt to reconnect
             logger.warning("%s: %s", self._name, text)
 
     def _deny(self, subject: str) -> None:

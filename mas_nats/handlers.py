@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -49,16 +49,8 @@ class Registration(Protocol):
     def __call__(self, method: H, /) -> H: ...  # noqa: D102
 
 
-@overload
-def on(message_type: str, *, model: type[M]) -> TypedRegistration[M]: ...
-@overload
-def on(message_type: str, *, model: None = None) -> Registration: ...
-def on(message_type: str, *, model: type[BaseModel] | None = None) -> Any:
-    """Register a method of an ``Agent`` subclass for messages of ``message_type``.
-
-    With ``model`` the payload is validated before the method runs, and the method takes
-    ``(message, payload)``; a payload that does not fit is dead-lettered, never retried. A subclass inherits
-    registrations; it overrides one by the method's name or by registering another for the type.
+def registration(message_type: str, model: type[BaseModel] | None) -> Any:
+    """The decorator behind ``Agent.on``.
 
     Raises:
         ConfigurationError: the method is not ``async def``, or takes the wrong arguments.

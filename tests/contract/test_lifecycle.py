@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from mas_nats import Agent, AgentMessage, OutcomeUnknown, Unavailable
-from tests.contract.broker import LIMITS, RealBroker
+from mas_nats import Agent, AgentMessage, IdentityRefused, OutcomeUnknown, PermissionDenied, Unavailable
+from tests.contract.broker import LIMITS, RealBroker, RealNamespace
 from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually
 from tests.processes import kill
-from tests.system import System
+from tests.system import System, wanted
 
 
 class Noting(Recorder):
@@ -83,6 +85,33 @@ async def test_renewed_certificates_lose_nothing(stage: Stage):
     assert reconnects
     await eventually(lambda: len(b.got) >= sent, timeout=LIMITS.ack_wait)
     assert sorted(message.data["n"] for message in b.got) == list(range(sent))
+
+
+async def test_a_program_ends_cleanly_on_sigterm(stage: Stage):
+    a, b = await stage.start(Agent, "a"), stage.make(Noting, "b")
+    running = asyncio.ensure_future(b.run_until_stopped())
+    async with asyncio.timeout(10):
+        while not await a.discover():
+            await asyncio.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running
+    assert b.steps[-1] == "stop 0"
+
+
+async def test_an_identity_that_policy_does_not_know(stage: Stage, system: System):
+    namespace = cast("RealNamespace", stage.namespace).name
+    before = time.monotonic()
+    with pytest.raises(IdentityRefused, match="not in the policy"):
+        await Agent("x", server_addr=system.broker.url, tls=system.tls("x", namespace)).start()
+    assert time.monotonic() - before < 3
+
+
+async def test_an_agent_that_is_removed_learns_why(stage: Stage, system: System):
+    (a,) = await stage.recorders("a")
+    namespace = cast("RealNamespace", stage.namespace).name
+    await system.apply(wanted(namespace, ["b"], {}))
+    with pytest.raises((IdentityRefused, PermissionDenied)):
+        await a.send("b", "note", {}, timeout=2)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from sdk_worker import LIMITS, ScriptedWorker, endpoint, eventually
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
-from mas_nats import Agent, AgentMessage, Reject, RequestTimeout, Unavailable, pull
+from mas_nats import Agent, AgentMessage, Reject, ReplyResult, RequestTimeout, Unavailable, pull
 from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict
 
 Make = Callable[..., "Recorder"]
 
@@ -408,3 +409,20 @@ async def test_header_injection_ends_at_the_sdk(make: Make, worker: ScriptedWork
 async def test_not_started(make: Make):
     with pytest.raises(Unavailable, match="is not started"):
         await make("a").send("b", "t", {})
+
+
+async def test_late_reply_is_no_error(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    results: list[Any] = []
+
+    async def work(message: AgentMessage) -> None:
+        results.append(await message.reply("answer", {}))
+
+    b.work = work
+    worker.say[Op.REPLY] = lambda: Verdict(Decision.REPLY_LATE, ok=False, reason="too late")
+    await asyncio.gather(a.start(), b.start())
+    with pytest.raises(RequestTimeout):
+        await a.request("b", "t", {"n": 1}, timeout=0.5)
+    await eventually(lambda: results)
+    assert results == [ReplyResult(delivered=False, late=True)]
+    await all_acked(worker)

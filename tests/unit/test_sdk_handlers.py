@@ -103,6 +103,11 @@ def test_unknown_option_is_a_type_error():
         Agent("a", capabilites=["x"])
 
 
+def test_one_capability_is_not_a_list_of_letters():
+    with pytest.raises(TypeError, match="list of names"):
+        Agent("a", capabilities="qa")
+
+
 def test_bad_id():
     with pytest.raises(ConfigurationError, match=r"agent id 'a\.b' is not a valid id"):
         Agent("a.b")
