@@ -59,7 +59,7 @@ async def watched(pid: int, path: Path) -> AsyncIterator[Trace]:
 
 def _attach(pid: int, path: Path) -> subprocess.Popen[str]:
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
+        pytest.skip("strace is not installed (Debian: apt-get install strace)")
     return subprocess.Popen(
         ["strace", "-f", "-yy", "-s", "8", "-e", "trace=fsync,fdatasync,write", "-o", path, "-p", str(pid)],
         stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ import typer
 
 from broker_policy.cli.app import Folder, Json, Output, command
 from broker_policy.embedded import lock
-from broker_policy.embedded.errors import NotRunning
+from broker_policy.embedded.errors import NotRunning, ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.up import Plan, running
 from broker_policy.manifest import mas_yaml
@@ -172,7 +172,7 @@ def _outcome(child: subprocess.Popen[bytes], result: Path, progress: Path, out: 
                 document: dict[str, Any] = orjson.loads(result.read_bytes())
             except orjson.JSONDecodeError:
                 if ended or time.monotonic() > deadline:
-                    raise NotRunning(f"mas up did not get ready; see {progress}") from None
+                    raise ServerDied(f"mas up did not get ready; see {progress}") from None
             else:
                 return document
             time.sleep(_POLL)
