@@ -85,7 +85,8 @@ async def read(
     try:
         request = {"seq": first, "next_by_subj": pattern, "batch": most, "max_bytes": max_bytes}
         await nc.publish(f"$JS.API.DIRECT.GET.{subjects.INBOX_STREAM}", orjson.dumps(request), reply=inbox)
-        pending = await asyncio.wait_for(ended, _TIMEOUT)
+        async with asyncio.timeout(_TIMEOUT):  # not wait_for: it can swallow a cancellation
+            pending = await ended
     finally:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

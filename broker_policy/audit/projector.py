@@ -116,6 +116,7 @@ class Projector:
                             self.namespace,
                             type(error).__name__,
                         )
+                _raise_if_cancelled()
                 await asyncio.sleep(pause)
         finally:
             with contextlib.suppress(*AWAY):
@@ -149,6 +150,7 @@ class Projector:
 
         """
         while await self.project_once():
+            _raise_if_cancelled()
             if not await self._lease.hold():
                 raise Overtaken
 
@@ -242,6 +244,13 @@ class Projector:
         )
         draft.sequence = 0
         await self._tail.append(draft)
+
+
+def _raise_if_cancelled() -> None:
+    """A request's ``wait_for`` can swallow a cancellation that comes together with its answer."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _portions(received: Iterator[Received]) -> Iterator[list[Received]]:

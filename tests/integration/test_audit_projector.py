@@ -1,0 +1,612 @@
+"""From the log into the chain, on real servers: exactly once, in order, and nothing unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from redis.asyncio import Redis
+
+from broker_policy.audit.findings import FindingKind
+from broker_policy.audit.probe import TakenBy, taken_by
+from broker_policy.audit.projector import Projector
+from broker_policy.audit.query import Question, ask
+from broker_policy.audit.record import Outcome, RecordKind, Way
+from broker_policy.audit.store import Store
+from broker_policy.audit.tail import Overtaken
+from broker_policy.audit.verify import verify
+from broker_policy.dedup import dedup_id
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.embedded.redis_server import RedisServer
+from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.jetstream import api, delete_message, publish
+from mas_nats.wire import subjects
+from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+from tests.audit_log import KEY, NAMESPACE, LogWriter, connect, handle, line, make_streams
+
+
+@pytest.fixture(scope="module")
+def certificate(ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> CertificatePaths:
+    worker = Identity(DEFAULT_TRUST_DOMAIN, NAMESPACE, Role.POLICY, "worker")
+    return ca.issue(worker, tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+async def nc(nats_server: NatsServer, certificate: CertificatePaths) -> AsyncIterator[Client]:
+    client = await connect(nats_server, certificate)
+    await make_streams(client)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_server.url, socket_timeout=5)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def projector(nc: Client, redis: Redis) -> Projector:
+    return Projector(NAMESPACE, nc, redis, KEY, interval=0.02)
+
+
+async def project(projector: Projector) -> None:
+    while await projector.project_once():
+        pass
+
+
+async def kinds(redis: Redis) -> list[str]:
+    """What the chain holds, in order."""
+    return [
+        entry["k"]
+        + (f":{entry['e']}" if entry["k"] in "wa" else f":{entry['o']}" if entry["k"] == "o" else "")
+        async for stored in Store(redis, NAMESPACE).entries()
+        if (entry := stored.entry())
+    ]
+
+
+async def outcomes(redis: Redis, **question: str) -> list[str]:
+    """The outcomes of the decisions asked for, oldest first."""
+    return [answer.outcome for answer in reversed(await ask(Store(redis, NAMESPACE), Question(**question)))]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout: float = 20.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def projected(nc: Client, redis: Redis) -> None:
+    """Return when all that is in the log now is in the chain."""
+    last = (await api(nc, "STREAM.INFO.INBOX", {}))["state"]["last_seq"]
+
+    async def reached() -> bool:
+        return (await Store(redis, NAMESPACE).head()).sequence >= last
+
+    await until(reached)
+
+
+async def intact(redis: Redis) -> None:
+    report = await verify(Store(redis, NAMESPACE), None, [])
+    assert report.findings == []
+
+
+# -- the plain way ---------------------------------------------------------------------------------------
+async def test_decisions_become_entries_with_indexes(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    lines = [line(Way.BATCH), line(Way.NONE, rule="blocked_targets"), line(Way.BATCH, target="bob")]
+    sequence = await writer.batch(lines)
+    await project(projector)
+    assert await kinds(redis) == ["w:open", "d", "d", "d"]
+    store = Store(redis, NAMESPACE)
+    [found] = await ask(store, Question(message_id=lines[2].message_id))
+    assert found.entry["q"] == sequence + 2  # the second message of the batch
+    assert found.outcome == Outcome.COMMITTED
+    assert found.row()["sender"] == "alice"
+    [refused] = await ask(store, Question(violation="blocked_targets"))
+    assert (refused.outcome, refused.entry["id"]) == (Outcome.REFUSED, lines[1].message_id)
+    assert len(await ask(store, Question(sender="alice", decision="ALLOWED"))) == 2
+    assert await ask(store, Question(sender="alice", target="carol")) == []
+    assert (await store.head()).sequence == sequence
+    await intact(redis)
+
+
+async def test_newest_first_and_limited(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    lines = [line() for _ in range(300)]
+    await writer.batch(lines[:150])
+    await writer.batch(lines[150:])
+    await project(projector)
+    found = await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=250)
+    assert [answer.entry["id"] for answer in found] == [each.message_id for each in reversed(lines[50:])]
+    everything = await ask(Store(redis, NAMESPACE), Question(), limit=1000)
+    assert len(everything) == 300
+
+
+async def test_projected_records_leave_the_log_and_messages_stay(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH) for _ in range(5)])
+    await project(projector)
+    assert await projector.remove_projected() == 2
+    info = await api(nc, "STREAM.INFO.INBOX", {"subjects_filter": ">"})
+    assert info["state"]["subjects"] == {"mas.inbox.bob": 5}
+
+
+async def test_what_an_earlier_projector_left_is_removed_by_the_next(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH)])
+    await project(projector)
+    successor = Projector(NAMESPACE, nc, redis, KEY)
+    assert await successor.remove_projected() == 2
+
+
+async def test_lag(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    assert (await projector.lag()).records == 1
+    for _ in range(3):
+        await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    lag = await projector.lag()
+    assert lag.records == 4
+    assert 0 <= lag.age < 10
+    await project(projector)
+    assert await projector.lag() == type(lag)(0, 0.0)
+
+
+async def test_run_projects_and_removes_by_itself(nc, redis, projector):
+    running = asyncio.create_task(projector.run())
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH) for _ in range(3)])
+    await handle(nc, "bob", 3)
+
+    async def done() -> bool:
+        handled = await outcomes(redis, sender="alice") == ["h"] * 3
+        return handled and not (await api(nc, "STREAM.INFO.INBOX", {}))["state"]["messages"]
+
+    await until(done)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    assert await redis.get(projector.store.layout.lease) is None  # given up
+    await intact(redis)
+
+
+# -- outcomes --------------------------------------------------------------------------------------------
+async def test_settled_outcomes(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    lines = [line(Way.LONE), line(Way.LONE), line(Way.ACT, op="reply"), line(Way.ACT, op="state")]
+    await writer.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    sequence = await writer.deliver(lines[0])
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == [" "] * 4
+    await writer.settle(
+        (2, 0, Outcome.COMMITTED, sequence),
+        (2, 1, Outcome.NOT_COMMITTED, 0),
+        (2, 2, Outcome.APPLIED, 0),
+        (2, 3, Outcome.FAILED, 0),
+    )
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "n", "a", "f"]
+    await handle(nc, "bob", 1)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h", "n", "a", "f"]
+    assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
+    assert not await redis.keys(f"{projector.store.layout.prefix}pending:*")
+    await intact(redis)
+
+
+async def test_accepted_without_effect_is_not_refused(nc, redis, projector):
+    """A repetition that the worker answers by itself, and a connection."""
+    writer = await LogWriter(nc).open()
+    repeated = line(Way.NONE, decision="ALLOWED", rule="duplicate")
+    connected = line(Way.NONE, decision="ALLOWED", rule="certificate", op="connect")
+    await writer.write(RecordKind.DECISIONS, decisions=(repeated, connected))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["u", "a"]
+    assert await ask(Store(redis, NAMESPACE), Question(violation="duplicate")) == []
+
+
+async def test_reports(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH), line(Way.BATCH), line(Way.BATCH)])
+    await project(projector)
+    await writer.report("bob", record + 1, Outcome.REDELIVERED)
+    await writer.report("bob", record + 1, Outcome.REDELIVERED, attempt=2)
+    await writer.report("bob", record + 2, Outcome.EXPIRED)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["v", "x", "c"]
+    await writer.report("bob", record + 1, Outcome.DEAD, attempt=3)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["d", "x", "c"]
+    await intact(redis)
+
+
+async def test_a_report_may_come_before_the_settlement(nc, redis, projector):
+    """A lone message is delivered at once, and fails, while its settlement waits for the next record."""
+    writer, other = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.LONE), line(Way.LONE)]
+    await writer.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    sequences = [await writer.deliver(each, place) for place, each in enumerate(lines)]
+    await other.report("bob", sequences[0], Outcome.REDELIVERED)
+    await other.report("bob", sequences[1], Outcome.DEAD)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == [" ", " "]
+    await writer.settle(*((2, place, Outcome.COMMITTED, s) for place, s in enumerate(sequences)))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["v", "d"]
+    assert not await redis.exists(projector.store.layout.early)
+    await intact(redis)
+
+
+async def test_a_message_whose_attempts_are_used_up_is_not_handled(nc, redis, projector):
+    """The consumer's ack floor passes it, but it waits in the stream for its dead letter."""
+    consumer = {"durable_name": "carol", "filter_subject": "mas.inbox.carol", "ack_policy": "explicit"}
+    request = {"stream_name": "INBOX", "config": {**consumer, "max_deliver": 1}}
+    await api(nc, "CONSUMER.DURABLE.CREATE.INBOX.carol", request)
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH, target="carol"), line(Way.BATCH, target="carol")])
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="carol", stream="INBOX")
+    first, second = await pull.fetch(2, timeout=5)
+    await first.nak()
+    await second.ack_sync()
+    await project(projector)
+    await projector.settle_once()
+    info = await api(nc, "CONSUMER.INFO.INBOX.carol", {})
+    assert info["delivered"]["stream_seq"] == record + 2
+    assert await outcomes(redis, sender="alice") == ["c", "h"]
+
+
+async def test_handled_messages_behind_one_that_is_stuck(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH) for _ in range(200)])
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
+    messages = []
+    while len(messages) < 150:
+        messages += await pull.fetch(150 - len(messages), timeout=5)
+    kept = {0, 70, 71, 149}
+    for place, message in enumerate(messages):
+        if place not in kept:
+            await message.ack_sync()
+    await project(projector)
+    await projector.settle_once()
+    expected = ["c" if place in kept or place >= 150 else "h" for place in range(200)]
+    found = await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=200)
+    assert [answer.outcome for answer in reversed(found)] == expected
+    await intact(redis)
+
+
+async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, projector, monkeypatch):
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH)])
+    await project(projector)
+    await delete_message(nc, "INBOX", record + 1)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c"]  # the server's word may be late
+    monkeypatch.setattr("broker_policy.audit.outcomes.UNDELIVERED_GRACE", 0.0)
+    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["?"]
+    await intact(redis)
+
+
+# -- dead workers ----------------------------------------------------------------------------------------
+@pytest.fixture
+def impatient(nc: Client, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Projector:
+    """A projector for which every writer is dead at once."""
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    return Projector(NAMESPACE, nc, redis, KEY)
+
+
+async def test_the_decisions_of_a_dead_worker_get_outcomes(nc, redis, impatient):
+    writer = await LogWriter(nc).open()
+    lines = [line(Way.LONE), line(Way.LONE), line(Way.LONE), line(Way.ACT, op="reply")]
+    await writer.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    waiting = await writer.deliver(lines[1], 1)
+    await writer.deliver(lines[0], 0)
+    await handle(nc, "bob", 1)
+    assert waiting
+    await project(impatient)
+    await impatient.settle_once()  # lines[1] was handled, lines[0] waits, lines[2] never left
+    assert await outcomes(redis, sender="alice") == ["c", "c", "n", "?"]
+    assert (await kinds(redis)).count("w:lost") == 1
+    await impatient.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c", "h", "n", "?"]
+    await project(impatient)
+    await intact(redis)
+
+
+async def test_a_repetition_is_told_from_the_decision_that_was_stored(nc, redis, impatient):
+    """The worker died before its publish; the sender repeated, and another worker stored the message."""
+    dead, alive = await LogWriter(nc).open(), await LogWriter(nc).open()
+    [first, handled] = lines = [line(Way.LONE), line(Way.LONE)]
+    await dead.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    await alive.batch([line(Way.BATCH, message_id=handled.message_id)])
+    await handle(nc, "bob", 1)
+    await project(impatient)
+    await impatient.settle_once()
+    assert await outcomes(redis, message_id=handled.message_id) == ["u", "h"]
+    assert await outcomes(redis, message_id=first.message_id) == ["n"]
+
+
+async def test_a_probed_id_can_be_told_from_a_stored_message(nc, redis, impatient):
+    writer = await LogWriter(nc).open()
+    lost, stored = line(Way.LONE), line(Way.LONE)
+    await writer.write(RecordKind.DECISIONS, decisions=(lost, stored))
+    await writer.deliver(stored, 1)
+    await project(impatient)
+    await impatient.settle_once()
+    await project(impatient)
+    await impatient.remove_projected()  # probes stay
+    for each, expected in ((lost, TakenBy.PROBE), (stored, TakenBy.MESSAGE)):
+        fields = {"Nats-Msg-Id": dedup_id(NAMESPACE, each.sender, each.message_id)}
+        ack = await publish(nc, subjects.inbox("bob"), b"{}", fields)
+        assert ack.duplicate
+        assert await taken_by(nc, ack.sequence) is expected
+    await handle(nc, "bob", 1)
+    assert await taken_by(nc, ack.sequence) is TakenBy.GONE
+    # Another projector comes to the same answer from the probe that is there.
+    assert await outcomes(redis, message_id=lost.message_id) == ["n"]
+
+
+async def test_probes_of_two_projectors_agree(nc, redis, impatient):
+    writer = await LogWriter(nc).open()
+    lines = tuple(line(Way.LONE) for _ in range(20))
+    await writer.write(RecordKind.DECISIONS, decisions=lines)
+    for place in range(0, 20, 2):
+        await writer.deliver(lines[place], place)
+    other = Projector(NAMESPACE, nc, redis, KEY)
+    for one in (impatient, other):
+        await project(one)
+    results = await asyncio.gather(impatient.settle_once(), other.settle_once(), return_exceptions=True)
+    assert any(isinstance(result, int) for result in results)
+    assert all(isinstance(result, int | Overtaken) for result in results)
+    assert await outcomes(redis, sender="alice") == ["c", "n"] * 10
+    await intact(redis)
+
+
+async def test_a_slow_writer_is_not_dead(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(Way.LONE),))
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == [" "]
+
+
+# -- tampering with the log ------------------------------------------------------------------------------
+async def alarms(redis: Redis) -> list[str]:
+    report = await verify(Store(redis, NAMESPACE), None, [])
+    assert all(finding.kind is FindingKind.ALARM for finding in report.findings)
+    return [finding.text for finding in report.findings]
+
+
+async def test_a_removed_record_is_an_alarm(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    victim = await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await delete_message(nc, "INBOX", victim)
+    await project(projector)
+    assert await alarms(redis) == []  # not before a later record was seen
+    await writer.write(RecordKind.MARK)
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "gap" in text
+    assert "records 3 to 3" in text
+
+
+async def test_a_removed_first_record_is_an_alarm(nc, redis, projector):
+    writer = LogWriter(nc)
+    victim = await writer.write(RecordKind.OPEN)
+    await delete_message(nc, "INBOX", victim)
+    await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "gap" in text
+
+
+async def test_an_altered_record_is_an_alarm_and_its_decisions_are_marked(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    record = writer.record(RecordKind.DECISIONS, decisions=(line(), line(Way.BATCH), line(Way.LONE)))
+    await writer.put(record, mac="0" * 64)
+    await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "mac" in text
+    found = await ask(Store(redis, NAMESPACE), Question(sender="alice"))
+    assert [answer.entry.get("m") for answer in reversed(found)] == ["mac", "mac", "mac", None]
+    assert [answer.outcome for answer in reversed(found)] == ["?", "?", "?", "r"]
+
+
+async def test_a_broken_link_is_an_alarm(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    writer.previous = "ab" * 32
+    await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "link" in text
+
+
+async def test_a_replayed_record_is_an_alarm(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    record = writer.record(RecordKind.DECISIONS, decisions=(line(),))
+    await writer.put(record)
+    await writer.put(record)
+    await writer.write(RecordKind.MARK)
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "renumbered" in text
+
+
+async def test_a_record_under_a_foreign_subject_is_an_alarm(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    await writer.put(writer.record(RecordKind.MARK), subject="mas.audit.other.7")
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "misplaced" in text
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"{}", b'{"v":1}', b'{"v":2}', b"\xff\xfe"])
+async def test_an_unreadable_record_stops_nothing(nc, redis, projector, body):
+    await nc.request("mas.audit.evil.1", body)
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "unreadable" in text
+    assert len(await ask(Store(redis, NAMESPACE), Question())) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": 1.5}, {"size": 1 << 60}, {"type": None}, {"time": "x"}, {"rule": ["a"]}],
+    ids=str,
+)
+async def test_a_record_with_wrong_types_stops_nothing(nc, redis, projector, changes):
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(**changes),))
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "unreadable" in text
+
+
+async def test_a_log_that_begins_anew_is_an_alarm_and_is_projected(nc, redis, projector):
+    writer = await LogWriter(nc).open()
+    for _ in range(5):
+        await writer.write(RecordKind.DECISIONS, decisions=(line(),))
+    await project(projector)
+    await nc.jetstream().delete_stream("INBOX")
+    await make_streams(nc)
+    await (await LogWriter(nc).open()).write(RecordKind.DECISIONS, decisions=(line(),))
+    projector._next.clear()
+    await project(projector)
+    await project(projector)
+    [text] = await alarms(redis)
+    assert "restarted" in text
+    assert len(await ask(Store(redis, NAMESPACE), Question())) == 6
+
+
+# -- many projectors, and outages --------------------------------------------------------------------------
+async def decisions_once(redis: Redis, written: list[str]) -> None:
+    """Every decision is in the chain once, and each writer's are in order."""
+    found = [
+        entry["id"]
+        async for stored in Store(redis, NAMESPACE).entries()
+        if (entry := stored.entry())["k"] == "d"
+    ]
+    assert sorted(found) == sorted(written)
+    await intact(redis)
+
+
+async def write_for_long(writer: LogWriter, count: int) -> list[str]:
+    written: list[str] = []
+    for _ in range(count):
+        lines = [line(random.choice([Way.BATCH, Way.NONE])) for _ in range(random.randint(1, 20))]
+        written += [each.message_id for each in lines]
+        await writer.batch(lines)
+    await writer.write(RecordKind.MARK)
+    return written
+
+
+async def test_racing_projectors_cancelled_at_random_points(nc, redis):
+    writers = [await LogWriter(nc).open() for _ in range(2)]
+    writing = asyncio.gather(*(write_for_long(writer, 100) for writer in writers))
+
+    async def race() -> None:
+        projector = Projector(NAMESPACE, nc, redis, KEY)
+        while not asyncio.current_task().cancelling():  # see projector._raise_if_cancelled
+            with contextlib.suppress(Overtaken):
+                await projector.project_once()
+                await projector.remove_projected()
+            await asyncio.sleep(0)
+
+    while not writing.done():
+        racers = [asyncio.create_task(race()) for _ in range(3)]
+        await asyncio.wait([writing], timeout=random.uniform(0.005, 0.05))
+        for racer in racers:
+            racer.cancel()
+        for result in await asyncio.gather(*racers, return_exceptions=True):
+            assert result is None or isinstance(result, asyncio.CancelledError), result
+    await project(Projector(NAMESPACE, nc, redis, KEY))
+    await decisions_once(redis, [each for some in await writing for each in some])
+
+
+PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from types import SimpleNamespace
+from redis.asyncio import Redis
+from broker_policy.audit.probe import TakenBy, taken_by
+from broker_policy.audit.projector import Projector
+from tests.audit_log import KEY, NAMESPACE, connect
+
+async def main(nats_url, ca, cert, key, redis_url):
+    paths = SimpleNamespace(ca=ca, cert=cert, key=key)
+    nc = await connect(SimpleNamespace(url=nats_url), paths)
+    await Projector(NAMESPACE, nc, Redis.from_url(redis_url), KEY, interval=0.01).run()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_projector_processes_killed_at_random_points(nc, redis, nats_server, redis_server, certificate):
+    paths = certificate
+    arguments = [nats_server.url, str(paths.ca), str(paths.cert), str(paths.key), redis_server.url]
+
+    def start() -> subprocess.Popen[bytes]:
+        root = Path(__file__).parents[2]
+        return subprocess.Popen([sys.executable, "-c", PROCESS, *arguments], cwd=root)
+
+    writers = [await LogWriter(nc).open() for _ in range(2)]
+    running = [start(), start()]
+    try:
+        writing = asyncio.gather(*(write_for_long(writer, 400) for writer in writers))
+        kills = 0
+        while not writing.done() or kills < 4:
+            await asyncio.sleep(random.uniform(0.5, 1.0))
+            victim = random.randrange(2)
+            running[victim].send_signal(signal.SIGKILL)
+            running[victim].wait()
+            running[victim] = start()
+            kills += 1
+        written = [each for some in await writing for each in some]
+        await projected(nc, redis)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    await decisions_once(redis, written)
+
+
+async def test_redis_killed_and_back(nc, redis, redis_server, projector):
+    running = asyncio.create_task(projector.run())
+    writer = await LogWriter(nc).open()
+    writing = asyncio.create_task(write_for_long(writer, 150))
+    for _ in range(3):
+        await asyncio.sleep(random.uniform(0.1, 0.3))
+        redis_server.kill()
+        await asyncio.sleep(0.2)
+        await redis_server.start()
+    written = await writing
+    await projected(nc, redis)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await decisions_once(redis, written)
+
+
+async def test_a_worker_that_was_silent_during_an_outage_is_not_taken_for_dead(nc, redis, monkeypatch):
+    """Silence counts from when the log came back into sight."""
+    now = time.time()
+    projector = Projector(NAMESPACE, nc, redis, KEY, clock=lambda: now + 3600)
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(Way.LONE),))
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == [" "]
