@@ -83,7 +83,7 @@ class NamespaceService:
         undertaker = Undertaker(
             nc, namespace, record=self._acts.recorded, tell_requester=self._replies.tell_failure
         )
-        self._advisories = AdvisoryFollower(nc, undertaker, self._acts.recorded)
+        self._advisories = AdvisoryFollower(nc, undertaker)
         failures = FailureReports(undertaker, self._acts.recorded, self._table)
         presence = Presence(self._registry, sealer, self._table)
         self._ops: dict[str, Callable[[Call], None]] = {

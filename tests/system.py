@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parent.parent
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class System:
     """A broker in a folder. Each test takes a namespace of its own, so that none disturbs another."""
 

@@ -1,10 +1,14 @@
-"""Follows the server's advisories: deliveries that ran out of attempts without a report, and terminations."""
+"""Follows the server's advisories of deliveries that ran out of attempts without a report.
+
+Nothing but the name of a message is taken from an advisory: an agent can bring about advisories that name
+messages of others. A ``+TERM`` by an agent is as good as its ack, so its advisory says nothing new.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
 
 import nats.errors
 import orjson
@@ -12,25 +16,22 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from broker_policy.audit.record import Outcome, Report
 from broker_policy.dead_letters.failures import EXHAUSTED
-from broker_policy.dead_letters.undertaker import NotYours, Record, Undertaker
+from broker_policy.dead_letters.undertaker import NotYours, Undertaker
 from broker_policy.jetstream import JetStreamError
 from mas_nats.wire import subjects
 
 log = logging.getLogger(__name__)
 
 _DURABLE = "policy"
-TERMINATED = "TERMINATED_BY_AGENT"
 
 
 class AdvisoryFollower:
     """One of several workers that share the advisories of a namespace."""
 
-    def __init__(self, nc: Client, undertaker: Undertaker, record: Record) -> None:
+    def __init__(self, nc: Client, undertaker: Undertaker) -> None:
         self._nc = nc
         self._undertaker = undertaker
-        self._record = record
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -43,9 +44,8 @@ class AdvisoryFollower:
                 await js.add_consumer(subjects.ADVISORIES_STREAM, config)
                 pull = await js.pull_subscribe_bind(consumer=_DURABLE, stream=subjects.ADVISORIES_STREAM)
                 while True:
-                    await self._batch(await pull.fetch(64, timeout=20))
-            except nats.errors.TimeoutError:
-                continue  # nothing happened: the usual case
+                    with contextlib.suppress(nats.errors.TimeoutError):  # nothing happened: the usual case
+                        await self._batch(await pull.fetch(64, timeout=20))
             except (nats.errors.Error, JetStreamError, OSError) as error:
                 log.warning("advisories cannot be followed (%s), trying again", type(error).__name__)
                 await asyncio.sleep(1)
@@ -65,9 +65,6 @@ class AdvisoryFollower:
     async def _handle(self, advisory: dict[str, object]) -> bool:
         agent, sequence = str(advisory["consumer"]), int(str(advisory["stream_seq"]))
         attempt = int(str(advisory.get("deliveries", 0)))
-        if str(advisory.get("type", "")).endswith("terminated"):
-            now = time.time_ns() // 1_000_000
-            return await self._record(Report(agent, sequence, Outcome.DEAD, attempt, TERMINATED, now))
         stored = await self._undertaker.find(agent, sequence)
         if stored is None:
             return True

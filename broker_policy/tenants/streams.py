@@ -68,7 +68,7 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
         # With limits, since one agent's naks alone can make 2000 advisories a second.
         StreamConfig(
             name=subjects.ADVISORIES_STREAM,
-            subjects=[subjects.ADVISORY_MAX_DELIVERIES, subjects.ADVISORY_TERMINATED],
+            subjects=[subjects.ADVISORY_MAX_DELIVERIES],
             storage=StorageType.FILE,
             discard=DiscardPolicy.OLD,
             max_msgs=100_000,
