@@ -75,6 +75,8 @@ class Signer:
             if last is not None:
                 raise ChainAltered(f"entry {last.index} was signed, but the chain is empty")
             return None
+        if (end := await self._store.end()).highest > end.last:
+            raise ChainAltered(f"entries {end.last + 1} to {end.highest} are gone")
         await self._follow(last, head)
         checkpoint = Checkpoint(
             namespace=self._store.layout.namespace,

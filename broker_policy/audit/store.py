@@ -60,6 +60,15 @@ class StoredEntry:
         return cast("Entry", orjson.loads(self.body))
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a chain ends, all read at one moment."""
+
+    head: Head
+    last: int  # index of the last entry
+    highest: int  # the highest index that the stream ever had; Redis keeps it when entries are deleted
+
+
 class Store:
     """The audit of one namespace in Redis.
 
@@ -79,10 +88,29 @@ class Store:
             redis.exceptions.RedisError: Redis does not answer.
 
         """
-        index, digest, sequence = await self.redis.hmget(self.layout.head, "i", "h", "s")
+        return self._head(await self.redis.hmget(self.layout.head, "i", "h", "s"))
+
+    async def end(self) -> End:
+        """How the chain ends. Errors as ``head``."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(self.layout.head, "i", "h", "s")
+            pipe.xrevrange(self.layout.chain, count=1)
+            pipe.xinfo_stream(self.layout.chain)  # an error where there is no chain
+            head, last, info = await pipe.execute(raise_on_error=False)
+        for answer in (head, last):
+            if isinstance(answer, Exception):
+                raise answer
+        at = _stored(last[0]).index if last else 0
+        highest = 0
+        if not isinstance(info, Exception):
+            highest = int(info["last-generated-id"].partition(b"-")[0])
+        return End(self._head(head), at, highest)
+
+    def _head(self, fields: tuple[bytes | None, bytes | None, bytes | None]) -> Head:
+        index, digest, sequence = fields
         if index is None:
             return Head(0, chain.genesis(self.layout.namespace), 0)
-        return Head(int(index), bytes.fromhex(digest.decode()), int(sequence))
+        return Head(int(index), bytes.fromhex((digest or b"").decode()), int(sequence or 0))
 
     async def append(self, draft: Draft) -> bool:
         """Append ``draft``; False, and nothing changed, when the chain no longer ends where it began.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
-from broker_policy.audit.draft import Head
 from broker_policy.audit.examination import Examination, Tally
 from broker_policy.audit.findings import FindingKind, Report
 from broker_policy.audit.layout import BLOCK, SHARDS
@@ -102,26 +100,14 @@ async def _none() -> AsyncIterator[SignedCheckpoint]:
 
 async def _check_end(walk: _Walk) -> None:
     """Compare head, last entry and what Redis remembers of the last entry it ever had."""
-    store, layout = walk.store, walk.store.layout
-    async with store.redis.pipeline(transaction=True) as pipe:
-        pipe.hmget(layout.head, "i", "h", "s")
-        pipe.xrevrange(layout.chain, count=1)
-        pipe.exists(layout.chain)
-        (index, digest, _), last, exists = await pipe.execute()
-    head = Head(int(index or 0), bytes.fromhex((digest or b"").decode()), 0)
-    await walk.to(head.index)
-    ends_at = int(last[0][0].partition(b"-")[0]) if last else 0
-    report = walk.exam.report
-    if exists:
-        info: dict[str, Any] = await store.redis.xinfo_stream(layout.chain)
-        highest = int(info["last-generated-id"].partition(b"-")[0])
-        if highest > max(ends_at, walk.at):
-            text = f"entries {ends_at + 1} to {highest} were there and are gone"
-            report.add(FindingKind.CUT, ends_at + 1, text, last=highest)
-    if ends_at != head.index:
-        walk.exam.end_at(head.index, head.hash.hex(), ends_at)
-    elif walk.exam.index == head.index:
-        walk.exam.end_at(head.index, head.hash.hex(), head.index)
+    end = await walk.store.end()
+    await walk.to(end.head.index)
+    exam = walk.exam
+    if end.highest > end.last:
+        text = f"entries {end.last + 1} to {end.highest} were there and are gone"
+        exam.report.add(FindingKind.CUT, end.last + 1, text, last=end.highest)
+    if end.last != end.head.index or exam.index == end.head.index:
+        exam.end_at(end.head.index, end.head.hash.hex(), end.last)
 
 
 # -- what is derived from the chain ---------------------------------------------------------------------
