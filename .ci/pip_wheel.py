@@ -1,7 +1,7 @@
 """Fetch pip's wheel, which runs without being installed, for a Python that has neither pip nor ensurepip.
 
-Run as ``python pip_wheel.py <folder>``; prints the wheel's path. ``PIP_INDEX_URL`` names another index.
-The index is read in its HTML form (PEP 503), which every index has.
+Run as ``python pip_wheel.py <folder>``; prints the wheel's path. ``PIP_INDEX_URL`` names the index, which
+is read in its HTML form (PEP 503): without pip there is nothing else that knows one.
 """
 # ruff: noqa: INP001, S310, T201 - a script, before anything is installed
 
@@ -19,7 +19,10 @@ _LINK = re.compile(r"""<a\s[^>]*href=["']([^"']+)["']([^>]*)>\s*(pip-([0-9.]+)-p
 
 def fetch(folder: Path) -> Path:
     """Put the newest wheel of pip into ``folder``, its hash checked against the index."""
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    named = os.environ.get("PIP_INDEX_URL")
+    if not named:
+        raise SystemExit("this Python has no pip either, and PIP_INDEX_URL names no index to fetch it from")
+    index = named.rstrip("/") + "/pip/"
     with urllib.request.urlopen(index, timeout=60) as answer:
         page = answer.read().decode()
     links = [link for link in _LINK.findall(page) if "data-yanked" not in link[1]]

@@ -43,7 +43,8 @@ class Presence:
             )
         if not isinstance(instance, str) or not self._owns(table, call, instance):
             instance = self._sealer.new_instance(table.namespace, call.sender)
-        await self._registry.announce(call.sender, instance, capabilities, metadata)
+        if raw.get("receives") is not False:  # an instance that only sends cannot be found
+            await self._registry.announce(call.sender, instance, capabilities, metadata)
         limits = table.limits
         return accepted(
             call.message_id,

@@ -31,7 +31,7 @@ START_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 30.0
 """Seconds that ``stop`` gives running handlers."""
 M = TypeVar("M", bound=BaseModel)
-_OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls")
+_OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls", "receive")
 
 
 @dataclass(slots=True)
@@ -60,6 +60,8 @@ class Agent(Generic[S]):
             ``Agent[...]``, else a plain dict.
         server_addr: ``host:port`` or URL of the broker.
         tls: certificate files. For both see ``mas_nats.config`` when not given.
+        receive: False for an instance that only sends and asks, such as a script: the agent's messages
+            wait for its other instances, and ``discover`` does not count it.
 
     Raises:
         ConfigurationError: the id or the state model cannot be used.
@@ -89,6 +91,7 @@ class Agent(Generic[S]):
         state_model: type[S] | None = None,
         server_addr: str | None = None,
         tls: TlsClientConfig | None = None,
+        receive: bool = True,
     ) -> None: ...
     @overload
     def __init__(self, agent_id: str, **kwargs: object) -> None: ...
@@ -101,6 +104,7 @@ class Agent(Generic[S]):
         state_model: Any = None,
         server_addr: Any = None,
         tls: Any = None,
+        receive: Any = True,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -119,6 +123,7 @@ class Agent(Generic[S]):
         self._shape: StateShape[S] = StateShape(state_model or self._declared_state)
         self._server_addr = server_addr
         self._tls = tls
+        self._receive = bool(receive)
         self._running: _Running[S] | None = None
         self._inbox: Inbox | None = None
         self._last_state: S | None = None
@@ -182,18 +187,9 @@ class Agent(Generic[S]):
         try:
             await running.state.refresh(timeout=timeout)
             await self.on_start()
-            ack_wait = running.session.terms.ack_wait
-            keepalive = KeepAlive(running.endpoint, name=self._agent_id, ack_wait=ack_wait)
-            self._inbox = Inbox(
-                running.connection,
-                running.calls,
-                running.session,
-                keepalive,
-                agent=self._agent_id,
-                handle=self._handle,
-                replier=running.messenger,
-            )
-            await self._inbox.start()
+            if self._receive:
+                self._inbox = self._make_inbox(running)
+                await self._inbox.start()
         except BaseException:
             await self._close()
             raise
@@ -364,6 +360,18 @@ class Agent(Generic[S]):
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _make_inbox(self, running: _Running[S]) -> Inbox:
+        ack_wait = running.session.terms.ack_wait
+        return Inbox(
+            running.connection,
+            running.calls,
+            running.session,
+            KeepAlive(running.endpoint, name=self._agent_id, ack_wait=ack_wait),
+            agent=self._agent_id,
+            handle=self._handle,
+            replier=running.messenger,
+        )
+
     async def _handle(self, message: AgentMessage) -> None:
         await handlers.dispatch(self, self._handlers, message)
 
@@ -377,7 +385,7 @@ class Agent(Generic[S]):
         endpoint = resolve(self._agent_id, self._server_addr, self._tls)
         connection = Connection(endpoint, name=self._agent_id)
         calls = Calls(connection, self._agent_id)
-        session = Session(calls, self._capabilities, self._metadata)
+        session = Session(calls, self._capabilities, self._metadata, receives=self._receive)
         messenger = Messenger(connection, calls, session, self._agent_id)
         state = StateStore(calls, session, self._shape)
         running = _Running(endpoint, connection, calls, session, messenger, state)

@@ -57,8 +57,16 @@ class Terms:
 class Session:
     """The registration of one instance. ``terms`` always holds the newest answer."""
 
-    def __init__(self, calls: Calls, capabilities: Sequence[str], metadata: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        capabilities: Sequence[str],
+        metadata: Mapping[str, object],
+        *,
+        receives: bool = True,
+    ) -> None:
         self._calls = calls
+        self._receives = receives
         self._capabilities = list(capabilities)
         self._metadata = dict(metadata)
         self._terms: Terms | None = None
@@ -97,6 +105,7 @@ class Session:
             "capabilities": self._capabilities,
             "metadata": self._metadata,
             "instance": self._terms.instance if self._terms else None,
+            "receives": self._receives,
         }
         verdict = await self._calls.call(Op.HELLO, orjson.dumps(body), timeout=timeout)
         if not verdict.ok:

@@ -22,7 +22,7 @@ Out = Annotated[
 ]
 Hours = Annotated[float, typer.Option("--hours", min=0.01, help="How long they are valid.")]
 
-_DAY = 24.0
+_MONTH = 30 * 24.0
 
 
 @command("agent", group=certs, example="mas certs agent alice bob --hours 8")
@@ -31,7 +31,7 @@ def agent(
     *,
     namespace: Namespace = DEFAULT_NAMESPACE,
     out: Out = None,
-    hours: Hours = _DAY,
+    hours: Hours = _MONTH,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
@@ -45,7 +45,7 @@ def inspector(
     *,
     namespace: Namespace = DEFAULT_NAMESPACE,
     out: Out = None,
-    hours: Hours = _DAY,
+    hours: Hours = _MONTH,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
@@ -59,7 +59,7 @@ def operator(
     *,
     namespace: Namespace = DEFAULT_NAMESPACE,
     out: Out = None,
-    hours: Hours = _DAY,
+    hours: Hours = _MONTH,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
@@ -96,7 +96,9 @@ def _issue(
     rows = []
     for name in names:
         identity = Identity(DEFAULT_TRUST_DOMAIN, namespace, role, name)
-        paths = authority.issue(identity, out or layout.certs, lifetime=timedelta(hours=hours))
+        paths = authority.issue(
+            identity, out or layout.certs, lifetime=timedelta(hours=hours), flat=out is not None
+        )
         rows.append(_row(name, identity.uri, paths))
     _show(rows, output)
 

@@ -113,14 +113,16 @@ class CertificateAuthority:
         *,
         lifetime: timedelta = timedelta(hours=24),
         extra_sans: Sequence[x509.GeneralName] = (),
+        flat: bool = False,
     ) -> CertificatePaths:
         """Issue a client certificate for ``identity``.
 
-        It goes to ``folder/<namespace>/<role>/<name>.pem`` and ``.key``, replacing an older one; the CA
-        certificate goes to ``folder/ca.pem``. ``extra_sans`` exist to test that they are refused.
+        It goes to ``folder/<namespace>/<role>/<name>.pem`` and ``.key``, or with ``flat`` into ``folder``
+        itself, replacing an older one; the CA certificate goes to ``folder/ca.pem``. ``extra_sans`` exist
+        to test that they are refused.
         """
         sans = [x509.UniformResourceIdentifier(identity.uri), *extra_sans]
-        place = folder / identity.namespace / identity.role
+        place = folder if flat else folder / identity.namespace / identity.role
         return self._write(
             place / identity.name,
             folder,

@@ -1,0 +1,108 @@
+"""``mas send`` and ``mas request``: one message from the command line, as one of the declared agents."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from broker_policy.cli.app import Folder, Json, Namespace, Output, command
+from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from mas_nats import Agent, TlsClientConfig
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
+
+Sender = Annotated[
+    str, typer.Option("--as", help="The agent in whose name; needs its certificate (mas certs agent NAME).")
+]
+Target = Annotated[str, typer.Argument(help="The agent to reach.")]
+Type = Annotated[str, typer.Argument(metavar="TYPE", help="The message type.")]
+Data = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help="A JSON object; @FILE reads it from a file, - from standard input."),
+]
+Id = Annotated[str | None, typer.Option("--id", help="The message id; repeating one stores it once.")]
+
+
+@command("send", example="""mas send --as router helpdesk note '{"text": "hello"}'""")
+async def send(
+    target: Target,
+    message_type: Type,
+    data: Data = "{}",
+    *,
+    sender: Sender,
+    message_id: Id = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the verdict.")] = 30.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Send a message; done when it is on disk and its decision in the log."""
+    payload = _payload(data)
+    async with _agent(sender, namespace, folder) as agent:
+        accepted = await agent.send(target, message_type, payload, id=message_id, timeout=timeout)
+    document = {"accepted": True, "message_id": accepted, "sender": sender, "target": target}
+    Output(json=json).result(document, f"accepted as {accepted}")
+
+
+@command("request", example="""mas request --as router helpdesk ask '{"question": "…?"}'""")
+async def request(
+    target: Target,
+    message_type: Type,
+    data: Data = "{}",
+    *,
+    sender: Sender,
+    message_id: Id = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the reply.")] = 60.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Send a request and print the reply."""
+    payload = _payload(data)
+    async with _agent(sender, namespace, folder) as agent:
+        reply = await agent.request(target, message_type, payload, id=message_id, timeout=timeout)
+    text = orjson.dumps(reply.data, option=orjson.OPT_INDENT_2).decode()
+    document = {
+        "message_id": reply.message_id,
+        "sender": reply.sender,
+        "type": reply.message_type,
+        "data": reply.data,
+    }
+    Output(json=json).result(document, text)
+
+
+@asynccontextmanager
+async def _agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Agent[dict[str, Any]]]:
+    """An instance of ``sender`` that takes none of its messages."""
+    require_id(sender, "agent id")
+    require_id(namespace, "namespace")
+    layout = Layout(folder.absolute())
+    certificates = layout.certs / namespace / Role.AGENT
+    broker = Broker.read(layout)
+    tls = TlsClientConfig(broker.ca, certificates / f"{sender}.pem", certificates / f"{sender}.key")
+    agent: Agent[dict[str, Any]] = Agent(sender, server_addr=broker.url, tls=tls, receive=False)
+    async with agent:
+        yield agent
+
+
+def _payload(data: str) -> dict[str, Any]:
+    if data == "-":
+        raw = sys.stdin.buffer.read()
+    elif data.startswith("@"):
+        raw = Path(data[1:]).read_bytes()
+    else:
+        raw = os.fsencode(data)
+    try:
+        payload = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ConfigurationError(f"DATA is not valid JSON ({error})") from None
+    if not isinstance(payload, dict):
+        raise ConfigurationError('DATA must be a JSON object, such as \'{"text": "hello"}\'')
+    return payload
