@@ -16,7 +16,7 @@ from broker_policy.audit.tail import Tail
 from broker_policy.jetstream import JetStreamError, api
 from mas_nats.wire import subjects
 
-MOST = 5000
+MOST = 20_000
 """Messages found gone in one look at one agent."""
 _PAGE, _PAGE_BYTES = 64, 1 << 20
 _PAGES = 16

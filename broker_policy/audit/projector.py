@@ -116,6 +116,10 @@ class Projector:
                             self.namespace,
                             type(error).__name__,
                         )
+                except Exception:  # it must not end unnoticed: no other projector would do better
+                    leading = False
+                    pause = _BACKOFF[1]
+                    logger.exception("audit of %s: the projector failed, trying again", self.namespace)
                 _raise_if_cancelled()
                 await asyncio.sleep(pause)
         finally:

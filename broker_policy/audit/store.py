@@ -72,10 +72,12 @@ class End:
 class Store:
     """The audit of one namespace in Redis.
 
-    ``redis`` must not decode responses. ``clock`` returns unix seconds.
+    ``redis`` must not decode responses (else ValueError). ``clock`` returns unix seconds.
     """
 
     def __init__(self, redis: Redis, namespace: str, *, clock: Callable[[], float] = time.time) -> None:
+        if redis.connection_pool.connection_kwargs.get("decode_responses"):
+            raise ValueError("the audit needs a Redis client that does not decode responses")
         self.redis: Any = redis  # redis-py types every command as sync or async at once
         self.layout = Layout(namespace)
         self._append = redis.register_script(_APPEND)

@@ -357,6 +357,46 @@ async def test_a_probed_id_can_be_told_from_a_stored_message(nc, redis, impatien
     assert await outcomes(redis, message_id=lost.message_id) == ["n"]
 
 
+async def test_probes_stay_as_long_as_their_dedup_ids_and_no_longer(nc, redis, monkeypatch):
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    ahead = [0.0]
+    projector = Projector(NAMESPACE, nc, redis, KEY, clock=lambda: time.time() + ahead[0])
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(Way.LONE),))
+    await project(projector)
+    await projector.settle_once()
+    await project(projector)
+    left: list[int] = []
+    for ahead[0] in (0.0, 590.0, 700.0, 1400.0):
+        await projector.remove_projected()
+        left.append((await api(nc, "STREAM.INFO.INBOX", {}))["state"]["messages"])
+    assert left == [2, 2, 0, 0]  # the prober's opening and its probe
+
+
+async def test_a_failure_of_the_projector_is_logged_and_passes(nc, redis, projector, caplog, monkeypatch):
+    monkeypatch.setattr("broker_policy.audit.projector._BACKOFF", (0.0, 0.0))
+    await redis.set(projector.store.layout.writers, "not a hash at all")
+    await redis.hset(projector.store.layout.head, mapping={"i": "x"})
+    running = asyncio.create_task(projector.run())
+
+    async def failed() -> bool:
+        return "projector failed" in caplog.text
+
+    await until(failed)
+    await redis.flushall()
+    await (await LogWriter(nc).open()).write(RecordKind.DECISIONS, decisions=(line(),))
+    await projected(nc, redis)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_redis_client_that_decodes_is_refused(redis_server):
+    client = Redis.from_url(redis_server.url, decode_responses=True)
+    with pytest.raises(ValueError, match="decode"):
+        Store(client, NAMESPACE)
+    await client.aclose()
+
+
 async def test_probes_of_two_projectors_agree(nc, redis, impatient):
     writer = await LogWriter(nc).open()
     lines = tuple(line(Way.LONE) for _ in range(20))
