@@ -1,0 +1,112 @@
+"""``mas apply``, ``send``, ``request`` and ``audit`` against a running broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from mas_nats import Agent, AgentMessage
+from tests.load import Handling
+from tests.system import System, mas, mas_json
+
+
+class Echo(Agent[dict[str, object]]):
+    async def on_message(self, message: AgentMessage) -> None:
+        await message.reply("echo", {"got": message.data})
+
+
+MANIFEST = """
+namespace: {namespace}
+agents:
+  - agent_id: alice
+  - agent_id: bob
+permissions:
+  - {{type: allow, sender: alice, targets: [bob]}}
+"""
+
+
+@pytest.fixture
+async def namespace(system: System, tmp_path: Path) -> str:
+    name = f"cli-{tmp_path.name[-8:].strip('_').lower()}".replace("_", "-")
+    (tmp_path / "mas.yaml").write_text(MANIFEST.format(namespace=name))
+    return name
+
+
+def options(system: System, namespace: str) -> list[str]:
+    return ["--folder", str(system.layout.root), "--namespace", namespace]
+
+
+async def call(*arguments: str) -> dict[str, object]:
+    return await asyncio.to_thread(mas_json, *arguments)
+
+
+async def test_apply_twice_changes_once(system: System, namespace: str, tmp_path: Path) -> None:
+    file, folder = str(tmp_path / "mas.yaml"), str(system.layout.root)
+    first = await call("apply", file, "--folder", folder)
+    assert (first["changed"], first["added"]) == (True, ["alice", "bob"])
+    second = await call("apply", file, "--folder", folder)
+    assert (second["changed"], second["revision"]) == (False, first["revision"])
+    (tmp_path / "mas.yaml").write_text(f"namespace: {namespace}\nagents: [{{agent_id: alice}}]\n")
+    third = await call("apply", file, "--folder", folder)
+    assert (third["changed"], third["removed"]) == (True, ["bob"])
+
+
+async def test_a_wrong_manifest_names_the_field(system: System, tmp_path: Path) -> None:
+    (tmp_path / "mas.yaml").write_text("agents: [{agent_id: Alice}]\npermissionz: []\n")
+    done = mas("apply", str(tmp_path / "mas.yaml"), "--folder", str(system.layout.root), check=False)
+    assert done.returncode == 1
+    assert "agents.0.agent_id" in done.stderr
+    assert "permissionz" in done.stderr
+
+
+async def test_request_send_and_audit(system: System, namespace: str, tmp_path: Path) -> None:
+    await call("apply", str(tmp_path / "mas.yaml"), "--folder", str(system.layout.root))
+    system.tls("alice", namespace)
+    where = options(system, namespace)
+    async with Echo("bob", server_addr=system.broker.url, tls=system.tls("bob", namespace)):
+        reply = await call("request", "--as", "alice", "bob", "ask", '{"n": 1}', *where)
+        assert (reply["sender"], reply["data"]) == ("bob", {"got": {"n": 1}})
+        sent = await call("send", "--as", "alice", "bob", "note", '{"n": 2}', "--id", "note-1", *where)
+        assert sent["message_id"] == "note-1"
+
+    refused = mas("send", "--as", "alice", "carol", "note", "--json", *where, check=False)
+    assert refused.returncode == 1
+    error = json.loads(refused.stdout)["error"]
+    assert (error["decision"], error["rule"]) == ("AUTHZ_DENIED", "deny_by_default")
+    async with asyncio.timeout(10):
+        while True:
+            found = await call("audit", "query", "--message-id", "note-1", *where)
+            if found["decisions"]:
+                break
+    assert found["decisions"][0]["decision"] == "ALLOWED"  # type: ignore[index]
+    verified = await call("audit", "verify", *where)
+    assert verified["intact"] is True
+
+
+async def test_a_script_takes_none_of_its_agents_messages(system: System) -> None:
+    """``receive=False``: it can ask, it is not found, and the agent's messages wait for others."""
+    namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"], "bob": ["alice"]})
+    url, tls = system.broker.url, {name: system.tls(name, namespace) for name in ("alice", "bob")}
+    async with (
+        Echo("bob", server_addr=url, tls=tls["bob"]) as bob,
+        Handling("alice", server_addr=url, tls=tls["alice"], receive=False) as script,
+    ):
+        assert await bob.discover() == []
+        waiting = await bob.send("alice", "note", {})
+        assert (await script.request("bob", "ask", {"n": 1}, timeout=10)).data == {"got": {"n": 1}}
+        assert not script.handled
+        async with Handling("alice", server_addr=url, tls=tls["alice"]) as alice:
+            assert await alice.wait_handled({waiting}, 10) == set()
+            assert [found.agent_id for found in await bob.discover()] == ["alice"]
+
+
+async def test_nothing_runs_there(tmp_path: Path) -> None:
+    manifest = tmp_path / "mas.yaml"
+    manifest.write_text("agents: []\n")
+    for arguments in (["apply", str(manifest)], ["send", "--as", "alice", "bob", "x"], ["audit", "verify"]):
+        done = mas(*arguments, "--folder", str(tmp_path / ".mas"), check=False)
+        assert done.returncode == 3, done.stderr
+        assert "mas up" in done.stderr
