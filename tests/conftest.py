@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
 from tests.system import System
+
+# A busy machine is slow, which says nothing about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 StartNats = Callable[..., Awaitable[NatsServer]]
 StartRedis = Callable[..., Awaitable[RedisServer]]
