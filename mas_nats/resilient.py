@@ -128,6 +128,23 @@ class ResilientClient(Client):
             self._pending_data_size = 0
         await super()._send_ping(future)
 
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        # What this raises ends nats-py's reading for good, and the connection falls silent for minutes. An
+        # agent chooses these bytes: what cannot be read counts as no headers.
+        try:
+            return await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError) as error:
+            await self._error_cb(error)
+            return None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        try:
+            return super()._build_message(sid, subject, reply, data, headers)
+        except UnicodeDecodeError:
+            return None  # as above: a subject that is no text is nobody's
+
     async def _process_op_err(self, e: Exception) -> None:
         if not self.is_closed and not self.is_reconnecting and (writer := self._writer()) is not None:
             writer.transport.abort()  # a polite TLS shutdown takes half a minute when nobody answers

@@ -9,6 +9,7 @@ from broker_policy.tenants import accounts
 from broker_policy.tenants.accounts import Feed, Service
 from mas_nats.wire.identity import Identity, Role
 
+CALLS = ("hello", "bye", "send", "request", "reply", "fail", "discover", "state")
 POLICY = Document(
     namespace="default",
     account="TENANT",
@@ -49,7 +50,7 @@ def test_whatever_is_imported_is_exported_with_the_same_kind_of_answer(uses, exp
 
 def test_an_agents_list():
     assert accounts.agent("alice") == (
-        Service("mas.call.alice.*"),
+        *(Service(f"mas.call.alice.{op}") for op in CALLS),
         Service("$JS.API.CONSUMER.MSG.NEXT.INBOX.alice", accounts.Answers.MANY),
         Service("$JS.ACK.INBOX.alice.>"),
         Service("$JS.API.DIRECT.GET.REPLIES.mas.answer.alice.>"),
@@ -63,7 +64,7 @@ def test_an_agents_permissions_say_its_list_again():
     assert grant.account == "ALICE"
     assert grant.permissions.subscribe == ("_INBOX.>", "mas.reply.alice.>")
     assert grant.permissions.publish == (
-        "mas.call.alice.*",
+        *(f"mas.call.alice.{op}" for op in CALLS),
         "$JS.API.CONSUMER.MSG.NEXT.INBOX.alice",
         "$JS.ACK.INBOX.alice.>",
         "$JS.API.DIRECT.GET.REPLIES.mas.answer.alice.>",
