@@ -54,6 +54,7 @@ _JWT_FILES = {
 }
 _JETSTREAM = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
 _KEY_BYTES = 32
+_RECORD_MAC = "record-mac"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,6 @@ class SealingKey:
         return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=purpose.encode()).derive(self.secret)
 
     @property
-    def record_key(self) -> RecordKey:
-        """Authenticates audit records."""
-        return RecordKey(self.derive("record-mac"))
-
-    @property
     def salt_key(self) -> bytes:
         """Makes the salts of audit commitments."""
         return self.derive("salt")
@@ -186,8 +182,9 @@ class WorkerKeys:
 
     @property
     def record_key(self) -> RecordKey:
-        """Authenticates audit records."""
-        return self.sealing.record_key
+        """Authenticates audit records, also those written before the last rotation."""
+        previous = (self.previous_sealing.derive(_RECORD_MAC),) if self.previous_sealing else ()
+        return RecordKey(self.sealing.derive(_RECORD_MAC), previous)
 
     @property
     def salt_key(self) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 
 import pytest
 
-from broker_policy.audit.record import RecordKey
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import Kind
 from broker_policy.tenants.material import (
@@ -123,14 +123,13 @@ def test_account_keys_are_derived_and_all_different(keys):
 def test_subkeys_differ_by_purpose_and_worker():
     key = SealingKey("k1", bytes(32))
     derived = {
-        key.record_key.secret,
+        key.derive("record-mac"),
         key.salt_key,
         key.instance_key,
         key.reply_key("w1"),
         key.reply_key("w2"),
     }
     assert len(derived) == 5
-    assert key.record_key == RecordKey(key.derive("record-mac"))
     assert "secret" not in repr(key)
 
 
@@ -180,3 +179,14 @@ def test_only_control_has_jetstream(keys):
         for name, token in public.account_jwts.items()
     }
     assert streams == {"SYS": 0, "AUTH": 0, "CONTROL": -1, "WORKERS": 0, "SIGNER": 0}
+
+
+def test_records_written_before_a_rotation_still_verify(tmp_path):
+    keys = create_material(tmp_path / "keys").worker
+    mac = keys.record_key.mac(b"record")
+    rotated = dataclasses.replace(keys, sealing=SealingKey.create(), previous_sealing=keys.sealing)
+    assert rotated.record_key.verify(b"record", mac)
+    assert rotated.record_key.mac(b"record") != mac
+    assert not rotated.record_key.verify(b"Record", mac)
+    forgotten = dataclasses.replace(rotated, previous_sealing=None)
+    assert not forgotten.record_key.verify(b"record", mac)
