@@ -150,10 +150,16 @@ class MasYaml(_Model):
             inspectors=self.inspectors,
             operators=self.operators,
             limits=self.limits,
-            notices=tuple(
-                f"gateway.{name} is read but not enforced by this version" for name in sorted(self.gateway)
-            ),
+            notices=tuple(f"{name} is read but has no effect in this version" for name in self._unused()),
         )
+
+    def _unused(self) -> list[str]:
+        """What the file sets and nothing acts upon."""
+        files = ("server_listen_addr", "tls_ca_path", "tls_server_cert_path", "tls_server_key_path")
+        return [
+            *(name for name in files if getattr(self, name) is not None),
+            *(f"gateway.{name}" for name in sorted(self.gateway)),
+        ]
 
 
 def load(path: Path) -> MasYaml:
