@@ -140,7 +140,7 @@ class LogWriter:
                 await self.nc.publish(subject, content, headers=out)
             else:
                 out[headers.BATCH_COMMIT] = "1"
-                answer = orjson.loads((await self.nc.request(subject, content, headers=out)).data)
+                answer = orjson.loads((await self.nc.request(subject, content, timeout=10, headers=out)).data)
                 assert "error" not in answer, answer
         self.number, self.previous = record.number, digest(body)
         return int(answer["seq"]) - len(items) + 1

@@ -495,7 +495,7 @@ async def test_a_record_under_a_foreign_subject_is_an_alarm(nc, redis, projector
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"{}", b'{"v":1}', b'{"v":2}', b"\xff\xfe"])
 async def test_an_unreadable_record_stops_nothing(nc, redis, projector, body):
-    await nc.request("mas.audit.evil.1", body)
+    await nc.request("mas.audit.evil.1", body, timeout=10)
     writer = await LogWriter(nc).open()
     await writer.write(RecordKind.DECISIONS, decisions=(line(),))
     await project(projector)
