@@ -92,3 +92,16 @@ async def projecting(system: System) -> str:
     async with system.redis() as redis:
         holders = [await redis.get(key) async for key in redis.scan_iter("mas:audit:t*:lease")]
     return next((holder.decode().partition(".")[0] for holder in holders if holder), "")
+
+
+async def test_a_message_that_was_never_stored_would_be_noticed(system: System) -> None:
+    """The control: what the tests above would say if one accepted message were lost."""
+    namespace = await system.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    async with pair(system, namespace) as (sender, receiver):
+        accepted = await send_all(sender, "receiver", 20, 4)
+        assert await receiver.wait_handled(accepted, 20) == set()
+        lost = accepted | {"lost"}
+        assert await receiver.wait_handled(lost, 1) == {"lost"}
+        await audit_of(system, namespace, accepted, 30)
+        with pytest.raises(AssertionError, match="a decision of 1 messages"):
+            await audit_of(system, namespace, lost, 1)
