@@ -28,6 +28,7 @@ from broker_policy.dead_letters.advisories import AdvisoryFollower
 from broker_policy.dead_letters.failures import FailureReports
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds, dedup_id
+from broker_policy.ending import end
 from broker_policy.jetstream import JetStreamError
 from broker_policy.pipeline import Call, Refusal, judge
 from broker_policy.policy.follower import PolicyFollower
@@ -43,6 +44,8 @@ from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 10.0
+"""Seconds for which ``stop`` waits for what is under way."""
 _UNTOLD = (nats.errors.Error, JetStreamError, OSError)
 
 
@@ -122,17 +125,16 @@ class NamespaceService:
         """Take no more calls, finish what was taken, close the records."""
         if self._subscription is not None:
             with contextlib.suppress(*_UNTOLD):
-                await self._subscription.unsubscribe()
-                await self._nc.flush()
-        await asyncio.gather(*self._asides, return_exceptions=True)
-        for task in self._followers:
-            task.cancel()
+                await self._subscription.drain()  # what has arrived is still taken
+        await end(self._followers)
+        if self._asides:
+            await asyncio.wait(self._asides, timeout=_PATIENCE)  # they may need the lanes
+        await end(self._asides)
         for lane in (self._inbox, self._slow, self._acts):
             lane.close()
-        await asyncio.wait(self._lanes, timeout=10)
-        for task in self._lanes:
-            task.cancel()
-        await asyncio.gather(*self._lanes, *self._followers, return_exceptions=True)
+        if self._lanes:
+            await asyncio.wait(self._lanes, timeout=_PATIENCE)
+        await end(self._lanes)
 
     async def wait_broken(self) -> None:
         """Return only by raising: a lane ended though nobody closed it.

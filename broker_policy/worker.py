@@ -13,7 +13,7 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.ending import end
 from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.table import Table
@@ -159,7 +160,7 @@ class PolicyWorker:
         await asyncio.gather(*(served.service.stop() for served in self._namespaces.values()))
         if self._control is not None:
             await self._follower.stop()
-        await _end([*self._tasks, *(served.projecting for served in self._namespaces.values())])
+        await end([*self._tasks, *(served.projecting for served in self._namespaces.values())])
         connections = [served.nc for served in self._namespaces.values()]
         for nc in (*connections, self._callout_nc, self._control):
             if nc is not None:
@@ -266,15 +267,6 @@ class PolicyWorker:
             served.service.connected(
                 attempt.uri, attempt.holder.fingerprint, agent=agent, refused=attempt.reason
             )
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel until they have ended: a Redis call under way can take a cancellation for a lost connection."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
 async def serve(config: WorkerConfig, ready: Path | None) -> int:
