@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import orjson
+from pydantic import BaseModel, Field, ValidationError
 
 from broker_policy import refusals
 from broker_policy.audit.record import Outcome, Report
@@ -14,6 +13,7 @@ from broker_policy.dead_letters.undertaker import NotYours, Record, Undertaker
 from broker_policy.jetstream import StoredMessage
 from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.policy.table import Table
+from broker_policy.printable import printable
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
@@ -23,20 +23,28 @@ EXHAUSTED = "EXHAUSTED"
 """The reason of a dead letter that failed as often as it was allowed to."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    sequence: int
-    attempt: int
+_LARGEST = 2**53 - 1
+"""The largest number that every reader of JSON reads as it is; records cannot hold much larger ones."""
+
+
+class _Failure(BaseModel):
+    """The body of a report, as any agent may have made it up."""
+
+    sequence: int = Field(ge=1, le=_LARGEST, strict=True)
+    attempt: int = Field(ge=1, le=_LARGEST, strict=True)
     error_class: str
-    error: str
+    error: str = ""
     retryable: bool
 
-    @classmethod
-    def read(cls, body: bytes) -> _Failure:
-        raw = orjson.loads(body)
-        error_class = str(raw["error_class"])[:100]
-        error = f"{error_class}: {raw.get('error', '')}"[:400]
-        return cls(int(raw["sequence"]), int(raw["attempt"]), error_class, error, bool(raw["retryable"]))
+    @property
+    def reason(self) -> str:
+        """The error's class as it may stand in a header and in a record."""
+        return printable(self.error_class, 100) or "unnamed"
+
+    @property
+    def text(self) -> str:
+        """Class and text of the error."""
+        return printable(f"{self.reason}: {self.error}", 400)
 
 
 class FailureReports:
@@ -55,8 +63,8 @@ class FailureReports:
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
-            failure = _Failure.read(call.body)
-        except (KeyError, TypeError, ValueError):
+            failure = _Failure.model_validate_json(call.body)
+        except ValidationError:
             text = "a failure report needs sequence, attempt, error_class, error and retryable"
             return refusals.invalid("fail", text).verdict(call.message_id)
         try:
@@ -74,12 +82,12 @@ class FailureReports:
             await self._record(_report(call, failure, Outcome.EXPIRED))
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < max_deliver:
-            await self._undertaker.remember(failure.sequence, failure.error)
+            await self._undertaker.remember(failure.sequence, failure.text)
             await self._record(_report(call, failure, Outcome.REDELIVERED))
             return accepted(call.message_id, dead=False)
-        reason = EXHAUSTED if failure.retryable else failure.error_class
+        reason = EXHAUSTED if failure.retryable else failure.reason
         buried = await self._undertaker.bury(
-            call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.error
+            call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.text
         )
         if not buried:
             return refusals.log_full().verdict(call.message_id)
@@ -88,4 +96,4 @@ class FailureReports:
 
 def _report(call: Call, failure: _Failure, outcome: Outcome) -> Report:
     now = time.time_ns() // 1_000_000
-    return Report(call.sender, failure.sequence, outcome, failure.attempt, failure.error_class, now)
+    return Report(call.sender, failure.sequence, outcome, failure.attempt, failure.reason, now)

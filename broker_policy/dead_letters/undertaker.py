@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.jetstream import StoredMessage, delete_message, direct_get, last_by_subject, publish
+from broker_policy.printable import printable
 from mas_nats.wire import headers, subjects
 
 Record = Callable[[Report], Awaitable[bool]]
@@ -78,7 +79,7 @@ class Undertaker:
             headers.MSG_ID: f"{self._namespace}.{stored.sequence}",
             headers.DEAD_REASON: reason,
             headers.DEAD_ATTEMPTS: str(attempt),
-            headers.DEAD_ERROR: _one_line(error),
+            headers.DEAD_ERROR: printable(error, 300),
             headers.DEAD_SEQUENCE: str(stored.sequence),
             headers.DEAD_TIME: str(_now()),
         }
@@ -94,7 +95,3 @@ class Undertaker:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.encode("ascii", "replace").decode().split())[:300]

@@ -1,0 +1,130 @@
+"""One namespace served on a plain nats-server: without accounts, certificates of agents, Redis or processes.
+
+For what has to be seen from inside, or is too hostile for the SDK. Whoever holds the connection is every
+agent, since nothing fixes the sender of a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from nats.aio.client import Client
+
+from broker_policy.audit.record import Record, RecordKind
+from broker_policy.jetstream import direct_get_page
+from broker_policy.policy.document import AgentPolicy, Document, Limits, Permissions
+from broker_policy.policy.follower import PolicyFollower
+from broker_policy.policy.store import PolicyStore
+from broker_policy.sealing import Sealer
+from broker_policy.service import NamespaceService
+from broker_policy.tenants.material import SealingKey
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.verdict import Verdict
+from tests.audit_log import KEY, NAMESPACE, make_streams
+
+SEALING_KEY = SealingKey("00000001", b"s" * 32)
+_ids = itertools.count(1)
+_workers = itertools.count(1)
+
+
+def document(
+    agents: Sequence[str] = ("alice", "bob"),
+    allow: Mapping[str, Sequence[str]] | None = None,
+    limits: Limits | None = None,
+) -> Document:
+    """A policy; without ``allow`` everybody may reach everybody."""
+    rules = dict.fromkeys(agents, ("*",)) if allow is None else allow
+    return Document(
+        namespace=NAMESPACE,
+        account="",
+        agents={agent: AgentPolicy(account="", capabilities=("qa",)) for agent in agents},
+        permissions={sender: Permissions(allowed_targets=tuple(to)) for sender, to in rules.items()},
+        limits=limits or Limits(),
+    )
+
+
+@dataclass
+class Recall:
+    """What the audit is taken to know: commitments by sender and id."""
+
+    known: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    async def __call__(self, sender: str, message_id: str) -> str | None:
+        return self.known.get((sender, message_id))
+
+
+@dataclass
+class Serving:
+    """A served namespace, as callers and the log see it."""
+
+    nc: Client
+    service: NamespaceService
+    follower: PolicyFollower
+    store: PolicyStore
+    recall: Recall
+
+    async def call(
+        self, agent: str, op: str, body: object = None, *, timeout: float = 5, **fields: str
+    ) -> Verdict:
+        """One call; ``body`` is JSON, or bytes as they are."""
+        raw = body if isinstance(body, bytes) else orjson.dumps({} if body is None else body)
+        named = {name.replace("_", "-"): value for name, value in fields.items()}
+        answer = await self.nc.request(subjects.call(agent, op), raw, timeout=timeout, headers=named or None)
+        return Verdict.decode(answer.data)
+
+    async def send(self, sender: str, target: str, body: object = None, *, id: str = "") -> Verdict:  # noqa: A002
+        """A send with its headers in order."""
+        fields = {headers.MSG_ID: id or f"m{next(_ids)}", headers.TARGET: target, headers.TYPE: "work"}
+        return await self.call(sender, "send", body, **fields)
+
+    async def log(self) -> list[Any]:
+        """The whole log, in order."""
+        return await direct_get_page(self.nc, subjects.INBOX_STREAM, ">", 1, batch=1000)
+
+    async def records(self, writer: str = "") -> list[Record]:
+        """The records in the log, of the writers whose names end so."""
+        found = [
+            Record.decode(each.data) for each in await self.log() if each.subject.startswith("mas.audit.")
+        ]
+        return [record for record in found if record.writer.endswith(writer)]
+
+    async def recorded(self, kind: RecordKind, timeout: float = 5) -> None:
+        """Wait until some record is of ``kind``."""
+        async with asyncio.timeout(timeout):
+            while all(record.kind is not kind for record in await self.records()):
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def serving(nc: Client, policy: Document | None = None) -> AsyncIterator[Serving]:
+    """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block."""
+    policy = policy or document()
+    await make_streams(nc, policy.agents, policy.limits)
+    store = PolicyStore(nc)
+    stored = await store.get(NAMESPACE)
+    await store.put(policy, expected=stored.sequence if stored else 0)
+    worker = f"w{next(_workers)}"
+    follower = PolicyFollower(nc, worker)
+    await follower.start()
+    recall = Recall()
+    service = NamespaceService(
+        nc,
+        NAMESPACE,
+        worker=worker,
+        follower=follower,
+        sealer=Sealer(worker, [SEALING_KEY]),
+        record_key=KEY,
+        recall=recall,
+    )
+    await service.start()
+    try:
+        yield Serving(nc, service, follower, store, recall)
+    finally:
+        await service.stop()
+        await follower.stop()

@@ -1,0 +1,34 @@
+"""A connection to a plain nats-server with everything in one account."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.pki import CertificateAuthority
+from mas_nats.config import Endpoint, TlsClientConfig
+from mas_nats.resilient import ResilientClient
+from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+
+
+@pytest.fixture
+async def nc(
+    nats_server: NatsServer, ca: CertificateAuthority, tmp_path: Path
+) -> AsyncIterator[ResilientClient]:
+    """A connection that survives what the workers' survive."""
+    identity = Identity(DEFAULT_TRUST_DOMAIN, "default", Role.POLICY, "worker")
+    paths = ca.issue(identity, tmp_path / "worker")
+    endpoint = Endpoint(nats_server.url, TlsClientConfig(paths.ca, paths.cert, paths.key))
+    client = ResilientClient()
+
+    async def ignore(_: Exception) -> None:
+        return None
+
+    await client.connect_within(
+        5, servers=[endpoint.url], tls=endpoint.context(), tls_hostname="localhost", error_cb=ignore
+    )
+    yield client
+    await client.close()

@@ -1,0 +1,56 @@
+"""Failure reports as any agent may have made them up, on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from nats.aio.client import Client
+
+from mas_nats.wire.verdict import Decision
+from tests.serving import Serving, serving
+
+GOOD = {"attempt": 1, "error_class": "ValueError", "error": "no", "retryable": True}
+
+
+@pytest.fixture
+async def here(nc: Client) -> AsyncIterator[Serving]:
+    async with serving(nc) as up:
+        yield up
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": 1e30},
+        {"attempt": "9" * 40},
+        {"attempt": 2**63},
+        {"attempt": -1},
+        {"attempt": 0},
+        {"attempt": 1.5},
+        {"attempt": None},
+        {"attempt": [1]},
+        {"sequence": 1e30},
+        {"sequence": 0},
+        {"sequence": -5},
+        {"sequence": "1"},
+        {"sequence": True},
+        {"error_class": None},
+        {"error_class": 7},
+        {"error": {}},
+        {"retryable": "perhaps"},
+    ],
+    ids=repr,
+)
+async def test_a_report_that_is_none_is_told_so_and_stops_nobody(here: Serving, change: dict[str, object]):
+    await here.send("alice", "bob")
+    sequence = (await here.log())[-1].sequence
+    verdict = await here.call("bob", "fail", {"sequence": sequence, **GOOD, **change})
+    assert (verdict.ok, verdict.decision) == (False, Decision.INVALID)
+    assert (await here.call("bob", "fail", {"sequence": sequence, **GOOD})).ok
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"sequence":1e999}', b"[" * 5000, b"\xff"])
+async def test_a_body_that_is_none_is_told_so(here: Serving, body: bytes):
+    verdict = await here.call("bob", "fail", body)
+    assert (verdict.ok, verdict.decision) == (False, Decision.INVALID)
