@@ -7,12 +7,13 @@ import contextlib
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+_COUNTING = ("-s", "8", "-e", "trace=fsync,fdatasync,write")
 _SYNC = re.compile(r"\bf(?:data)?sync(?:\(| resumed>)")
 _ANSWER = re.compile(r"\bwrite\(\d+<TCP:")
 
@@ -41,12 +42,13 @@ class Trace:
 
 
 @contextlib.asynccontextmanager
-async def watched(pid: int, path: Path) -> AsyncIterator[Trace]:
+async def watched(pid: int, path: Path, options: Sequence[str] = _COUNTING) -> AsyncIterator[Trace]:
     """Watch the process ``pid`` for the length of the block; read the trace afterwards.
 
-    Skips the test where strace is missing or may not watch.
+    ``options`` are strace's: what is watched, and how much of it is written down. Skips the test where strace
+    is missing or may not watch.
     """
-    strace = _attach(pid, path)
+    strace = _attach(pid, path, options)
     try:
         attached = await asyncio.to_thread(strace.stderr.readline)
         if "attached" not in attached:
@@ -57,11 +59,11 @@ async def watched(pid: int, path: Path) -> AsyncIterator[Trace]:
         await asyncio.to_thread(strace.communicate)
 
 
-def _attach(pid: int, path: Path) -> subprocess.Popen[str]:
+def _attach(pid: int, path: Path, options: Sequence[str]) -> subprocess.Popen[str]:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed (Debian: apt-get install strace)")
     return subprocess.Popen(
-        ["strace", "-f", "-yy", "-s", "8", "-e", "trace=fsync,fdatasync,write", "-o", path, "-p", str(pid)],
+        ["strace", "-f", "-yy", *options, "-o", path, "-p", str(pid)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
