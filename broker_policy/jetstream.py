@@ -55,10 +55,11 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The stream's acknowledgement."""
+    """The stream's acknowledgement. ``repeated``: an earlier try of the same publish was not answered."""
 
     sequence: int
     duplicate: bool = False
+    repeated: bool = False
 
 
 async def publish(

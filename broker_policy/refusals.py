@@ -98,3 +98,14 @@ def cannot_compare() -> Refusal:
         "Repeat it later with the same id",
         retry=True,
     )
+
+
+def given_up() -> Refusal:
+    """A message id whose message was never stored: its worker died, and the audit has closed the case."""
+    return Refusal(
+        Decision.ID_REUSED,
+        "commit",
+        "given_up",
+        "an earlier message of this id was decided and never stored; the id is spent",
+        "Send it again under a new id: nothing was delivered",
+    )

@@ -21,6 +21,7 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy import refusals
+from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import LogFull, Prepared, RecordWriter, until_answered
@@ -271,18 +272,19 @@ class InboxLane:
             self._writer.carry([refused.line])
             await self._tell(refused)
             return
-        if not ack.duplicate or await self._is_ours(ack.sequence, reference):
+        stored = await self._look(ack.sequence) if ack.duplicate else None
+        if not ack.duplicate or (stored is not None and stored.headers.get(headers.AUDIT) == reference):
             self._writer.settle(number, position, Outcome.COMMITTED, ack.sequence)
             self._suspects.has_room(call.target)
             await self._stored(judged)
             return
+        # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
+        gone = stored is None and ack.repeated
+        self._writer.settle(
+            number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
+        )
         self._suspects.duplicate(call.sender)
-        self._writer.settle(number, position, Outcome.DUPLICATE)
-        await self._tell(await self._compare(judged, ack.sequence))
-
-    async def _is_ours(self, sequence: int, reference: str) -> bool:
-        stored = await self._look(sequence)
-        return stored is not None and stored.headers.get(headers.AUDIT) == reference
+        await self._tell(await self._compare(judged, stored))
 
     async def _look(self, sequence: int) -> StoredMessage | None:
         while True:
@@ -291,11 +293,14 @@ class InboxLane:
             except (nats.errors.Error, OSError):
                 await asyncio.sleep(0.1)
 
-    async def _compare(self, judged: Judged, sequence: int) -> Judged:
+    async def _compare(self, judged: Judged, stored: StoredMessage | None) -> Judged:
         """Tell a repetition of a message the stream knows from another one under its id."""
         outgoing, call = judged.outgoing, judged.call
         assert outgoing is not None  # noqa: S101 - a duplicate was accepted before
-        stored = await self._look(sequence)
+        if stored is not None and is_probe(stored.subject):
+            refused = _refused(judged, refusals.given_up())
+            self._writer.carry([refused.line])
+            return refused
         if stored is not None:
             fields = stored.headers
             known: str | None = commitment(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import nats.errors
@@ -190,14 +190,16 @@ async def until_answered(
     """
     started = time.monotonic()
     pause = 0.05
+    repeated = False
     while True:
         try:
-            return await publish(nc, subject, body, fields)
+            return replace(await publish(nc, subject, body, fields), repeated=repeated)
         except JetStreamError as error:
             if not (room and error.code == MESSAGE_LIMIT):
                 raise
         except (nats.errors.Error, OSError) as error:
             log.warning("the log did not answer (%s), repeating", type(error).__name__)
+            repeated = True
         if time.monotonic() - started > GIVE_UP_AFTER:
             raise LogUnreachable(f"no answer from the log for {GIVE_UP_AFTER:.0f} s")
         await asyncio.sleep(pause)
