@@ -16,6 +16,7 @@ import pytest
 
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.store import Store
+from broker_policy.dedup import dedup_id
 from broker_policy.policy.document import Limits
 from mas_nats import (
     IdReused,
@@ -229,6 +230,17 @@ async def test_a_known_id_with_other_content(stage: Stage) -> None:
     await sender.send("receiver", "work", {"n": 0}, id="last")
     assert await receiver.wait_handled({"last"}, 10) == set()
     assert receiver.handled["known"] == 1
+
+
+async def test_an_id_whose_message_was_never_stored_is_spent(stage: Stage) -> None:
+    """A worker died between decision and message, and the audit has closed the case with a probe."""
+    sender = await stage.agent("sender")
+    async with stage.system.tenant(stage.namespace) as tenant:
+        taken = {headers.MSG_ID: dedup_id(stage.namespace, "sender", "orphan")}
+        await tenant.jetstream().publish("mas.audit.probe-test.1", b"{}", headers=taken)
+    with pytest.raises(IdReused, match="never stored") as spent:
+        await sender.send("receiver", "work", {}, id="orphan")
+    assert spent.value.verdict.rule == "given_up"
 
 
 async def test_another_senders_id_is_no_obstacle(stage: Stage) -> None:
