@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 import nats.errors
 from nats.aio.client import Client
@@ -34,27 +33,6 @@ _SUBJECT = subjects.audit_record(PREFIX, 0).rpartition(".")[0]
 def is_probe(subject: str) -> bool:
     """Whether a subject is that of a prober's record."""
     return subject.startswith(_SUBJECT)
-
-
-class TakenBy(StrEnum):
-    """What took a dedup id."""
-
-    MESSAGE = "message"  # it waits in the inbox
-    GONE = "gone"  # a message that is no longer in the log: it was handled
-    PROBE = "probe"  # no message: it was never stored and will not be, under this id
-
-
-async def taken_by(nc: Client, sequence: int) -> TakenBy:
-    """What lies at ``sequence``, the sequence that a duplicate's acknowledgement names.
-
-    Raises:
-        JetStreamError, nats.errors.Error: the log does not answer.
-
-    """
-    found = await direct_get(nc, subjects.INBOX_STREAM, sequence)
-    if found is None:
-        return TakenBy.GONE
-    return TakenBy.PROBE if is_probe(found.subject) else TakenBy.MESSAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 Sender = Annotated[
     str, typer.Option("--as", help="The agent in whose name; needs its certificate (mas certs agent NAME).")
 ]
-Target = Annotated[str, typer.Argument(help="The agent to reach.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="The agent to reach.")]
 Type = Annotated[str, typer.Argument(metavar="TYPE", help="The message type.")]
 Data = Annotated[
     str,

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 
 from broker_policy.audit.findings import FindingKind
-from broker_policy.audit.probe import TakenBy, taken_by
+from broker_policy.audit.probe import is_probe
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.record import Outcome, RecordKind, Way
@@ -28,7 +28,7 @@ from broker_policy.dedup import dedup_id
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
-from broker_policy.jetstream import api, delete_message, publish
+from broker_policy.jetstream import api, delete_message, direct_get, publish
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import KEY, NAMESPACE, LogWriter, connect, handle, line, make_streams
@@ -346,13 +346,14 @@ async def test_a_probed_id_can_be_told_from_a_stored_message(nc, redis, impatien
     await impatient.settle_once()
     await project(impatient)
     await impatient.remove_projected()  # probes stay
-    for each, expected in ((lost, TakenBy.PROBE), (stored, TakenBy.MESSAGE)):
+    for each, probed in ((lost, True), (stored, False)):
         fields = {"Nats-Msg-Id": dedup_id(NAMESPACE, each.sender, each.message_id)}
         ack = await publish(nc, subjects.inbox("bob"), b"{}", fields)
         assert ack.duplicate
-        assert await taken_by(nc, ack.sequence) is expected
+        found = await direct_get(nc, subjects.INBOX_STREAM, ack.sequence)
+        assert is_probe(found.subject) is probed
     await handle(nc, "bob", 1)
-    assert await taken_by(nc, ack.sequence) is TakenBy.GONE
+    assert await direct_get(nc, subjects.INBOX_STREAM, ack.sequence) is None
     # Another projector comes to the same answer from the probe that is there.
     assert await outcomes(redis, message_id=lost.message_id) == ["n"]
 
@@ -583,7 +584,6 @@ import asyncio, sys
 from pathlib import Path
 from types import SimpleNamespace
 from redis.asyncio import Redis
-from broker_policy.audit.probe import TakenBy, taken_by
 from broker_policy.audit.projector import Projector
 from tests.audit_log import KEY, NAMESPACE, connect
 
