@@ -48,6 +48,8 @@ async def api(nc: Client, subject: str, request: dict[str, Any], *, timeout: flo
 
 MESSAGE_LIMIT = 10077
 """A stream's or a subject's limit is reached; the description says which (nats-server errors.json)."""
+NO_ROOM = (10002, 10023, 10028, 10047, MESSAGE_LIMIT)
+"""The stream, its account or the server has no room left; a subject's limit is among them, see above."""
 DUPLICATE_IN_BATCH = 10201
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """A lost compare-and-set, as a single and as a replicated stream report it (DESIGN 9)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 from nats.aio.client import Client
 
-from broker_policy.commit.writer import until_answered
+from broker_policy.commit.answered import publish_until_answered
 from broker_policy.jetstream import Ack
 from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.pipeline.shape import CLOCK_TOLERANCE_MS
@@ -49,7 +49,7 @@ class Replies:
     async def publish(self, capability: ReplyCapability, body: bytes, fields: dict[str, str]) -> Ack:
         """Store a reply under the request's correlation: the first counts, repetitions are duplicates."""
         subject = subjects.answer(capability.requester, capability.instance, capability.correlation, 0)
-        return await until_answered(self.nc, subject, body, {**fields, headers.MSG_ID: subject})
+        return await publish_until_answered(self.nc, subject, body, {**fields, headers.MSG_ID: subject})
 
     async def tell_failure(self, token: str, reason: str) -> None:
         """Tell a requester that there will be no reply."""

@@ -20,10 +20,11 @@ from broker_policy import refusals
 from broker_policy.agent_state import BadStateCall, Conflict, StateBucket, StateCall
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKey, Way
 from broker_policy.commit.act_lane import Act, ActLane
+from broker_policy.commit.answered import LogUnreachable
 from broker_policy.commit.inbox_lane import InboxLane, Judged, Outgoing, Recall
 from broker_policy.commit.lines import line_of
 from broker_policy.commit.suspects import Suspects
-from broker_policy.commit.writer import LogUnreachable, RecordWriter
+from broker_policy.commit.writer import RecordWriter
 from broker_policy.dead_letters.advisories import AdvisoryFollower
 from broker_policy.dead_letters.failures import FailureReports
 from broker_policy.dead_letters.undertaker import Undertaker

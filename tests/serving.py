@@ -102,8 +102,13 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serving(nc: Client, policy: Document | None = None) -> AsyncIterator[Serving]:
-    """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block."""
+async def serving(
+    nc: Client, policy: Document | None = None, *, through: Any = None
+) -> AsyncIterator[Serving]:
+    """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
+
+    ``through``: the connection that the service has, when it is not the callers' own.
+    """
     policy = policy or document()
     await make_streams(nc, policy.agents, policy.limits)
     store = PolicyStore(nc)
@@ -114,7 +119,7 @@ async def serving(nc: Client, policy: Document | None = None) -> AsyncIterator[S
     await follower.start()
     recall = Recall()
     service = NamespaceService(
-        nc,
+        through or nc,
         NAMESPACE,
         worker=worker,
         follower=follower,

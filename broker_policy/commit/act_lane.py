@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Report, Way
 from broker_policy.commit.inbox_lane import MARK_AFTER
-from broker_policy.commit.writer import LogFull, RecordWriter
+from broker_policy.commit.lines import weight
+from broker_policy.commit.waiting import Waiting
+from broker_policy.commit.writer import OWN_BYTES, LogFull, Prepared, RecordWriter
+from mas_nats.wire.verdict import Decision
 
 log = logging.getLogger(__name__)
 
 MAX_GROUP = 500
-MAX_WAITING = 20_000
 
 
 @dataclass(slots=True)
@@ -27,13 +28,16 @@ class Act:
     """A decision, or a report, and what to do once it is durable.
 
     ``perform`` gets the name of the decision's record and says what became of it. It is called with None
-    when the log is full: then nothing may be done but telling the caller.
+    when the log is full: then nothing may be done but telling the caller. ``sender`` and ``size`` (in bytes)
+    say whose room it takes while it waits.
     """
 
     perform: Callable[[str | None], Awaitable[Outcome]]
     line: DecisionLine | None = None
     revision: int = 0
     report: Report | None = None
+    sender: str = ""
+    size: int = 0
 
 
 class ActLane:
@@ -41,21 +45,19 @@ class ActLane:
 
     def __init__(self, writer: RecordWriter) -> None:
         self._writer = writer
-        self._waiting: deque[Act] = deque()
+        self._waiting: Waiting[Act] = Waiting(lambda act: (act.sender, act.size + 1024))
         self._wake = asyncio.Event()
         self._closing = False
         self._running: set[asyncio.Task[None]] = set()
 
     def put(self, act: Act) -> bool:
-        """Take an act; False when too many wait already."""
-        if len(self._waiting) >= MAX_WAITING:
-            return False
-        self._waiting.append(act)
+        """Take an act; False when too many wait or are under way already, or wait for this sender."""
+        taken = self._waiting.put(act, beside=len(self._running))
         self._wake.set()
-        return True
+        return taken
 
     async def recorded(self, report: Report) -> bool:
-        """Record what became of a message; False when the log is full."""
+        """Record what became of a message; False when there is no room for it."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         async def perform(reference: str | None) -> Outcome:
@@ -63,7 +65,7 @@ class ActLane:
                 done.set_result(reference is not None)
             return report.outcome
 
-        return self.put(Act(perform, report=report)) and await done
+        return self.put(Act(perform, report=report, sender=report.agent)) and await done
 
     def close(self) -> None:
         """Finish what waits, then end ``run``."""
@@ -77,12 +79,10 @@ class ActLane:
             LogUnreachable: the log did not answer for minutes.
 
         """
-        while True:
-            with contextlib.suppress(LogFull):
-                await self._writer.write(RecordKind.OPEN)
-                break
-            await asyncio.sleep(MARK_AFTER)
         while not (self._closing and not self._waiting):
+            if not self._writer.opened:
+                with contextlib.suppress(LogFull):
+                    await self._writer.write(RecordKind.OPEN)
             if self._waiting:
                 await self._group()
                 continue
@@ -94,23 +94,18 @@ class ActLane:
                 with contextlib.suppress(LogFull):
                     await self._writer.write(RecordKind.MARK)
         await asyncio.gather(*self._running, return_exceptions=True)
-        with contextlib.suppress(LogFull):
-            await self._writer.write(RecordKind.CLOSE)
+        if self._writer.opened:
+            await self._writer.close()
 
     async def _group(self) -> None:
-        acts = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
-        lines = [act.line for act in acts if act.line is not None]
-        reports = [act.report for act in acts if act.report is not None]
-        self._writer.report(reports)
-        revision = max((act.revision for act in acts if act.line is not None), default=None)
-        try:
-            kind = RecordKind.DECISIONS if lines else RecordKind.MARK
-            prepared = await self._writer.write(kind, lines, revision)
-        except LogFull:
-            self._writer.carry(
-                replace(line, decision="LOG_FULL", rule="log_bytes", way=Way.NONE, commitment="")
-                for line in lines
-            )
+        acts: list[Act] = []
+        room = OWN_BYTES
+        while self._waiting and len(acts) < MAX_GROUP and room > 0:
+            acts.append(act := self._waiting.take())
+            room -= weight(act.line) if act.line is not None else 0
+        prepared = await self._record(acts)
+        if prepared is None:
+            self._writer.carry(_not_done(act.line) for act in acts if act.line is not None)
             for act in acts:
                 self._start(self._run(act, None, 0, 0))
             return
@@ -119,6 +114,19 @@ class ActLane:
             reference = prepared.reference(position)
             self._start(self._run(act, reference, prepared.record.number, position))
             position += act.line is not None
+
+    async def _record(self, acts: Sequence[Act]) -> Prepared | None:
+        """The record of ``acts``; None when the log is full."""
+        if not self._writer.opened:
+            return None
+        lines = [act.line for act in acts if act.line is not None]
+        reports = [act.report for act in acts if act.report is not None]
+        revision = max((act.revision for act in acts if act.line is not None), default=None)
+        kind = RecordKind.DECISIONS if lines else RecordKind.MARK
+        try:
+            return await self._writer.write(kind, lines, reports, revision=revision)
+        except LogFull:
+            return None
 
     def _start(self, running: Awaitable[None]) -> None:
         task = asyncio.ensure_future(running)
@@ -130,6 +138,13 @@ class ActLane:
             outcome = await act.perform(reference)
         except Exception:
             log.exception("an act failed after its decision was recorded")
-            outcome = Outcome.FAILED
+            outcome = Outcome.UNKNOWN
         if act.line is not None and reference is not None and act.line.way is Way.ACT:
             self._writer.settle(number, position, outcome)
+
+
+def _not_done(line: DecisionLine) -> DecisionLine:
+    """The line of an act that the full log prevented; a refusal stays what it is."""
+    if line.way is Way.NONE:
+        return line
+    return replace(line, decision=Decision.LOG_FULL, rule="log_bytes", way=Way.NONE, commitment="")

@@ -12,9 +12,9 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import nats.errors
 import orjson
@@ -23,12 +23,16 @@ from nats.aio.client import Client
 from broker_policy import refusals
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
+from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
+from broker_policy.commit.lines import weight
 from broker_policy.commit.suspects import Suspects
-from broker_policy.commit.writer import LogFull, Prepared, RecordWriter, until_answered
+from broker_policy.commit.waiting import Waiting
+from broker_policy.commit.writer import OWN_BYTES, LogFull, Prepared, RecordWriter
 from broker_policy.dedup import RecentIds
 from broker_policy.jetstream import (
     DUPLICATE_IN_BATCH,
     MESSAGE_LIMIT,
+    NO_ROOM,
     JetStreamError,
     StoredMessage,
     direct_get,
@@ -46,7 +50,6 @@ MAX_BATCH_BYTES = 3_500_000
 """Bytes of messages in a batch; the server's limit is 4 MB with headers and record."""
 LONE_MAX = 4
 """Up to so many go as plain publishes: an atomic batch costs about 4 ms however small (DESIGN 5)."""
-MAX_WAITING = 20_000
 MARK_AFTER = 0.5
 """Seconds of rest after which settlements are written and the last record is covered by another."""
 
@@ -78,6 +81,37 @@ class Judged:
     outgoing: Outgoing | None = None
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """What the next record will be about."""
+
+    told: list[Judged] = field(default_factory=list)  # decided without touching the stream
+    items: list[Judged] = field(default_factory=list)  # messages to store
+    again: list[Call] = field(default_factory=list)  # for the next record
+    ids: set[str] = field(default_factory=set)
+    size: int = 0
+    weight: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the record or the batch is large enough."""
+        longest = max(len(self.told), len(self.items), len(self.again))
+        return longest >= MAX_BATCH or self.size >= MAX_BATCH_BYTES or self.weight >= OWN_BYTES
+
+    def add(self, judged: Judged) -> None:
+        """Add a message to store, or leave it for the next batch when this one would become too large."""
+        outgoing = judged.outgoing
+        assert outgoing is not None  # noqa: S101 - only accepted messages are stored
+        size = len(outgoing.body) + 1024
+        if outgoing.dedup in self.ids or (self.items and self.size + size > MAX_BATCH_BYTES):
+            self.again.append(judged.call)
+            self.size += size if outgoing.dedup not in self.ids else 0
+            return
+        self.items.append(judged)
+        self.ids.add(outgoing.dedup)
+        self.size += size
+
+
 class InboxLane:
     """One commit lane. ``slow``: every message by a plain publish of its own."""
 
@@ -101,18 +135,16 @@ class InboxLane:
         self._recent = recent
         self._suspects = suspects
         self._slow = slow
-        self._waiting: deque[Call] = deque()
+        self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
         self._wake = asyncio.Event()
         self._closing = False
         self._full_until = 0.0
 
     def put(self, call: Call) -> bool:
-        """Take a call; False when too many wait already."""
-        if len(self._waiting) >= MAX_WAITING:
-            return False
-        self._waiting.append(call)
+        """Take a call; False when too many wait already, or too many of this sender."""
+        taken = self._waiting.put(call)
         self._wake.set()
-        return True
+        return taken
 
     def close(self) -> None:
         """Finish what waits, then end ``run``."""
@@ -126,103 +158,110 @@ class InboxLane:
             LogUnreachable: the log did not answer for minutes.
 
         """
-        await self._mark(RecordKind.OPEN)
         while not (self._closing and not self._waiting):
-            if not self._waiting:
-                self._wake.clear()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), MARK_AFTER)
-                except TimeoutError:
-                    if self._writer.owes:
-                        await self._mark(RecordKind.MARK)
+            if not self._writer.opened:
+                await self._open()
+            if self._waiting:
+                await self._commit_waiting()
                 continue
-            await self._commit_waiting()
-        await self._mark(RecordKind.CLOSE)
-
-    async def _mark(self, kind: RecordKind) -> None:
-        while True:
+            self._wake.clear()
             try:
-                await self._writer.write(kind)
-            except LogFull:
-                if kind is not RecordKind.OPEN:
-                    return  # the next record will carry it
-                await asyncio.sleep(MARK_AFTER)
-            else:
-                return
+                await asyncio.wait_for(self._wake.wait(), MARK_AFTER)
+            except TimeoutError:
+                if self._writer.owes:
+                    with contextlib.suppress(LogFull):  # the next record will carry it
+                        await self._writer.write(RecordKind.MARK)
+        if self._writer.opened:
+            await self._writer.close()
+
+    async def _open(self) -> None:
+        try:
+            await self._writer.write(RecordKind.OPEN)
+        except LogFull:
+            self._full_until = time.monotonic() + MARK_AFTER
 
     # -- one batch -----------------------------------------------------------------------------------
     async def _commit_waiting(self) -> None:
-        told: list[Judged] = []  # decided without touching the stream
-        items: list[Judged] = []
-        again: list[Call] = []
-        in_batch: set[str] = set()
-        size = 0
-        while self._waiting and len(items) < MAX_BATCH and len(told) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            judged = self._judge(self._waiting.popleft())
-            outgoing = judged.outgoing
-            if outgoing is None:
-                told.append(judged)
-            elif (known := self._recent.get(outgoing.dedup)) is not None:
-                told.append(_repetition(judged, same=known == outgoing.commitment))
-            elif outgoing.dedup in in_batch:
-                again.append(judged.call)
-            elif self._suspects.known_full(judged.call.target):
-                told.append(_refused(judged, refusals.inbox_full(judged.call.target)))
-            elif self._slow is not None and self._suspects.suspicious(judged.call.sender, judged.call.target):
-                await self._to_slow(judged)
-            else:
-                items.append(judged)
-                in_batch.add(outgoing.dedup)
-                size += len(outgoing.body) + 1024
-        self._waiting.extendleft(reversed(again))
-        if time.monotonic() < self._full_until:
-            await self._log_full([*told, *items])
-        elif told or items:
-            await self._commit(told, items)
+        gathered = _Gathered()
+        while self._waiting and not gathered.full:
+            call = self._waiting.take()
+            try:
+                self._place(self._judge(call), gathered)
+            except Exception:
+                log.exception("a %s of %s could not be judged", call.op, call.sender)
+                await self._reply(call, refusals.unavailable().verdict(call.message_id))
+        if not self._writer.opened or time.monotonic() < self._full_until:
+            gathered.items += [self._judge(call) for call in gathered.again]
+            await self._log_full(gathered.told, gathered.items)
+            return
+        self._waiting.put_back(gathered.again)
+        if gathered.told or gathered.items:
+            await self._commit(gathered.told, gathered.items)
+
+    def _place(self, judged: Judged, gathered: _Gathered) -> None:
+        outgoing, call = judged.outgoing, judged.call
+        gathered.weight += weight(judged.line)
+        if outgoing is None:
+            gathered.told.append(judged)
+        elif (known := self._recent.get(outgoing.dedup)) is not None:
+            gathered.told.append(_repetition(judged, same=known == outgoing.commitment))
+        elif self._suspects.known_full(call.target):
+            gathered.told.append(_refused(judged, refusals.inbox_full(call.target)))
+        elif self._slow is not None and self._suspects.suspicious(call.sender, call.target):
+            if not self._slow.put(call):
+                gathered.told.append(_refused(judged, refusals.busy()))
+        else:
+            gathered.add(judged)
 
     async def _commit(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
         try:
             if not items:
-                await self._writer.write(RecordKind.DECISIONS, [j.line for j in told], _revision(told))
+                lines = [judged.line for judged in told]
+                await self._writer.write(RecordKind.DECISIONS, lines, revision=_revision(told))
             elif len(items) <= LONE_MAX or self._slow is None:
                 await self._commit_lone(told, items)
-            elif not await self._commit_batch(told, items):
-                half = len(items) // 2
-                await self._commit(told, items[:half])
-                await self._commit((), items[half:])
-                return
+            else:
+                match await self._commit_batch(told, items):
+                    case _Fate.REJECTED:
+                        half = len(items) // 2
+                        await self._commit(told, items[:half])
+                        await self._commit((), items[half:])
+                        return
+                    case _Fate.UNANSWERED:  # that took long: policy may be another by now
+                        self._waiting.put_back([judged.call for judged in (*items, *told)])
+                        return
         except LogFull:
             self._full_until = time.monotonic() + MARK_AFTER
-            await self._log_full([*told, *items])
+            await self._log_full(told, items)
             return
         for judged in told:
             await self._tell(judged)
 
-    async def _commit_batch(self, told: Sequence[Judged], items: Sequence[Judged]) -> bool:
-        """Commit all or nothing; False: rejected because of some message that is not named."""
+    async def _commit_batch(self, told: Sequence[Judged], items: Sequence[Judged]) -> _Fate:
+        """Commit all or nothing."""
         lines = [replace(judged.line, way=Way.BATCH) for judged in items]
         lines += [judged.line for judged in told]
-        prepared = self._writer.prepare(RecordKind.DECISIONS, lines, _revision([*items, *told]))
+        prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=_revision([*items, *told]))
         try:
             await self._publish_batch(prepared, items)
         except JetStreamError as error:
             self._writer.give_back(prepared, len(lines))
-            if error.code == MESSAGE_LIMIT and "per subject" not in error.description:
+            if error.code in NO_ROOM and not _inbox_full(error):
                 raise LogFull from error
             log.info("a batch of %d was rejected (%s), bisecting", len(items), error.description)
             if error.code not in (MESSAGE_LIMIT, DUPLICATE_IN_BATCH):
                 log.warning("unexpected rejection of a batch: %s", error)
-            return False
+            return _Fate.REJECTED
         except (nats.errors.Error, OSError) as error:
             log.warning("a batch of %d was not answered (%s)", len(items), type(error).__name__)
             if not await self._writer.resolve(prepared):
                 self._writer.give_back(prepared, len(lines))
-                return False
+                return _Fate.UNANSWERED
         else:
             self._writer.written(prepared)
         for judged in items:
             await self._stored(judged)
-        return True
+        return _Fate.STORED
 
     async def _publish_batch(self, prepared: Prepared, items: Sequence[Judged]) -> None:
         batch = secrets.token_hex(11)
@@ -250,7 +289,8 @@ class InboxLane:
     async def _commit_lone(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
         lines = [replace(judged.line, way=Way.LONE) for judged in items]
         lines += [judged.line for judged in told]
-        prepared = await self._writer.write(RecordKind.DECISIONS, lines, _revision([*items, *told]))
+        revision = _revision([*items, *told])
+        prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=revision)
         await asyncio.gather(*(self._publish_lone(prepared, p, judged) for p, judged in enumerate(items)))
 
     async def _publish_lone(self, prepared: Prepared, position: int, judged: Judged) -> None:
@@ -260,15 +300,16 @@ class InboxLane:
         reference = prepared.reference(position)
         try:
             fields = {**outgoing.fields, headers.AUDIT: reference}
-            ack = await until_answered(self._nc, outgoing.subject, outgoing.body, fields)
+            ack = await publish_until_answered(self._nc, outgoing.subject, outgoing.body, fields)
+        except MaybeStored:
+            return  # refused would be a guess: the sender repeats, and the projector finds out
         except JetStreamError as error:
             self._writer.settle(number, position, Outcome.NOT_COMMITTED)
-            per_subject = error.code == MESSAGE_LIMIT and "per subject" in error.description
-            if per_subject:
+            refusal = refusals.log_full()
+            if _inbox_full(error):
                 self._suspects.full(call.target)
-            refused = _refused(
-                judged, refusals.inbox_full(call.target) if per_subject else refusals.log_full()
-            )
+                refusal = refusals.inbox_full(call.target)
+            refused = _refused(judged, refusal)
             self._writer.carry([refused.line])
             await self._tell(refused)
             return
@@ -287,11 +328,7 @@ class InboxLane:
         await self._tell(await self._compare(judged, stored))
 
     async def _look(self, sequence: int) -> StoredMessage | None:
-        while True:
-            try:
-                return await direct_get(self._nc, subjects.INBOX_STREAM, sequence)
-            except (nats.errors.Error, OSError):
-                await asyncio.sleep(0.1)
+        return await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence))
 
     async def _compare(self, judged: Judged, stored: StoredMessage | None) -> Judged:
         """Tell a repetition of a message the stream knows from another one under its id."""
@@ -319,13 +356,6 @@ class InboxLane:
         return told
 
     # -- answers -----------------------------------------------------------------------------------------
-    async def _to_slow(self, judged: Judged) -> None:
-        assert self._slow is not None  # noqa: S101 - the slow lane itself never calls this
-        if not self._slow.put(judged.call):
-            refused = _refused(judged, refusals.busy())
-            self._writer.carry([refused.line])
-            await self._tell(refused)
-
     async def _stored(self, judged: Judged) -> None:
         outgoing = judged.outgoing
         assert outgoing is not None  # noqa: S101 - what is stored was accepted
@@ -339,15 +369,28 @@ class InboxLane:
         else:
             await self._reply(call, accepted(call.message_id, duplicate=True))
 
-    async def _log_full(self, judged: Sequence[Judged]) -> None:
-        for each in judged:
-            refused = _refused(each, refusals.log_full())
-            self._writer.carry([refused.line])
-            await self._tell(refused)
+    async def _log_full(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
+        """Refuse what would have to be stored. What needs no room is told as it is: it stays true."""
+        refused = [_refused(judged, refusals.log_full()) if judged.outgoing else judged for judged in items]
+        for judged in (*told, *refused):
+            self._writer.carry([judged.line])
+            await self._tell(judged)
 
     async def _reply(self, call: Call, verdict: Verdict) -> None:
         with contextlib.suppress(nats.errors.Error, OSError):  # the sender repeats, under the same id
             await self._answer(call.reply_to, verdict.encode())
+
+
+class _Fate(Enum):
+    """What became of a batch."""
+
+    STORED = 1
+    REJECTED = 2  # because of some message that the stream does not name
+    UNANSWERED = 3  # and surely not stored
+
+
+def _inbox_full(error: JetStreamError) -> bool:
+    return error.code == MESSAGE_LIMIT and "per subject" in error.description
 
 
 def _revision(judged: Sequence[Judged]) -> int:

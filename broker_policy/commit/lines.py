@@ -6,7 +6,11 @@ import time
 
 from broker_policy.audit.record import DecisionLine, Way
 from broker_policy.pipeline.call import Call
+from broker_policy.printable import printable
 from mas_nats.wire.verdict import Decision
+
+_LONGEST = 128
+"""Characters of an id, a target or a type; an accepted one is not longer."""
 
 
 def line_of(
@@ -15,10 +19,10 @@ def line_of(
     """The line about ``call``."""
     return DecisionLine(
         op=call.op,
-        message_id=_printable(call.message_id),
+        message_id=printable(call.message_id, _LONGEST),
         sender=call.sender,
-        target=_printable(call.target),
-        type=_printable(call.type),
+        target=printable(call.target, _LONGEST),
+        type=printable(call.type, _LONGEST),
         size=len(call.body),
         decision=decision,
         rule=rule,
@@ -29,5 +33,6 @@ def line_of(
     )
 
 
-def _printable(text: str) -> str:
-    return text if len(text) <= 128 and text.isascii() else text[:128].encode("ascii", "replace").decode()
+def weight(line: DecisionLine) -> int:
+    """Bytes that ``line`` takes in a record, at most: quotes and backslashes are written as two."""
+    return 400 + 2 * (len(line.message_id) + len(line.target) + len(line.type))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.audit.record import (
@@ -23,25 +21,29 @@ from broker_policy.audit.record import (
     Settlement,
     digest,
 )
-from broker_policy.jetstream import MESSAGE_LIMIT, Ack, JetStreamError, publish
+from broker_policy.commit.answered import (
+    LogUnreachable,
+    MaybeStored,
+    publish_until_answered,
+    until_answered,
+)
+from broker_policy.commit.lines import weight
+from broker_policy.jetstream import NO_ROOM, JetStreamError, api, direct_get
 from mas_nats.wire import headers, subjects
 
 log = logging.getLogger(__name__)
 
-GIVE_UP_AFTER = 300.0
-"""Seconds after which a writer that gets no answer gives up: half the stream's duplicate window, within
-which a repeated publish is recognised."""
-_T = TypeVar("_T")
+OWN_BYTES = 500_000
+"""Bytes of decisions (by ``weight``) that a lane puts into one record. With what else a record carries it
+stays below the million bytes that nats-server takes by default."""
+_CARRIED_BYTES = 200_000
 _CARRY = 10_000
-_PER_RECORD = 1_000
+_SETTLEMENTS = 1_000
+_T = TypeVar("_T")
 
 
 class LogFull(Exception):
     """The log takes no more: nothing may be delivered until the projector or the agents have caught up."""
-
-
-class LogUnreachable(Exception):
-    """The log did not answer for so long that this writer must end; a new one starts with the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +72,39 @@ class RecordWriter:
         self._previous = ""
         self._revision = 0
         self._settlements: deque[Settlement] = deque()
-        self._reports: deque[Report] = deque()
         self._carried: deque[DecisionLine] = deque(maxlen=_CARRY)
+        self._dropped = 0
         self._tail_open = False
+
+    @property
+    def opened(self) -> bool:
+        """Whether the first record is in the log."""
+        return self._number > 0
 
     # -- what the next record will also carry ---------------------------------------------------------
     def settle(self, number: int, position: int, outcome: Outcome, sequence: int = 0) -> None:
         """Say in the next record what became of a decision."""
         self._settlements.append(Settlement(number, position, outcome, sequence))
 
-    def report(self, reports: Iterable[Report]) -> None:
-        """Carry reports in the next record."""
-        self._reports.extend(reports)
-
     def carry(self, lines: Iterable[DecisionLine]) -> None:
-        """Carry refusals that could not be recorded when they were made."""
-        self._carried.extend(lines)
+        """Carry refusals that could not be recorded when they were made; the oldest give way."""
+        for line in lines:
+            self._dropped += len(self._carried) == _CARRY
+            self._carried.append(line)
 
     @property
     def owes(self) -> bool:
         """Whether something waits for a record, or the last record is not yet covered by a later one."""
-        return bool(self._settlements or self._reports or self._carried or self._tail_open)
+        return bool(self._settlements or self._carried or self._tail_open)
 
     # -- writing -------------------------------------------------------------------------------------
     def prepare(
-        self, kind: RecordKind, decisions: Sequence[DecisionLine] = (), revision: int | None = None
+        self,
+        kind: RecordKind,
+        decisions: Sequence[DecisionLine] = (),
+        reports: Sequence[Report] = (),
+        *,
+        revision: int | None = None,
     ) -> Prepared:
         """The next record. It is published by the caller, who then says ``written`` or ``give_back``."""
         if revision is not None:
@@ -107,9 +117,9 @@ class RecordWriter:
             kind=kind,
             time=time.time_ns() // 1_000_000,
             revision=self._revision,
-            decisions=(*decisions, *_take(self._carried, _PER_RECORD)),
-            settlements=tuple(_take(self._settlements, _PER_RECORD)),
-            reports=tuple(_take(self._reports, _PER_RECORD)),
+            decisions=(*decisions, *self._take_carried()),
+            settlements=tuple(_take(self._settlements, _SETTLEMENTS)),
+            reports=tuple(reports),
         )
         body = record.encode()
         fields = {
@@ -123,39 +133,64 @@ class RecordWriter:
         self._number = prepared.record.number
         self._previous = digest(prepared.body)
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
+        if self._dropped:
+            log.error("%d refusals made while the log was full are not in the audit", self._dropped)
+            self._dropped = 0
 
     def give_back(self, prepared: Prepared, own: int) -> None:
-        """The record is not in the log; its first ``own`` decisions are the caller's to repeat."""
+        """The record is not in the log; its first ``own`` decisions and its reports are the caller's."""
         self._carried.extendleft(reversed(prepared.record.decisions[own:]))
         self._settlements.extendleft(reversed(prepared.record.settlements))
-        self._reports.extendleft(reversed(prepared.record.reports))
 
     async def write(
-        self, kind: RecordKind, decisions: Sequence[DecisionLine] = (), revision: int | None = None
+        self,
+        kind: RecordKind,
+        decisions: Sequence[DecisionLine] = (),
+        reports: Sequence[Report] = (),
+        *,
+        revision: int | None = None,
     ) -> Prepared:
         """Write a record that goes alone; returns when it is durable.
 
         Raises:
-            LogFull: the log refused it.
+            LogFull: the log refused it; decisions and reports are not in it.
             LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds.
 
         """
-        prepared = self.prepare(kind, decisions, revision)
+        prepared = self.prepare(kind, decisions, reports, revision=revision)
         try:
-            await until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
+            await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
+        except MaybeStored:
+            # Its number is neither free nor taken, so it has to stay this record's.
+            await publish_until_answered(
+                self._nc, prepared.subject, prepared.body, prepared.fields, room=True
+            )
         except JetStreamError as error:
             self.give_back(prepared, len(decisions))
-            if error.code == MESSAGE_LIMIT:
+            if error.code in NO_ROOM:
                 raise LogFull from error
             raise
         self.written(prepared)
         return prepared
+
+    async def close(self) -> None:
+        """Write what is still owed, then the last record; what finds no room is left to the projector."""
+        try:
+            while self._carried or len(self._settlements) > _SETTLEMENTS:
+                await self.write(RecordKind.MARK)
+            await self.write(RecordKind.CLOSE)
+        except LogFull:
+            log.warning("record writer %s ended without a last record: the log is full", self.name)
 
     async def resolve(self, prepared: Prepared) -> bool:
         """Whether a batch that was never answered had been stored.
 
         Takes the record's place with a ``VOID`` one under the same dedup id. If the stream calls that a
         duplicate, the batch had been stored, whole; if not, it was not and now never can be.
+
+        Raises:
+            LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds, or none that decides it.
+
         """
         void = Record(
             namespace=self._namespace,
@@ -168,42 +203,40 @@ class RecordWriter:
         )
         body = void.encode()
         fields = {**prepared.fields, headers.RECORD_MAC: self._key.mac(body)}
-        ack = await until_answered(self._nc, prepared.subject, body, fields, room=True)
-        if ack.duplicate:
-            self.written(prepared)
+        before = await self._last_sequence()
+        answer = await publish_until_answered(self._nc, prepared.subject, body, fields, room=True)
+        # What was there before the first try is no try. A later one may be a duplicate of this very VOID.
+        stored = answer.duplicate and (
+            answer.sequence <= before or await self._batch_at(answer.sequence, prepared, body)
+        )
+        self.written(prepared if stored else Prepared(void, body, fields, prepared.subject))
+        return stored
+
+    async def _last_sequence(self) -> int:
+        async def ask() -> int:
+            info = await api(self._nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+            return int(info["state"]["last_seq"])
+
+        return await until_answered(ask)
+
+    async def _batch_at(self, sequence: int, prepared: Prepared, void: bytes) -> bool:
+        """Whether the record at ``sequence`` is the batch's, and not the ``void`` one."""
+        found = await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence))
+        if found is not None and found.data in (prepared.body, void):
+            return found.data == prepared.body
+        # Projected and removed by now: the batch's first message would come after it.
+        message = await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence + 1))
+        if message is not None and message.headers.get(headers.AUDIT) == prepared.reference(0):
             return True
-        self.written(Prepared(void, body, fields, prepared.subject))
-        return False
+        raise LogUnreachable(f"whether record {prepared.record.number} was stored cannot be known any more")
 
-
-async def until_answered(
-    nc: Client, subject: str, body: bytes, fields: dict[str, str], *, room: bool = False
-) -> Ack:
-    """Publish under a dedup id until the stream answers; repeating is harmless within its window.
-
-    ``room``: also wait while the stream is full.
-
-    Raises:
-        JetStreamError: the stream refused it; nothing was stored.
-        LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds.
-
-    """
-    started = time.monotonic()
-    pause = 0.05
-    repeated = False
-    while True:
-        try:
-            return replace(await publish(nc, subject, body, fields), repeated=repeated)
-        except JetStreamError as error:
-            if not (room and error.code == MESSAGE_LIMIT):
-                raise
-        except (nats.errors.Error, OSError) as error:
-            log.warning("the log did not answer (%s), repeating", type(error).__name__)
-            repeated = True
-        if time.monotonic() - started > GIVE_UP_AFTER:
-            raise LogUnreachable(f"no answer from the log for {GIVE_UP_AFTER:.0f} s")
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, 1.0)
+    def _take_carried(self) -> list[DecisionLine]:
+        taken: list[DecisionLine] = []
+        room = _CARRIED_BYTES
+        while self._carried and room > 0:
+            taken.append(self._carried.popleft())
+            room -= weight(taken[-1])
+        return taken
 
 
 def _take(queue: deque[_T], most: int) -> list[_T]:

@@ -1,0 +1,64 @@
+"""What waits for a lane: bounded in number and in bytes, for all senders and for each."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+MOST = 20_000
+MOST_BYTES = 128 << 20
+SHARE = 4
+"""One sender may take a quarter of the room, so that its flood leaves some to the others."""
+
+T = TypeVar("T")
+
+
+class Waiting(Generic[T]):
+    """A queue in the order of arrival. ``weigh`` says whose an item is and how many bytes it holds."""
+
+    def __init__(
+        self, weigh: Callable[[T], tuple[str, int]], *, most: int = MOST, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self._weigh = weigh
+        self._most = most
+        self._most_bytes = most_bytes
+        self._queue: deque[T] = deque()
+        self._bytes = 0
+        self._count_of: Counter[str] = Counter()
+        self._bytes_of: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, item: T, *, beside: int = 0) -> bool:
+        """Take ``item``; False when there is no room for it. ``beside`` counts what else takes room."""
+        sender, size = self._weigh(item)
+        if len(self._queue) + beside >= self._most or self._bytes + size > self._most_bytes:
+            return False
+        count, held = self._count_of[sender], self._bytes_of[sender]
+        if count * SHARE >= self._most or (held + size) * SHARE > self._most_bytes:
+            return False
+        self._queue.append(item)
+        self._count(sender, size, 1)
+        return True
+
+    def take(self) -> T:
+        """The oldest item."""
+        item = self._queue.popleft()
+        sender, size = self._weigh(item)
+        self._count(sender, -size, -1)
+        return item
+
+    def put_back(self, items: Sequence[T]) -> None:
+        """Give back what was taken, in its order and before everything else, whatever room there is."""
+        self._queue.extendleft(reversed(items))
+        for item in items:
+            self._count(*self._weigh(item), 1)
+
+    def _count(self, sender: str, size: int, one: int) -> None:
+        self._bytes += size
+        self._bytes_of[sender] += size
+        self._count_of[sender] += one
+        if not self._count_of[sender]:
+            del self._count_of[sender], self._bytes_of[sender]

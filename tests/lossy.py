@@ -1,0 +1,68 @@
+"""A connection on which requests and answers get lost, as they do when a server or a network goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+Which = Callable[[str, dict[str, str]], bool]
+
+
+def _any(_subject: str, _fields: dict[str, str]) -> bool:
+    return True
+
+
+class Lossy:
+    """Passes everything on to ``nc``, but for the requests that ``lose`` and ``swallow`` choose."""
+
+    def __init__(self, nc: Client) -> None:
+        self.nc = nc
+        self._faults: list[tuple[str, Which]] = []
+        self.happened = asyncio.Event()
+
+    def lose(self, which: Which = _any, times: int = 1) -> None:
+        """The next such requests arrive, and their answers do not."""
+        self._faults += [("lose", which)] * times
+
+    def swallow(self, which: Which = _any, times: int = 1) -> None:
+        """The next such requests do not arrive."""
+        self._faults += [("swallow", which)] * times
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 1,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        for fault in self._faults:
+            what, which = fault
+            if which(subject, headers or {}):
+                self._faults.remove(fault)
+                if what == "lose":
+                    await self.nc.request(subject, payload, timeout=timeout, headers=headers)
+                self.happened.set()
+                raise nats.errors.TimeoutError
+        return await self.nc.request(subject, payload, timeout=timeout, headers=headers)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.nc, name)
+
+
+def records(subject: str, _fields: dict[str, str]) -> bool:
+    """Publishes of records that go alone."""
+    return subject.startswith("mas.audit.")
+
+
+def messages(subject: str, fields: dict[str, str]) -> bool:
+    """Publishes of messages that go alone."""
+    return subject.startswith("mas.inbox.") and "Nats-Batch-Id" not in fields
+
+
+def batches(_subject: str, fields: dict[str, str]) -> bool:
+    """The last message of an atomic batch, with which it is committed or not."""
+    return "Nats-Batch-Commit" in fields

@@ -1,0 +1,290 @@
+"""The inbox lane on a real server: what a sender is told is what the log holds, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+
+import pytest
+from nats.aio.client import Client
+
+from broker_policy import service
+from broker_policy.audit import log
+from broker_policy.audit.numbering import WriterState, follow, receive
+from broker_policy.audit.record import Outcome, Record, RecordKind, Way
+from broker_policy.commit import writer
+from broker_policy.commit.answered import LogUnreachable, publish_until_answered
+from broker_policy.dedup import dedup_id
+from broker_policy.jetstream import publish
+from broker_policy.policy.document import Limits
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.verdict import Decision, Verdict
+from tests.audit_log import KEY, NAMESPACE
+from tests.lossy import Lossy, batches, messages, records
+from tests.serving import Serving, document, serving
+
+LIMITS = Limits(inbox_messages=300)
+AGENTS = ("alice", "bob", "carol", "full")
+
+
+@pytest.fixture
+def lossy(nc: Client) -> Lossy:
+    return Lossy(nc)
+
+
+@pytest.fixture
+async def here(nc: Client, lossy: Lossy) -> AsyncIterator[Serving]:
+    async with serving(nc, document(AGENTS, limits=LIMITS), through=lossy) as up:
+        yield up
+
+
+async def stored(here: Serving) -> dict[str, tuple[int, str]]:
+    """Sequence and body of each message in the log, by id; each after its decision, which allows it."""
+    places: dict[str, tuple[int, object]] = {}
+    found: dict[str, tuple[int, str]] = {}
+    states: dict[str, WriterState | None] = {}
+    for each in (await log.read(here.nc, 1, most=1000)).messages:
+        received = receive(each, NAMESPACE, KEY)
+        assert received.record is not None
+        assert follow(states.get(received.record.writer), received).findings == ()
+        states[received.record.writer] = follow(states.get(received.record.writer), received).state
+    for message in await here.log():
+        if message.subject.startswith("mas.audit."):
+            record = Record.decode(message.data)
+            for position, each in enumerate(record.decisions):
+                places[f"{record.writer}.{record.number}.{position}"] = (message.sequence, each)
+            continue
+        if headers.AUDIT not in message.headers:
+            continue  # not the service's
+        sequence, decision = places[message.headers[headers.AUDIT]]
+        assert sequence < message.sequence
+        assert (decision.message_id, decision.decision) == (message.headers[headers.MESSAGE_ID], "ALLOWED")
+        assert decision.way in (Way.BATCH, Way.LONE)
+        assert decision.message_id not in found, "stored twice"
+        found[decision.message_id] = (message.sequence, message.data.decode())
+    return found
+
+
+async def occupy(here: Serving, target: str, count: int) -> None:
+    """Messages that lie in an inbox already, as if another worker had stored them."""
+    for number in range(count):
+        fields = {headers.MSG_ID: dedup_id(NAMESPACE, "alice", f"old{number}")}
+        fields |= {headers.TARGET: target, headers.TYPE: "work"}
+        await publish(here.nc, subjects.inbox(target), b'{"n":%d}' % number, fields)
+
+
+async def many(here: Serving, count: int, target: str = "bob", first: int = 0) -> list[Verdict]:
+    """``count`` sends at once."""
+    return list(
+        await asyncio.gather(
+            *(
+                here.send("alice", target, {"n": number}, id=f"new{number}")
+                for number in range(first, first + count)
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3, 60])
+async def test_told_is_stored(here: Serving, count: int):
+    verdicts = await many(here, count)
+    assert [verdict.decision for verdict in verdicts] == [Decision.ALLOWED] * count
+    assert set(await stored(here)) == {f"new{number}" for number in range(count)}
+
+
+async def test_one_batch_with_repetitions_reuses_and_a_full_inbox(here: Serving):
+    """What only the stream knows rejects a whole batch; each call gets its own truth all the same."""
+    await occupy(here, "bob", 3)
+    await occupy_full(here)
+    calls = [here.send("alice", "bob", {"n": number}, id=f"new{number}") for number in range(40)]
+    calls += [here.send("alice", "bob", {"n": number}, id=f"old{number}") for number in range(3)]
+    calls += [
+        here.send("alice", "bob", {"n": 99}, id="old0"),
+        here.send("alice", "carol", {"n": 1}, id="old1"),
+    ]
+    calls += [here.send("carol", "full", {"n": number}, id=f"full{number}") for number in range(3)]
+    verdicts = [(verdict.decision, verdict.duplicate) for verdict in await asyncio.gather(*calls)]
+    assert verdicts[:40] == [(Decision.ALLOWED, False)] * 40
+    assert verdicts[40:43] == [(Decision.ALLOWED, True)] * 3
+    assert verdicts[43:45] == [(Decision.ID_REUSED, False)] * 2
+    assert verdicts[45:] == [(Decision.INBOX_FULL, False)] * 3
+    assert set(await stored(here)) == {f"new{number}" for number in range(40)}
+
+
+async def occupy_full(here: Serving) -> None:
+    for _ in range(LIMITS.inbox_messages):
+        await here.nc.publish(subjects.inbox("full"), b"{}")
+    await here.nc.flush()
+
+
+async def test_the_same_id_many_times_at_once(here: Serving):
+    verdicts = await asyncio.gather(*(here.send("alice", "bob", {"n": 1}, id="same") for _ in range(200)))
+    assert all(verdict.ok for verdict in verdicts)
+    assert sum(not verdict.duplicate for verdict in verdicts) == 1
+    others = await asyncio.gather(*(here.send("alice", "bob", {"n": n}, id="same") for n in range(2, 60)))
+    assert {verdict.decision for verdict in others} == {Decision.ID_REUSED}
+    assert set(await stored(here)) == {"same"}
+
+
+# -- answers that get lost --------------------------------------------------------------------------------
+@pytest.mark.parametrize("fault", ["lose", "swallow"])
+@pytest.mark.parametrize("which", [records, messages], ids=["record", "message"])
+async def test_a_lone_message_is_stored_once(here: Serving, lossy: Lossy, fault: str, which: object):
+    getattr(lossy, fault)(which, times=2)
+    verdict = await here.send("alice", "bob", id="new0")
+    assert (verdict.ok, verdict.duplicate) == (True, False)
+    assert set(await stored(here)) == {"new0"}
+    assert await settled(here, "new0") == Outcome.COMMITTED
+
+
+async def settled(here: Serving, message_id: str) -> Outcome:
+    """What became of the lone decision about a message, as its writer says."""
+    async with asyncio.timeout(5):
+        while True:
+            found = await here.records()
+            for record in found:
+                for position, each in enumerate(record.decisions):
+                    for other in found:
+                        for one in other.settlements:
+                            if (
+                                each.message_id == message_id
+                                and (one.number, one.position) == (record.number, position)
+                                and other.writer == record.writer
+                            ):
+                                return one.outcome
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("fault", ["lose", "swallow"])
+async def test_a_batch_whose_answer_never_comes(here: Serving, lossy: Lossy, fault: str):
+    """Also when the answer to the VOID that takes its place gets lost too."""
+    getattr(lossy, fault)(batches)
+    lossy.lose(lambda subject, fields: records(subject, fields) and lossy.happened.is_set())
+    verdicts = await many(here, 60)
+    assert [(verdict.decision, verdict.duplicate) for verdict in verdicts] == [(Decision.ALLOWED, False)] * 60
+    assert set(await stored(here)) == {f"new{number}" for number in range(60)}
+    voids = [record for record in await here.records() if record.kind is RecordKind.VOID]
+    assert len(voids) == (fault == "swallow")
+
+
+async def test_an_unanswered_batch_is_judged_again(here: Serving, lossy: Lossy):
+    """What was permitted when it was judged may be forbidden when it is stored at last."""
+    resolving = asyncio.Event()
+
+    def at_void(subject: str, fields: dict[str, str]) -> bool:
+        if lossy.happened.is_set() and records(subject, fields):
+            resolving.set()
+            return True
+        return False
+
+    lossy.swallow(batches)
+    lossy.swallow(at_void, times=6)
+    sending = asyncio.create_task(many(here, 60))
+    await resolving.wait()
+    current = await here.store.get(NAMESPACE)
+    assert current is not None
+    nobody = document(AGENTS, allow={}, limits=LIMITS)
+    revision = await here.store.put(nobody, expected=current.sequence)
+    await here.store.wait_confirmed(revision)
+    verdicts = await sending
+    assert {verdict.decision for verdict in verdicts} == {Decision.AUTHZ_DENIED}
+    assert await stored(here) == {}
+
+
+async def test_refused_is_not_told_while_it_may_be_stored(here: Serving, lossy: Lossy):
+    """The first try of a lone message goes unanswered, the second finds the inbox full."""
+    for _ in range(LIMITS.inbox_messages - 1):
+        await here.nc.publish(subjects.inbox("full"), b"{}")
+    lossy.swallow(messages)
+    sending = asyncio.create_task(here.send("alice", "full", id="new0"))
+    await lossy.happened.wait()
+    await publish(here.nc, subjects.inbox("full"), b"{}", {})
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(sending, 1)
+    verdict = await here.send("alice", "full", id="new0")
+    assert verdict.decision is Decision.INBOX_FULL
+
+
+# -- no room ------------------------------------------------------------------------------------------------
+async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accepted(nc: Client):
+    limits = Limits(log_bytes=40_000)
+    async with serving(nc, document(AGENTS, limits=limits)) as here:
+        assert (await here.send("alice", "bob", {"n": 1}, id="first")).ok
+        while True:
+            verdict = await here.send("alice", "bob", {"text": "x" * 2000})
+            if not verdict.ok:
+                break
+        assert verdict.decision is Decision.LOG_FULL
+        again = await here.send("alice", "bob", {"n": 1}, id="first")
+        assert (again.decision, again.duplicate) == (Decision.ALLOWED, True)
+        assert (await here.send("alice", "nobody")).decision is Decision.UNKNOWN_TARGET
+    async with serving(nc, document(AGENTS, limits=limits)) as here:
+        await fill(nc)
+        verdicts = await asyncio.wait_for(many(here, 20), 5)
+        assert {verdict.decision for verdict in verdicts} == {Decision.LOG_FULL}
+        await nc.jetstream().purge_stream(subjects.INBOX_STREAM, subject=subjects.inbox("bob"))
+        async with asyncio.timeout(5):
+            while not (await here.send("alice", "bob")).ok:
+                await asyncio.sleep(0.1)
+        lines = [each for record in await here.records() for each in record.decisions]
+        assert sum(each.decision == "LOG_FULL" for each in lines) >= 20
+
+
+async def fill(nc: Client) -> None:
+    for size in (2000, 100, 10):
+        for _ in range(100):
+            answer = await nc.request(subjects.inbox("bob"), b"x" * size, timeout=5)
+            if b"maximum bytes" in answer.data:
+                break
+
+
+# -- floods -------------------------------------------------------------------------------------------------
+async def test_records_of_many_ugly_calls_are_not_too_large(here: Serving):
+    """Each line says what the call claimed: 500 of the longest would not fit into one record."""
+    fields = {headers.MSG_ID: "\x01" * 5000, headers.TARGET: '"' * 5000, headers.TYPE: "\x02" * 5000}
+    calls = [here.call("alice", "send", {}, timeout=20, **fields) for _ in range(600)]
+    verdicts = await asyncio.gather(*calls)
+    assert {verdict.decision for verdict in verdicts} == {Decision.INVALID}
+    assert (await here.send("alice", "bob")).ok
+
+
+async def test_a_call_that_cannot_be_judged_costs_only_itself(here: Serving, monkeypatch: pytest.MonkeyPatch):
+    lane = here.service._inbox
+    judge = lane._judge
+
+    def fail(call):
+        if call.message_id == "poison":
+            raise RuntimeError("a fault in some step")
+        return judge(call)
+
+    monkeypatch.setattr(lane, "_judge", fail)
+    verdicts = await asyncio.gather(here.send("alice", "bob", id="poison"), many(here, 20))
+    assert verdicts[0].decision is Decision.UNAVAILABLE
+    assert all(verdict.ok for verdict in verdicts[1])
+
+
+async def test_large_messages_make_batches_that_the_server_takes(nc: Client):
+    async with serving(nc, document(AGENTS)) as here:
+        body = {"text": "x" * 600_000}
+        verdicts = await asyncio.gather(
+            *(here.send("alice", "bob", body, id=f"big{number}") for number in range(12))
+        )
+        assert all(verdict.ok for verdict in verdicts)
+        lines = [each for record in await here.records() for each in record.decisions]
+        assert {each.way for each in lines} >= {Way.BATCH}
+        assert {each.message_id for each in lines} == {f"big{number}" for number in range(12)}
+
+
+async def test_a_lane_ends_loudly_when_the_log_is_gone(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    impatient = functools.partial(publish_until_answered, patience=0.2)
+    monkeypatch.setattr(writer, "publish_until_answered", impatient)
+    monkeypatch.setattr(service, "_PATIENCE", 0.1)
+    broken = asyncio.create_task(here.service.wait_broken())
+    lossy.swallow(lambda subject, _: subject.startswith("mas."), times=1000)
+    await here.nc.publish(subjects.call("alice", "send"), b"{}")
+    with pytest.raises(LogUnreachable):
+        await asyncio.wait_for(broken, 10)
+    await asyncio.wait_for(here.service.stop(), 5)
