@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
@@ -41,6 +42,24 @@ def server_certificate(
     return ca.issue_server(["localhost"], ["127.0.0.1"], tmp_path_factory.mktemp("server-certificate"))
 
 
+Server = TypeVar("Server", NatsServer, RedisServer)
+
+
+async def _listening(make: Callable[[], Server], started: list[Server]) -> Server:
+    """Start a server; on another port where somebody else took the free one meanwhile."""
+    for _ in range(3):
+        server = make()
+        started.append(server)
+        try:
+            await server.start()
+        except ServerDied as died:
+            if "already in use" not in str(died):
+                raise
+        else:
+            return server
+    return server
+
+
 @pytest.fixture
 async def start_nats(tmp_path: Path, server_certificate: CertificatePaths) -> AsyncIterator[StartNats]:
     """Start a nats-server: ``await start_nats(public)``, further options as for ``NatsServer``."""
@@ -49,12 +68,13 @@ async def start_nats(tmp_path: Path, server_certificate: CertificatePaths) -> As
     async def start(public: ServerIdentity | str = "", **options: Any) -> NatsServer:
         options.setdefault("folder", tmp_path / f"nats{len(started) or ''}")
         paths = server_certificate
-        server = NatsServer(
-            public=public, server_cert=paths.cert, server_key=paths.key, ca=paths.ca, **options
-        )
-        started.append(server)
-        await server.start()
-        return server
+
+        def make() -> NatsServer:
+            return NatsServer(
+                public=public, server_cert=paths.cert, server_key=paths.key, ca=paths.ca, **options
+            )
+
+        return await _listening(make, started)
 
     yield start
     for server in started:
@@ -68,10 +88,7 @@ async def start_redis(tmp_path: Path) -> AsyncIterator[StartRedis]:
 
     async def start(**options: Any) -> RedisServer:
         options.setdefault("folder", tmp_path / f"redis{len(started) or ''}")
-        server = RedisServer(**options)
-        started.append(server)
-        await server.start()
-        return server
+        return await _listening(lambda: RedisServer(**options), started)
 
     yield start
     for server in started:
