@@ -13,12 +13,14 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nats.errors
+from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -44,10 +46,14 @@ from broker_policy.tenants.connect import (
     connect_tenant,
 )
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
-from mas_nats.errors import MasError
+from broker_policy.tenants.restore import restore
 from mas_nats.wire.identity import Identity, Role
 
 log = logging.getLogger(__name__)
+
+_START_PATIENCE = 1.0
+"""Seconds for which a namespace that begins to be served holds up the following of policy for the others."""
+_TRY_AGAIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +102,16 @@ class PolicyWorker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self.worker_id = f"w{secrets.token_hex(4)}"
+        # Never twice under one sealing key: its counter nonces and its record numbers begin anew (48 bits).
+        self.worker_id = f"w{secrets.token_hex(6)}"
         keys = config.keys
         sealing = [key for key in (keys.sealing, keys.previous_sealing) if key is not None]
         self._sealer = Sealer(self.worker_id, sealing)
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
         self._namespaces: dict[str, _Served] = {}
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._starts: Counter[str] = Counter()
+        self._stopping = False
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._control: Any = None
@@ -152,15 +162,18 @@ class PolicyWorker:
 
     async def stop(self) -> None:
         """Finish what was taken, close the records, disconnect."""
-        for task in self._tasks:
-            task.cancel()
+        self._stopping = True
+        await end(self._tasks)
         if self._callout_nc is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self._callout.stop()
-        await asyncio.gather(*(served.service.stop() for served in self._namespaces.values()))
+        stopping = [served.service.stop() for served in self._namespaces.values()]
+        for result in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("a namespace did not stop in good order: %r", result)
         if self._control is not None:
             await self._follower.stop()
-        await end([*self._tasks, *(served.projecting for served in self._namespaces.values())])
+        await end(served.projecting for served in self._namespaces.values())
         connections = [served.nc for served in self._namespaces.values()]
         for nc in (*connections, self._callout_nc, self._control):
             if nc is not None:
@@ -202,42 +215,82 @@ class PolicyWorker:
 
     # -- namespaces ------------------------------------------------------------------------------------
     async def _serve(self, table: Table) -> None:
-        if table.namespace in self._namespaces:
+        """Begin to serve a namespace, and wait for it a moment: who applied a policy may use it at once."""
+        namespace = table.namespace
+        if namespace in self._namespaces or namespace in self._starting or self._stopping:
             return
-        try:
-            await self._start_namespace(table)
-        except (MasError, nats.errors.Error, JetStreamError, OSError) as error:
-            log.warning("namespace %s cannot be served yet: %s", table.namespace, error)
-            self._spawn(self._serve_later(table))
+        self._starting[namespace] = self._spawn(self._keep_starting(namespace))
+        await asyncio.wait({self._starting[namespace]}, timeout=_START_PATIENCE)
 
-    async def _serve_later(self, table: Table) -> None:
-        await asyncio.sleep(1)
-        await self._serve(table)
+    async def _keep_starting(self, namespace: str) -> None:
+        try:
+            while (table := self._follower.table(namespace)) is not None:
+                try:
+                    await self._start_namespace(table)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the other namespaces go on
+                    log.warning("namespace %s cannot be served yet: %r", namespace, error)
+                    await asyncio.sleep(_TRY_AGAIN)
+                else:
+                    return
+        finally:
+            del self._starting[namespace]
 
     async def _start_namespace(self, table: Table) -> None:
-        config = self._config
+        config, namespace = self._config, table.namespace
+        self._starts[namespace] += 1
+
+        async def reconnected() -> None:  # the server may be a new one that has forgotten what was in memory
+            self._spawn(self._keep_restoring(namespace))
+
         nc = await connect_tenant(
-            config.endpoint, config.keys, table.document.account, name=f"{self.worker_id}-{table.namespace}"
+            config.endpoint,
+            config.keys,
+            table.document.account,
+            name=f"{self.worker_id}-{namespace}",
+            reconnected=reconnected,
         )
         service = NamespaceService(
             nc,
-            table.namespace,
-            worker=self.worker_id,
+            namespace,
+            worker=f"{self.worker_id}x{self._starts[namespace]}",  # record numbers begin anew with each start
             follower=self._follower,
             sealer=self._sealer,
             record_key=config.keys.record_key,
-            recall=Recall(Store(self._redis, table.namespace)),
+            recall=Recall(Store(self._redis, namespace)),
         )
-        projector = Projector(table.namespace, nc, self._redis, config.keys.record_key, name=config.name)
-        await service.start()
-        projecting = asyncio.create_task(projector.run(), name=f"{table.namespace}-projector")
-        self._namespaces[table.namespace] = _Served(nc, service, projector, projecting)
+        try:
+            await self._restore(nc, table)
+            await service.start()
+        except BaseException:
+            await service.stop()
+            await nc.close()
+            raise
+        projector = Projector(namespace, nc, self._redis, config.keys.record_key, name=config.name)
+        projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")
+        projecting.add_done_callback(self._ended)
+        self._namespaces[namespace] = _Served(nc, service, projector, projecting)
         self._spawn(service.wait_broken())
 
-    def _spawn(self, running: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(running)
+    async def _keep_restoring(self, namespace: str) -> None:
+        served = self._namespaces.get(namespace)
+        while served is not None and (table := self._follower.table(namespace)) is not None:
+            try:
+                await self._restore(served.nc, table)
+            except (nats.errors.Error, JetStreamError, OSError) as error:
+                log.warning("streams of %s cannot be looked at: %r", namespace, error)
+                await asyncio.sleep(_TRY_AGAIN)
+            else:
+                return
+
+    async def _restore(self, nc: Client, table: Table) -> None:
+        if made := await restore(nc, table.document):
+            log.warning("namespace %s had lost %s: made again, empty", table.namespace, ", ".join(made))
+
+    def _spawn(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(running)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

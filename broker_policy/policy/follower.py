@@ -1,8 +1,9 @@
 """A worker's view of policy: follows the bucket, confirms its revision, and knows when it is stale.
 
 The worker asks the bucket's stream for its last sequence several times a second. While the answer equals
-the revision it has loaded, that revision is confirmed. Without a confirmation for ``STALE_AFTER`` seconds
-it must refuse: somebody may have been forbidden something meanwhile (DESIGN 4, promise 3).
+the revision it has loaded, of the same bucket, that revision is confirmed. Without a confirmation for
+``STALE_AFTER`` seconds it must refuse: somebody may have been forbidden something meanwhile (DESIGN 4,
+promise 3). A document that cannot be read closes its own namespace and no other.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import orjson
 from nats.aio.client import Client
 from pydantic import ValidationError
 
-from broker_policy.jetstream import JetStreamError, api, last_of_each
-from broker_policy.policy.document import Document
+from broker_policy.ending import end
+from broker_policy.jetstream import StoredMessage, api, last_of_each
+from broker_policy.policy.document import Document, key
 from broker_policy.policy.table import Table
 from mas_nats.wire import subjects
 
@@ -44,9 +46,11 @@ class PolicyFollower:
         self._clock = clock
         self._tables: MappingProxyType[str, Table] = MappingProxyType({})
         self._revision = 0
+        self._bucket = ""  # when the bucket was made: one that was made anew counts its revisions anew
         self._confirmed_at = -1e9
         self._beat_at = -1e9
         self._beat_revision = -1
+        self._unseen = False
         self._poke = asyncio.Event()
         self._listeners: list[Changed] = []
         self._task: asyncio.Task[None] | None = None
@@ -82,8 +86,7 @@ class PolicyFollower:
     async def stop(self) -> None:
         """Stop following; from 2 s on the view is stale."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
 
     async def _poked(self, _: Any) -> None:
@@ -97,9 +100,9 @@ class PolicyFollower:
             self._poke.clear()
             try:
                 await self._follow_once()
-            except (nats.errors.Error, JetStreamError, ValidationError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, unconfirmed means refused
                 if self.stale and not was_stale:
-                    log.error("policy cannot be confirmed, refusing traffic: %s", type(error).__name__)
+                    log.error("policy cannot be confirmed, refusing traffic: %r", error)
             if was_stale and not self.stale:
                 log.info("policy is confirmed again at revision %d", self._revision)
             was_stale = self.stale
@@ -108,29 +111,52 @@ class PolicyFollower:
         asked_at = self._clock()
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
         info = await api(self._nc, f"STREAM.INFO.{stream}", {}, timeout=1.0)
-        last = int(info["state"]["last_seq"])
-        if last != self._revision or self._confirmed_at < 0:
+        last, bucket = int(info["state"]["last_seq"]), str(info["created"])
+        if (last, bucket) != (self._revision, self._bucket):
             await self._load(stream, last)
+            self._bucket = bucket
         self._confirmed_at = asked_at
         await self._beat()
 
     async def _load(self, stream: str, revision: int) -> None:
         tables: dict[str, Table] = {}
         for entry in await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">")):
-            if not entry.data:
-                continue  # a deleted namespace
-            document = Document.model_validate_json(entry.data)
-            tables[document.namespace] = Table.compile(document, revision)
+            if (document := _read(entry)) is not None:
+                tables[document.namespace] = Table.compile(document, revision)
         self._tables = MappingProxyType(tables)
         self._revision = revision
         for table in tables.values():
             for listener in self._listeners:
-                await listener(table)
+                try:
+                    await listener(table)
+                except Exception:
+                    log.exception("policy of %s: a listener failed", table.namespace)
 
     async def _beat(self) -> None:
         now = self._clock()
         if self._beat_revision == self._revision and now - self._beat_at < _BEAT:
             return
         body = orjson.dumps({"revision": self._revision})
-        await self._nc.request(subjects.kv_key(subjects.WORKERS_BUCKET, self._worker), body, timeout=1.0)
-        self._beat_at, self._beat_revision = now, self._revision
+        try:
+            await self._nc.request(subjects.kv_key(subjects.WORKERS_BUCKET, self._worker), body, timeout=1.0)
+        except (nats.errors.Error, OSError) as error:
+            if not self._unseen:  # the bucket lives in memory: only the tenant controller can make it again
+                log.warning("this worker's heartbeat is not taken (%r): run 'mas apply'", error)
+            self._unseen = True
+            return
+        self._beat_at, self._beat_revision, self._unseen = now, self._revision, False
+
+
+def _read(entry: StoredMessage) -> Document | None:
+    """The document of an entry; None when it is deleted, no document, or cannot be read."""
+    if not entry.data:
+        return None
+    try:
+        document = Document.model_validate_json(entry.data)
+    except ValidationError as error:
+        log.error("policy %s cannot be read, its namespace is closed: %s", entry.subject, error)
+        return None
+    if entry.subject != subjects.kv_key(subjects.POLICY_BUCKET, key(document.namespace)):
+        log.error("policy %s is about namespace %s and is ignored", entry.subject, document.namespace)
+        return None
+    return document

@@ -56,13 +56,17 @@ class PolicyStore:
         """The current document of ``namespace``."""
         stream, subject = subjects.kv_stream(subjects.POLICY_BUCKET), _subject(namespace)
         entry = await last_by_subject(self._nc, stream, subject)
-        return Stored(Document.model_validate_json(entry.data), entry.sequence) if entry else None
+        if entry is None or not entry.data:
+            return None
+        return Stored(Document.model_validate_json(entry.data), entry.sequence)
 
     async def namespaces(self) -> list[Stored]:
         """Every document."""
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
         found = await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
-        return [Stored(Document.model_validate_json(entry.data), entry.sequence) for entry in found]
+        return [
+            Stored(Document.model_validate_json(entry.data), entry.sequence) for entry in found if entry.data
+        ]
 
     async def put(self, document: Document, *, expected: int) -> int:
         """Store ``document`` over version ``expected`` (0: there is none); the new revision.

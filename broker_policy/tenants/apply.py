@@ -46,6 +46,7 @@ async def apply(
         PolicyConflict: somebody else kept changing the policy meanwhile.
 
     """
+    await controller.ensure_control()  # the bucket of the workers' heartbeats may be lost, like all in memory
     account = await controller.ensure_tenant(wanted.namespace, wanted.limits)
     agents = {
         name: AgentPolicy(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,7 @@ _SYSTEM = jwt.Permissions(
     ),
     subscribe=("_INBOX.>",),
 )
+Listener = Callable[[], Awaitable[None]]
 _CALLOUT = jwt.Permissions(subscribe=(subjects.AUTH_CALLOUT,), answer_within=5.0)
 
 
@@ -81,9 +82,17 @@ class Endpoint:
 
 
 async def connect_tenant(
-    endpoint: Endpoint, keys: WorkerKeys, account: str, *, name: str, patience: float = _PATIENCE
+    endpoint: Endpoint,
+    keys: WorkerKeys,
+    account: str,
+    *,
+    name: str,
+    patience: float = _PATIENCE,
+    reconnected: Listener | None = None,
 ) -> ResilientClient:
     """A worker inside the tenant account ``account`` (a public key), with full rights there.
+
+    ``reconnected`` is awaited after each reconnect.
 
     Raises:
         IdentityRefused: the server knows no such account, or refused the certificate or key.
@@ -92,7 +101,9 @@ async def connect_tenant(
     """
     user = KeyPair.create(Kind.USER)
     claims = jwt.user_claims(user.public, name, jwt.EVERYTHING, issuer_account=account)
-    return await _connect(endpoint, user, keys.tenant_signing, claims, name=name, patience=patience)
+    return await _connect(
+        endpoint, user, keys.tenant_signing, claims, name=name, patience=patience, reconnected=reconnected
+    )
 
 
 async def connect_control(
@@ -177,7 +188,14 @@ async def _scoped(
 
 
 async def _connect(
-    endpoint: Endpoint, user: KeyPair, issuer: KeyPair, claims: jwt.Claims, *, name: str, patience: float
+    endpoint: Endpoint,
+    user: KeyPair,
+    issuer: KeyPair,
+    claims: jwt.Claims,
+    *,
+    name: str,
+    patience: float,
+    reconnected: Listener | None = None,
 ) -> ResilientClient:
     client = ResilientClient()
 
@@ -200,6 +218,7 @@ async def _connect(
         signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
         error_cb=on_error,
         disconnected_cb=on_disconnect,
+        reconnected_cb=reconnected,
     )
     return client
 

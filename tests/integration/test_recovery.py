@@ -1,0 +1,132 @@
+"""What workers do by themselves: without the supervisor of ``mas up`` nobody else is there to do it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from broker_policy.policy.document import Document
+from broker_policy.tenants.streams import AUDIT_GUARD
+from mas_nats import Agent, AgentMessage, MasError
+from mas_nats.wire import subjects
+from tests.parts import Parts, parts
+from tests.system import wanted
+
+
+class Desk(Agent[dict[str, object]]):
+    """Answers what it is asked."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        await message.reply("answer", {"n": message.data["n"]})
+
+
+@pytest.fixture
+async def up(tmp_path: Path) -> AsyncIterator[Parts]:
+    async with parts(tmp_path) as running:
+        yield running
+
+
+async def eventually(attempt, timeout: float = 20) -> object:
+    """What ``attempt`` returns as soon as it does not raise."""
+    async with asyncio.timeout(timeout):
+        while True:
+            try:
+                return await attempt()
+            except (MasError, LookupError):
+                await asyncio.sleep(0.1)
+
+
+async def whole(asker: Agent, desk: Desk) -> None:
+    """Every stream of the tenant is needed for this."""
+    answer = await asker.request("desk", "ask", {"n": 1}, timeout=3)
+    assert answer.data == {"n": 1}
+    await desk.refresh_state()
+    await desk.update_state({"seen": 1})
+    (found,) = await asker.discover(["qa"])
+    assert found.agent_id == "desk"
+
+
+async def pair(up: Parts, namespace: str, stack: AsyncExitStack) -> tuple[Agent, Desk]:
+    asker = Agent("asker", server_addr=up.broker.url, tls=up.tls("asker", namespace))
+    tls = up.tls("desk", namespace)
+    desk = Desk("desk", capabilities=["qa"], server_addr=up.broker.url, tls=tls)
+    return await stack.enter_async_context(asker), await stack.enter_async_context(desk)
+
+
+async def test_streams_in_memory_are_made_again_after_a_restart_of_the_server(up: Parts) -> None:
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await whole(asker, desk)
+        up.nats.kill()
+        await up.nats.start()  # and nobody provisions
+        await eventually(lambda: whole(asker, desk))
+
+
+async def test_a_worker_that_starts_after_such_a_restart_makes_them_too(up: Parts) -> None:
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    await up.stop_worker(up.workers[0])
+    up.nats.kill()
+    await up.nats.start()
+    await up.start_worker()
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await eventually(lambda: whole(asker, desk))
+
+
+async def test_what_protects_the_log_is_made_again(up: Parts) -> None:
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    async with up.tenant(namespace) as tenant:
+        js = tenant.jetstream()
+        for consumer in (AUDIT_GUARD, "desk"):
+            await js.delete_consumer(subjects.INBOX_STREAM, consumer)
+        await up.stop_worker(up.workers[0])
+        await up.start_worker()
+        names = {info.name for info in await js.consumers_info(subjects.INBOX_STREAM)}
+        assert names == {AUDIT_GUARD, "asker", "desk"}
+
+
+async def test_a_namespace_that_cannot_be_served_holds_up_no_other(up: Parts) -> None:
+    """Its policy came before its account; a worker goes on with the others and serves it when it can."""
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    worker = up.workers[0]
+    async with up.control() as (controller, store):
+        unknown = controller._keys.account("early").public
+        await store.wait_confirmed(await store.put(Document(namespace="early", account=unknown), expected=0))
+        async with AsyncExitStack() as stack:
+            await whole(*await pair(up, namespace, stack))
+        assert not worker._follower.stale
+        assert "early" not in worker._namespaces
+        connections = len(await controller._connections({"state": 0}))
+        for revision in (1, 2, 3):  # each change of any policy is one more occasion to serve it twice
+            stored = await store.get("early")
+            assert stored is not None
+            operators = tuple(f"o{number}" for number in range(revision))
+            changed = stored.document.model_copy(update={"operators": operators})
+            await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
+        assert len(worker._starting) == 1
+        await controller.ensure_tenant("early", stored.document.limits)
+        async with asyncio.timeout(10):
+            while "early" not in worker._namespaces:
+                await asyncio.sleep(0.05)
+        assert len(await controller._connections({"state": 0})) <= connections + 2
+    assert worker._starting == {}
+
+
+async def test_apply_sees_the_workers_again_after_such_a_restart(up: Parts) -> None:
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    up.nats.kill()
+    await up.nats.start()
+    worker = up.workers[0]
+    async with asyncio.timeout(10):
+        while worker._follower.stale:
+            await asyncio.sleep(0.05)
+    applied = await up.apply(wanted(namespace, ["asker", "desk", "third"], {"asker": ["third"]}))
+    async with asyncio.timeout(5):
+        while worker._follower.revision != applied.revision:
+            await asyncio.sleep(0.05)
+    assert not worker._follower._unseen
