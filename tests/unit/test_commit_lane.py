@@ -170,16 +170,16 @@ async def test_a_batch_whose_answer_never_comes(here: Serving, lossy: Lossy, fau
 
 async def test_an_unanswered_batch_is_judged_again(here: Serving, lossy: Lossy):
     """What was permitted when it was judged may be forbidden when it is stored at last."""
-    resolving = asyncio.Event()
+    resolving, forbidden = asyncio.Event(), asyncio.Event()
 
     def at_void(subject: str, fields: dict[str, str]) -> bool:
-        if lossy.happened.is_set() and records(subject, fields):
+        if lossy.happened.is_set() and records(subject, fields) and not forbidden.is_set():
             resolving.set()
             return True
         return False
 
     lossy.swallow(batches)
-    lossy.swallow(at_void, times=6)
+    lossy.swallow(at_void, times=60)
     sending = asyncio.create_task(many(here, 60))
     await resolving.wait()
     current = await here.store.get(NAMESPACE)
@@ -187,6 +187,7 @@ async def test_an_unanswered_batch_is_judged_again(here: Serving, lossy: Lossy):
     nobody = document(AGENTS, allow={}, limits=LIMITS)
     revision = await here.store.put(nobody, expected=current.sequence)
     await here.store.wait_confirmed(revision)
+    forbidden.set()
     verdicts = await sending
     assert {verdict.decision for verdict in verdicts} == {Decision.AUTHZ_DENIED}
     assert await stored(here) == {}
