@@ -51,7 +51,10 @@ class StateCall:
             return cls("delete", revision)
         if not isinstance(raw.get("value"), dict):
             raise BadStateCall("a state must be a JSON object")
-        value = orjson.dumps(raw["value"])
+        try:
+            value = orjson.dumps(raw["value"])
+        except orjson.JSONEncodeError:
+            raise BadStateCall("the state is nested too deeply") from None
         if len(value) > limit:
             raise BadStateCall(f"the state has {len(value)} bytes, the limit is {limit}")
         return cls("put", revision, value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import orjson
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from broker_policy import refusals
 from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.policy.table import Table
-from broker_policy.registry import HEARTBEAT, Registry
+from broker_policy.registry import HEARTBEAT, Registry, TooManyInstances
 from broker_policy.sealing import Sealer
 from mas_nats.wire.verdict import Verdict, accepted
 
@@ -17,13 +18,38 @@ MAX_HELLO_BYTES = 8_192
 """Capabilities and metadata of an instance, as JSON."""
 
 
+class _Hello(BaseModel):
+    """The body of a hello, as any agent may have made it up."""
+
+    capabilities: list[str] = Field(default_factory=list)
+    metadata: dict[str, JsonValue] | None = None
+    instance: str | None = None
+    receives: bool = True
+
+
+class _Bye(BaseModel):
+    instance: str
+
+
+class _Discover(BaseModel):
+    capabilities: list[str] = Field(default_factory=list)
+
+
 class Presence:
     """Takes the ``hello``, ``bye`` and ``discover`` calls of one namespace."""
 
-    def __init__(self, registry: Registry, sealer: Sealer, table: Callable[[Call], Table | Refusal]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        sealer: Sealer,
+        table: Callable[[Call], Table | Refusal],
+        *,
+        room: Callable[[], int],
+    ) -> None:
         self._registry = registry
         self._sealer = sealer
         self._table = table
+        self._room = room  # bytes that an answer may have
 
     async def hello(self, call: Call) -> Verdict:
         """Name the instance, or recognise it by the name it got before, and announce it."""
@@ -34,17 +60,19 @@ class Presence:
             text = f"capabilities and metadata exceed {MAX_HELLO_BYTES} bytes"
             return refusals.invalid("metadata", text).verdict(call.message_id)
         try:
-            raw = orjson.loads(call.body)
-            capabilities = [str(each) for each in raw.get("capabilities", [])]
-            metadata, instance = dict(raw.get("metadata") or {}), raw.get("instance")
-        except (TypeError, ValueError, AttributeError):
+            hello = _Hello.model_validate_json(call.body)
+        except ValidationError:
             return refusals.invalid("hello", "a hello needs capabilities and metadata").verdict(
                 call.message_id
             )
-        if not isinstance(instance, str) or not self._owns(table, call, instance):
+        instance = hello.instance
+        if instance is None or not self._owns(table, call, instance):
             instance = self._sealer.new_instance(table.namespace, call.sender)
-        if raw.get("receives") is not False:  # an instance that only sends cannot be found
-            await self._registry.announce(call.sender, instance, capabilities, metadata)
+        if hello.receives:  # an instance that only sends cannot be found
+            try:
+                await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
+            except TooManyInstances:
+                return refusals.too_many_instances(call.sender).verdict(call.message_id)
         limits = table.limits
         return accepted(
             call.message_id,
@@ -66,8 +94,8 @@ class Presence:
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
-            instance = str(orjson.loads(call.body)["instance"])
-        except (KeyError, TypeError, ValueError):
+            instance = _Bye.model_validate_json(call.body).instance
+        except ValidationError:
             return refusals.invalid("bye", "a bye needs the instance").verdict(call.message_id)
         if self._owns(table, call, instance):
             await self._registry.withdraw(call.sender, instance)
@@ -79,12 +107,16 @@ class Presence:
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
-            wanted = [str(each) for each in orjson.loads(call.body).get("capabilities", [])]
-        except (TypeError, ValueError, AttributeError):
+            wanted = _Discover.model_validate_json(call.body).capabilities
+        except ValidationError:
             return refusals.invalid("discover", "discover needs a list of capabilities").verdict(
                 call.message_id
             )
-        return accepted(call.message_id, agents=self._registry.discover(call.sender, wanted, table))
+        agents = self._registry.discover(call.sender, wanted, table)
+        if (size := len(orjson.dumps(agents))) > self._room():
+            text = f"the {len(agents)} agents found take {size} bytes: name the capabilities you need"
+            return refusals.invalid("discover", text).verdict(call.message_id)
+        return accepted(call.message_id, agents=agents)
 
     def _owns(self, table: Table, call: Call, instance: str) -> bool:
         return self._sealer.owns_instance(table.namespace, call.sender, instance)

@@ -46,6 +46,40 @@ def unavailable() -> Refusal:
     )
 
 
+def store_full(op: str) -> Refusal:
+    """A store other than the log that takes no more."""
+    return Refusal(
+        Decision.UNAVAILABLE,
+        "service",
+        "store",
+        f"the store behind {op} is full",
+        "Raise limits.log_bytes, which is also the limit of the other stores of the namespace",
+    )
+
+
+def too_large(size: int, limit: int) -> Refusal:
+    """A body that the NATS server would not carry together with its headers."""
+    return Refusal(
+        Decision.TOO_LARGE,
+        "shape",
+        "server_max_payload",
+        f"the payload has {size} bytes, the NATS server leaves room for {limit}",
+        "Send a reference to the data instead, or raise max_payload of the NATS server",
+    )
+
+
+def too_many_instances(agent: str) -> Refusal:
+    """An agent with more live instances, or more said about them, than an agent may have."""
+    return Refusal(
+        Decision.UNAVAILABLE,
+        "service",
+        "instances",
+        f"{agent} has too many instances, or they announce too much",
+        "Stop some; one that is gone is forgotten after 30 s",
+        retry=True,
+    )
+
+
 def busy() -> Refusal:
     """Too many calls wait in this worker."""
     return Refusal(

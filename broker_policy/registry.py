@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from nats.aio.client import Client
 
-from broker_policy.jetstream import last_of_each
+from broker_policy.jetstream import last_of_each, publish
 from broker_policy.policy.table import Table
 from mas_nats.wire import subjects
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0
 """Seconds between two hellos of an instance."""
@@ -20,11 +23,24 @@ LOST_AFTER = 30.0
 """Seconds of silence after which an instance is no longer discovered; also the bucket's age limit."""
 
 
-@dataclass(slots=True)
+MOST_INSTANCES = 256
+"""Live instances of one agent: as many as its account may have connections."""
+MOST_BYTES = 256 << 10
+"""Bytes that the instances of one agent may announce together, so that it does not fill the bucket."""
+MOST_METADATA = 16 << 10
+"""Bytes of metadata shown of one agent, besides the manifest's."""
+
+
+class TooManyInstances(Exception):
+    """An agent has too many instances, or they announce too much."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Instance:
     capabilities: tuple[str, ...]
     metadata: dict[str, Any]
-    seen: float = field(default=0.0)
+    size: int
+    seen: float
 
 
 class Registry:
@@ -52,9 +68,26 @@ class Registry:
     async def announce(
         self, agent: str, instance: str, capabilities: Iterable[str], metadata: dict[str, Any]
     ) -> None:
-        """An instance is alive; every worker hears of it."""
+        """An instance is alive; every worker hears of it.
+
+        Raises:
+            TooManyInstances: there is no room for it.
+
+        """
         body = orjson.dumps({"capabilities": sorted(capabilities), "metadata": metadata})
-        await self._put(subjects.REGISTRY_BUCKET, f"{agent}.{instance}", body)
+        others = [each for name, each in self._alive(agent).items() if name != instance]
+        if len(others) >= MOST_INSTANCES or sum(each.size for each in others) + len(body) > MOST_BYTES:
+            raise TooManyInstances(agent)
+        before = self._instances.get(agent, {}).get(instance)
+        key = f"{agent}.{instance}"
+        subject = subjects.kv_key(subjects.REGISTRY_BUCKET, key)
+        self._instance_changed(subject, body)  # it takes room from here on
+        try:
+            await self._put(subjects.REGISTRY_BUCKET, key, body)
+        except BaseException:
+            if before is None:
+                self._instance_changed(subject, b"{}")
+            raise
 
     async def withdraw(self, agent: str, instance: str) -> None:
         """An instance is stopping."""
@@ -75,18 +108,21 @@ class Registry:
         manifest's, completed by what instances announced.
         """
         wanted = set(capabilities)
-        oldest = self._clock() - LOST_AFTER
         found = []
-        for agent, instances in sorted(self._instances.items()):
+        for agent in sorted(self._instances):
             declared = table.agent(agent)
             if declared is None or agent == caller or not table.allows(caller, agent):
                 continue
-            alive = [instance for instance in instances.values() if instance.seen >= oldest]
+            alive = self._alive(agent).values()
             announced = {capability for instance in alive for capability in instance.capabilities}
             effective = announced & set(declared.capabilities)
             if alive and wanted <= effective:
                 metadata: dict[str, Any] = {}
+                room = MOST_METADATA
                 for instance in alive:
+                    room -= instance.size
+                    if room < 0:
+                        break
                     metadata |= instance.metadata
                 found.append(
                     {
@@ -99,7 +135,11 @@ class Registry:
         return found
 
     async def _put(self, bucket: str, key: str, body: bytes) -> None:
-        await self._nc.request(subjects.kv_key(bucket, key), body, timeout=2)
+        await publish(self._nc, subjects.kv_key(bucket, key), body, {}, timeout=2)
+
+    def _alive(self, agent: str) -> dict[str, _Instance]:
+        oldest = self._clock() - LOST_AFTER
+        return {name: each for name, each in self._instances.get(agent, {}).items() if each.seen >= oldest}
 
     async def _on_instance(self, message: Any) -> None:
         self._instance_changed(message.subject, message.data)
@@ -108,16 +148,20 @@ class Registry:
         self._identity_changed(message.subject, message.data)
 
     def _identity_changed(self, subject: str, body: bytes) -> None:
-        self._fingerprints[subject.rpartition(".")[2]] = body.decode()
+        self._fingerprints[subject.rpartition(".")[2]] = body.decode(errors="replace")
 
     def _instance_changed(self, subject: str, body: bytes) -> None:
         agent, instance = subject.split(".")[2:4]
-        raw = orjson.loads(body)
-        instances = self._instances.setdefault(agent, {})
-        if not raw:
-            instances.pop(instance, None)
-            return
-        instances[instance] = _Instance(tuple(raw["capabilities"]), raw["metadata"], self._clock())
-        oldest = self._clock() - LOST_AFTER
-        for lost in [name for name, each in instances.items() if each.seen < oldest]:
-            del instances[lost]
+        alive = self._alive(agent)  # and so the lost ones are forgotten
+        alive.pop(instance, None)
+        try:
+            raw = orjson.loads(body)
+            if raw:
+                capabilities, metadata = tuple(raw["capabilities"]), dict(raw["metadata"])
+                alive[instance] = _Instance(capabilities, metadata, len(body), self._clock())
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("the registry holds what no worker wrote, under %s: %r", subject, error)
+        if alive:
+            self._instances[agent] = alive
+        else:
+            self._instances.pop(agent, None)

@@ -19,6 +19,9 @@ from mas_nats.wire.verdict import Decision
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 20.0
+"""Seconds for which a reply that is not answered is published again: less than its sender waits."""
+
 
 @dataclass(slots=True)
 class Replies:
@@ -49,7 +52,8 @@ class Replies:
     async def publish(self, capability: ReplyCapability, body: bytes, fields: dict[str, str]) -> Ack:
         """Store a reply under the request's correlation: the first counts, repetitions are duplicates."""
         subject = subjects.answer(capability.requester, capability.instance, capability.correlation, 0)
-        return await publish_until_answered(self.nc, subject, body, {**fields, headers.MSG_ID: subject})
+        fields = {**fields, headers.MSG_ID: subject}
+        return await publish_until_answered(self.nc, subject, body, fields, patience=_PATIENCE)
 
     async def tell_failure(self, token: str, reason: str) -> None:
         """Tell a requester that there will be no reply."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -18,6 +18,7 @@ from nats.aio.client import Client
 
 from broker_policy import refusals
 from broker_policy.agent_state import BadStateCall, Conflict, StateBucket, StateCall
+from broker_policy.asides import UNANSWERED, Asides
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKey, Way
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import LogUnreachable
@@ -30,8 +31,9 @@ from broker_policy.dead_letters.failures import FailureReports
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds, dedup_id
 from broker_policy.ending import end
-from broker_policy.jetstream import JetStreamError
+from broker_policy.jetstream import NO_ROOM, JetStreamError
 from broker_policy.pipeline import Call, Refusal, judge
+from broker_policy.pipeline.shape import well_formed
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.table import Table
 from broker_policy.presence import Presence
@@ -47,7 +49,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
 """Seconds for which ``stop`` waits for what is under way."""
-_UNTOLD = (nats.errors.Error, JetStreamError, OSError)
+_HEADER_ROOM = 8_192
+"""Bytes that the headers of a delivery, or the envelope of an answer, may take beside the body."""
 
 
 class NamespaceService:
@@ -89,21 +92,21 @@ class NamespaceService:
         )
         self._advisories = AdvisoryFollower(nc, undertaker)
         failures = FailureReports(undertaker, self._acts.recorded, self._table)
-        presence = Presence(self._registry, sealer, self._table)
+        presence = Presence(self._registry, sealer, self._table, room=lambda: nc.max_payload - _HEADER_ROOM)
         self._ops: dict[str, Callable[[Call], None]] = {
             Op.SEND: self._message,
             Op.REQUEST: self._message,
             Op.REPLY: self._reply,
             Op.STATE: self._state,
-            Op.FAIL: self._aside(failures.report),
-            Op.HELLO: self._aside(presence.hello),
-            Op.BYE: self._aside(presence.bye),
-            Op.DISCOVER: self._aside(presence.discover),
+            Op.FAIL: lambda call: self._asides.take(call, failures.report),
+            Op.HELLO: lambda call: self._asides.take(call, presence.hello),
+            Op.BYE: lambda call: self._asides.take(call, presence.bye),
+            Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
         self._subscription: Any = None
         self._lanes: list[asyncio.Task[None]] = []
         self._followers: list[asyncio.Task[None]] = []
-        self._asides: set[asyncio.Task[None]] = set()
+        self._asides = Asides(self._answer)
 
     async def start(self) -> None:
         """Take calls from here on."""
@@ -125,12 +128,10 @@ class NamespaceService:
     async def stop(self) -> None:
         """Take no more calls, finish what was taken, close the records."""
         if self._subscription is not None:
-            with contextlib.suppress(*_UNTOLD):
+            with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
         await end(self._followers)
-        if self._asides:
-            await asyncio.wait(self._asides, timeout=_PATIENCE)  # they may need the lanes
-        await end(self._asides)
+        await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         for lane in (self._inbox, self._slow, self._acts):
             lane.close()
         if self._lanes:
@@ -157,7 +158,7 @@ class NamespaceService:
 
         async def perform(_: str | None) -> Outcome:
             if agent and not refused:
-                with contextlib.suppress(*_UNTOLD):
+                with contextlib.suppress(*UNANSWERED):
                     await self._registry.authenticated(agent, fingerprint)
             return Outcome.APPLIED
 
@@ -171,30 +172,19 @@ class NamespaceService:
             return  # no call subject: cannot come through an agent's account
         operation = self._ops.get(call.op)
         if operation is None:
-            await self._answer(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}").verdict(""))
-        else:
+            self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
+            return
+        try:
             operation(call)
+        except Exception:
+            log.exception("%s of %s failed", call.op, call.sender)
+            self._asides.tell(call, refusals.unavailable())
 
-    def _aside(self, operation: Callable[[Call], Awaitable[Verdict]]) -> Callable[[Call], None]:
-        """Run ``operation`` beside the lanes and answer with what it returns."""
-
-        async def run(call: Call) -> None:
-            try:
-                verdict = await operation(call)
-            except _UNTOLD as error:
-                log.warning("%s of %s failed: %s", call.op, call.sender, type(error).__name__)
-                verdict = refusals.unavailable().verdict(call.message_id)
-            await self._answer(call, verdict)
-
-        def start(call: Call) -> None:
-            self._spawn(run(call))
-
-        return start
-
-    def _spawn(self, running: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(running)
-        self._asides.add(task)
-        task.add_done_callback(self._asides.discard)
+    def _judged(self, call: Call, table: Table) -> Refusal | None:
+        room = self._nc.max_payload - _HEADER_ROOM
+        if len(call.body) > room:  # the server would end the connection of whoever passes it on
+            return refusals.too_large(len(call.body), room)
+        return judge(call, table)
 
     def _table(self, call: Call) -> Table | Refusal:
         table = self._follower.table(self._namespace)
@@ -207,11 +197,11 @@ class NamespaceService:
     # -- send and request ------------------------------------------------------------------------------
     def _message(self, call: Call) -> None:
         if not self._inbox.put(call):
-            self._spawn(self._answer(call, refusals.busy().verdict(call.message_id)))
+            self._asides.tell(call, refusals.busy())
 
     def _judge_message(self, call: Call) -> Judged:
         table = self._table(call)
-        refusal = table if isinstance(table, Refusal) else judge(call, table)
+        refusal = table if isinstance(table, Refusal) else self._judged(call, table)
         revision = self._follower.revision
         if refusal is not None:
             return Judged(call, self._refused_line(call, refusal), revision, refusal)
@@ -244,7 +234,7 @@ class NamespaceService:
         if not isinstance(capability, Refusal):
             call.target = capability.requester
             assert isinstance(table, Table)  # noqa: S101 - a refusal would have become the capability
-            refusal = judge(call, table)
+            refusal = self._judged(call, table)
         else:
             refusal = capability
         if refusal is not None:
@@ -275,13 +265,17 @@ class NamespaceService:
         if isinstance(table, Refusal):
             self._refuse_act(call, table)
             return
+        if (refusal := well_formed(call)) is not None:
+            self._refuse_act(call, refusal)
+            return
         try:
-            wanted = StateCall.read(call.body, table.limits.max_state)
+            limit = min(table.limits.max_state, self._nc.max_payload - _HEADER_ROOM)
+            wanted = StateCall.read(call.body, limit)
         except BadStateCall as error:
             self._refuse_act(call, refusals.invalid("state", str(error)))
             return
         if wanted.op == "get":
-            self._aside(self._read_state)(call)
+            self._asides.take(call, self._read_state)
             return
         salt = self._sealer.salt(call.sender, call.message_id)
         line = self._allowed_line(
@@ -314,14 +308,28 @@ class NamespaceService:
                 "Call refresh_state() and decide again",
             )
             return refusal.verdict(call.message_id), Outcome.FAILED
-        except _UNTOLD:
-            return refusals.unavailable().verdict(call.message_id), Outcome.UNKNOWN
         return accepted(call.message_id, revision=revision), Outcome.APPLIED
 
     # -- decisions, envelopes, answers ---------------------------------------------------------------------
     def _act(self, call: Call, act: Act) -> None:
+        perform = act.perform
+
+        async def answered(reference: str | None) -> Outcome:
+            try:
+                return await perform(reference)
+            except JetStreamError as error:
+                log.warning("%s of %s was refused by its store: %s", call.op, call.sender, error)
+                refusal = refusals.store_full(call.op) if error.code in NO_ROOM else refusals.unavailable()
+                outcome = Outcome.FAILED
+            except UNANSWERED as error:
+                log.warning("%s of %s was not answered by its store: %r", call.op, call.sender, error)
+                refusal, outcome = refusals.unavailable(), Outcome.UNKNOWN
+            await self._answer(call, refusal.verdict(call.message_id))
+            return outcome
+
+        act.perform, act.sender, act.size = answered, call.sender, len(call.body)
         if not self._acts.put(act):
-            self._spawn(self._answer(call, refusals.busy().verdict(call.message_id)))
+            self._asides.tell(call, refusals.busy())
 
     def _refuse_act(self, call: Call, refusal: Refusal) -> None:
         async def perform(_: str | None) -> Outcome:

@@ -39,19 +39,27 @@ class Call:
         _, _, sender, op = message.subject.split(".", 3)
         call = cls(sender, op, message.data, message.reply)
         if fields := message.headers:
-            call.message_id = fields.get(headers.MSG_ID, "")
-            call.target = fields.get(headers.TARGET, "")
-            call.type = fields.get(headers.TYPE, "")
-            call.instance = fields.get(headers.INSTANCE, "")
-            call.reply_token = fields.get(headers.REPLY_TOKEN, "")
-            call.traceparent = fields.get(headers.TRACEPARENT, "")
-            call.tracestate = fields.get(headers.TRACESTATE, "")
-            deadline = fields.get(headers.DEADLINE, "")
+            call.message_id = call._header(fields, headers.MSG_ID)
+            call.target = call._header(fields, headers.TARGET)
+            call.type = call._header(fields, headers.TYPE)
+            call.instance = call._header(fields, headers.INSTANCE)
+            call.reply_token = call._header(fields, headers.REPLY_TOKEN)
+            call.traceparent = call._header(fields, headers.TRACEPARENT)
+            call.tracestate = call._header(fields, headers.TRACESTATE)
+            deadline = call._header(fields, headers.DEADLINE)
             if deadline.isascii() and deadline.isdecimal() and len(deadline) < 16:
                 call.deadline = int(deadline)
             elif deadline:
                 call.malformed = f"{headers.DEADLINE} is not a unix time in milliseconds"
         return call
+
+    def _header(self, fields: dict[str, str], name: str) -> str:
+        """A header's value; no more of it is kept than one may hold."""
+        value: str = fields.get(name, "")
+        if len(value) > headers.MAX_VALUE_BYTES:
+            self.malformed = f"{name} has more than {headers.MAX_VALUE_BYTES} characters"
+            return value[: headers.MAX_ID_BYTES]
+        return value
 
 
 @dataclass(frozen=True, slots=True)

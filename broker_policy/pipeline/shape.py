@@ -26,14 +26,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 def shape(call: Call, table: Table) -> Refusal | None:
     """Refuse what is malformed or too large."""
     return (
-        _ids(call)
+        well_formed(call)
         or (_target(call, table) if call.op != Op.REPLY else None)
         or (_request(call) if call.op == Op.REQUEST else None)
         or _body(call, table)
     )
 
 
-def _ids(call: Call) -> Refusal | None:
+def well_formed(call: Call) -> Refusal | None:
+    """Refuse ids and headers that are no such."""
     if call.malformed:
         return _invalid("header", call.malformed, "Send it as the SDK does")
     if not _TOKEN.fullmatch(call.message_id):
@@ -43,10 +44,6 @@ def _ids(call: Call) -> Refusal | None:
     if not _TOKEN.fullmatch(call.type):
         return _invalid(
             "type", "the message type is missing or malformed", "Use 1-128 printable ASCII characters"
-        )
-    if len(call.tracestate) > headers.MAX_VALUE_BYTES or len(call.reply_token) > headers.MAX_VALUE_BYTES:
-        return _invalid(
-            "header", "a header value is too long", f"Keep it under {headers.MAX_VALUE_BYTES} bytes"
         )
     if call.traceparent and not _TRACEPARENT.fullmatch(call.traceparent):
         call.traceparent = call.tracestate = ""  # W3C Trace Context: ignore what does not parse

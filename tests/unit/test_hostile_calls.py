@@ -1,0 +1,230 @@
+"""Calls as only a hostile agent makes them, on a real server: each is answered, and costs nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from broker_policy import asides, registry
+from broker_policy.audit.record import Outcome
+from broker_policy.commit.waiting import Waiting
+from broker_policy.pipeline.call import Call
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.verdict import Decision, Verdict
+from tests.lossy import Lossy
+from tests.serving import Serving, document, serving
+
+
+@pytest.fixture
+def lossy(nc: Client) -> Lossy:
+    return Lossy(nc)
+
+
+@pytest.fixture
+async def here(nc: Client, lossy: Lossy) -> AsyncIterator[Serving]:
+    async with serving(nc, document(("alice", "bob", "mallory")), through=lossy) as up:
+        yield up
+
+
+DEEP = b'{"op":"put","revision":0,"value":' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}"
+DEEP_METADATA = b'{"metadata":' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}"
+
+
+OPS = ("hello", "bye", "discover", "fail", "state", "send", "reply", "request", "nonsense")
+BODIES = (
+    b"",
+    b"\xff",
+    b"[]",
+    b"1",
+    b"null",
+    b'"x"',
+    b"[" * 100_000,
+    DEEP,
+    DEEP_METADATA,
+    b'{"metadata":[[1,2]],"capabilities":[]}',
+    b'{"metadata":{"a":1e999}}',
+    b'{"capabilities":[{}],"metadata":7}',
+    b'{"capabilities":"abc","instance":"../../x","metadata":{}}',
+    b'{"instance":["a"],"op":["put"]}',
+    b'{"op":"put","revision":1e30,"value":{}}',
+    b'{"op":"put","revision":-1,"value":{}}',
+    b'{"op":"put","revision":99999999999999999999,"value":{}}',
+    b'{"x":"' + b"y" * 1_000_000 + b'"}',
+)
+VALUES = ("x" * 60_000, "\x01\x7f", "é" * 600, "*", ">", "a.b", " ", '"' * 128)
+NAMES = (
+    headers.MSG_ID,
+    headers.TARGET,
+    headers.TYPE,
+    headers.INSTANCE,
+    headers.REPLY_TOKEN,
+    headers.DEADLINE,
+    headers.TRACEPARENT,
+    headers.TRACESTATE,
+)
+
+
+async def test_every_body_is_answered(here: Serving):
+    for op in OPS:
+        for body in BODIES:
+            verdict = await here.call("mallory", op, body)
+            refused = verdict.decision in (Decision.INVALID, Decision.TOO_LARGE, Decision.REPLY_FOREIGN)
+            assert refused or op in ("hello", "discover", "bye"), (op, body[:40], verdict)
+
+
+async def test_every_header_is_answered(here: Serving):
+    for op in OPS:
+        for value in VALUES:
+            for names in ([each] for each in NAMES):
+                verdict = await here.call("mallory", op, {}, **dict.fromkeys(names, value))
+                assert len(verdict.message_id) <= headers.MAX_VALUE_BYTES
+            verdict = await here.call("mallory", op, {}, **dict.fromkeys(NAMES, value))
+            assert not verdict.ok or op in ("hello", "discover")
+
+
+# -- the registry ------------------------------------------------------------------------------------------
+async def test_instances_of_one_agent_leave_room_for_the_others(here: Serving):
+    large = {"metadata": {"text": "x" * 8_000}}
+    verdicts = await asyncio.gather(*(here.call("mallory", "hello", large) for _ in range(200)))
+    for _ in range(5):
+        verdicts += await asyncio.gather(*(here.call("mallory", "hello", large) for _ in range(50)))
+    refused = [verdict for verdict in verdicts if not verdict.ok]
+    assert refused
+    assert {verdict.rule for verdict in refused} <= {"instances", "busy"}
+    assert (await here.call("bob", "hello", large)).ok
+    alive = here.service._registry._alive("mallory")
+    assert sum(each.size for each in alive.values()) <= registry.MOST_BYTES
+    (found,) = [
+        each
+        for each in (await here.call("alice", "discover", {})).result["agents"]
+        if each["agent_id"] == "mallory"
+    ]
+    assert found["instances"] == len(alive)
+    assert len(orjson.dumps(found)) < 2 * registry.MOST_METADATA
+
+
+async def test_an_instance_that_was_there_keeps_its_place(here: Serving):
+    first = (await here.call("mallory", "hello", {})).result["instance"]
+    here.service._registry._instances["mallory"] |= {
+        f"i{number}": registry._Instance((), {}, 10, here.service._registry._clock())
+        for number in range(registry.MOST_INSTANCES - 1)
+    }
+    assert (await here.call("mallory", "hello", {})).rule == "instances"
+    again = await here.call("mallory", "hello", {"instance": first})
+    assert again.result["instance"] == first
+
+
+async def test_what_the_registry_should_not_hold_stops_nobody(nc: Client):
+    async with serving(nc) as here:
+        await here.call("bob", "hello", {})
+        for body in (b"\xff", b"[]", b'{"capabilities":1}', b'{"capabilities":[],"metadata":[1]}'):
+            await nc.publish("$KV.registry.bob.x", body)
+            await nc.publish("$KV.identities.bob", body)
+        await nc.flush()
+        (found,) = (await here.call("alice", "discover", {})).result["agents"]
+        assert found["instances"] == 1
+    async with serving(nc) as here:  # and it is there when the next worker starts
+        assert (await here.call("alice", "discover", {})).ok
+
+
+async def test_found_more_than_fits(here: Serving, monkeypatch: pytest.MonkeyPatch):
+    await here.call("bob", "hello", {"metadata": {"text": "x" * 5_000}})
+    monkeypatch.setattr(here.service, "_nc", here.nc)
+    presence_room = 4_000
+    monkeypatch.setattr(type(here.nc), "max_payload", property(lambda _: presence_room + 8_192))
+    verdict = await here.call("alice", "discover", {})
+    assert (verdict.decision, verdict.rule) == (Decision.INVALID, "discover")
+
+
+# -- floods ------------------------------------------------------------------------------------------------
+async def test_calls_beside_the_lanes_are_bounded_for_each_agent(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    release = asyncio.Event()
+
+    async def stuck(call: Call) -> Verdict:
+        await release.wait()
+        raise LookupError(call.op)
+
+    monkeypatch.setitem(here.service._ops, "bye", lambda call: here.service._asides.take(call, stuck))
+    calls = [asyncio.create_task(here.call("mallory", "bye")) for _ in range(asides.MOST_OF_ONE + 50)]
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert {task.result().rule for task in done} == {"busy"}
+    assert (await here.call("alice", "discover")).ok
+    release.set()
+    verdicts = await asyncio.gather(*calls)
+    assert {verdict.decision for verdict in verdicts} == {Decision.UNAVAILABLE}
+    assert not here.service._asides._of
+
+
+def test_waiting_is_bounded_in_number_bytes_and_share():
+    queue: Waiting[tuple[str, int]] = Waiting(lambda item: item, most=8, most_bytes=800)
+    assert [queue.put(("a", 10)) for _ in range(3)] == [True, True, False]
+    assert queue.put(("b", 190))
+    assert not queue.put(("b", 20))
+    assert queue.put(("c", 200))
+    assert queue.put(("d", 200))
+    assert queue.put(("e", 190))
+    assert not queue.put(("f", 1))
+    taken = [queue.take() for _ in range(4)]
+    assert [sender for sender, _ in taken] == ["a", "a", "b", "c"]
+    queue.put_back(taken)
+    assert [queue.take() for _ in range(len(queue))] == [*taken, ("d", 200), ("e", 190)]
+    assert queue.put(("a", 200))
+    assert not queue.put(("g", 1), beside=7)
+
+
+# -- stores that do not answer -------------------------------------------------------------------------------
+async def test_a_reply_that_cannot_be_stored_is_answered(here: Serving, nc: Client):
+    fields = {headers.MSG_ID: "q1", headers.TARGET: "bob", headers.TYPE: "ask"}
+    hello = await here.call("alice", "hello", {})
+    fields |= {headers.INSTANCE: hello.result["instance"]}
+    fields[headers.DEADLINE] = str(int((time.time() + 30) * 1000))
+    assert (await here.call("alice", "request", {}, **fields)).ok
+    token = (await here.log())[-1].headers[headers.REPLY_TOKEN]
+    js = nc.jetstream()
+    config = (await js.stream_info(subjects.REPLIES_STREAM)).config
+    config.max_msg_size = 10
+    await js.update_stream(config)
+    reply = {headers.MSG_ID: "r1", headers.TYPE: "answer", headers.REPLY_TOKEN: token}
+    verdict = await here.call("bob", "reply", {"n": 1}, **reply)
+    assert verdict.decision is Decision.UNAVAILABLE
+    config.max_msg_size = -1
+    await js.update_stream(config)
+    verdict = await here.call("bob", "reply", {"n": 1}, **reply)
+    assert (verdict.ok, verdict.duplicate) == (True, False)
+    outcomes = await settled_acts(here, 2)
+    assert outcomes == [Outcome.FAILED, Outcome.APPLIED]
+
+
+async def settled_acts(here: Serving, count: int) -> list[Outcome]:
+    async with asyncio.timeout(5):
+        while True:
+            found = [each.outcome for record in await here.records("a") for each in record.settlements]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def test_a_state_that_finds_no_room_is_told_so(here: Serving, nc: Client):
+    js = nc.jetstream()
+    config = (await js.stream_info("KV_state")).config
+    config.max_bytes = 3_000
+    await js.update_stream(config)
+    put = {"op": "put", "revision": 0, "value": {"x": "y" * 5_000}}
+    verdict = await here.call("bob", "state", put, **{headers.MSG_ID: "s1"})
+    assert (verdict.ok, verdict.retry, verdict.rule) == (False, False, "store")
+    assert await settled_acts(here, 1) == [Outcome.FAILED]
+
+
+async def test_a_state_call_that_is_lost_is_unknown_and_told_to_repeat(here: Serving, lossy: Lossy):
+    lossy.lose(lambda subject, _: subject.startswith("$KV.state."))
+    put = {"op": "put", "revision": 0, "value": {"x": 1}}
+    verdict = await here.call("bob", "state", put, **{headers.MSG_ID: "s1"})
+    assert (verdict.decision, verdict.retry) == (Decision.UNAVAILABLE, True)
+    assert await settled_acts(here, 1) == [Outcome.UNKNOWN]
