@@ -99,6 +99,17 @@ def log_full() -> Refusal:
     )
 
 
+def not_buried(reason: str) -> Refusal:
+    """A message that is dead and finds no room among the dead letters."""
+    return Refusal(
+        Decision.UNAVAILABLE,
+        "fail",
+        "dead_letters",
+        f"the message stays in the inbox: {reason}",
+        "Look through the dead letters and remove what is done with",
+    )
+
+
 def inbox_full(target: str) -> Refusal:
     """One agent's inbox takes no more."""
     return Refusal(

@@ -28,6 +28,7 @@ from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import RecordWriter
 from broker_policy.dead_letters.advisories import AdvisoryFollower
 from broker_policy.dead_letters.failures import FailureReports
+from broker_policy.dead_letters.sweep import Sweep
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds, dedup_id
 from broker_policy.ending import end
@@ -91,6 +92,7 @@ class NamespaceService:
             nc, namespace, record=self._acts.recorded, tell_requester=self._replies.tell_failure
         )
         self._advisories = AdvisoryFollower(nc, undertaker)
+        self._sweep = Sweep(nc, undertaker)
         failures = FailureReports(undertaker, self._acts.recorded, self._table)
         presence = Presence(self._registry, sealer, self._table, room=lambda: nc.max_payload - _HEADER_ROOM)
         self._ops: dict[str, Callable[[Call], None]] = {
@@ -115,7 +117,10 @@ class NamespaceService:
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
             for lane in (self._inbox, self._slow, self._acts)
         ]
-        self._followers = [asyncio.create_task(self._advisories.run(), name=f"{self._namespace}-advisories")]
+        self._followers = [
+            asyncio.create_task(follower.run(), name=f"{self._namespace}-dead-letters")
+            for follower in (self._advisories, self._sweep)
+        ]
         self._subscription = await self._nc.subscribe(
             subjects.CALLS,
             queue=subjects.WORKER_QUEUE,

@@ -16,14 +16,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from broker_policy.dead_letters.failures import EXHAUSTED
-from broker_policy.dead_letters.undertaker import NotYours, Undertaker
-from broker_policy.jetstream import JetStreamError
+from broker_policy.asides import UNANSWERED
+from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, NotYours, Undertaker
 from mas_nats.wire import subjects
 
 log = logging.getLogger(__name__)
 
 _DURABLE = "policy"
+_TRY_AGAIN = 5.0
+"""Seconds until what found no room is tried again."""
 
 
 class AdvisoryFollower:
@@ -40,33 +41,39 @@ class AdvisoryFollower:
             durable_name=_DURABLE, ack_policy=AckPolicy.EXPLICIT, ack_wait=30, max_ack_pending=256
         )
         while True:
+            pull = None
             try:
                 await js.add_consumer(subjects.ADVISORIES_STREAM, config)
                 pull = await js.pull_subscribe_bind(consumer=_DURABLE, stream=subjects.ADVISORIES_STREAM)
                 while True:
                     with contextlib.suppress(nats.errors.TimeoutError):  # nothing happened: the usual case
                         await self._batch(await pull.fetch(64, timeout=20))
-            except (nats.errors.Error, JetStreamError, OSError) as error:
-                log.warning("advisories cannot be followed (%s), trying again", type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the advisories stay and are read again
+                log.warning("advisories cannot be followed (%r), trying again", error)
                 await asyncio.sleep(1)
+            finally:
+                if pull is not None:
+                    with contextlib.suppress(nats.errors.Error, OSError):
+                        await pull.unsubscribe()
 
     async def _batch(self, messages: list[Msg]) -> None:
         for message in messages:
             try:
-                done = await self._handle(orjson.loads(message.data))
+                await self._handle(orjson.loads(message.data))
             except NotYours as error:
                 log.warning("an advisory names a message that is not there: %s", error)
-                done = True
-            if done:
-                await message.ack()
-            else:
-                await message.nak(delay=1)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("an advisory that is none: %r", error)
+            except (NoRoom, *UNANSWERED) as error:
+                log.warning("a message that ran out of attempts cannot be dead-lettered yet: %r", error)
+                await message.nak(delay=_TRY_AGAIN)
+                continue
+            await message.ack()
 
-    async def _handle(self, advisory: dict[str, object]) -> bool:
+    async def _handle(self, advisory: dict[str, object]) -> None:
         agent, sequence = str(advisory["consumer"]), int(str(advisory["stream_seq"]))
         attempt = int(str(advisory.get("deliveries", 0)))
         stored = await self._undertaker.find(agent, sequence)
-        if stored is None:
-            return True
-        error = await self._undertaker.last_error(sequence) or "no report: the agent died or went silent"
-        return await self._undertaker.bury(agent, stored, reason=EXHAUSTED, attempt=attempt, error=error)
+        if stored is not None:
+            error = await self._undertaker.last_error(sequence) or UNREPORTED
+            await self._undertaker.bury(agent, stored, reason=EXHAUSTED, attempt=attempt, error=error)

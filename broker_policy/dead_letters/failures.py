@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from broker_policy import refusals
 from broker_policy.audit.record import Outcome, Report
-from broker_policy.dead_letters.undertaker import NotYours, Record, Undertaker
+from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker
 from broker_policy.jetstream import StoredMessage
 from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.policy.table import Table
@@ -19,10 +19,6 @@ from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 EXPIRED = "EXPIRED"
 """The error class of a report about a request that ran out of time before it was handled."""
-EXHAUSTED = "EXHAUSTED"
-"""The reason of a dead letter that failed as often as it was allowed to."""
-
-
 _LARGEST = 2**53 - 1
 """The largest number that every reader of JSON reads as it is; records cannot hold much larger ones."""
 
@@ -86,11 +82,12 @@ class FailureReports:
             await self._record(_report(call, failure, Outcome.REDELIVERED))
             return accepted(call.message_id, dead=False)
         reason = EXHAUSTED if failure.retryable else failure.reason
-        buried = await self._undertaker.bury(
-            call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.text
-        )
-        if not buried:
-            return refusals.log_full().verdict(call.message_id)
+        try:
+            await self._undertaker.bury(
+                call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.text
+            )
+        except NoRoom as full:
+            return refusals.not_buried(str(full)).verdict(call.message_id)
         return accepted(call.message_id, dead=True)
 
 

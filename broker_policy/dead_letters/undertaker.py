@@ -1,18 +1,30 @@
 """Moves a message from the inbox to the dead letters, repeatable at any point of a crash (DESIGN 5).
 
 First the dead letter is stored (under a dedup id made of the sequence), then the outcome is recorded in
-the log, then the message is removed from the inbox, then a waiting requester is told.
+the log, then the message is removed from the inbox, then a waiting requester is told. What fails on the way
+leaves the message in the inbox.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from nats.aio.client import Client
 
+from broker_policy.asides import UNANSWERED
 from broker_policy.audit.record import Outcome, Report
-from broker_policy.jetstream import StoredMessage, delete_message, direct_get, last_by_subject, publish
+from broker_policy.jetstream import (
+    NO_ROOM,
+    JetStreamError,
+    StoredMessage,
+    delete_message,
+    direct_get,
+    last_by_subject,
+    publish,
+)
 from broker_policy.printable import printable
 from mas_nats.wire import headers, subjects
 
@@ -20,6 +32,10 @@ Record = Callable[[Report], Awaitable[bool]]
 TellRequester = Callable[[str, str], Awaitable[None]]
 """Called with the reply token and a reason that holds no payload."""
 
+EXHAUSTED = "EXHAUSTED"
+"""The reason of a dead letter that failed as often as it was allowed to."""
+UNREPORTED = "no report: the agent died or went silent"
+"""The error of a dead letter of which no agent said anything."""
 _KEPT = (
     headers.MESSAGE_ID,
     headers.SENDER,
@@ -33,6 +49,13 @@ _KEPT = (
     headers.TRACEPARENT,
     headers.TRACESTATE,
 )
+
+
+log = logging.getLogger(__name__)
+
+
+class NoRoom(Exception):
+    """The dead letters, or the log, take no more: the message stays where it is and is tried again."""
 
 
 class NotYours(Exception):
@@ -61,19 +84,31 @@ class Undertaker:
         return stored
 
     async def remember(self, sequence: int, error: str) -> None:
-        """Keep the last error of a message that will be tried again, for a death without a report."""
+        """Keep the last error of a message that will be tried again, for a death without a report.
+
+        Where that fails it is forgotten: it must not keep the report from being taken.
+        """
         subject = subjects.kv_key(subjects.ATTEMPTS_BUCKET, str(sequence))
-        await publish(self._nc, subject, error.encode(), {})
+        with contextlib.suppress(*UNANSWERED):
+            await publish(self._nc, subject, error.encode(), {}, timeout=1)
 
     async def last_error(self, sequence: int) -> str:
         """The last error remembered for a message."""
         stream = subjects.kv_stream(subjects.ATTEMPTS_BUCKET)
         subject = subjects.kv_key(subjects.ATTEMPTS_BUCKET, str(sequence))
-        stored = await last_by_subject(self._nc, stream, subject)
-        return stored.data.decode() if stored else ""
+        with contextlib.suppress(*UNANSWERED):
+            if stored := await last_by_subject(self._nc, stream, subject, timeout=1):
+                return stored.data.decode(errors="replace")
+        return ""
 
-    async def bury(self, agent: str, stored: StoredMessage, *, reason: str, attempt: int, error: str) -> bool:
-        """Move ``stored`` to the dead letters; False when the log is full and it has to be tried again."""
+    async def bury(self, agent: str, stored: StoredMessage, *, reason: str, attempt: int, error: str) -> None:
+        """Move ``stored`` to the dead letters.
+
+        Raises:
+            NoRoom: it could not be stored or recorded, and is still in the inbox.
+            JetStreamError, nats.errors.Error: a stream did not answer; call again.
+
+        """
         fields = {name: stored.headers[name] for name in _KEPT if name in stored.headers}
         fields |= {
             headers.MSG_ID: f"{self._namespace}.{stored.sequence}",
@@ -83,14 +118,21 @@ class Undertaker:
             headers.DEAD_SEQUENCE: str(stored.sequence),
             headers.DEAD_TIME: str(_now()),
         }
-        await publish(self._nc, subjects.dead_letter(agent), stored.data, fields)
+        try:
+            await publish(self._nc, subjects.dead_letter(agent), stored.data, fields)
+        except JetStreamError as refused:
+            if refused.code in NO_ROOM:
+                raise NoRoom(f"stream {subjects.DLQ_STREAM} is full") from refused
+            raise
         report = Report(agent, stored.sequence, Outcome.DEAD, attempt, reason, _now())
         if not await self._record(report):
-            return False
+            raise NoRoom(f"stream {subjects.INBOX_STREAM}, the log, is full")
         await delete_message(self._nc, subjects.INBOX_STREAM, stored.sequence)
         if token := stored.headers.get(headers.REPLY_TOKEN):
-            await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
-        return True
+            try:
+                await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
+            except UNANSWERED as failed:  # the requester will see its timeout instead
+                log.warning("a requester of %s could not be told: %r", agent, failed)
 
 
 def _now() -> int:

@@ -24,6 +24,8 @@ from mas_nats.wire import subjects
 
 DEDUP_WINDOW = 600.0
 """Seconds for which ``INBOX`` knows an id; the SDK's retries end well within (DESIGN 4)."""
+BURIAL_WINDOW = 86400.0
+"""Seconds for which a burial that was interrupted may be finished without a second dead letter."""
 REPLY_AGE = 120.0
 """Seconds for which a reply can be fetched after a reconnect."""
 REGISTRY_AGE = 30.0
@@ -50,7 +52,7 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
             storage=StorageType.FILE,
             discard=DiscardPolicy.NEW,
             max_bytes=limits.log_bytes,
-            duplicate_window=DEDUP_WINDOW,
+            duplicate_window=BURIAL_WINDOW,
             allow_direct=True,
         ),
         # Stored once, then said again under another subject: so a repeated reply is delivered once.
@@ -84,7 +86,10 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
         ),
         _bucket(subjects.REGISTRY_BUCKET, "*.*", max_age=REGISTRY_AGE, max_bytes=32 * _MEBIBYTE),
         _bucket(subjects.IDENTITIES_BUCKET, "*", max_bytes=32 * _MEBIBYTE),
-        _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE),
+        # Hints: the oldest may go.
+        _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE).evolve(
+            discard=DiscardPolicy.OLD
+        ),
     ]
 
 
