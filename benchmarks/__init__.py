@@ -1,0 +1,1 @@
+"""Measurements, each on real servers that it starts and stops itself."""
