@@ -24,6 +24,7 @@ from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import LogUnreachable
 from broker_policy.commit.inbox_lane import InboxLane, Judged, Outgoing, Recall
 from broker_policy.commit.lines import line_of
+from broker_policy.commit.log_room import LogRoom
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import RecordWriter
 from broker_policy.dead_letters.advisories import AdvisoryFollower
@@ -75,6 +76,7 @@ class NamespaceService:
         self._registry = Registry(nc)
         self._replies = Replies(nc, namespace, sealer)
         self._states = StateBucket(nc)
+        self._room = LogRoom(nc, self._log_bytes)
         suspects, recent = Suspects(), RecentIds()
         lanes: dict[str, Any] = {
             "judge": self._judge_message,
@@ -83,11 +85,13 @@ class NamespaceService:
             "recent": recent,
             "suspects": suspects,
         }
-        self._slow = InboxLane(nc, RecordWriter(nc, namespace, f"{worker}s", record_key), slow=None, **lanes)
-        self._inbox = InboxLane(
-            nc, RecordWriter(nc, namespace, f"{worker}i", record_key), slow=self._slow, **lanes
-        )
-        self._acts = ActLane(RecordWriter(nc, namespace, f"{worker}a", record_key))
+
+        def writer(lane: str) -> RecordWriter:
+            return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room)
+
+        self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
+        self._inbox = InboxLane(nc, writer("i"), slow=self._slow, **lanes)
+        self._acts = ActLane(writer("a"))
         undertaker = Undertaker(
             nc, namespace, record=self._acts.recorded, tell_requester=self._replies.tell_failure
         )
@@ -113,13 +117,18 @@ class NamespaceService:
     async def start(self) -> None:
         """Take calls from here on."""
         await self._registry.start()
+        await self._room.look()
         self._lanes = [
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
             for lane in (self._inbox, self._slow, self._acts)
         ]
         self._followers = [
-            asyncio.create_task(follower.run(), name=f"{self._namespace}-dead-letters")
-            for follower in (self._advisories, self._sweep)
+            asyncio.create_task(running, name=f"{self._namespace}-{name}")
+            for name, running in (
+                ("advisories", self._advisories.run()),
+                ("sweep", self._sweep.run()),
+                ("log-room", self._room.follow()),
+            )
         ]
         self._subscription = await self._nc.subscribe(
             subjects.CALLS,
@@ -198,6 +207,10 @@ class NamespaceService:
         if table.agent(call.sender) is None:
             return refusals.unknown_sender(call.sender)
         return table
+
+    def _log_bytes(self) -> int | None:
+        table = self._follower.table(self._namespace)
+        return None if table is None else table.limits.log_bytes
 
     # -- send and request ------------------------------------------------------------------------------
     def _message(self, call: Call) -> None:

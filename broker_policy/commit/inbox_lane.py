@@ -44,7 +44,7 @@ from mas_nats.wire.verdict import Verdict, accepted
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 500
+MAX_BATCH = 512
 """Messages in a batch; the server's limit is 1000."""
 MAX_BATCH_BYTES = 3_500_000
 """Bytes of messages in a batch; the server's limit is 4 MB with headers and record."""
@@ -239,6 +239,7 @@ class InboxLane:
 
     async def _commit_batch(self, told: Sequence[Judged], items: Sequence[Judged]) -> _Fate:
         """Commit all or nothing."""
+        self._writer.require_room()
         lines = [replace(judged.line, way=Way.BATCH) for judged in items]
         lines += [judged.line for judged in told]
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=_revision([*items, *told]))
@@ -257,6 +258,9 @@ class InboxLane:
             if not await self._writer.resolve(prepared):
                 self._writer.give_back(prepared, len(lines))
                 return _Fate.UNANSWERED
+            # A server that failed in the middle has the record and some messages: make sure of each.
+            await self._publish_each(prepared, items, tried=True)
+            return _Fate.STORED
         else:
             self._writer.written(prepared)
         for judged in items:
@@ -291,9 +295,20 @@ class InboxLane:
         lines += [judged.line for judged in told]
         revision = _revision([*items, *told])
         prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=revision)
-        await asyncio.gather(*(self._publish_lone(prepared, p, judged) for p, judged in enumerate(items)))
+        await self._publish_each(prepared, items)
 
-    async def _publish_lone(self, prepared: Prepared, position: int, judged: Judged) -> None:
+    async def _publish_each(
+        self, prepared: Prepared, items: Sequence[Judged], *, tried: bool = False
+    ) -> None:
+        """Publish each message by itself, after its record. ``tried``: it may have been stored before."""
+        await asyncio.gather(
+            *(
+                self._publish_lone(prepared, position, judged, tried=tried)
+                for position, judged in enumerate(items)
+            )
+        )
+
+    async def _publish_lone(self, prepared: Prepared, position: int, judged: Judged, *, tried: bool) -> None:
         outgoing, call = judged.outgoing, judged.call
         assert outgoing is not None  # noqa: S101 - items hold accepted messages only
         number = prepared.record.number
@@ -320,11 +335,12 @@ class InboxLane:
             await self._stored(judged)
             return
         # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
-        gone = stored is None and ack.repeated
+        gone = stored is None and (ack.repeated or tried)
         self._writer.settle(
             number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
         )
-        self._suspects.duplicate(call.sender)
+        if not gone:
+            self._suspects.duplicate(call.sender)
         await self._tell(await self._compare(judged, stored))
 
     async def _look(self, sequence: int) -> StoredMessage | None:
@@ -360,6 +376,7 @@ class InboxLane:
         outgoing = judged.outgoing
         assert outgoing is not None  # noqa: S101 - what is stored was accepted
         self._recent.add(outgoing.dedup, outgoing.commitment)
+        self._writer.stored(len(outgoing.body))
         await self._reply(judged.call, accepted(judged.call.message_id))
 
     async def _tell(self, judged: Judged) -> None:

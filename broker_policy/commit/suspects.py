@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 SUSPICION = 5.0
-"""Seconds a sender stays in the slow lane after its last duplicate."""
+"""Seconds in the slow lane after a sender's last duplicate, and after a target's inbox was last full. One
+that is read slowly is full again and again: meanwhile it must not fail the batches of others."""
 FULL_PAUSE = 0.5
 """Seconds during which messages to a full inbox are refused without asking the stream."""
 
@@ -16,7 +17,8 @@ class Suspects:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._senders: dict[str, float] = {}
+        self._senders: dict[str, float] = {}  # until when
+        self._targets: dict[str, float] = {}
         self._full: dict[str, float] = {}
 
     def duplicate(self, sender: str) -> None:
@@ -25,7 +27,9 @@ class Suspects:
 
     def full(self, target: str) -> None:
         """The inbox of ``target`` took no more."""
-        self._full[target] = self._clock() + FULL_PAUSE
+        now = self._clock()
+        self._full[target] = now + FULL_PAUSE
+        self._targets[target] = now + SUSPICION
 
     def has_room(self, target: str) -> None:
         """The inbox of ``target`` took a message again."""
@@ -33,17 +37,17 @@ class Suspects:
 
     def known_full(self, target: str) -> bool:
         """Whether the inbox of ``target`` was full a moment ago."""
-        until = self._full.get(target)
-        return until is not None and self._clock() < until
+        return self._holds(self._full, target)
 
     def suspicious(self, sender: str, target: str) -> bool:
         """Whether a message between these two could make a whole batch fail."""
-        if target in self._full:
-            return True
-        until = self._senders.get(sender)
+        return self._holds(self._targets, target) or self._holds(self._senders, sender)
+
+    def _holds(self, suspicions: dict[str, float], name: str) -> bool:
+        until = suspicions.get(name)
         if until is None:
             return False
         if self._clock() >= until:
-            del self._senders[sender]
+            del suspicions[name]
             return False
         return True

@@ -28,6 +28,7 @@ from broker_policy.commit.answered import (
     until_answered,
 )
 from broker_policy.commit.lines import weight
+from broker_policy.commit.log_room import LogRoom
 from broker_policy.jetstream import NO_ROOM, JetStreamError, api, direct_get
 from mas_nats.wire import headers, subjects
 
@@ -61,10 +62,16 @@ class Prepared:
 
 
 class RecordWriter:
-    """Writes the records of one commit lane. Not for concurrent use: a lane commits one at a time."""
+    """Writes the records of one commit lane. Not for concurrent use: a lane commits one at a time.
 
-    def __init__(self, nc: Client, namespace: str, writer: str, key: RecordKey) -> None:
+    ``room``: the log's, where it is limited.
+    """
+
+    def __init__(
+        self, nc: Client, namespace: str, writer: str, key: RecordKey, *, room: LogRoom | None = None
+    ) -> None:
         self._nc = nc
+        self._room = room
         self._namespace = namespace
         self.name = writer
         self._key = key
@@ -98,6 +105,16 @@ class RecordWriter:
         return bool(self._settlements or self._carried or self._tail_open)
 
     # -- writing -------------------------------------------------------------------------------------
+    def require_room(self) -> None:
+        """Refuse what makes the log grow beyond its limit.
+
+        Raises:
+            LogFull: it has reached it.
+
+        """
+        if self._room is not None and self._room.full:
+            raise LogFull
+
     def prepare(
         self,
         kind: RecordKind,
@@ -133,9 +150,15 @@ class RecordWriter:
         self._number = prepared.record.number
         self._previous = digest(prepared.body)
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
+        self.stored(len(prepared.body))
         if self._dropped:
             log.error("%d refusals made while the log was full are not in the audit", self._dropped)
             self._dropped = 0
+
+    def stored(self, size: int) -> None:
+        """A record, or a message that follows one, of ``size`` bytes is in the log."""
+        if self._room is not None:
+            self._room.written(size)
 
     def give_back(self, prepared: Prepared, own: int) -> None:
         """The record is not in the log; its first ``own`` decisions and its reports are the caller's."""
@@ -157,6 +180,8 @@ class RecordWriter:
             LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds.
 
         """
+        if kind in (RecordKind.DECISIONS, RecordKind.MARK):
+            self.require_room()
         prepared = self.prepare(kind, decisions, reports, revision=revision)
         try:
             await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)

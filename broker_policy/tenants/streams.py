@@ -190,7 +190,10 @@ async def ensure_inbox_consumer(js: JetStreamContext, agent: str, limits: Limits
 
 
 def _inbox(limits: Limits) -> StreamConfig:
-    """The one log. A work queue: there a message waits for its consumer, and acknowledged means stored."""
+    """The one log. A work queue: there a message waits for its consumer, and acknowledged means stored.
+
+    Without a byte limit: with one, nats-server stores parts of batches (ADR 11). Workers keep ``log_bytes``.
+    """
     return StreamConfig(
         name=subjects.INBOX_STREAM,
         subjects=[subjects.INBOX_SUBJECTS, subjects.AUDIT_SUBJECTS],
@@ -199,7 +202,6 @@ def _inbox(limits: Limits) -> StreamConfig:
         discard=DiscardPolicy.NEW,
         discard_new_per_subject=True,
         max_msgs_per_subject=limits.inbox_messages,
-        max_bytes=limits.log_bytes,
         duplicate_window=DEDUP_WINDOW,
         allow_direct=True,
         allow_atomic=True,

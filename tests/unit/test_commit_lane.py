@@ -220,8 +220,8 @@ async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accep
         again = await here.send("alice", "bob", {"n": 1}, id="first")
         assert (again.decision, again.duplicate) == (Decision.ALLOWED, True)
         assert (await here.send("alice", "nobody")).decision is Decision.UNKNOWN_TARGET
+    await fill(nc, limits.log_bytes)
     async with serving(nc, document(AGENTS, limits=limits)) as here:
-        await fill(nc)
         verdicts = await asyncio.wait_for(many(here, 20), 5)
         assert {verdict.decision for verdict in verdicts} == {Decision.LOG_FULL}
         await nc.jetstream().purge_stream(subjects.INBOX_STREAM, subject=subjects.inbox("bob"))
@@ -232,12 +232,9 @@ async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accep
         assert sum(each.decision == "LOG_FULL" for each in lines) >= 20
 
 
-async def fill(nc: Client) -> None:
-    for size in (2000, 100, 10):
-        for _ in range(100):
-            answer = await nc.request(subjects.inbox("bob"), b"x" * size, timeout=5)
-            if b"maximum bytes" in answer.data:
-                break
+async def fill(nc: Client, size: int) -> None:
+    for _ in range(size // 2000):
+        await publish(nc, subjects.inbox("bob"), b"x" * 2000, {})
 
 
 # -- floods -------------------------------------------------------------------------------------------------

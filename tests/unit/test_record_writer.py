@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from nats.aio.client import Client
@@ -17,6 +18,7 @@ from broker_policy.commit.writer import LogFull, Prepared, RecordWriter
 from broker_policy.jetstream import direct_get_page
 from broker_policy.pipeline.call import Call
 from broker_policy.policy.document import Limits
+from broker_policy.tenants.streams import tenant_streams
 from mas_nats.wire import headers, subjects
 from tests.audit_log import KEY, NAMESPACE, line, make_streams
 from tests.lossy import Lossy, records
@@ -26,7 +28,9 @@ ROOM = 60_000
 
 @pytest.fixture
 async def lossy(nc: Client) -> Lossy:
-    await make_streams(nc, limits=Limits(log_bytes=ROOM))
+    await make_streams(nc)
+    [config] = (each for each in tenant_streams(Limits()) if each.name == subjects.INBOX_STREAM)
+    await nc.jetstream().update_stream(replace(config, max_bytes=ROOM))  # as if the server were full
     return Lossy(nc)
 
 

@@ -1,0 +1,70 @@
+"""How much the log holds, and whether it may grow: the byte limit of the log is kept here, not by the server.
+
+A byte limit on the stream would make nats-server 2.15.1 count a batch's messages for an inbox wrongly, and
+store a part of a batch that does not fit, without an answer (ADR 11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import nats.errors
+from nats.aio.client import Client
+
+from broker_policy.jetstream import JetStreamError, api
+from mas_nats.wire import subjects
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks while something is written. By what other workers write meanwhile, the log can
+exceed its limit."""
+ENVELOPE = 500
+"""Bytes that a message or a record takes in the log beside its body, about."""
+
+
+class LogRoom:
+    """The room in the log of one namespace, for all writers of one worker.
+
+    ``limit`` says how many bytes the log may have; None: not known at the moment.
+    """
+
+    def __init__(self, nc: Client, limit: Callable[[], int | None]) -> None:
+        self._nc = nc
+        self._limit = limit
+        self._bytes = 0  # at the last look
+        self._since = 0  # written by this worker since then
+        self._written = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether the log has reached its limit, as far as this worker knows."""
+        limit = self._limit()
+        return limit is not None and self._bytes + self._since >= limit
+
+    def written(self, size: int) -> None:
+        """A body of ``size`` bytes was stored."""
+        self._since += size + ENVELOPE
+        self._written.set()
+
+    async def look(self) -> None:
+        """Ask how large the log is.
+
+        Raises:
+            JetStreamError, nats.errors.Error: there is no log, or no answer.
+
+        """
+        before = self._since
+        info = await api(self._nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+        self._bytes = int(info["state"]["bytes"])
+        self._since -= before
+
+    async def follow(self) -> None:
+        """Look while this worker writes, or while the log is full, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if not self.full:
+                await self._written.wait()
+            self._written.clear()
+            with contextlib.suppress(nats.errors.Error, JetStreamError, OSError):
+                await self.look()
