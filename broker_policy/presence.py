@@ -12,6 +12,7 @@ from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.policy.table import Table
 from broker_policy.registry import HEARTBEAT, Registry, TooManyInstances
 from broker_policy.sealing import Sealer
+from mas_nats.wire.state_mode import StateMode
 from mas_nats.wire.verdict import Verdict, accepted
 
 MAX_HELLO_BYTES = 8_192
@@ -73,7 +74,7 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        limits = table.limits
+        limits, policy = table.limits, table.agent(call.sender)
         return accepted(
             call.message_id,
             instance=instance,
@@ -84,6 +85,7 @@ class Presence:
             max_deliver=limits.max_deliver,
             max_payload=limits.max_payload,
             max_state=limits.max_state,
+            state=policy.state if policy else StateMode.MEDIATED,
             retry_delay=limits.retry_delay,
             retry_delay_max=limits.retry_delay_max,
         )

@@ -24,6 +24,7 @@ from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.messenger import AgentInfo, Messenger
 from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
+from mas_nats.state_access import StateAccess
 from mas_nats.wire.identity import require_id
 
 START_TIMEOUT = 10.0
@@ -387,7 +388,7 @@ class Agent(Generic[S]):
         calls = Calls(connection, self._agent_id)
         session = Session(calls, self._capabilities, self._metadata, receives=self._receive)
         messenger = Messenger(connection, calls, session, self._agent_id)
-        state = StateStore(calls, session, self._shape)
+        state = StateStore(StateAccess(connection, calls, session, self._agent_id), session, self._shape)
         running = _Running(endpoint, connection, calls, session, messenger, state)
         try:
             await connection.open(timeout)

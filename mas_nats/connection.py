@@ -282,7 +282,7 @@ class Connection:
             self._logged = text  # the same refusal comes with every attempt to reconnect
             logger.warning("%s: %s", self._name, text)
 
-    def _deny(self, subject: str) -> None:
+    def _deny(self, subject: str) -> None:  # nats-py has the server's words in lower case
         verdict = Verdict(
             Decision.AUTHZ_DENIED,
             ok=False,
@@ -292,7 +292,7 @@ class Connection:
             fix="Use the certificate of the agent that the program says it is",
         )
         for waiting in self._waiting.values():
-            if waiting.subject == subject and not waiting.future.done():
+            if waiting.subject.lower() == subject.lower() and not waiting.future.done():
                 waiting.future.set_exception(PermissionDenied(verdict))
 
     # -- certificates ------------------------------------------------------------------------------
@@ -319,6 +319,10 @@ class Connection:
     async def _renew(self, context: ssl.SSLContext) -> None:
         logger.info("%s: new certificate, reconnecting", self._name)
         self._client.options["tls"] = context
+        await self.reconnect()
+
+    async def reconnect(self) -> None:
+        """Connect anew: permissions are those of the moment of connecting."""
         for listener in self.before_reconnect:
             await _guarded(listener)
         await self._client.force_reconnect()

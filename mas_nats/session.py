@@ -13,6 +13,7 @@ import orjson
 
 from mas_nats.calls import Calls
 from mas_nats.errors import MasError, OutcomeUnknown, Unavailable, error_of
+from mas_nats.wire.state_mode import StateMode
 from mas_nats.wire.subjects import Op
 
 logger = logging.getLogger("mas_nats")
@@ -34,6 +35,7 @@ class Terms:
     max_deliver: int  # attempts before a message is dead
     max_payload: int  # bytes
     max_state: int  # bytes
+    state: StateMode
     retry_delay: float  # seconds before the second attempt; doubles with each
     retry_delay_max: float  # seconds
 
@@ -49,6 +51,7 @@ class Terms:
             max_deliver=int(result["max_deliver"]),
             max_payload=int(result["max_payload"]),
             max_state=int(result["max_state"]),
+            state=StateMode(result.get("state", StateMode.MEDIATED)),
             retry_delay=float(result["retry_delay"]),
             retry_delay_max=float(result["retry_delay_max"]),
         )

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypeVar
 
-from mas_nats.calls import Calls
 from mas_nats.errors import (
     ConfigurationError,
     MasError,
@@ -26,18 +25,12 @@ from mas_nats.errors import (
     StateConflict,
     StateCorrupt,
     StateInvalid,
-    error_of,
 )
 from mas_nats.handlers import describe
 from mas_nats.session import Session
-from mas_nats.wire import headers
-from mas_nats.wire.correlation import new_message_id
-from mas_nats.wire.subjects import Op
-from mas_nats.wire.verdict import Decision, Verdict
+from mas_nats.state_access import CorruptAt, StateAccess
 
 S = TypeVar("S", default=dict[str, object])
-
-_REFUSED_VALUE = frozenset({Decision.TOO_LARGE, Decision.INVALID})
 
 
 class StateShape(Generic[S]):
@@ -114,8 +107,8 @@ class StateShape(Generic[S]):
 class StateStore(Generic[S]):
     """The state of one agent, as this instance knows it."""
 
-    def __init__(self, calls: Calls, session: Session, shape: StateShape[S]) -> None:
-        self._calls = calls
+    def __init__(self, access: StateAccess, session: Session, shape: StateShape[S]) -> None:
+        self._access = access
         self._session = session
         self._shape = shape
         self._revision = 0
@@ -161,27 +154,26 @@ class StateStore(Generic[S]):
     async def reset(self, *, timeout: float) -> S:
         """Delete what is stored, whether it fits the model or not."""
         async with self._writing:
-            verdict = await self._ask({"op": "get"}, timeout)
-            revision = int(_accepted(verdict).result["revision"])
-            if verdict.result.get("value") is not None:
-                verdict = await self._ask({"op": "delete", "revision": revision}, timeout)
-                revision = int(_accepted(verdict).result["revision"])
+            try:
+                stored = await self._access.get(timeout)
+                revision, empty = stored.revision, stored.value is None
+            except CorruptAt as corrupt:
+                revision, empty = corrupt.revision, False
+            if revision < self._revision:  # a replica that lags behind what this instance wrote
+                revision, empty = self._revision, False
+            if not empty:
+                revision = await self._access.delete(revision, timeout)
             self._take(revision, None)
         return self._state
 
     async def _write(self, timeout: float) -> None:
         """Write everything up to the newest update, as one put."""
         number, value = self._newest, self._current
-        body = {"op": "put", "revision": self._revision, "value": value}
         try:
-            verdict = await self._ask(body, timeout)
-            if verdict.decision in _REFUSED_VALUE and not verdict.ok:
-                raise StateInvalid(f"the state was refused: {verdict.reason}")
-            _accepted(verdict)
+            self._revision = await self._access.put(self._revision, value, timeout)
         except MasError as error:
             await self._give_up(error)
             raise
-        self._revision = int(verdict.result["revision"])
         self._stored, self._written = value, number
 
     async def _give_up(self, error: MasError) -> None:
@@ -195,11 +187,10 @@ class StateStore(Generic[S]):
                 return
 
     async def _refresh(self, timeout: float) -> None:
-        verdict = _accepted(await self._ask({"op": "get"}, timeout))
-        revision = int(verdict.result["revision"])
+        stored = await self._access.get(timeout)
+        revision, value = stored.revision, stored.value
         if revision < self._revision:
             return  # a replica that lags behind what this instance wrote
-        value = verdict.result.get("value")
         if value is not None:
             try:
                 self._shape.read(value)
@@ -221,14 +212,3 @@ class StateStore(Generic[S]):
     def _show(self, value: dict[str, Any]) -> None:
         self._current = value
         self._state = self._shape.read(value)
-
-    async def _ask(self, body: dict[str, Any], timeout: float) -> Verdict:
-        # The id lets the service recognise its own write when the answer was lost and the call repeated.
-        fields = {headers.MSG_ID: new_message_id()}
-        return await self._calls.call(Op.STATE, orjson.dumps(body), fields, timeout=timeout)
-
-
-def _accepted(verdict: Verdict) -> Verdict:
-    if not verdict.ok:
-        raise error_of(verdict)
-    return verdict

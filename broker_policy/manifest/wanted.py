@@ -7,6 +7,7 @@ from typing import Any
 
 from broker_policy.policy.document import Limits, Permissions
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
+from mas_nats.wire.state_mode import StateMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class WantedAgent:
 
     capabilities: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    state: StateMode = StateMode.MEDIATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from mas_nats.wire.identity import require_id
+from mas_nats.wire.state_mode import StateMode
 
 AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
 Target = Annotated[str, AfterValidator(lambda value: value if value == "*" else require_id(value, "target"))]
@@ -28,6 +29,7 @@ class AgentPolicy(Strict):
     account: str  # public key of its NATS account
     capabilities: tuple[str, ...] = ()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    state: StateMode = StateMode.MEDIATED
 
 
 class Permissions(Strict):

@@ -16,6 +16,7 @@ from broker_policy.identity.jwt import EVERYTHING, Permissions
 from broker_policy.policy.document import Document
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
+from mas_nats.wire.state_mode import StateMode
 
 _THRESHOLD = 60_000_000_000
 """Nanoseconds for which the reply mapping of a ``STREAM`` answer lives after its last message. A pull, or
@@ -107,8 +108,8 @@ INSPECTOR: tuple[Use, ...] = (
 """Reads everything of its namespace, changes nothing."""
 
 
-def agent(name: str) -> tuple[Use, ...]:
-    """What the agent ``name`` may use of its tenant account.
+def agent(name: str, state: StateMode = StateMode.MEDIATED) -> tuple[Use, ...]:
+    """What the agent ``name`` may use of its tenant account; its own state only where that is direct.
 
     Every call by its name, no wildcard: nats-server lets any byte but a blank into a token, and nats-py takes
     what is no UTF-8 for the end of its reading, and a vertical tab for the end of the subject (tried).
@@ -119,7 +120,12 @@ def agent(name: str) -> tuple[Use, ...]:
         Service(subjects.acks(name)),
         Service(subjects.stored_replies(name)),
         Feed(subjects.replies_of(name).removesuffix("*.>") + ">"),
+        *(_direct_state(name) if state is StateMode.DIRECT else ()),
     )
+
+
+def _direct_state(name: str) -> tuple[Use, ...]:
+    return Service(subjects.kv_key(subjects.STATE_BUCKET, name)), Service(subjects.stored_state(name))
 
 
 TENANT_EXPORTS: tuple[Use, ...] = (
@@ -127,6 +133,7 @@ TENANT_EXPORTS: tuple[Use, ...] = (
     Service(subjects.pull("*"), Answers.MANY),
     Service(subjects.acks("*").removesuffix("*.>") + ">"),
     Feed(subjects.REPLIES),
+    Service(subjects.kv_key(subjects.STATE_BUCKET, "*")),
     *INSPECTOR,
 )
 """All that a tenant account exports. It is the same for every tenant and never changes as agents come and
@@ -187,7 +194,8 @@ def grant_for(document: Document, identity: Identity) -> Grant | None:
         return None
     match identity.role:
         case Role.AGENT if identity.name in document.agents:
-            return Grant(document.agents[identity.name].account, permissions(agent(identity.name)))
+            policy = document.agents[identity.name]
+            return Grant(policy.account, permissions(agent(identity.name, policy.state)))
         case Role.INSPECTOR if identity.name in document.inspectors:
             return Grant(document.inspectors[identity.name], permissions(INSPECTOR))
         case Role.OPERATOR if identity.name in document.operators:

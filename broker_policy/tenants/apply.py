@@ -1,6 +1,7 @@
 """Brings a namespace to what a manifest wants: accounts and streams first, then policy, then the workers.
 
-What an agent needs exists before policy lets it in; whoever policy no longer knows is disconnected.
+What an agent needs exists before policy lets it in; whoever policy no longer knows is disconnected, and so
+is, to come back, whoever may do something else than before.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ async def apply(
     account = await controller.ensure_tenant(wanted.namespace, wanted.limits)
     agents = {
         name: AgentPolicy(
-            account=await controller.ensure_agent(wanted.namespace, name, wanted.limits),
+            account=await controller.ensure_agent(wanted.namespace, name, wanted.limits, agent.state),
             capabilities=agent.capabilities,
             metadata=agent.metadata,
+            state=agent.state,
         )
         for name, agent in wanted.agents.items()
     }
@@ -78,7 +80,8 @@ async def apply(
     revision = await store.put(document, expected=stored.sequence if stored else 0)
     await store.wait_confirmed(revision, timeout=confirm)
     removed = sorted(before.keys() - agents.keys())
-    for name in removed:
+    switched = [name for name in agents.keys() & before.keys() if agents[name].state != before[name].state]
+    for name in (*removed, *switched):  # the latter are back at once, with the permissions of their new state
         await controller.kick_account(before[name].account)
     log.info("namespace %s is at revision %d", wanted.namespace, revision)
     return Applied(

@@ -26,6 +26,7 @@ from broker_policy.tenants.connect import (
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import Role, require_id
+from mas_nats.wire.state_mode import StateMode
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +117,20 @@ class TenantController:
         await streams.ensure_tenant_streams(client.jetstream(), limits)
         return account
 
-    async def ensure_agent(self, namespace: str, agent_id: str, limits: Limits) -> str:
+    async def ensure_agent(
+        self, namespace: str, agent_id: str, limits: Limits, state: StateMode = StateMode.MEDIATED
+    ) -> str:
         """Make an agent's account and its inbox consumer; the tenant must exist.
+
+        What ``state`` adds or takes away of the account holds at once; the permissions of connections that
+        are there already follow when they connect again.
 
         Returns:
             The account's public key.
 
         """
-        account = await self._ensure_contained(namespace, Role.AGENT, agent_id, accounts.agent(agent_id))
+        uses = accounts.agent(agent_id, state)
+        account = await self._ensure_contained(namespace, Role.AGENT, agent_id, uses)
         client = await self._tenant(namespace)
         await streams.ensure_inbox_consumer(client.jetstream(), agent_id, limits)
         return account

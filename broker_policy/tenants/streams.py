@@ -33,6 +33,9 @@ REGISTRY_AGE = 30.0
 HEARTBEAT_AGE = 3.0
 """Seconds after which a worker that says nothing is taken for gone."""
 STATE_HISTORY = 64
+"""Revisions kept of each agent's state; so many can a worker be behind with the audit of a direct one."""
+STATE_HEADERS = 4096
+"""Bytes of headers that a state may have beside its JSON."""
 AUDIT_GUARD = "AUDIT"
 """The consumer that guards audit records. Upper case, so that no agent can have its name."""
 
@@ -83,6 +86,9 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
             storage=StorageType.FILE,
             max_msgs_per_subject=STATE_HISTORY,
             max_bytes=limits.log_bytes,
+            # An agent whose state is direct writes here itself, so what limits it has to be here.
+            max_msg_size=limits.max_state + STATE_HEADERS,
+            republish=RePublish(src=subjects.kv_key(subjects.STATE_BUCKET, "*"), dest=subjects.STATE_CHANGES),
         ),
         _bucket(subjects.REGISTRY_BUCKET, "*.*", max_age=REGISTRY_AGE, max_bytes=32 * _MEBIBYTE),
         _bucket(subjects.IDENTITIES_BUCKET, "*", max_bytes=32 * _MEBIBYTE),
@@ -90,6 +96,7 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
         _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE).evolve(
             discard=DiscardPolicy.OLD
         ),
+        _bucket(subjects.AUDITED_BUCKET, "*", storage=StorageType.FILE, max_bytes=32 * _MEBIBYTE),
     ]
 
 
@@ -216,6 +223,8 @@ def _bucket(
     max_msgs_per_subject: int = 1,
     max_bytes: int = -1,
     max_age: float = 0.0,
+    max_msg_size: int = -1,
+    republish: RePublish | None = None,
 ) -> StreamConfig:
     """A KV bucket by hand: nats-py's own turns rollups on, and one rollup header wipes a bucket."""
     return StreamConfig(
@@ -226,6 +235,8 @@ def _bucket(
         max_msgs_per_subject=max_msgs_per_subject,
         max_bytes=max_bytes,
         max_age=max_age,
+        max_msg_size=max_msg_size,
+        republish=republish,
         allow_direct=True,
         allow_rollup_hdrs=False,
         deny_delete=True,

@@ -36,12 +36,20 @@ DEAD_TIME = "Mas-Dead-Time"
 # -- on audit records --------------------------------------------------------------------------------
 RECORD_MAC = "Mas-Record-Mac"
 
+# -- on a state that a worker wrote after its decision --------------------------------------------------
+STATE_MAC = "Mas-State-Mac"  # for this very revision; beside ``Mas-Audit``, which names the decision
+
 # -- JetStream's own -----------------------------------------------------------------------------------
 BATCH_ID = "Nats-Batch-Id"
 BATCH_SEQUENCE = "Nats-Batch-Sequence"
 BATCH_COMMIT = "Nats-Batch-Commit"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 STATUS = "Status"
+KV_OPERATION = "KV-Operation"
+STORED_SUBJECT = "Nats-Subject"  # put by the server behind all stored headers, as the next three are
+STORED_SEQUENCE = "Nats-Sequence"
+STORED_TIME = "Nats-Time-Stamp"
+STORED_PREVIOUS = "Nats-Last-Sequence"  # on what a stream says again: the one before on the same subject
 PENDING_MESSAGES = "Nats-Pending-Messages"
 
 MAX_VALUE_BYTES = 1024

@@ -72,6 +72,9 @@ STATE_BUCKET = "state"
 REGISTRY_BUCKET = "registry"
 ATTEMPTS_BUCKET = "attempts"  # the last error reported for a message that will be tried again
 IDENTITIES_BUCKET = "identities"  # the certificate with which an agent last authenticated
+AUDITED_BUCKET = "audited"  # up to which revision an agent's direct state is audited, and by whom
+STATE_CHANGES = "mas.changed.{{wildcard(1)}}"
+"""Where the server says again what was stored in the state bucket, with its revision and the one before."""
 
 
 def dead_letter(agent: str) -> str:
@@ -87,6 +90,11 @@ def kv_stream(bucket: str) -> str:
 def kv_key(bucket: str, key: str) -> str:
     """The subject of a key in a bucket."""
     return f"$KV.{bucket}.{key}"
+
+
+def state_changes(agent: str) -> str:
+    """What is stored as the state of ``agent``, as workers hear it."""
+    return f"mas.changed.{agent}"
 
 
 # -- JetStream API subjects an agent's account imports ----------------------------------------------
@@ -108,6 +116,11 @@ def stored_replies(agent: str) -> str:
 def stored_reply(agent: str, instance: str, correlation: str, frame: int) -> str:
     """Direct get of one stored reply."""
     return f"$JS.API.DIRECT.GET.{REPLIES_STREAM}.{answer(agent, instance, correlation, frame)}"
+
+
+def stored_state(agent: str) -> str:
+    """Direct get of the state of ``agent``, for an agent whose state is direct."""
+    return f"$JS.API.DIRECT.GET.{kv_stream(STATE_BUCKET)}.{kv_key(STATE_BUCKET, agent)}"
 
 
 # -- in the CONTROL account --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from broker_policy.manifest.wanted import WantedAgent
 from broker_policy.policy.document import Limits
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.state_mode import StateMode
 from tests.system import System
 
 LIMITS = Limits(ack_wait=1.5, retry_delay=0.1, retry_delay_max=1.0, max_deliver=3, in_flight=8)
@@ -40,7 +41,11 @@ class Broker(Protocol):
     """A broker under test."""
 
     async def namespace(
-        self, agents: Mapping[str, Iterable[str]], allow: Mapping[str, Iterable[str]], limits: Limits
+        self,
+        agents: Mapping[str, Iterable[str]],
+        allow: Mapping[str, Iterable[str]],
+        limits: Limits,
+        state: StateMode = StateMode.MEDIATED,
     ) -> Namespace:
         """A namespace with these agents (and their capabilities) and permissions."""
 
@@ -80,7 +85,13 @@ class RealBroker:
     system: System
 
     async def namespace(
-        self, agents: Mapping[str, Iterable[str]], allow: Mapping[str, Iterable[str]], limits: Limits
+        self,
+        agents: Mapping[str, Iterable[str]],
+        allow: Mapping[str, Iterable[str]],
+        limits: Limits,
+        state: StateMode = StateMode.MEDIATED,
     ) -> RealNamespace:
-        declared = {agent: WantedAgent(tuple(capabilities)) for agent, capabilities in agents.items()}
+        declared = {
+            agent: WantedAgent(tuple(capabilities), state=state) for agent, capabilities in agents.items()
+        }
         return RealNamespace(self.system, await self.system.namespace(declared, allow, limits=limits))

@@ -1,14 +1,17 @@
-"""Durable, typed, and never lost to a race."""
+"""Durable, typed, and never lost to a race; the same through the policy service and directly."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from pydantic import BaseModel
 
 from mas_nats import Agent, AgentMessage, StateConflict, StateCorrupt, StateInvalid
-from tests.contract.conftest import Stage
+from mas_nats.wire.state_mode import StateMode
+from tests.contract.broker import LIMITS, Broker
+from tests.contract.conftest import AGENTS, ALLOW, Stage
 
 
 class DeskState(BaseModel):
@@ -25,6 +28,13 @@ class Desk(Agent[DeskState]):
 
 class Other(Agent[dict[str, object]]):
     pass
+
+
+@pytest.fixture(params=StateMode)
+async def stage(broker: Broker, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, LIMITS, state=request.param))
+    yield stage
+    await stage.close()
 
 
 async def test_restored_on_restart(stage: Stage):

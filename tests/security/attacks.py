@@ -23,7 +23,9 @@ CALLS = "calls"
 PULLS = "pulls"
 ACKS = "acks"
 GETS = "gets"
+STATES = "states"
 SOURCES = (CALLS, PULLS, ACKS, GETS)
+"""What every agent may ask; with ``STATES``, what an agent may whose state is direct."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def _requests(source: str, target: Target) -> Iterator[Target]:
         base = f"$JS.ACK.INBOX.{ATTACKER}.1"
         for body in (b"+ACK", b'+NXT {"batch":1,"no_wait":true}'):
             yield Target(f"{base}.3.1.1.0", body)
+    elif source == STATES:
+        yield Target(subjects.kv_key(subjects.STATE_BUCKET, ATTACKER), target.body)
+        yield Target(subjects.stored_state(ATTACKER))
     else:
         yield Target(subjects.stored_reply(ATTACKER, "i1", "c1", 0))
         yield Target(subjects.stored_reply(ATTACKER, "i1", "none", 0))

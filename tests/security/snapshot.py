@@ -15,26 +15,27 @@ _PAGING = {"Nats-Last-Sequence", "Nats-Num-Pending"}  # said by the get, not sto
 _COUNTERS = ("ts", "cluster", "push_bound", "paused", "priority_groups")
 
 
-async def take(installation: Installation, *, own: str) -> dict[str, Any]:
+async def take(installation: Installation, *, own: str, own_state: bool = False) -> dict[str, Any]:
     """Streams, consumers, their configuration and contents in every account, and the accounts themselves.
 
-    ``own`` is the attacking agent: what it does with its own inbox is left out.
+    ``own`` is the attacking agent: what it does with its own inbox is left out, and with its own state where
+    that is direct (``own_state``).
     """
     snapshot: dict[str, Any] = {}
     for name, client in installation.admins.items():
-        for key, value in (await _account(client, own)).items():
+        for key, value in (await _account(client, own, own_state=own_state)).items():
             snapshot[f"{name} {key}"] = value
         snapshot[f"{name} disconnects"] = client.stats["reconnects"]
     snapshot["accounts"] = await installation.accounts()
     return snapshot
 
 
-async def settled(installation: Installation, *, own: str) -> dict[str, Any]:
+async def settled(installation: Installation, *, own: str, own_state: bool = False) -> dict[str, Any]:
     """A snapshot after everything that is under way has arrived: two in a row are equal."""
-    before = await take(installation, own=own)
+    before = await take(installation, own=own, own_state=own_state)
     for _ in range(40):
         await asyncio.sleep(0.05)
-        after = await take(installation, own=own)
+        after = await take(installation, own=own, own_state=own_state)
         if after == before:
             return after
         before = after
@@ -46,13 +47,13 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-async def _account(client: Client, own: str) -> dict[str, Any]:
+async def _account(client: Client, own: str, *, own_state: bool) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for stream in (await api(client, "STREAM.LIST", {}))["streams"] or []:
         name = stream["config"]["name"]
         out[f"{name} config"] = stream["config"]
         if name not in _VOLATILE:
-            out[f"{name} messages"] = await _messages(client, name, own)
+            out[f"{name} messages"] = await _messages(client, name, own, own_state=own_state)
         consumers = await api(client, f"CONSUMER.LIST.{name}", {})
         for consumer in consumers["consumers"] or []:
             if consumer["name"] != own:
@@ -62,7 +63,7 @@ async def _account(client: Client, own: str) -> dict[str, Any]:
     return out
 
 
-async def _messages(client: Client, stream: str, own: str) -> list[Any]:
+async def _messages(client: Client, stream: str, own: str, *, own_state: bool) -> list[Any]:
     try:
         messages = await direct_get_page(client, stream, ">", 1)
     except JetStreamError:
@@ -75,7 +76,7 @@ async def _messages(client: Client, stream: str, own: str) -> list[Any]:
             message.data,
         )
         for message in messages
-        if not _is_own(message.subject, own)
+        if not _is_own(message.subject, own) and not (own_state and message.subject == f"$KV.state.{own}")
     ]
 
 

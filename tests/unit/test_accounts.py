@@ -8,6 +8,7 @@ from broker_policy.policy.document import AgentPolicy, Document
 from broker_policy.tenants import accounts
 from broker_policy.tenants.accounts import Feed, Service
 from mas_nats.wire.identity import Identity, Role
+from mas_nats.wire.state_mode import StateMode
 
 CALLS = ("hello", "bye", "send", "request", "reply", "fail", "discover", "state")
 POLICY = Document(
@@ -34,6 +35,7 @@ def covers(pattern: str, subject: str) -> bool:
     ("uses", "exports"),
     [
         (accounts.agent("alice"), accounts.TENANT_EXPORTS),
+        (accounts.agent("alice", StateMode.DIRECT), accounts.TENANT_EXPORTS),
         (accounts.INSPECTOR, accounts.TENANT_EXPORTS),
         (accounts.WORKER, accounts.CONTROL_EXPORTS),
         (accounts.SIGNER, accounts.CONTROL_EXPORTS),
@@ -56,6 +58,16 @@ def test_an_agents_list():
         Service("$JS.API.DIRECT.GET.REPLIES.mas.answer.alice.>"),
         Feed("mas.reply.alice.>"),
     )
+
+
+def test_direct_state_adds_the_own_key_and_nothing_else():
+    own = {Service("$KV.state.alice"), Service("$JS.API.DIRECT.GET.KV_state.$KV.state.alice")}
+    assert set(accounts.agent("alice", StateMode.DIRECT)) - set(accounts.agent("alice")) == own
+    direct = AgentPolicy(account="ALICE", state=StateMode.DIRECT)
+    policy = POLICY.model_copy(update={"agents": {"alice": direct}})
+    grant = accounts.grant_for(policy, Identity("mas", "default", Role.AGENT, "alice"))
+    assert grant is not None
+    assert {use.subject for use in own} <= set(grant.permissions.publish)
 
 
 def test_an_agents_permissions_say_its_list_again():
