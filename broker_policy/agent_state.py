@@ -1,4 +1,7 @@
-"""Mediated state: an agent's durable state in the ``state`` bucket, written by compare-and-set."""
+"""Mediated state: an agent's durable state in the ``state`` bucket, written by compare-and-set.
+
+What a worker writes is marked, so that the audit of direct state tells it from what an agent wrote itself.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import orjson
 from nats.aio.client import Client
 
+from broker_policy.direct_state.changes import History
+from broker_policy.direct_state.mark import Marker
 from broker_policy.jetstream import WRONG_LAST_SEQUENCE, JetStreamError, last_by_subject, publish
 from mas_nats.wire import headers, subjects
 
@@ -60,42 +65,69 @@ class StateCall:
         return cls("put", revision, value)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A state as it is stored; ``value`` is None where there is none (any more)."""
+
+    revision: int
+    value: dict[str, Any] | None = None
+    corrupt: bool = False  # it is no JSON object: an agent whose state was direct can leave anything
+
+
 class StateBucket:
     """The states of one namespace's agents."""
 
-    def __init__(self, nc: Client) -> None:
+    def __init__(self, nc: Client, marker: Marker) -> None:
         self._nc = nc
+        self._marker = marker
+        self._history = History(nc)
         self._stream = subjects.kv_stream(subjects.STATE_BUCKET)
 
-    async def get(self, agent: str) -> tuple[int, dict[str, Any] | None]:
-        """Revision and value; the value is None where there is none (any more)."""
+    async def get(self, agent: str) -> StoredState:
+        """What is stored."""
         stored = await last_by_subject(self._nc, self._stream, _key(agent))
         if stored is None:
-            return 0, None
+            return StoredState(0)
         if not stored.data:
-            return stored.sequence, None
-        return stored.sequence, orjson.loads(stored.data)
+            return StoredState(stored.sequence)
+        try:
+            value = orjson.loads(stored.data)
+        except orjson.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            return StoredState(stored.sequence, corrupt=True)
+        return StoredState(stored.sequence, value)
 
-    async def write(self, agent: str, call: StateCall, call_id: str) -> int:
+    async def write(self, agent: str, call: StateCall, call_id: str, reference: str) -> int:
         """Write or delete, if the current revision is the expected one; the new revision.
 
-        A repetition under the same ``call_id`` returns the revision of the first.
+        A repetition under the same ``call_id`` returns the revision of the first. ``reference`` names the
+        decision.
 
         Raises:
             Conflict: it is not.
 
         """
-        fields = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(call.revision)}
+        fields = {
+            headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(call.revision),
+            headers.AUDIT: reference,
+            headers.STATE_MAC: self._marker.mark(agent, call.revision, call.value),
+        }
         if call_id:
             fields[headers.MSG_ID] = f"{agent}.{call_id}"
         if call.op == "delete":
-            fields["KV-Operation"] = "DEL"
+            fields[headers.KV_OPERATION] = "DEL"
         try:
             return (await publish(self._nc, _key(agent), call.value, fields)).sequence
         except JetStreamError as error:
-            if error.code in WRONG_LAST_SEQUENCE:
+            if error.code not in WRONG_LAST_SEQUENCE:
+                raise
+            # The server looks at the revision before the id (tried on nats-server 2.15.1): what it refuses
+            # may repeat what it stored. If so, that is what came right after the expected revision.
+            following = await self._history.first(agent, call.revision + 1) if call_id else None
+            if following is None or following.message_id != fields[headers.MSG_ID]:
                 raise Conflict from error
-            raise
+            return following.revision
 
 
 def _key(agent: str) -> str:

@@ -138,9 +138,11 @@ async def delete_message(nc: Client, stream: str, sequence: int, *, timeout: flo
 
 def _stored(message: Any) -> StoredMessage | None:
     fields: dict[str, str] = dict(message.headers or {})
-    status = fields.get(headers.STATUS)
+    if headers.STORED_SEQUENCE in fields and headers.STORED_SUBJECT in fields:
+        # First, since a header that was stored with the message could pose as the server's status.
+        sequence = int(fields[headers.STORED_SEQUENCE])
+        return StoredMessage(fields[headers.STORED_SUBJECT], sequence, message.data, fields)
+    status = fields.get(headers.STATUS, "")
     if status in ("404", "204"):
         return None
-    if status is not None:
-        raise JetStreamError(int(status), fields.get("Description", "direct get failed"))
-    return StoredMessage(fields["Nats-Subject"], int(fields["Nats-Sequence"]), message.data, fields)
+    raise JetStreamError(int(status or 0), fields.get("Description", "direct get failed"))

@@ -32,6 +32,9 @@ from broker_policy.dead_letters.failures import FailureReports
 from broker_policy.dead_letters.sweep import Sweep
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds, dedup_id
+from broker_policy.direct_state.changes import Lines
+from broker_policy.direct_state.follower import DirectStateAudit
+from broker_policy.direct_state.mark import Marker
 from broker_policy.ending import end
 from broker_policy.jetstream import NO_ROOM, JetStreamError
 from broker_policy.pipeline import Call, Refusal, judge
@@ -75,7 +78,8 @@ class NamespaceService:
         self._sealer = sealer
         self._registry = Registry(nc)
         self._replies = Replies(nc, namespace, sealer)
-        self._states = StateBucket(nc)
+        marker = Marker(namespace, record_key)
+        self._states = StateBucket(nc, marker)
         self._room = LogRoom(nc, self._log_bytes)
         suspects, recent = Suspects(), RecentIds()
         lanes: dict[str, Any] = {
@@ -92,6 +96,14 @@ class NamespaceService:
         self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
         self._inbox = InboxLane(nc, writer("i"), slow=self._slow, **lanes)
         self._acts = ActLane(writer("a"))
+        self._direct_states = DirectStateAudit(
+            nc,
+            worker=worker,
+            writer=writer("d"),
+            lines=Lines(marker, sealer, self._registry.fingerprint),
+            table=lambda: follower.table(namespace),
+            revision=lambda: follower.revision,
+        )
         undertaker = Undertaker(
             nc, namespace, record=self._acts.recorded, tell_requester=self._replies.tell_failure
         )
@@ -120,7 +132,7 @@ class NamespaceService:
         await self._room.look()
         self._lanes = [
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
-            for lane in (self._inbox, self._slow, self._acts)
+            for lane in (self._inbox, self._slow, self._acts, self._direct_states)
         ]
         self._followers = [
             asyncio.create_task(running, name=f"{self._namespace}-{name}")
@@ -146,7 +158,7 @@ class NamespaceService:
                 await self._subscription.drain()  # what has arrived is still taken
         await end(self._followers)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
-        for lane in (self._inbox, self._slow, self._acts):
+        for lane in (self._inbox, self._slow, self._acts, self._direct_states):
             lane.close()
         if self._lanes:
             await asyncio.wait(self._lanes, timeout=_PATIENCE)
@@ -304,19 +316,19 @@ class NamespaceService:
             if reference is None:
                 await self._answer(call, refusals.log_full().verdict(call.message_id))
                 return Outcome.FAILED
-            verdict, outcome = await self._write_state(call, wanted)
+            verdict, outcome = await self._write_state(call, wanted, reference)
             await self._answer(call, verdict)
             return outcome
 
         self._act(call, Act(perform, line, self._follower.revision))
 
     async def _read_state(self, call: Call) -> Verdict:
-        revision, value = await self._states.get(call.sender)
-        return accepted(call.message_id, revision=revision, value=value)
+        stored = await self._states.get(call.sender)
+        return accepted(call.message_id, revision=stored.revision, value=stored.value, corrupt=stored.corrupt)
 
-    async def _write_state(self, call: Call, wanted: StateCall) -> tuple[Verdict, Outcome]:
+    async def _write_state(self, call: Call, wanted: StateCall, reference: str) -> tuple[Verdict, Outcome]:
         try:
-            revision = await self._states.write(call.sender, wanted, call.message_id)
+            revision = await self._states.write(call.sender, wanted, call.message_id, reference)
         except Conflict:
             refusal = Refusal(
                 Decision.STATE_CONFLICT,

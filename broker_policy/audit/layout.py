@@ -12,6 +12,7 @@ mas:audit:<ns>:unsettled           set: writers that have such
 mas:audit:<ns>:open:<agent>        sorted set: entry index by sequence of a message in the inbox
 mas:audit:<ns>:opened              set: agents that have such
 mas:audit:<ns>:early               hash: <agent>.<sequence> -> reports that came before their decision
+mas:audit:<ns>:states              hash: agent -> newest revision of its direct state that is in the chain
 mas:audit:<ns>:lease               who projects now
 """
 
@@ -69,6 +70,11 @@ class Layout:
     def early(self) -> str:
         """Reports whose decision is not settled yet."""
         return f"{self.prefix}early"
+
+    @cached_property
+    def states(self) -> str:
+        """Up to which revision of an agent's direct state the chain goes."""
+        return f"{self.prefix}states"
 
     @cached_property
     def lease(self) -> str:

@@ -12,8 +12,9 @@ from broker_policy.audit import entry
 from broker_policy.audit.draft import Draft
 from broker_policy.audit.entry import Alarm, WorkerEvent
 from broker_policy.audit.numbering import Received, WriterState, follow
-from broker_policy.audit.record import Outcome, Record, RecordKind, Report, Settlement, Way
+from broker_policy.audit.record import DecisionLine, Outcome, Record, RecordKind, Report, Settlement, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
+from broker_policy.audit.state_marks import StateMark
 
 DecisionName = tuple[str, int, int]
 """Writer, record number and position: what names a decision in the log."""
@@ -53,6 +54,7 @@ class Known:
     pending: dict[DecisionName, Pending] = field(default_factory=dict)
     open: dict[MessageName, int] = field(default_factory=dict)
     early: dict[MessageName, list[Report]] = field(default_factory=dict)
+    states: dict[str, StateMark] = field(default_factory=dict)
 
 
 def wanted(portion: Iterable[Received]) -> tuple[set[DecisionName], set[MessageName]]:
@@ -84,6 +86,7 @@ class Projection:
         self._opened: dict[MessageName, int] = {}
         self._closed: dict[str, list[str]] = {}
         self._early = {name: list(reports) for name, reports in known.early.items()}
+        self._states = dict(known.states)
 
     def take(self, received: Received) -> None:
         """Add one record."""
@@ -129,6 +132,9 @@ class Projection:
             elif writer in self._writers:
                 draft.command("HDEL", layout.writers, writer)
         self._write_pending()
+        for agent, mark in self._states.items():
+            if mark != self._known.states.get(agent):
+                draft.command("HSET", layout.states, agent, mark.encode())
         opened: dict[str, list[str]] = {}
         for (agent, sequence), index in self._opened.items():
             opened.setdefault(agent, []).extend((str(sequence), str(index)))
@@ -151,6 +157,8 @@ class Projection:
         trusted = not (mark and Alarm(mark).untrusted)
         place = 0
         for position, line in enumerate(record.decisions):
+            if trusted and self._in_chain(line):
+                continue
             message = 0
             if line.way is Way.BATCH:
                 place += 1
@@ -166,6 +174,17 @@ class Projection:
                 self._pending[record.writer, record.number, position] = Pending(
                     index, line.way, entry.target_agent(line.target), line.time
                 )
+
+    def _in_chain(self, line: DecisionLine) -> bool:
+        """Whether ``line`` is about a revision of direct state that another worker recorded before."""
+        state = StateMark.of(line)
+        if state is None:
+            return False
+        known = self._states.get(line.sender)
+        if known is not None and known.covers(state):
+            return True
+        self._states[line.sender] = state if known is None else known.then(state)
+        return False
 
     def _settlement(self, writer: str, settlement: Settlement) -> None:
         name = (writer, settlement.number, settlement.position)

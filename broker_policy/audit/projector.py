@@ -26,6 +26,7 @@ from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import Known, Pending, Projection, decode_reports, wanted
 from broker_policy.audit.record import RecordKey
 from broker_policy.audit.removal import Removal
+from broker_policy.audit.state_marks import StateMark, state_agents
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken, Tail
 from broker_policy.jetstream import JetStreamError
@@ -205,7 +206,8 @@ class Projector:
 
     async def _known(self, portion: list[Received]) -> Known:
         names_of_decisions, names_of_messages = wanted(portion)
-        if not names_of_decisions and not names_of_messages:
+        agents = sorted(state_agents(portion))
+        if not names_of_decisions and not names_of_messages and not agents:
             return Known()
         decisions, messages = sorted(names_of_decisions), sorted(names_of_messages)
         layout = self.store.layout
@@ -213,6 +215,7 @@ class Projector:
             [
                 *(("HGET", layout.pending(writer), f"{n}.{place}") for writer, n, place in decisions),
                 *(("ZRANGEBYSCORE", layout.open(agent), seq, seq) for agent, seq in messages),
+                *(("HGET", layout.states, agent) for agent in agents),
                 ("HVALS", layout.early),
             ]
         )
@@ -223,6 +226,9 @@ class Projector:
         for message, members in zip(messages, rows[len(decisions) :], strict=False):
             if members:
                 known.open[message] = int(members[0])
+        for agent, raw in zip(agents, rows[len(decisions) + len(messages) :], strict=False):
+            if raw is not None:
+                known.states[agent] = StateMark.decode(raw)
         for raw in rows[-1]:
             reports = decode_reports(raw)
             known.early[reports[0].agent, reports[0].sequence] = reports

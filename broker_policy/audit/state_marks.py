@@ -1,0 +1,70 @@
+"""Direct state in the chain: each revision once, though two workers may both have recorded it.
+
+A worker that takes over from one that died begins at the position which that one had reached for certain,
+so what was recorded last may be recorded again. Here it is left out: the chain remembers, for each agent,
+the last revision it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from broker_policy.audit.numbering import Received
+from broker_policy.audit.record import DecisionLine
+
+DIRECT_STATE = "direct_state"
+"""The rule of a line about one revision; its message id is the revision."""
+STATE_GAP = "state_gap"
+"""The rule of a line about revisions that nobody saw: the message id is ``<seen>-<seen>``, the revisions
+between which they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateMark:
+    """The newest revision of an agent's state that is in the chain."""
+
+    revision: int
+    time: int  # when it was written, unix milliseconds
+
+    @classmethod
+    def of(cls, line: DecisionLine) -> StateMark | None:
+        """What ``line`` accounts for; None when it is not about direct state."""
+        first, _, after = line.message_id.partition("-")
+        if line.rule == DIRECT_STATE and first.isascii() and first.isdecimal():
+            return cls(int(first), line.time)
+        if line.rule == STATE_GAP and after.isascii() and after.isdecimal():
+            return cls(int(after) - 1, 0)
+        return None
+
+    def covers(self, other: StateMark) -> bool:
+        """Whether ``other`` is in the chain.
+
+        Revisions begin anew when a bucket was lost and made again; then they are later in time.
+        """
+        return other.revision <= self.revision and other.time <= self.time
+
+    def then(self, other: StateMark) -> StateMark:
+        """After ``other`` was added."""
+        return StateMark(other.revision, max(self.time, other.time))
+
+    def encode(self) -> str:
+        """As it lies in Redis."""
+        return f"{self.revision} {self.time}"
+
+    @classmethod
+    def decode(cls, raw: bytes) -> StateMark:
+        """As it came from Redis."""
+        revision, time = raw.split()
+        return cls(int(revision), int(time))
+
+
+def state_agents(portion: Iterable[Received]) -> set[str]:
+    """The agents whose direct state ``portion`` speaks of."""
+    return {
+        line.sender
+        for received in portion
+        if received.record is not None
+        for line in received.record.decisions
+        if StateMark.of(line) is not None
+    }

@@ -1,0 +1,160 @@
+"""One agent whose state is direct, as one worker follows it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker_policy.audit.record import DecisionLine
+from broker_policy.direct_state.changes import Change, History, Kept, Lines, said
+from broker_policy.direct_state.positions import Position
+from broker_policy.tenants.streams import STATE_HISTORY
+
+MOST_WAITING = 20_000
+"""Changes that wait to be recorded, of one agent; beyond it they are read again later, if they are kept."""
+_MOST_READ = 2 * STATE_HISTORY
+"""Revisions read in a row: an agent that writes faster than they can be read must not keep others waiting."""
+_UNKNOWN = -1
+
+
+@dataclass(slots=True)
+class Followed:
+    """Every worker holds all changes after the position, so that whichever takes over misses none."""
+
+    agent: str
+    lines: Lines
+    wake: Callable[[], None]
+    position: int = 0  # audited up to here, as far as this worker knows
+    worker: str = ""  # who audits
+    entry: int = 0  # of the position, while that is this worker
+    last: int = 0  # the newest revision that is known here
+    recorded: int = 0  # up to here this worker has recorded, though the position may not say so
+    moved: float = 0.0  # when the position last moved, or there was nothing to do (monotonic seconds)
+    undeclared: float | None = None  # since when policy no longer says that this state is direct
+    subscription: Any = None
+    _changes: deque[Change] = field(default_factory=deque)
+    _heard: deque[Change] = field(default_factory=deque)
+    _missed: int = 1  # counts the reasons to read
+    _read_for: int = 0  # how many of them were there before the last reading
+
+    async def hear(self, message: Any) -> None:
+        """Take what the server says again."""
+        heard = said(message)
+        if heard is None or len(self._heard) >= MOST_WAITING:
+            self.missed()
+        else:
+            kept, previous = heard
+            self._heard.append(self.lines.change(self.agent, kept, previous))
+        self.wake()
+
+    def missed(self) -> None:
+        """Something may not have been heard: read what is kept."""
+        self._missed += 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is known to be missing."""
+        return self._read_for == self._missed and not self._heard
+
+    def reached(self, position: Position) -> None:
+        """Some worker has audited up to ``position``."""
+        self.position, self.worker = position.revision, position.worker
+        while self._changes and self._changes[0].revision <= self.position:
+            self._changes.popleft()
+        self.last = max(self.last, self.position)
+
+    async def connect(self, history: History) -> None:
+        """Join what was heard to what was known; what is missing between is read, once in a call.
+
+        Raises:
+            JetStreamError, nats.errors.Error: the bucket did not answer; call again.
+
+        """
+        self._join()
+        if self._heard:
+            self.missed()
+        if self._read_for != self._missed:
+            missed = self._missed
+            await self._read(history)
+            self._read_for = missed
+            self._join()
+        if len(self._changes) > MOST_WAITING:
+            self._changes.clear()
+            self.last = max(self.position, self.recorded)
+            self.missed()
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is something to record, or the position has to move."""
+        return bool(self._changes) and self._changes[-1].revision > self.position
+
+    def due(self, most: int) -> tuple[list[DecisionLine], int]:
+        """Up to ``most`` lines to record, and the revision that they reach to."""
+        lines: list[DecisionLine] = []
+        reached = max(self.position, self.recorded)
+        for change in self._changes:
+            if change.revision <= reached:
+                continue
+            if len(lines) + len(change.lines) > most:
+                break
+            lines += change.lines
+            reached = change.revision
+        return lines, reached
+
+    def _join(self) -> None:
+        while self._heard and self._heard[0].revision <= self.last:
+            self._heard.popleft()
+        while self._heard and self._heard[0].previous == self.last:
+            self._add(self._heard.popleft())
+
+    def _add(self, change: Change) -> None:
+        self._changes.append(change)
+        self.last = change.revision
+
+    # -- reading -------------------------------------------------------------------------------------
+    async def _read(self, history: History) -> None:
+        """Read what is kept after ``last``, and find out what is not kept any more."""
+        if await history.newest(self.agent) < self.last:
+            # The bucket was made anew, and counts from one. What is in the chain is not entered twice.
+            self._changes.clear()
+            self.last = self.position = self.recorded = 0
+        first = await history.first(self.agent, self.last + 1)
+        if first is None:
+            return
+        oldest = await history.first(self.agent)
+        joined = bool(self.last and oldest and oldest.revision <= self.last)
+        kept = [first]
+        while following := await history.first(self.agent, kept[-1].revision + 1):
+            kept.append(following)
+            if len(kept) == _MOST_READ:
+                self.missed()
+                break
+        oldest = await history.first(self.agent)
+        if self.last:
+            self._take(kept, oldest, self.last if joined else _UNKNOWN, lost=not joined)
+        elif len(kept) < STATE_HISTORY:
+            self._take(kept, oldest, 0, lost=False)
+        else:  # a state that was mediated until now begins with what a worker wrote, on top of what it said
+            begun = not self.lines.change(self.agent, first, first.claimed).lines
+            self._take(kept, oldest, first.claimed if begun else _UNKNOWN, lost=not begun)
+
+    def _take(self, kept: list[Kept], oldest: Kept | None, previous: int, *, lost: bool) -> None:
+        """Add what was read after revision ``previous``; ``lost``: something before it is not kept any more.
+
+        What left the bucket while it was being read may not have been the only one that did.
+        """
+        surely = oldest.revision if oldest else kept[-1].revision + 1
+        before = self.last
+        unsure = kept[0].revision < surely
+        for each in kept:
+            if unsure and each.revision >= surely:
+                unsure, lost, before, previous = False, True, kept[0].revision, _UNKNOWN
+            change = self.lines.change(self.agent, each, previous)
+            if lost:
+                gap = self.lines.gap(self.agent, before, each)
+                change = Change(change.revision, before, (gap, *change.lines))
+                lost = False
+            self._add(change)
+            previous = _UNKNOWN if unsure else each.revision
