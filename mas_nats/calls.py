@@ -41,7 +41,8 @@ class Calls:
     ) -> Verdict:
         """Ask for ``op`` and return the verdict, accepted or not.
 
-        A worker that cannot take it at the moment (it is busy, or a store does not answer) is asked again.
+        A worker that cannot take it at the moment (it is busy, or a store does not answer) is asked again. So
+        is one that refuses for the moment (an inbox is full) what an earlier, unanswered try may have done.
 
         ``timeout`` is in seconds, for all tries together; at most 120 are used.
 
@@ -62,7 +63,8 @@ class Calls:
             try:
                 answer = await self._connection.exchange(subject, body, headers, this_try)
                 verdict = Verdict.decode(answer.data)
-                if verdict.decision is not Decision.UNAVAILABLE or not verdict.retry:
+                passing = verdict.decision is Decision.UNAVAILABLE or may_have_arrived
+                if not (verdict.retry and passing):
                     return verdict
                 if loop.time() + pause >= end and not may_have_arrived:
                     return verdict

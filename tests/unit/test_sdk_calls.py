@@ -123,3 +123,23 @@ async def test_broker_back_within_the_timeout(worker: ScriptedWorker, calls: Cal
     except Unavailable:  # the worker came back later than we did: it says so at once
         await asyncio.sleep(0.5)
         assert (await calls.call(Op.HELLO, b'{"instance": null}')).ok
+
+
+async def test_refused_for_the_moment_after_a_lost_answer_is_not_refused(
+    worker: ScriptedWorker, calls: Calls
+):
+    """The first try may be stored, and the inbox full because of it."""
+    full = Verdict(Decision.INBOX_FULL, ok=False, retry=True)
+    worker.say[Op.SEND] = lambda: full
+    assert await calls.call(Op.SEND, b"{}", FIELDS) == full
+    worker.mute[Op.SEND] = 1
+    with pytest.raises(OutcomeUnknown) as unknown:
+        await calls.call(Op.SEND, b"{}", FIELDS | {MSG_ID: "id-2"}, timeout=1.5)
+    assert unknown.value.message_id == "id-2"
+
+
+async def test_refused_for_good_after_a_lost_answer(worker: ScriptedWorker, calls: Calls):
+    reused = Verdict(Decision.ID_REUSED, ok=False)
+    worker.say[Op.SEND] = lambda: reused
+    worker.mute[Op.SEND] = 1
+    assert await calls.call(Op.SEND, b"{}", FIELDS) == reused
