@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
 
 from broker_policy.manifest.wanted import Wanted, WantedAgent
 from broker_policy.policy.document import AgentId, Limits, Permissions
 from broker_policy.policy.table import ANY
 from mas_nats.errors import ConfigurationError
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
+from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 
@@ -106,6 +116,7 @@ class AgentEntry(_Model):
     tls_cert_path: Path | None = None
     tls_key_path: Path | None = None
     init_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    state: StateMode = StateMode.MEDIATED
 
 
 class MasYaml(_Model):
@@ -125,6 +136,14 @@ class MasYaml(_Model):
     limits: Limits = Limits()
     gateway: dict[str, JsonValue] = Field(default_factory=dict)
 
+    @field_validator("agents")
+    @classmethod
+    def _each_once(cls, agents: tuple[AgentEntry, ...]) -> tuple[AgentEntry, ...]:
+        twice = [name for name, count in Counter(entry.agent_id for entry in agents).items() if count > 1]
+        if twice:
+            raise ValueError(f"declared more than once: {', '.join(twice)}; instances: says how many to run")
+        return agents
+
     def wanted(self) -> Wanted:
         """What the file wants of its namespace."""
         allowed: dict[str, list[str]] = {}
@@ -138,7 +157,8 @@ class MasYaml(_Model):
         return Wanted(
             namespace=self.namespace,
             agents={
-                entry.agent_id: WantedAgent(entry.capabilities, dict(entry.metadata)) for entry in self.agents
+                entry.agent_id: WantedAgent(entry.capabilities, dict(entry.metadata), entry.state)
+                for entry in self.agents
             },
             permissions={
                 sender: Permissions(
@@ -170,7 +190,7 @@ def load(path: Path) -> MasYaml:
 
     """
     try:
-        raw: Any = yaml.safe_load(path.read_text())
+        raw: Any = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

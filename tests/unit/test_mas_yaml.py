@@ -1,0 +1,232 @@
+"""The manifest: every form of permission, what else it may hold, and errors that name the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker_policy.manifest import mas_yaml
+from broker_policy.manifest.wanted import Wanted, WantedAgent
+from broker_policy.policy.document import Limits, Permissions
+from mas_nats.errors import ConfigurationError
+
+WHOLE = r"""
+# As people wrote it for the gateway of before.
+server_listen_addr: 127.0.0.1:50051
+tls_ca_path: tls/root.pem
+tls_server_cert_path: tls/broker.pem
+tls_server_key_path: tls/broker.key
+
+permissions:
+  - {type: allow_bidirectional, agents: [intake, triage]}
+  - {type: allow, sender: intake, targets: [archive, ledger]}
+  - type: allow_network
+    agents: [draft, review, publish]
+    bidirectional: true
+  - {type: allow_broadcast, sender: draft, receivers: [review, ledger]}
+  - {type: allow_wildcard, agent_id: overseer}
+
+agents:
+  - agent_id: triage
+    class_path: clinic.agents:Triage
+    instances: 3
+    capabilities: [sorting]
+    metadata: {ward: north}
+    tls_cert_path: tls/triage.pem
+    tls_key_path: tls/triage.key
+    init_kwargs: {language: en}
+  - agent_id: intake
+    class_path: clinic.agents:Intake
+    tls_cert_path: tls/intake.pem
+    tls_key_path: tls/intake.key
+
+gateway:
+  redis: {url: "redis://localhost:6379", socket_timeout: null}
+  rate_limit: {per_minute: 30, per_hour: 900}
+  features: {dlp: true, rbac: false, circuit_breaker: true}
+  dlp:
+    merge_strategy: append
+    disable_defaults: [phone]
+    policy_overrides: {email: redact}
+    rules:
+      - id: case_number
+        type: case_number
+        pattern: '\bCASE-[0-9]{6}\b'
+        action: block
+        severity: high
+        description: Numbers of cases
+        enabled: true
+        case_insensitive: false
+  audit: {file_path: audit.log, max_bytes: 1000000, backup_count: 3}
+  telemetry:
+    enabled: false
+    service_name: clinic
+    service_namespace: mas
+    environment: test
+    otlp_endpoint: null
+    sample_ratio: 0.5
+    export_metrics: true
+    metrics_export_interval_ms: 30000
+    headers: {}
+  circuit_breaker: {failure_threshold: 5, success_threshold: 2, timeout_seconds: 60, window_seconds: 300}
+"""
+
+
+def load(folder: Path, text: str | bytes) -> mas_yaml.MasYaml:
+    path = folder / "mas.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return mas_yaml.load(path)
+
+
+def wanted(folder: Path, text: str) -> Wanted:
+    return load(folder, text).wanted()
+
+
+def test_a_whole_file_of_before_loads_unchanged(tmp_path: Path):
+    manifest = load(tmp_path, WHOLE)
+    assert [entry.instances for entry in manifest.agents] == [3, 1]
+    assert manifest.agents[0].class_path == "clinic.agents:Triage"
+    assert manifest.agents[0].init_kwargs == {"language": "en"}
+    assert manifest.gateway["dlp"]["rules"][0]["pattern"] == r"\bCASE-[0-9]{6}\b"  # type: ignore[index, call-overload]
+    what = manifest.wanted()
+    assert what.namespace == "default"
+    assert what.agents == {"triage": WantedAgent(("sorting",), {"ward": "north"}), "intake": WantedAgent()}
+    assert {sender: rule.allowed_targets for sender, rule in what.permissions.items()} == {
+        "intake": ("triage", "archive", "ledger"),
+        "triage": ("intake",),
+        "draft": ("review", "publish", "ledger"),
+        "review": ("draft", "publish"),
+        "publish": ("draft", "review"),
+        "overseer": ("*",),
+    }
+    assert what.limits == Limits()
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path):
+    """Nobody may believe that a rule is enforced when it is not."""
+    notices = "\n".join(wanted(tmp_path, WHOLE).notices)
+    for name in ("redis", "rate_limit", "features", "dlp", "audit", "telemetry", "circuit_breaker"):
+        assert f"gateway.{name} " in notices
+    assert "server_listen_addr" in notices
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{type: allow, sender: a, targets: [b, c]}", {"a": ("b", "c")}),
+        ("{type: allow, sender: a, targets: []}", {}),
+        ("{type: allow, sender: a, targets: [b, b]}", {"a": ("b",)}),
+        ("{type: allow_bidirectional, agents: [a, b]}", {"a": ("b",), "b": ("a",)}),
+        (
+            "{type: allow_bidirectional, agents: [a, b, c]}",
+            {"a": ("b", "c"), "b": ("a", "c"), "c": ("a", "b")},
+        ),
+        ("{type: allow_network, agents: [a, b, c]}", {"a": ("b", "c"), "b": ("a", "c"), "c": ("a", "b")}),
+        ("{type: allow_network, agents: [a, b, c], bidirectional: false}", {"a": ("b",), "b": ("c",)}),
+        ("{type: allow_network, agents: [a]}", {}),
+        ("{type: allow_broadcast, sender: a, receivers: [b, c]}", {"a": ("b", "c")}),
+        ("{type: allow_wildcard, agent_id: a}", {"a": ("*",)}),
+    ],
+)
+def test_forms_of_permission(tmp_path: Path, rule: str, expected: dict[str, tuple[str, ...]]):
+    found = wanted(tmp_path, f"permissions: [{rule}]").permissions
+    assert found == {sender: Permissions(allowed_targets=targets) for sender, targets in expected.items()}
+
+
+def test_forms_add_up_and_block_takes_away(tmp_path: Path):
+    text = """
+permissions:
+  - {type: allow_wildcard, agent_id: a}
+  - {type: allow, sender: a, targets: [b]}
+  - {type: block, sender: a, targets: [c, d]}
+  - {type: block, sender: a, targets: [c]}
+  - {type: block, sender: e, targets: [a]}
+"""
+    assert wanted(tmp_path, text).permissions == {
+        "a": Permissions(allowed_targets=("*", "b"), blocked_targets=("c", "d")),
+        "e": Permissions(blocked_targets=("a",)),
+    }
+
+
+def test_our_own_settings(tmp_path: Path):
+    what = wanted(
+        tmp_path,
+        "namespace: clinic\ninspectors: [watcher]\noperators: [olga]\n"
+        "limits: {max_payload: 5000, retry_delay: 0}\nagents: [{agent_id: a, capabilities: []}]",
+    )
+    assert (what.namespace, what.inspectors, what.operators) == ("clinic", ("watcher",), ("olga",))
+    assert (what.limits.max_payload, what.limits.retry_delay, what.limits.max_deliver) == (5000, 0, 5)
+
+
+def test_an_empty_system_allows_nothing(tmp_path: Path):
+    what = wanted(tmp_path, "{}")
+    assert (what.agents, what.permissions, what.notices) == ({}, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("permissions: [{type: allow, sender: a}]", "permissions.0.allow.targets"),
+        ("permissions: [{type: allow, sender: a, target: [b]}]", "permissions.0.allow.target"),
+        ("permissions: [{type: permit, sender: a}]", "permissions.0"),
+        ("permissions: [{sender: a, targets: [b]}]", "permissions.0"),
+        ("permissions: [{type: allow, sender: 'a.b', targets: [b]}]", "permissions.0.allow.sender"),
+        ("permissions: [{type: allow, sender: a, targets: ['*']}]", "permissions.0.allow.targets.0"),
+        ("permissions: [{type: allow, sender: a, targets: ['>']}]", "permissions.0.allow.targets.0"),
+        ("permissions: [{type: allow, sender: a, targets: b}]", "permissions.0.allow.targets"),
+        ("permissions: [{type: allow_network, agents: [a], bidirectional: maybe}]", "bidirectional"),
+        ("permissions: {type: allow}", "permissions"),
+        ("agents: [{agent_id: Helpdesk}]", "agents.0.agent_id"),
+        ("agents: [{agent_id: 'a b'}]", "agents.0.agent_id"),
+        ("agents: [{agent_id: a, instances: 0}]", "agents.0.instances"),
+        ("agents: [{agent_id: a, capabilty: [x]}]", "agents.0.capabilty"),
+        ("agents: [{agent_id: a}, {agent_id: b}, {agent_id: a}]", "agents: .*more than once: a"),
+        ("agents: [{}]", "agents.0.agent_id"),
+        ("agents:", "agents"),
+        ("namespace: SYS", "namespace"),
+        ("namespace: a.b", "namespace"),
+        ("limits: {max_payload: -1}", "limits.max_payload"),
+        ("limits: {max_paylod: 1}", "limits.max_paylod"),
+        ("inspectors: [a, 'B']", "inspectors.1"),
+        ("permisions: []", "permisions"),
+    ],
+)
+def test_a_mistake_is_named_by_its_field(tmp_path: Path, text: str, named: str):
+    with pytest.raises(ConfigurationError, match=named) as caught:
+        load(tmp_path, text)
+    assert "mas.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"agents: [", "not valid YAML"),
+        (b"\x00\xff\xfe", "not valid YAML"),
+        (b"\xff\xff\xff", "not valid YAML"),
+        (b"", "mapping"),
+        (b"- a\n- b", "mapping"),
+        (b"just text", "mapping"),
+        (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_what_is_no_manifest_at_all(tmp_path: Path, content: bytes, words: str):
+    with pytest.raises(ConfigurationError, match=words):
+        load(tmp_path, content)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        mas_yaml.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        mas_yaml.load(tmp_path)
+
+
+def test_the_nearest_manifest_is_found(tmp_path: Path):
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    assert mas_yaml.find(deep) in (None, *(folder / "mas.yaml" for folder in tmp_path.parents))
+    (tmp_path / "mas.yaml").touch()
+    assert mas_yaml.find(deep) == tmp_path / "mas.yaml"
+    (deep / "mas.yaml").touch()
+    assert mas_yaml.find(deep) == deep / "mas.yaml"
