@@ -46,6 +46,17 @@ def unavailable() -> Refusal:
     )
 
 
+def state_conflict(agent: str) -> Refusal:
+    """A state write that another instance was faster than."""
+    return Refusal(
+        Decision.STATE_CONFLICT,
+        "state",
+        "revision",
+        f"the state of {agent} was changed by another instance",
+        "Call refresh_state() and decide again",
+    )
+
+
 def store_full(op: str) -> Refusal:
     """A store other than the log that takes no more."""
     return Refusal(

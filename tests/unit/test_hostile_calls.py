@@ -10,8 +10,9 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
-from broker_policy import asides, registry
+from broker_policy import registry
 from broker_policy.audit.record import Outcome
+from broker_policy.calls import asides
 from broker_policy.commit.waiting import Waiting
 from broker_policy.pipeline.call import Call
 from mas_nats.wire import headers, subjects
@@ -151,7 +152,7 @@ async def test_calls_beside_the_lanes_are_bounded_for_each_agent(
         await release.wait()
         raise LookupError(call.op)
 
-    monkeypatch.setitem(here.service._ops, "bye", lambda call: here.service._asides.take(call, stuck))
+    monkeypatch.setitem(here.service._calls, "bye", lambda call: here.service._asides.take(call, stuck))
     calls = [asyncio.create_task(here.call("mallory", "bye")) for _ in range(asides.MOST_OF_ONE + 50)]
     done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     assert {task.result().rule for task in done} == {"busy"}

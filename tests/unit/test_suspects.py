@@ -73,4 +73,4 @@ def test_nothing_is_kept_of_who_behaves(suspects: Suspects, clock: Clock):
     clock.now += 2 * SUSPICION
     suspects.suspicious("alice", "bob")
     suspects.known_full("bob")
-    assert not (suspects._senders or suspects._targets or suspects._full)
+    assert [*suspects._senders, *suspects._targets, *suspects._full] == []
