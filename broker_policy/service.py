@@ -20,14 +20,14 @@ from broker_policy import refusals
 from broker_policy.agent_state import StateBucket
 from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
-from broker_policy.calls.asides import UNANSWERED, Asides
+from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.messages import Messages
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.state import StateCalls
 from broker_policy.commit.act_lane import Act, ActLane
-from broker_policy.commit.answered import LogUnreachable
+from broker_policy.commit.answered import UNANSWERED, LogUnreachable
 from broker_policy.commit.inbox_lane import InboxLane, Recall
 from broker_policy.commit.lines import line_of
 from broker_policy.commit.log_room import LogRoom

@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from broker_policy import refusals
 from broker_policy.audit.record import DecisionLine, Outcome
-from broker_policy.calls.asides import UNANSWERED, Answer, Asides
+from broker_policy.calls.asides import Answer, Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.act_lane import Act, ActLane
+from broker_policy.commit.answered import UNANSWERED
 from broker_policy.jetstream import NO_ROOM, JetStreamError
 from broker_policy.pipeline import Call, Refusal
 from mas_nats.wire.verdict import Verdict

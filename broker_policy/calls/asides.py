@@ -8,12 +8,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-import nats.errors
-
 from broker_policy import refusals
-from broker_policy.commit.answered import LogUnreachable, MaybeStored
+from broker_policy.commit.answered import UNANSWERED
 from broker_policy.ending import end
-from broker_policy.jetstream import JetStreamError
 from broker_policy.pipeline.call import Call, Refusal
 from mas_nats.wire.verdict import Verdict
 
@@ -24,9 +21,6 @@ MOST_OF_ONE = 256
 """Calls of one agent under way at once; its instances report one failure for each message at a time."""
 MOST_BYTES = 16_384
 """Bytes of such a call's body."""
-UNANSWERED = (nats.errors.Error, JetStreamError, LogUnreachable, MaybeStored, OSError)
-"""What a store that does not answer, or not as it should, looks like."""
-
 Answer = Callable[[Call, Verdict], Coroutine[Any, Any, None]]
 Operation = Callable[[Call], Awaitable[Verdict]]
 

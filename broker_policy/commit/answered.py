@@ -30,6 +30,10 @@ class MaybeStored(Exception):
     """The stream refused a repetition, but an earlier try, never answered, may be stored or yet arrive."""
 
 
+UNANSWERED = (nats.errors.Error, JetStreamError, LogUnreachable, MaybeStored, OSError)
+"""What a stream that does not answer, or not as it should, looks like."""
+
+
 async def until_answered(attempt: Callable[[], Awaitable[_T]], patience: float = GIVE_UP_AFTER) -> _T:
     """Repeat ``attempt`` while it gets no answer, for ``patience`` seconds.
 

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from broker_policy.calls.asides import UNANSWERED
+from broker_policy.commit.answered import UNANSWERED
 from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, NotYours, Undertaker
 from mas_nats.wire import subjects
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from broker_policy.calls.asides import UNANSWERED
+from broker_policy.commit.answered import UNANSWERED
 from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, Undertaker
 from broker_policy.jetstream import StoredMessage, api, direct_get_page
 from mas_nats.wire import subjects

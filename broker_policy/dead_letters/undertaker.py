@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome, Report
-from broker_policy.calls.asides import UNANSWERED
+from broker_policy.commit.answered import UNANSWERED
 from broker_policy.jetstream import (
     NO_ROOM,
     JetStreamError,
