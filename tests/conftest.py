@@ -45,19 +45,19 @@ def server_certificate(
 Server = TypeVar("Server", NatsServer, RedisServer)
 
 
-async def _listening(make: Callable[[], Server], started: list[Server]) -> Server:
+async def _listening(make: Callable[[], Server], started: list[Server], *, tries: int) -> Server:
     """Start a server; on another port where somebody else took the free one meanwhile."""
-    for _ in range(3):
+    while True:
         server = make()
         started.append(server)
+        tries -= 1
         try:
             await server.start()
         except ServerDied as died:
-            if "already in use" not in str(died):
+            if not tries or "already in use" not in str(died):
                 raise
         else:
             return server
-    return server
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def start_nats(tmp_path: Path, server_certificate: CertificatePaths) -> As
                 public=public, server_cert=paths.cert, server_key=paths.key, ca=paths.ca, **options
             )
 
-        return await _listening(make, started)
+        return await _listening(make, started, tries=1 if options.get("port") else 3)
 
     yield start
     for server in started:
@@ -88,7 +88,8 @@ async def start_redis(tmp_path: Path) -> AsyncIterator[StartRedis]:
 
     async def start(**options: Any) -> RedisServer:
         options.setdefault("folder", tmp_path / f"redis{len(started) or ''}")
-        return await _listening(lambda: RedisServer(**options), started)
+        tries = 1 if options.get("port") else 3
+        return await _listening(lambda: RedisServer(**options), started, tries=tries)
 
     yield start
     for server in started:

@@ -15,6 +15,7 @@ from broker_policy.audit.numbering import WriterState, follow, receive
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.commit import writer
 from broker_policy.commit.answered import LogUnreachable, publish_until_answered
+from broker_policy.commit.inbox_lane import LONE_MAX
 from broker_policy.dedup import dedup_id
 from broker_policy.jetstream import publish
 from broker_policy.policy.document import Limits
@@ -189,8 +190,10 @@ async def test_an_unanswered_batch_is_judged_again(here: Serving, lossy: Lossy):
     await here.store.wait_confirmed(revision)
     forbidden.set()
     verdicts = await sending
-    assert {verdict.decision for verdict in verdicts} == {Decision.AUTHZ_DENIED}
-    assert await stored(here) == {}
+    early = [verdict for verdict in verdicts if verdict.ok]  # came before the others, and went alone
+    assert len(early) <= LONE_MAX
+    assert {verdict.decision for verdict in verdicts if not verdict.ok} == {Decision.AUTHZ_DENIED}
+    assert len(await stored(here)) == len(early)
 
 
 async def test_refused_is_not_told_while_it_may_be_stored(here: Serving, lossy: Lossy):
