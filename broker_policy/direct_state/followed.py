@@ -32,6 +32,7 @@ class Followed:
     last: int = 0  # the newest revision that is known here
     recorded: int = 0  # up to here this worker has recorded, though the position may not say so
     moved: float = 0.0  # when the position last moved, or there was nothing to do (monotonic seconds)
+    gap: int = 0  # the newest revision before which something is missing here
     undeclared: float | None = None  # since when policy no longer says that this state is direct
     subscription: Any = None
     _changes: deque[Change] = field(default_factory=deque)
@@ -155,6 +156,6 @@ class Followed:
             if lost:
                 gap = self.lines.gap(self.agent, before, each)
                 change = Change(change.revision, before, (gap, *change.lines))
-                lost = False
+                lost, self.gap = False, change.revision
             self._add(change)
             previous = _UNKNOWN if unsure else each.revision

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 TAKE_OVER_AFTER = 1.5
 """Seconds without progress after which another worker takes over."""
+GAP_AFTER = 4.0
+"""Seconds that a worker which lacks something waits first for one that may have it."""
 _TICK = 0.25
 _PACE = 0.05
 """Seconds between two records, so that a fast agent's changes share them."""
@@ -223,7 +225,11 @@ class DirectStateAudit:
         now = time.monotonic()
         if followed.entry or not followed.owes:
             followed.moved = now
-        elif not followed.worker or followed.worker == self._worker or now - followed.moved > TAKE_OVER_AFTER:
+            return
+        patience = TAKE_OVER_AFTER if followed.worker not in ("", self._worker) else 0.0
+        if followed.gap > followed.position:
+            patience = GAP_AFTER
+        if now - followed.moved >= patience:
             await self._take(followed)
 
     async def _take(self, followed: Followed) -> None:

@@ -154,17 +154,27 @@ def process_of(system: System, worker: str) -> str:
     )
 
 
+async def serving(system: System, starts: int) -> None:
+    """Wait until so many starts of workers have come to their end: with none left nobody hears anything."""
+    async with asyncio.timeout(30):
+        while sum(system.layout.log(name).read_text().count(" serves ") for name in ("w1", "w2")) < starts:
+            await asyncio.sleep(0.05)
+
+
 async def test_a_killed_worker_leaves_no_gap_and_no_double(victim: System):
     namespace = await victim.namespace(DIRECT, {})
     revisions: list[int] = []
     async with agent(victim, namespace) as direct:
-        for _ in range(4):
+        for killed in range(4):
+            await serving(victim, 2 + killed)
             revisions += await count(direct, 100)
-            if worker := await holder(victim, namespace):
-                kill(victim.broker.pid, process_of(victim, worker))
+            async with asyncio.timeout(5):
+                while not (worker := await holder(victim, namespace)):
+                    await count_and_wait(direct, revisions)
+            kill(victim.broker.pid, process_of(victim, worker))
             revisions += await count(direct, 150)
             async with asyncio.timeout(20):
-                while await holder(victim, namespace) in ("", worker):
+                while await holder(victim, namespace) == worker:
                     await count_and_wait(direct, revisions)
     found = await audited(victim, namespace, revisions, timeout=30)
     once(found, revisions)

@@ -159,6 +159,13 @@ def test_our_own_settings(tmp_path: Path):
     assert (what.limits.max_payload, what.limits.retry_delay, what.limits.max_deliver) == (5000, 0, 5)
 
 
+def test_state_is_mediated_unless_it_says_direct(tmp_path: Path):
+    agents = wanted(tmp_path, "agents: [{agent_id: a}, {agent_id: b, state: direct}]").agents
+    assert {name: agent.state for name, agent in agents.items()} == {"a": "mediated", "b": "direct"}
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.state.*'mediated' or 'direct'"):
+        load(tmp_path, "agents: [{agent_id: a, state: quick}]")
+
+
 def test_an_empty_system_allows_nothing(tmp_path: Path):
     what = wanted(tmp_path, "{}")
     assert (what.agents, what.permissions, what.notices) == ({}, {}, ())
