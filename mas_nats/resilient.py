@@ -146,9 +146,17 @@ class ResilientClient(Client):
             return None  # as above: a subject that is no text is nobody's
 
     async def _process_op_err(self, e: Exception) -> None:
-        if not self.is_closed and not self.is_reconnecting and (writer := self._writer()) is not None:
-            writer.transport.abort()  # a polite TLS shutdown takes half a minute when nobody answers
+        if not self.is_closed and not self.is_reconnecting:
+            if (writer := self._writer()) is not None:
+                writer.transport.abort()  # a polite TLS shutdown takes half a minute when nobody answers
+            self._give_up_requests()
         await super()._process_op_err(e)
+
+    def _give_up_requests(self) -> None:
+        # nats-py lets them wait for their timeout, though the answers were lost with the connection.
+        for answer in tuple(self._resp_map.values()):
+            if not answer.done():
+                answer.set_exception(errors.ConnectionReconnectingError())
 
     async def _attempt_reconnect(self) -> None:
         while True:

@@ -1,5 +1,8 @@
 """Removing projected records from the log: lazily, by purge, writer by writer.
 
+A writer's last record stays: its worker may still be waiting for an answer to it, and will publish something
+under its dedup id again. A server that starts anew knows the ids of what lies in the stream, and no others.
+
 A prober's records stay for as long as their dedup ids hold: a worker that finds an id taken reads the
 message that took it, and must be able to tell a probe from a message that was handled (``probe.py``).
 """
@@ -15,6 +18,7 @@ from broker_policy.audit import log
 from broker_policy.audit.numbering import Received
 from broker_policy.audit.probe import KEEP_PROBES, is_probe
 from broker_policy.audit.tail import Tail
+from broker_policy.jetstream import last_by_subject
 from mas_nats.wire import subjects
 
 _MARK_EVERY = 60.0
@@ -26,7 +30,7 @@ class Removal:
     def __init__(self, nc: Client, *, clock: Callable[[], float]) -> None:
         self._nc = nc
         self._clock = clock
-        self._patterns: set[str] = set()
+        self._newest: dict[str, int] = {}  # of each writer with records to remove: where its last one lies
         self._began = False
         self._marks: deque[tuple[float, int]] = deque()  # when the projection had reached which sequence
 
@@ -35,24 +39,26 @@ class Removal:
         for received in portion:
             subject = received.stored.subject
             if not is_probe(subject):
-                self._patterns.add(subject.rpartition(".")[0] + ".*")
+                self._newest[_records_of(subject)] = received.stored.sequence
 
     async def remove(self, tail: Tail) -> int:
         """Remove what is in the chain; returns how many records that were."""
         last = tail.head.sequence
         if not self._began:  # what an earlier projector left
+            for writer, state in tail.writers.items():
+                subject = subjects.audit_record(writer, state.number)
+                if is_probe(subject):
+                    continue
+                newest = await last_by_subject(self._nc, subjects.INBOX_STREAM, subject)
+                self._newest.setdefault(_records_of(subject), newest.sequence if newest else last + 1)
             self._began = True
-            for writer in tail.writers:
-                subject = subjects.audit_record(writer, 0)
-                if not is_probe(subject):
-                    self._patterns.add(subject.rpartition(".")[0] + ".*")
         removed = 0
-        while self._patterns:
-            pattern = self._patterns.pop()
+        while self._newest:
+            pattern, newest_at = self._newest.popitem()
             try:
-                removed += await log.remove(self._nc, pattern, last)
+                removed += await log.remove(self._nc, pattern, newest_at - 1)
             except BaseException:
-                self._patterns.add(pattern)
+                self._newest.setdefault(pattern, newest_at)
                 raise
         return removed + await self._remove_old(last)
 
@@ -65,3 +71,8 @@ class Removal:
         while self._marks and now - self._marks[0][0] > KEEP_PROBES:
             removed += await log.remove(self._nc, subjects.AUDIT_SUBJECTS, self._marks.popleft()[1])
         return removed
+
+
+def _records_of(subject: str) -> str:
+    """All records of the writer of one."""
+    return subject.rpartition(".")[0] + ".*"

@@ -13,6 +13,7 @@ from broker_policy.policy.document import Document
 from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats import Agent, AgentMessage, MasError
 from mas_nats.wire import subjects
+from tests.load import Handling, send_all
 from tests.parts import Parts, parts
 from tests.system import wanted
 
@@ -130,3 +131,28 @@ async def test_apply_sees_the_workers_again_after_such_a_restart(up: Parts) -> N
         while worker._follower.revision != applied.revision:
             await asyncio.sleep(0.05)
     assert not worker._follower._unseen
+
+
+async def test_nothing_accepted_is_lost_when_the_server_is_killed_under_load(up: Parts) -> None:
+    """kill -9 in the middle of batches; the answers that get lost on the way are told again."""
+    await up.start_worker()
+    namespace = await up.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    async with AsyncExitStack() as stack:
+        sender, receiver = [
+            await stack.enter_async_context(
+                Handling(name, server_addr=up.broker.url, tls=up.tls(name, namespace))
+            )
+            for name in ("sender", "receiver")
+        ]
+        killed = 0
+
+        async def kill(accepted: int) -> None:
+            nonlocal killed
+            if accepted > 300 * (killed + 1) and killed < 3:
+                killed += 1
+                up.nats.kill()
+                await up.nats.start()
+
+        accepted = await send_all(sender, "receiver", 1_500, 64, progress=kill)
+        assert await receiver.wait_handled(accepted, 30) == set()
+    assert killed == 3
