@@ -20,6 +20,7 @@ from itertools import count
 import orjson
 
 from mas_nats.connection import Connection, Incoming, NotSent, Subscription
+from mas_nats.wire.headers import PENDING_MESSAGES
 
 logger = logging.getLogger("mas_nats")
 
@@ -34,7 +35,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 _IDLE = "100"
 _ENDED_WELL = frozenset({"404", "408"})
-_PENDING = "Nats-Pending-Messages"
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ class StandingPull:
             return
         if status == _IDLE:
             return
-        self._ended(message.subject.rpartition(".")[2], message.headers.get(_PENDING))
+        self._ended(message.subject.rpartition(".")[2], message.headers.get(PENDING_MESSAGES))
         if status not in _ENDED_WELL:
             logger.info("pull: %s %s", status, message.headers.get("Description", ""))
             self._back_off()

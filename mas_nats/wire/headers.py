@@ -54,5 +54,4 @@ PENDING_MESSAGES = "Nats-Pending-Messages"
 
 MAX_VALUE_BYTES = 1024
 """A header value from an agent longer than this is refused (the reply token excepted)."""
-MAX_TYPE_BYTES = 128
 MAX_ID_BYTES = 128
