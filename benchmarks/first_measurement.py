@@ -24,13 +24,13 @@ from benchmarks.traffic import NAMESPACE, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.manifest.wanted import Wanted, WantedAgent
-from broker_policy.policy.document import Limits, Permissions
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply
 from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 
 ROUNDS = 3

@@ -12,7 +12,7 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.jetstream import last_of_each, publish
-from broker_policy.policy.table import Table
+from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
 
 log = logging.getLogger(__name__)

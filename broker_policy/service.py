@@ -16,7 +16,6 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
-from broker_policy import refusals
 from broker_policy.agent_state import StateBucket
 from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
@@ -46,6 +45,7 @@ from broker_policy.pipeline import Call
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
 from broker_policy.sealing import Sealer
+from mas_nats.policy import refusals
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict

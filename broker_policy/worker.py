@@ -34,7 +34,6 @@ from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.ending import end
 from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.follower import PolicyFollower
-from broker_policy.policy.table import Table
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.accounts import Grant, grant_for
@@ -47,6 +46,7 @@ from broker_policy.tenants.connect import (
 )
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.restore import restore
+from mas_nats.policy.table import Table
 from mas_nats.wire.identity import Identity, Role
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,12 @@ from broker_policy.dedup import dedup_id
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificatePaths
 from broker_policy.jetstream import publish
-from broker_policy.policy.document import Limits
 from broker_policy.tenants.streams import (
     ensure_control_streams,
     ensure_inbox_consumer,
     ensure_tenant_streams,
 )
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 
 NAMESPACE = "default"

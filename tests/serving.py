@@ -18,12 +18,12 @@ from nats.aio.client import Client
 
 from broker_policy.audit.record import Record, RecordKind
 from broker_policy.jetstream import direct_get_page
-from broker_policy.policy.document import AgentPolicy, Document, Limits, Permissions
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.store import PolicyStore
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.material import SealingKey
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict
 from tests.audit_log import KEY, NAMESPACE, make_streams

@@ -17,14 +17,14 @@ from redis.asyncio import Redis
 
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.manifest.wanted import Wanted, WantedAgent
-from broker_policy.policy.document import Limits, Permissions
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import Applied, apply
 from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
 from mas_nats import TlsClientConfig
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from broker_policy import refusals
 from broker_policy.audit.record import DecisionLine, Outcome
 from broker_policy.calls.asides import Answer, Asides
 from broker_policy.calls.deciding import Deciding
@@ -13,6 +12,7 @@ from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.jetstream import NO_ROOM, JetStreamError
 from broker_policy.pipeline import Call, Refusal
+from mas_nats.policy import refusals
 from mas_nats.wire.verdict import Verdict
 
 log = logging.getLogger(__name__)

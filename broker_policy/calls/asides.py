@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from broker_policy import refusals
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.ending import end
-from broker_policy.pipeline.call import Call, Refusal
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire.verdict import Verdict
 
 log = logging.getLogger(__name__)

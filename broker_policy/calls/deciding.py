@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker_policy import refusals
 from broker_policy.audit.record import DecisionLine, Way
 from broker_policy.commit.lines import line_of
 from broker_policy.pipeline import Call, Refusal, judge
 from broker_policy.policy.follower import PolicyFollower
-from broker_policy.policy.table import Table
 from broker_policy.registry import Registry
 from broker_policy.sealing import Sealer
+from mas_nats.policy import refusals
+from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision
 

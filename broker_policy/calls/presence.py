@@ -7,11 +7,11 @@ from collections.abc import Callable
 import orjson
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from broker_policy import refusals
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.policy.table import Table
 from broker_policy.registry import HEARTBEAT, Registry, TooManyInstances
 from broker_policy.sealing import Sealer
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.table import Table
 from mas_nats.wire.state_mode import StateMode
 from mas_nats.wire.verdict import Verdict, accepted
 

@@ -14,9 +14,9 @@ from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.answered import publish_until_answered
 from broker_policy.jetstream import Ack
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.pipeline.shape import CLOCK_TOLERANCE_MS
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from broker_policy import refusals
 from broker_policy.agent_state import BadStateCall, Conflict, StateBucket, StateCall
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.pipeline import Call, Refusal
-from broker_policy.pipeline.shape import well_formed
 from broker_policy.sealing import commitment
+from mas_nats.policy import refusals
+from mas_nats.policy.shape import well_formed
 from mas_nats.wire.verdict import Verdict, accepted
 
 

@@ -9,13 +9,13 @@ import typer
 
 from broker_policy.cli.app import Folder, Json, Output, command
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
-from broker_policy.manifest import mas_yaml
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply as apply_wanted
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest import mas_yaml
 
 
 @command("apply", example="mas apply mas.yaml")

@@ -21,7 +21,7 @@ from broker_policy.embedded import lock
 from broker_policy.embedded.errors import NotRunning, ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.up import Plan, running
-from broker_policy.manifest import mas_yaml
+from mas_nats.manifest import mas_yaml
 
 _STARTING = 120.0
 """Seconds within which a detached broker must be ready."""

@@ -20,7 +20,6 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 
-from broker_policy import refusals
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
@@ -37,8 +36,9 @@ from broker_policy.jetstream import (
     StoredMessage,
     direct_get,
 )
-from broker_policy.pipeline.call import Call, Refusal
 from broker_policy.sealing import commitment
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict, accepted
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from broker_policy.audit.record import DecisionLine, Way
-from broker_policy.pipeline.call import Call
 from broker_policy.printable import printable
+from mas_nats.policy.call import Call
 from mas_nats.wire.verdict import Decision
 
 _LONGEST = 128

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, Field, ValidationError
 
-from broker_policy import refusals
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker
 from broker_policy.jetstream import StoredMessage
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.policy.table import Table
 from broker_policy.printable import printable
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 

@@ -24,7 +24,7 @@ from broker_policy.direct_state.changes import History, Lines
 from broker_policy.direct_state.followed import Followed
 from broker_policy.direct_state.positions import Position, Positions
 from broker_policy.jetstream import JetStreamError
-from broker_policy.policy.table import Table
+from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
 from mas_nats.wire.state_mode import StateMode
 

@@ -25,7 +25,6 @@ from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.identity.private_files import private_folder, write_private
-from broker_policy.policy.document import Document, Limits
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply_file
 from broker_policy.tenants.connect import Endpoint, connect_control_admin
@@ -33,6 +32,7 @@ from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material, create_material
 from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
+from mas_nats.policy.document import Document, Limits
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
 
 _YEAR = timedelta(days=365)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker_policy.pipeline.authorize import authorize
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.pipeline.shape import shape
-from broker_policy.policy.table import Table
+from mas_nats.policy.authorize import authorize
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.shape import shape
+from mas_nats.policy.table import Table
 
 Step = Callable[[Call, Table], Refusal | None]
 

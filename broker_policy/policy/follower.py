@@ -23,8 +23,8 @@ from pydantic import ValidationError
 
 from broker_policy.ending import end
 from broker_policy.jetstream import StoredMessage, api, last_of_each
-from broker_policy.policy.document import Document, key
-from broker_policy.policy.table import Table
+from mas_nats.policy.document import Document, key
+from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
 
 log = logging.getLogger(__name__)

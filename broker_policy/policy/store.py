@@ -18,7 +18,7 @@ from broker_policy.jetstream import (
     last_of_each,
     publish,
 )
-from broker_policy.policy.document import Document, key
+from mas_nats.policy.document import Document, key
 from mas_nats.wire import headers, subjects
 
 

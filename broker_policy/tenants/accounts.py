@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from broker_policy.identity.jwt import EVERYTHING, Permissions
-from broker_policy.policy.document import Document
+from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode

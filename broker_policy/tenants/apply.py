@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_policy.manifest import mas_yaml
-from broker_policy.manifest.wanted import Wanted
-from broker_policy.policy.document import AgentPolicy, Document, Permissions
 from broker_policy.policy.store import PolicyConflict, PolicyStore
 from broker_policy.tenants.controller import TenantController
+from mas_nats.manifest import mas_yaml
+from mas_nats.manifest.wanted import Wanted
+from mas_nats.policy.document import AgentPolicy, Document, Permissions
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import orjson
 
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import Kind
-from broker_policy.policy.document import Limits
 from broker_policy.tenants import accounts, streams
 from broker_policy.tenants.connect import (
     Endpoint,
@@ -24,6 +23,7 @@ from broker_policy.tenants.connect import (
     connect_tenant_admin,
 )
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import Role, require_id
 from mas_nats.wire.state_mode import StateMode

@@ -9,8 +9,8 @@ from __future__ import annotations
 from nats.aio.client import Client
 
 from broker_policy.jetstream import api
-from broker_policy.policy.document import Document
 from broker_policy.tenants.streams import AUDIT_GUARD, audit_guard, ensure_inbox_consumer, tenant_streams
+from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 
 

@@ -18,8 +18,8 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError
 
-from broker_policy.policy.document import Limits
 from mas_nats.errors import ConfigurationError
+from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 
 DEDUP_WINDOW = 600.0

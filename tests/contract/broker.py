@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from broker_policy.manifest.wanted import WantedAgent
-from broker_policy.policy.document import Limits
+from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.state_mode import StateMode
 from tests.system import System

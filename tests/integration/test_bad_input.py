@@ -17,7 +17,6 @@ import pytest
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.store import Store
 from broker_policy.dedup import dedup_id
-from broker_policy.policy.document import Limits
 from mas_nats import (
     IdReused,
     InvalidMessage,
@@ -29,6 +28,7 @@ from mas_nats import (
     UnknownTarget,
 )
 from mas_nats.config import Endpoint
+from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict

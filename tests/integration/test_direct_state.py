@@ -17,11 +17,11 @@ from broker_policy.audit.state_marks import DIRECT_STATE, STATE_GAP
 from broker_policy.audit.store import Store
 from broker_policy.direct_state.positions import Position, Positions
 from broker_policy.jetstream import direct_get, last_by_subject, publish
-from broker_policy.manifest.wanted import WantedAgent
-from broker_policy.policy.document import Limits
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.streams import STATE_HISTORY
 from mas_nats import Agent, StateConflict, StateCorrupt, StateInvalid
+from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.state_mode import StateMode

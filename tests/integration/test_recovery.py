@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_policy.policy.document import Document
 from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats import Agent, AgentMessage, MasError
+from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 from tests.load import Handling, send_all
 from tests.parts import Parts, parts

@@ -18,9 +18,9 @@ from nats.js.errors import APIError, NotFoundError
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.policy.document import Limits
 from broker_policy.tenants.streams import inbox_consumer, tenant_streams
 from mas_nats.config import Endpoint, TlsClientConfig
+from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker_policy.policy.document import AgentPolicy, Document
 from broker_policy.tenants import accounts
 from broker_policy.tenants.accounts import Feed, Service
+from mas_nats.policy.document import AgentPolicy, Document
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
 

@@ -18,7 +18,7 @@ from broker_policy.commit.answered import LogUnreachable, publish_until_answered
 from broker_policy.commit.inbox_lane import LONE_MAX
 from broker_policy.dedup import dedup_id
 from broker_policy.jetstream import publish
-from broker_policy.policy.document import Limits
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.audit_log import KEY, NAMESPACE

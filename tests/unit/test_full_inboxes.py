@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from nats.aio.client import Client
 
-from broker_policy.policy.document import Limits
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.serving import document, serving

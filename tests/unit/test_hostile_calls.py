@@ -14,7 +14,7 @@ from broker_policy import registry
 from broker_policy.audit.record import Outcome
 from broker_policy.calls import asides
 from broker_policy.commit.waiting import Waiting
-from broker_policy.pipeline.call import Call
+from mas_nats.policy.call import Call
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy

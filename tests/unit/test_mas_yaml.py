@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_policy.manifest import mas_yaml
-from broker_policy.manifest.wanted import Wanted, WantedAgent
-from broker_policy.policy.document import Limits, Permissions
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest import mas_yaml
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import Limits, Permissions
 
 WHOLE = r"""
 # As people wrote it for the gateway of before.

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from broker_policy.audit.record import Record, RecordKind, Way
 from broker_policy.commit.lines import line_of, weight
 from broker_policy.pipeline import Call, judge
-from broker_policy.pipeline.shape import CLOCK_TOLERANCE_MS, MAX_DEADLINE_MS
-from broker_policy.policy.document import AgentPolicy, Document, Limits, Permissions
-from broker_policy.policy.table import Table
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.shape import CLOCK_TOLERANCE_MS, MAX_DEADLINE_MS
+from mas_nats.policy.table import Table
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict

@@ -9,10 +9,10 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.jetstream import publish
-from broker_policy.policy.document import Document
 from broker_policy.policy.follower import STALE_AFTER, PolicyFollower
 from broker_policy.policy.store import PolicyConflict, PolicyStore
 from broker_policy.tenants.streams import ensure_control_streams
+from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 
 STREAM = subjects.kv_stream(subjects.POLICY_BUCKET)

@@ -7,8 +7,8 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from broker_policy.policy.document import AgentPolicy, Document, Limits, Permissions
-from broker_policy.policy.table import Table
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.table import Table
 
 
 def table(**rules: tuple[tuple[str, ...], tuple[str, ...]]) -> Table:

@@ -16,9 +16,9 @@ from broker_policy.commit.answered import LogUnreachable, publish_until_answered
 from broker_policy.commit.lines import line_of, weight
 from broker_policy.commit.writer import LogFull, Prepared, RecordWriter
 from broker_policy.jetstream import direct_get_page
-from broker_policy.pipeline.call import Call
-from broker_policy.policy.document import Limits
 from broker_policy.tenants.streams import tenant_streams
+from mas_nats.policy.call import Call
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from tests.audit_log import KEY, NAMESPACE, line, make_streams
 from tests.lossy import Lossy, records

@@ -11,9 +11,9 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.jetstream import StoredMessage, direct_get_page
-from broker_policy.pipeline.shape import CLOCK_TOLERANCE_MS
 from broker_policy.sealing import ReplyCapability, Sealer
 from broker_policy.tenants.material import SealingKey
+from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.verdict import Decision, Verdict

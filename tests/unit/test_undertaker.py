@@ -17,7 +17,7 @@ from broker_policy.dead_letters.sweep import Sweep
 from broker_policy.dead_letters.undertaker import NoRoom, NotYours, Undertaker
 from broker_policy.ending import end
 from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get, direct_get_page, publish
-from broker_policy.policy.document import Limits
+from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from tests.audit_log import NAMESPACE, make_streams
 from tests.lossy import Lossy

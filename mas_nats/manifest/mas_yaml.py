@@ -19,10 +19,10 @@ from pydantic import (
     field_validator,
 )
 
-from broker_policy.manifest.wanted import Wanted, WantedAgent
-from broker_policy.policy.document import AgentId, Limits, Permissions
-from broker_policy.policy.table import ANY
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import AgentId, Limits, Permissions
+from mas_nats.policy.table import ANY
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 from mas_nats.wire.state_mode import StateMode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker_policy.policy.document import Limits, Permissions
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.state_mode import StateMode
 

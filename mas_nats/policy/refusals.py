@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker_policy.pipeline.call import Refusal
+from mas_nats.policy.call import Refusal
 from mas_nats.wire.verdict import Decision
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.policy.table import Table
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.table import Table
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
 

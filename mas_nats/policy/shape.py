@@ -6,8 +6,8 @@ import re
 
 import orjson
 
-from broker_policy.pipeline.call import Call, Refusal
-from broker_policy.policy.table import Table
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.identity import split_target
 from mas_nats.wire.subjects import Op

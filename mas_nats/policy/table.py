@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 
-from broker_policy.policy.document import AgentPolicy, Document, Limits
+from mas_nats.policy.document import AgentPolicy, Document, Limits
 
 ANY = "*"
 _MOST_COMPARED = 50
