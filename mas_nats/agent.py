@@ -15,16 +15,16 @@ from pydantic import BaseModel
 
 from mas_nats import handlers
 from mas_nats.calls import Calls
-from mas_nats.config import Endpoint, TlsClientConfig, resolve
-from mas_nats.connection import Connection
+from mas_nats.config import TlsClientConfig, resolve
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.inbox import Inbox
-from mas_nats.keepalive import KeepAlive
 from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.messenger import AgentInfo, Messenger
+from mas_nats.nats_transport import NatsTransport
 from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
 from mas_nats.state_access import StateAccess
+from mas_nats.transport import Connection, Transport
 from mas_nats.wire.identity import require_id
 
 START_TIMEOUT = 10.0
@@ -32,14 +32,14 @@ START_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 30.0
 """Seconds that ``stop`` gives running handlers."""
 M = TypeVar("M", bound=BaseModel)
-_OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls", "receive")
+_OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls", "receive", "transport")
 
 
 @dataclass(slots=True)
 class _Running(Generic[S]):
     """What exists between start and stop."""
 
-    endpoint: Endpoint
+    transport: Transport
     connection: Connection
     calls: Calls
     session: Session
@@ -63,6 +63,7 @@ class Agent(Generic[S]):
         tls: certificate files. For both see ``mas_nats.config`` when not given.
         receive: False for an instance that only sends and asks, such as a script: the agent's messages
             wait for its other instances, and ``discover`` does not count it.
+        transport: another way to a broker than ``server_addr`` and ``tls``: see ``mas_nats.testing``.
 
     Raises:
         ConfigurationError: the id or the state model cannot be used.
@@ -93,6 +94,7 @@ class Agent(Generic[S]):
         server_addr: str | None = None,
         tls: TlsClientConfig | None = None,
         receive: bool = True,
+        transport: Transport | None = None,
     ) -> None: ...
     @overload
     def __init__(self, agent_id: str, **kwargs: object) -> None: ...
@@ -106,6 +108,7 @@ class Agent(Generic[S]):
         server_addr: Any = None,
         tls: Any = None,
         receive: Any = True,
+        transport: Any = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -124,6 +127,9 @@ class Agent(Generic[S]):
         self._shape: StateShape[S] = StateShape(state_model or self._declared_state)
         self._server_addr = server_addr
         self._tls = tls
+        if transport is not None and (server_addr is not None or tls is not None):
+            raise TypeError("transport= takes the place of server_addr= and tls=: give one or the other")
+        self._transport: Transport | None = transport
         self._receive = bool(receive)
         self._running: _Running[S] | None = None
         self._inbox: Inbox | None = None
@@ -367,10 +373,11 @@ class Agent(Generic[S]):
             running.connection,
             running.calls,
             running.session,
-            KeepAlive(running.endpoint, name=self._agent_id, ack_wait=ack_wait),
+            running.transport.signs_of_life(self._agent_id, ack_wait),
             agent=self._agent_id,
             handle=self._handle,
             replier=running.messenger,
+            now=running.transport.now,
         )
 
     async def _handle(self, message: AgentMessage) -> None:
@@ -383,13 +390,13 @@ class Agent(Generic[S]):
 
     async def _open(self, timeout: float) -> _Running[S]:
         end = asyncio.get_running_loop().time() + timeout
-        endpoint = resolve(self._agent_id, self._server_addr, self._tls)
-        connection = Connection(endpoint, name=self._agent_id)
+        transport = self._transport or NatsTransport(resolve(self._agent_id, self._server_addr, self._tls))
+        connection = transport.connection(self._agent_id)
         calls = Calls(connection, self._agent_id)
         session = Session(calls, self._capabilities, self._metadata, receives=self._receive)
-        messenger = Messenger(connection, calls, session, self._agent_id)
+        messenger = Messenger(connection, calls, session, self._agent_id, now=transport.now)
         state = StateStore(StateAccess(connection, calls, session, self._agent_id), session, self._shape)
-        running = _Running(endpoint, connection, calls, session, messenger, state)
+        running = _Running(transport, connection, calls, session, messenger, state)
         try:
             await connection.open(timeout)
             await session.open(end - asyncio.get_running_loop().time())

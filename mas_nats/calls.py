@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from mas_nats.connection import Connection, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.errors import OutcomeUnknown, Unavailable
+from mas_nats.transport import Connection, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import subjects
 from mas_nats.wire.headers import MSG_ID
 from mas_nats.wire.verdict import Decision, Verdict

@@ -12,19 +12,19 @@ import logging
 import re
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from nats import errors as nats_errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription as NatsSubscription
+from nats.aio.subscription import Subscription
 
 from mas_nats.config import Endpoint
 from mas_nats.errors import ConfigurationError, IdentityRefused, MasError, PermissionDenied, Unavailable
 from mas_nats.resilient import ResilientClient
-from mas_nats.wire.headers import STATUS
+from mas_nats.transport import Incoming, Listener, NoAnswer, NoResponders, NotSent, Receive
 from mas_nats.wire.verdict import Decision, Verdict
 
 logger = logging.getLogger("mas_nats")
@@ -41,41 +41,10 @@ _BUFFER = 8 << 20
 _DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 
-class NotSent(MasError):
-    """The exchange never left this process: there was no connection."""
-
-
-class NoAnswer(MasError):
-    """The exchange went out and no answer came back: in time, or before the connection was lost."""
-
-
-class NoResponders(MasError):
-    """Nobody is there to take it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message from the broker."""
-
-    subject: str
-    reply: str
-    headers: Mapping[str, str]
-    data: bytes
-
-    @property
-    def status(self) -> str:
-        """The status of a message from the server itself, else an empty string."""
-        return self.headers.get(STATUS, "") if not self.data else ""
-
-
-Receive = Callable[[Incoming], None]
-Listener = Callable[[], Awaitable[None]]
-
-
-class Subscription:
+class NatsSubscription:
     """A standing subscription; it survives reconnects."""
 
-    def __init__(self, inner: NatsSubscription) -> None:
+    def __init__(self, inner: Subscription) -> None:
         self._inner = inner
 
     async def drain(self) -> None:
@@ -95,7 +64,7 @@ class _Waiting:
     future: asyncio.Future[Incoming]
 
 
-class Connection:
+class NatsConnection:
     """One agent instance's connection.
 
     ``before_reconnect`` runs before a planned reconnect (new certificate files), so that nothing is on its
@@ -220,13 +189,13 @@ class Connection:
         except (nats_errors.Error, OSError) as error:
             raise NotSent(str(error)) from error
 
-    async def subscribe(self, subject: str, receive: Receive) -> Subscription:
+    async def subscribe(self, subject: str, receive: Receive) -> NatsSubscription:
         """Call ``receive`` for every message on ``subject``, in order."""
 
         async def received(message: Msg) -> None:
             receive(_incoming(message))
 
-        return Subscription(await self._client.subscribe(subject, cb=received))
+        return NatsSubscription(await self._client.subscribe(subject, cb=received))
 
     async def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the server has taken everything published so far; False when it did not in time."""
@@ -342,8 +311,3 @@ async def _guarded(listener: Listener) -> None:
 
 def _incoming(message: Msg) -> Incoming:
     return Incoming(message.subject, message.reply, message.headers or {}, message.data)
-
-
-def unreachable(error: NotSent) -> Unavailable:
-    """The public error for an exchange that never left."""
-    return Unavailable(f"{error}. Nothing was sent: repeat it when the broker is back")

@@ -9,20 +9,18 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.connection import Connection, Incoming, NotSent
 from mas_nats.errors import MasError, Reject
 from mas_nats.handlers import NotHandled
-from mas_nats.keepalive import KeepAlive
 from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
 from mas_nats.scrub import scrub
 from mas_nats.session import Session
+from mas_nats.transport import Connection, Incoming, NotSent, SignsOfLife
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
@@ -62,11 +60,12 @@ class Inbox:
         connection: Connection,
         calls: Calls,
         session: Session,
-        keepalive: KeepAlive,
+        keepalive: SignsOfLife,
         *,
         agent: str,
         handle: Handle,
         replier: Replier,
+        now: Callable[[], float],
     ) -> None:
         self._connection = connection
         self._calls = calls
@@ -75,6 +74,7 @@ class Inbox:
         self._agent = agent
         self._handle = handle
         self._replier = replier
+        self._now = now  # unix time, in seconds
         self._running: dict[int, tuple[asyncio.Task[None], _Delivery]] = {}
         self._acked: OrderedDict[int, None] = OrderedDict()
         self._stopping = False
@@ -162,7 +162,7 @@ class Inbox:
             self._pull.more()
 
     async def _attempt(self, message: AgentMessage) -> _Failure | None:
-        if message.deadline is not None and message.deadline < datetime.now(UTC):
+        if message.deadline is not None and message.deadline.timestamp() < self._now():
             return _Failure(Decision.EXPIRED, "", retryable=False)
         try:
             await self._handle(message)
@@ -208,10 +208,10 @@ class Inbox:
     # -- acknowledging -----------------------------------------------------------------------------
 
     def _delay(self, attempt: int) -> float:
-        """Seconds until the next attempt: doubling, capped, spread by a quarter."""
+        """Seconds until the next attempt: doubling, capped, spread so that not all come at once."""
         terms = self._session.terms
         delay = min(terms.retry_delay * 2.0 ** min(attempt - 1, 30), terms.retry_delay_max)
-        return delay * random.uniform(0.75, 1.25)
+        return delay * random.uniform(1 - terms.retry_spread, 1 + terms.retry_spread)
 
     async def _answer(self, delivery: _Delivery, body: bytes) -> None:
         try:

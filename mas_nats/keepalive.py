@@ -12,10 +12,10 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Callable
 
-from mas_nats.config import Endpoint
-from mas_nats.connection import Connection
 from mas_nats.errors import MasError
+from mas_nats.transport import Connection
 
 logger = logging.getLogger("mas_nats")
 
@@ -25,9 +25,9 @@ IN_PROGRESS = b"+WPI"
 class KeepAlive:
     """Signs of life for the deliveries that are being handled."""
 
-    def __init__(self, endpoint: Endpoint, *, name: str, ack_wait: float) -> None:
+    def __init__(self, connection: Callable[[str], Connection], *, name: str, ack_wait: float) -> None:
         self.interval = ack_wait / 3
-        self._endpoint = endpoint
+        self._connection = connection
         self._name = name
         self._due: dict[str, float] = {}  # ack subject -> when the next sign is due (monotonic)
         self._stopping = threading.Event()
@@ -76,6 +76,6 @@ class KeepAlive:
             await connection.close()
 
     async def _connect(self) -> Connection:
-        connection = Connection(self._endpoint, name=f"{self._name} keep-alive")
+        connection = self._connection(f"{self._name} keep-alive")
         await connection.open(self.interval)
         return connection

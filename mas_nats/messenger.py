@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +13,10 @@ import orjson
 from pydantic import BaseModel
 
 from mas_nats.calls import Calls
-from mas_nats.connection import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.errors import InvalidMessage, OutcomeUnknown, RequestFailed, RequestTimeout, error_of
 from mas_nats.message import AgentMessage, Payload, ReplyResult, read_message
 from mas_nats.session import Session
+from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation, new_message_id
 from mas_nats.wire.identity import split_target
@@ -47,7 +46,16 @@ class AgentInfo:
 class Messenger:
     """What one instance says, and the replies it waits for."""
 
-    def __init__(self, connection: Connection, calls: Calls, session: Session, agent: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        calls: Calls,
+        session: Session,
+        agent: str,
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        self._now = now  # unix time, in seconds
         self._connection = connection
         self._calls = calls
         self._session = session
@@ -82,7 +90,7 @@ class Messenger:
         if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
             raise _invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
         end = asyncio.get_running_loop().time() + timeout
-        fields[headers.DEADLINE] = str(int((time.time() + timeout) * 1000))
+        fields[headers.DEADLINE] = str(int((self._now() + timeout) * 1000))
         fields[headers.INSTANCE] = self._instance
         subject = self._reply_subject(self._instance, message_id)
         if subject in self._waiting:

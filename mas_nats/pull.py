@@ -19,7 +19,7 @@ from itertools import count
 
 import orjson
 
-from mas_nats.connection import Connection, Incoming, NotSent, Subscription
+from mas_nats.transport import Connection, Incoming, NotSent, Subscription
 from mas_nats.wire.headers import PENDING_MESSAGES
 
 logger = logging.getLogger("mas_nats")

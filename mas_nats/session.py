@@ -38,6 +38,7 @@ class Terms:
     state: StateMode
     retry_delay: float  # seconds before the second attempt; doubles with each
     retry_delay_max: float  # seconds
+    retry_spread: float  # how far a delay may be off, as a part of it
 
     @classmethod
     def read(cls, result: Mapping[str, Any]) -> Terms:
@@ -54,6 +55,7 @@ class Terms:
             state=StateMode(result.get("state", StateMode.MEDIATED)),
             retry_delay=float(result["retry_delay"]),
             retry_delay_max=float(result["retry_delay_max"]),
+            retry_spread=float(result.get("retry_spread", 0.25)),
         )
 
 

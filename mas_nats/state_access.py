@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import FIRST_TRY, MAX_TIMEOUT, Calls
-from mas_nats.connection import Connection, Incoming, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.errors import (
     MasError,
     OutcomeUnknown,
@@ -27,6 +26,7 @@ from mas_nats.errors import (
     error_of,
 )
 from mas_nats.session import Session
+from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.state_mode import StateMode

@@ -11,7 +11,7 @@ from itertools import count
 import orjson
 
 from mas_nats.config import Endpoint
-from mas_nats.connection import Connection
+from mas_nats.connection import NatsConnection
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.subjects import Op
@@ -66,14 +66,14 @@ async def callers(system: System, namespace: str, *agents: str) -> AsyncIterator
         opened = []
         for agent in agents:
             endpoint = Endpoint(system.broker.url, system.tls(agent, namespace))
-            connection = Connection(endpoint, name=agent)
+            connection = NatsConnection(endpoint, name=agent)
             await connection.open(10)
             stack.push_async_callback(connection.close)
             opened.append(Caller(_calls(connection, agent)))
         yield opened
 
 
-def _calls(connection: Connection, agent: str) -> Exchange:
+def _calls(connection: NatsConnection, agent: str) -> Exchange:
     subject = subjects.call(agent, Op.SEND)
 
     async def exchange(body: bytes, fields: dict[str, str]) -> bytes:

@@ -12,7 +12,7 @@ from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats import calls as calls_module
 from mas_nats.calls import Calls
-from mas_nats.connection import Connection
+from mas_nats.connection import NatsConnection
 from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.wire.headers import MSG_ID, TARGET, TYPE
 from mas_nats.wire.subjects import Op
@@ -37,7 +37,7 @@ async def worker(
 
 @pytest.fixture
 async def calls(ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Calls]:
-    connection = Connection(endpoint(ca, tmp_path / "a", nats_server, "a"), name="a")
+    connection = NatsConnection(endpoint(ca, tmp_path / "a", nats_server, "a"), name="a")
     await connection.open(5)
     yield Calls(connection, "a")
     await connection.close()

@@ -13,11 +13,12 @@ from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.ports import free_port
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.config import Endpoint, TlsClientConfig
-from mas_nats.connection import Connection, Incoming, NoAnswer, NoResponders, NotSent
+from mas_nats.connection import NatsConnection
 from mas_nats.errors import ConfigurationError, IdentityRefused, PermissionDenied, Unavailable
+from mas_nats.transport import Incoming, NoAnswer, NoResponders, NotSent
 from mas_nats.wire.identity import Identity, Role
 
-Open = Callable[..., Awaitable[Connection]]
+Open = Callable[..., Awaitable[NatsConnection]]
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def where(ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path) -> 
 
 @pytest.fixture
 async def open_connection() -> AsyncIterator[Open]:
-    opened: list[Connection] = []
+    opened: list[NatsConnection] = []
 
-    async def open_one(where: Endpoint, timeout: float = 5.0) -> Connection:
-        connection = Connection(where, name="test")
+    async def open_one(where: Endpoint, timeout: float = 5.0) -> NatsConnection:
+        connection = NatsConnection(where, name="test")
         opened.append(connection)
         await connection.open(timeout)
         return connection
@@ -40,7 +41,7 @@ async def open_connection() -> AsyncIterator[Open]:
         await connection.close()
 
 
-async def echo(connection: Connection, subject: str = "echo") -> list[Incoming]:
+async def echo(connection: NatsConnection, subject: str = "echo") -> list[Incoming]:
     taken: list[Incoming] = []
 
     def answer(message: Incoming) -> None:
