@@ -5,35 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import orjson
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import ValidationError
 
-from broker_policy.registry import HEARTBEAT, Registry, TooManyInstances
+from broker_policy.registry import Registry, TooManyInstances
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.presence import MAX_HELLO_BYTES, Bye, Discover, Hello, terms
 from mas_nats.policy.table import Table
-from mas_nats.wire.state_mode import StateMode
 from mas_nats.wire.verdict import Verdict, accepted
-
-MAX_HELLO_BYTES = 8_192
-"""Capabilities and metadata of an instance, as JSON."""
-
-
-class _Hello(BaseModel):
-    """The body of a hello, as any agent may have made it up."""
-
-    capabilities: list[str] = Field(default_factory=list)
-    metadata: dict[str, JsonValue] | None = None
-    instance: str | None = None
-    receives: bool = True
-
-
-class _Bye(BaseModel):
-    instance: str
-
-
-class _Discover(BaseModel):
-    capabilities: list[str] = Field(default_factory=list)
 
 
 class Presence:
@@ -61,7 +41,7 @@ class Presence:
             text = f"capabilities and metadata exceed {MAX_HELLO_BYTES} bytes"
             return refusals.invalid("metadata", text).verdict(call.message_id)
         try:
-            hello = _Hello.model_validate_json(call.body)
+            hello = Hello.model_validate_json(call.body)
         except ValidationError:
             return refusals.invalid("hello", "a hello needs capabilities and metadata").verdict(
                 call.message_id
@@ -74,21 +54,7 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        limits, policy = table.limits, table.agent(call.sender)
-        return accepted(
-            call.message_id,
-            instance=instance,
-            namespace=table.namespace,
-            heartbeat=HEARTBEAT,
-            in_flight=limits.in_flight,
-            ack_wait=limits.ack_wait,
-            max_deliver=limits.max_deliver,
-            max_payload=limits.max_payload,
-            max_state=limits.max_state,
-            state=policy.state if policy else StateMode.MEDIATED,
-            retry_delay=limits.retry_delay,
-            retry_delay_max=limits.retry_delay_max,
-        )
+        return accepted(call.message_id, **terms(table, call.sender, instance))
 
     async def bye(self, call: Call) -> Verdict:
         """Withdraw an instance that stops."""
@@ -96,7 +62,7 @@ class Presence:
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
-            instance = _Bye.model_validate_json(call.body).instance
+            instance = Bye.model_validate_json(call.body).instance
         except ValidationError:
             return refusals.invalid("bye", "a bye needs the instance").verdict(call.message_id)
         if self._owns(table, call, instance):
@@ -109,7 +75,7 @@ class Presence:
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
-            wanted = _Discover.model_validate_json(call.body).capabilities
+            wanted = Discover.model_validate_json(call.body).capabilities
         except ValidationError:
             return refusals.invalid("discover", "discover needs a list of capabilities").verdict(
                 call.message_id

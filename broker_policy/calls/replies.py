@@ -15,6 +15,7 @@ from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.answered import publish_until_answered
 from broker_policy.jetstream import Ack
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
+from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.wire import headers, subjects
@@ -75,17 +76,11 @@ class Replies:
         try:
             capability = self.sealer.open(call.reply_token)
         except SealBroken:
-            return _foreign("the reply token is not one that this system sealed")
+            return refusals.reply_foreign("the reply token is not one that this system sealed")
         if capability.namespace != self.namespace or capability.target != call.sender:
-            return _foreign(f"{call.sender} is not the agent that was asked")
+            return refusals.reply_foreign(f"{call.sender} is not the agent that was asked")
         if call.received > capability.deadline + CLOCK_TOLERANCE_MS:
-            return Refusal(
-                Decision.REPLY_LATE,
-                "reply",
-                "deadline",
-                "the requester has stopped waiting",
-                "Nothing to do; a longer timeout= would have let the reply through",
-            )
+            return refusals.reply_late()
         return capability
 
     async def publish(self, capability: ReplyCapability, body: bytes, fields: dict[str, str]) -> Ack:
@@ -110,13 +105,3 @@ class Replies:
             headers.FAILURE: Decision.DEAD,
         }
         await self.publish(capability, orjson.dumps({"reason": reason}), fields)
-
-
-def _foreign(reason: str) -> Refusal:
-    return Refusal(
-        Decision.REPLY_FOREIGN,
-        "reply",
-        "capability",
-        reason,
-        "Reply with message.reply() to a request that was delivered to this agent",
-    )

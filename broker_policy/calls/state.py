@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker_policy.agent_state import BadStateCall, Conflict, StateBucket, StateCall
+from broker_policy.agent_state import Conflict, StateBucket
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
@@ -11,6 +11,7 @@ from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.shape import well_formed
+from mas_nats.policy.state_call import BadStateCall, StateCall
 from mas_nats.wire.verdict import Verdict, accepted
 
 

@@ -46,6 +46,28 @@ def unavailable() -> Refusal:
     )
 
 
+def reply_foreign(reason: str) -> Refusal:
+    """A reply to a request that its sender was not asked."""
+    return Refusal(
+        Decision.REPLY_FOREIGN,
+        "reply",
+        "capability",
+        reason,
+        "Reply with message.reply() to a request that was delivered to this agent",
+    )
+
+
+def reply_late() -> Refusal:
+    """A reply after the request's deadline."""
+    return Refusal(
+        Decision.REPLY_LATE,
+        "reply",
+        "deadline",
+        "the requester has stopped waiting",
+        "Nothing to do; a longer timeout= would have let the reply through",
+    )
+
+
 def state_conflict(agent: str) -> Refusal:
     """A state write that another instance was faster than."""
     return Refusal(

@@ -1,0 +1,53 @@
+"""The bodies of hello, bye and discover, and what an instance is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field, JsonValue
+
+from mas_nats.policy.instances import HEARTBEAT
+from mas_nats.policy.table import Table
+from mas_nats.wire.state_mode import StateMode
+
+MAX_HELLO_BYTES = 8_192
+"""Capabilities and metadata of an instance, as JSON."""
+
+
+class Hello(BaseModel):
+    """The body of a hello, as any agent may have made it up."""
+
+    capabilities: list[str] = Field(default_factory=list)
+    metadata: dict[str, JsonValue] | None = None
+    instance: str | None = None
+    receives: bool = True
+
+
+class Bye(BaseModel):
+    """The body of a bye."""
+
+    instance: str
+
+
+class Discover(BaseModel):
+    """The body of a discover."""
+
+    capabilities: list[str] = Field(default_factory=list)
+
+
+def terms(table: Table, agent: str, instance: str) -> dict[str, Any]:
+    """What ``instance`` of ``agent`` is told when it says hello."""
+    limits, policy = table.limits, table.agent(agent)
+    return {
+        "instance": instance,
+        "namespace": table.namespace,
+        "heartbeat": HEARTBEAT,
+        "in_flight": limits.in_flight,
+        "ack_wait": limits.ack_wait,
+        "max_deliver": limits.max_deliver,
+        "max_payload": limits.max_payload,
+        "max_state": limits.max_state,
+        "state": policy.state if policy else StateMode.MEDIATED,
+        "retry_delay": limits.retry_delay,
+        "retry_delay_max": limits.retry_delay_max,
+    }
