@@ -10,10 +10,10 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
-from broker_policy import registry
 from broker_policy.audit.record import Outcome
 from broker_policy.calls import asides
 from broker_policy.commit.waiting import Waiting
+from mas_nats.policy import instances
 from mas_nats.policy.call import Call
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
@@ -98,23 +98,21 @@ async def test_instances_of_one_agent_leave_room_for_the_others(here: Serving):
     assert refused
     assert {verdict.rule for verdict in refused} <= {"instances", "busy"}
     assert (await here.call("bob", "hello", large)).ok
-    alive = here.service._registry._alive("mallory")
-    assert sum(each.size for each in alive.values()) <= registry.MOST_BYTES
+    alive = here.service._registry._instances.alive("mallory")
+    assert sum(each.size for each in alive.values()) <= instances.MOST_BYTES
     (found,) = [
         each
         for each in (await here.call("alice", "discover", {})).result["agents"]
         if each["agent_id"] == "mallory"
     ]
     assert found["instances"] == len(alive)
-    assert len(orjson.dumps(found)) < 2 * registry.MOST_METADATA
+    assert len(orjson.dumps(found)) < 2 * instances.MOST_METADATA
 
 
 async def test_an_instance_that_was_there_keeps_its_place(here: Serving):
     first = (await here.call("mallory", "hello", {})).result["instance"]
-    here.service._registry._instances["mallory"] |= {
-        f"i{number}": registry._Instance((), {}, 10, here.service._registry._clock())
-        for number in range(registry.MOST_INSTANCES - 1)
-    }
+    for number in range(instances.MOST_INSTANCES - 1):
+        here.service._registry._instances.announce("mallory", f"i{number}", (), {}, 10)
     assert (await here.call("mallory", "hello", {})).rule == "instances"
     again = await here.call("mallory", "hello", {"instance": first})
     assert again.result["instance"] == first
