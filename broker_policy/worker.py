@@ -190,7 +190,7 @@ class PolicyWorker:
             return
         observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
         try:
-            durability.require(await durability.nats_findings(observer))
+            durability.require(await durability.nats_findings(observer, servers=config.endpoint.nodes))
         finally:
             await observer.close()
         if await self._redis_answers():
@@ -283,7 +283,7 @@ class PolicyWorker:
                 return
 
     async def _restore(self, nc: Client, table: Table) -> None:
-        if made := await restore(nc, table.document):
+        if made := await restore(nc, table.document, self._config.endpoint.nodes):
             log.warning("namespace %s had lost %s: made again, empty", table.namespace, ", ".join(made))
 
     def _spawn(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

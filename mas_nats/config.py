@@ -2,7 +2,7 @@
 
 In this order: the argument, the environment (``MAS_SERVER_ADDR``, ``MAS_CA``, ``MAS_CERT``, ``MAS_KEY``), the
 nearest ``.mas/endpoint.json`` above the current folder (``mas up`` writes it), and for the address
-``tls://127.0.0.1:4222``.
+``tls://127.0.0.1:4222``. An address may be several, separated by commas: the nodes of one cluster.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ class TlsClientConfig:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A broker's address and the certificate to show it."""
+    """A broker's address and the certificate to show it. ``url``: all nodes', separated by commas."""
 
     url: str
     tls: TlsClientConfig
+
+    @property
+    def servers(self) -> list[str]:
+        """The address of each node."""
+        return self.url.split(",")
 
     def context(self) -> ssl.SSLContext:
         """A context for mutual TLS 1.3, read from the files as they are now.
@@ -87,7 +92,8 @@ def resolve(
     """
     found = _nearest(folder or Path.cwd())
     settings = _read(found) if found else {}
-    url = _url(server_addr or environment.get("MAS_SERVER_ADDR") or settings.get("url") or DEFAULT_URL)
+    address = server_addr or environment.get("MAS_SERVER_ADDR") or settings.get("url") or DEFAULT_URL
+    url = ",".join(_url(each.strip()) for each in address.split(","))
     if tls is None:
         tls = _certificates(agent_id, environment, found.parent if found else None, settings.get("ca"))
     for path in tls.paths:

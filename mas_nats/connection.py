@@ -32,10 +32,12 @@ logger = logging.getLogger("mas_nats")
 NO_RESPONDERS = "503"
 _CERTIFICATE_CHECK = 1.0
 """Seconds between two looks at the certificate files."""
-_PING_INTERVAL = 20
+_PING_INTERVAL = 5
 """Seconds between pings; a silent server is given up after two."""
 _RECONNECT_WAIT = 0.25
 """Seconds between two attempts to reconnect."""
+_RECONNECT_JITTER = 0.5
+"""Seconds at most by which an attempt is put off at random, so that not all agents come at once."""
 _BUFFER = 8 << 20
 """Bytes kept for a server that is away."""
 _DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
@@ -102,12 +104,13 @@ class NatsConnection:
         await self._client.connect_within(
             timeout,
             error_cb=self._on_error,
-            servers=[self._endpoint.url],
+            servers=self._endpoint.servers,
             tls=context,
             name=self._name,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
             reconnect_time_wait=_RECONNECT_WAIT,
+            reconnect_jitter=_RECONNECT_JITTER,
             ping_interval=_PING_INTERVAL,
             pending_size=_BUFFER,
         )

@@ -8,6 +8,7 @@ refused first connect for ever while it hides the cause. Both are mended here an
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -36,10 +37,15 @@ class ResilientClient(Client):
     stays. After ``close()`` or ``drain()`` it is closed, as usual.
     """
 
-    async def connect_within(self, seconds: float, *, error_cb: ErrorCallback, **options: Any) -> None:
+    _jitter = 0.0
+
+    async def connect_within(
+        self, seconds: float, *, error_cb: ErrorCallback, reconnect_jitter: float = 0.0, **options: Any
+    ) -> None:
         """Connect, repeating for at most ``seconds`` while nothing listens there.
 
-        ``options`` are those of nats-py's ``connect``. Once connected, it reconnects for ever.
+        ``options`` are those of nats-py's ``connect``. Once connected, it reconnects for ever, to any of the
+        servers it was given; each attempt is put off by up to ``reconnect_jitter`` seconds at random.
 
         Raises:
             IdentityRefused: the server refused the certificate or the credentials. Not repeated.
@@ -47,6 +53,7 @@ class ResilientClient(Client):
             Unavailable: nobody answered within ``seconds``.
 
         """
+        self._jitter = reconnect_jitter
         verdict: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         last: list[Exception] = []
 
@@ -86,6 +93,8 @@ class ResilientClient(Client):
         ) from cause
 
     async def _connect_to_server(self, s: Any) -> None:
+        if self._jitter and self.is_reconnecting:
+            await asyncio.sleep(random.uniform(0, self._jitter))
         self._abandon()
         await super()._connect_to_server(s)
 

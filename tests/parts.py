@@ -49,7 +49,7 @@ async def parts(folder: Path, *, workers: int = 1) -> AsyncIterator[Parts]:
     _certify(layout)
     material = create_material(layout.keys)
     nats = NatsServer(
-        layout.nats,
+        layout.node(1, 1),
         material.public,
         server_cert=layout.server_cert,
         server_key=layout.server_key,

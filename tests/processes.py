@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def children(parent: int) -> dict[str, int]:
-    """The processes of a running ``mas up`` by name: w1, w2, signer, nats-server, redis-server."""
+    """The processes of a running ``mas up`` by name: w1, w2, signer, nats-server, redis-server.
+
+    With three nodes nats-1, nats-2 and nats-3.
+    """
     found: dict[str, int] = {}
     for task in Path(f"/proc/{parent}/task").iterdir():
         for pid in (task / "children").read_text().split():
@@ -39,4 +42,6 @@ def _name(command: list[str]) -> str:
     if "broker_policy.audit.signer" in command:
         return "signer"
     program = Path(command[0]).name
+    if program == "nats-server" and (node := Path(command[-2]).parent.name).startswith("nats-"):
+        return node
     return program.split()[0] if program else "?"

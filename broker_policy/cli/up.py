@@ -46,6 +46,12 @@ def up(
         int,
         typer.Option("--port", min=0, max=65535, help="NATS port; 0: as last time, else 4222 or a free one."),
     ] = 0,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--nodes", help="nats-servers: 1, or 3, of which one can be lost. [default: as last time, else 1]"
+        ),
+    ] = None,
     manifest: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +69,7 @@ def up(
     Stops in order on Ctrl-C or SIGTERM. Exits with 4 when another process has the folder already.
     """
     out = Output(json=json)
-    plan = Plan(workers=workers, port=port, manifest=_manifest(manifest), relaxed=relaxed)
+    plan = Plan(workers=workers, port=port, manifest=_manifest(manifest), relaxed=relaxed, nodes=nodes)
     layout = Layout(folder.absolute())
     if relaxed:
         out.warn(_RELAXED)
@@ -143,6 +149,7 @@ def _detach(layout: Layout, plan: Plan, out: Output) -> None:
     command_line = [sys.executable, "-m", "broker_policy.cli", "up", "--json"]
     command_line += ["--folder", str(layout.root), "--workers", str(plan.workers), "--port", str(plan.port)]
     command_line += ["--manifest", str(plan.manifest)] if plan.manifest else []
+    command_line += ["--nodes", str(plan.nodes)] if plan.nodes is not None else []
     command_line += ["--relaxed"] if plan.relaxed else []
     with result.open("wb") as stdout, progress.open("wb") as stderr:
         child = subprocess.Popen(

@@ -4,11 +4,13 @@
       certs/          ca.pem, server.pem and the certificates of agents and people, each with its .key
       authority/      the development CA with its private key
       keys/           the keys of controller, workers and signer (tenants/material.py)
-      nats/           configuration, accounts and JetStream's data
+      nats/           configuration, accounts and JetStream's data; with three nodes nats-1/ to nats-3/
       redis/          configuration, password and data
       logs/           one file a process
       run/            <process>.ready while it is ready
+      route-authority/  the CA of the nodes of a cluster, and of nobody else, with its private key
       ports.json      the ports of the last start, kept so that agents find a restarted broker
+      routes.json     where one node finds another, if not at its own port: yours to write (nodes.py)
       endpoint.json   where the running broker is; the SDK looks for it from the current folder upwards
       lock            held by the running ``mas up``
 
@@ -55,9 +57,15 @@ class Layout:
         return self.root / "authority"
 
     @property
-    def nats(self) -> Path:
-        """The nats-server's folder."""
-        return self.root / "nats"
+    def route_authority(self) -> Path:
+        """The CA that signs the certificate with which nodes of a cluster know one another."""
+        return self.root / "route-authority"
+
+    @property
+    def route_certificate(self) -> CertificatePaths:
+        """What the nodes of a cluster show one another."""
+        folder = self.certs / "routes"
+        return CertificatePaths(folder / "ca.pem", folder / "route.pem", folder / "route.key")
 
     @property
     def redis(self) -> Path:
@@ -78,6 +86,11 @@ class Layout:
     def ports(self) -> Path:
         """The ports of the last start."""
         return self.root / "ports.json"
+
+    @property
+    def routes(self) -> Path:
+        """Where one node finds another, if not at its own port."""
+        return self.root / "routes.json"
 
     @property
     def endpoint(self) -> Path:
@@ -109,6 +122,14 @@ class Layout:
         """The file with the Redis password."""
         return self.redis / "password"
 
+    def node_name(self, number: int, nodes: int) -> str:
+        """What the nats-server ``number``, from 1, of ``nodes`` is called."""
+        return "nats-server" if nodes == 1 else f"nats-{number}"
+
+    def node(self, number: int, nodes: int) -> Path:
+        """The folder of the nats-server ``number``, from 1, of ``nodes``."""
+        return self.root / ("nats" if nodes == 1 else f"nats-{number}")
+
     def ready(self, name: str) -> Path:
         """The file that the process ``name`` makes when it is ready."""
         return self.run / f"{name}.ready"
@@ -124,7 +145,7 @@ class Layout:
 
     def create(self) -> None:
         """Make the folders that are missing, each for its owner only; whoever fills the others makes them."""
-        for folder in (self.root, self.certs, self.nats, self.redis, self.logs, self.run):
+        for folder in (self.root, self.certs, self.redis, self.logs, self.run):
             private_folder(folder)
 
 
@@ -132,8 +153,9 @@ class Layout:
 class Broker:
     """A running broker, as ``endpoint.json`` has it.
 
-    The SDK reads ``url`` and ``ca``. ``redis`` is a URL without the password, which is in the file
-    ``redis_password``. Paths are absolute. ``durable`` is false for a relaxed start.
+    The SDK reads ``url`` and ``ca``. ``url`` and ``monitor`` name all nodes, separated by commas. ``redis``
+    is a URL without the password, which is in the file ``redis_password``. Paths are absolute. ``durable`` is
+    false for a relaxed start.
     """
 
     url: str
@@ -144,6 +166,7 @@ class Broker:
     pid: int  # of mas up
     since: str  # ISO 8601, UTC
     durable: bool
+    nodes: int = 1
 
     def write(self, layout: Layout) -> None:
         """Write it to ``endpoint.json``."""
@@ -170,7 +193,7 @@ class Broker:
     def connection(self, layout: Layout, holder: str) -> Endpoint:
         """How ``holder`` of the policy side (worker, signer, controller) reaches NATS."""
         paths = layout.policy_certificate(holder)
-        return Endpoint(url=self.url, ca=paths.ca, cert=paths.cert, key=paths.key)
+        return Endpoint(url=self.url, ca=paths.ca, cert=paths.cert, key=paths.key, nodes=self.nodes)
 
     def redis_url(self) -> str:
         """The Redis URL with its password: do not log it."""

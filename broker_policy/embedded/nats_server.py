@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -14,6 +16,7 @@ from broker_policy.embedded import binaries
 from broker_policy.embedded.config_file import quoted
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.process import Process
+from broker_policy.identity.pki import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 
 _TEMPLATE = "nats-server.conf.template"
@@ -29,13 +32,63 @@ class ServerIdentity(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """How a node takes part in a cluster.
+
+    ``listen`` and ``routes`` (to the others) are ``host:port``. Whoever shows a certificate of the CA of
+    ``certificate`` is taken for a node and may do everything, so that CA must not be the agents'.
+    ``advertise`` is what the others are told of this node's address; empty: ``listen``.
+    """
+
+    listen: str
+    routes: Sequence[str]
+    certificate: CertificatePaths
+    advertise: str = ""
+
+    def config(self) -> str:
+        """The ``cluster`` block of the configuration."""
+        return Template(_CLUSTER).substitute(
+            listen=self.listen,
+            advertise=f"advertise: {quoted(self.advertise)}" if self.advertise else "",
+            routes="\n".join(f"    {quoted(f'tls://{route}')}" for route in self.routes),
+            cert=quoted(self.certificate.cert.absolute()),
+            key=quoted(self.certificate.key.absolute()),
+            ca=quoted(self.certificate.ca.absolute()),
+        )
+
+
+_CLUSTER = """\
+cluster {
+  name: mas
+  listen: ${listen}
+  ${advertise}
+  # Clients are told all addresses by their configuration.
+  no_advertise: true
+  routes: [
+${routes}
+  ]
+  # A CA of its own: a certificate that is good here makes its holder a server.
+  tls {
+    cert_file: ${cert}
+    key_file: ${key}
+    ca_file: ${ca}
+    verify: true
+    min_version: "1.3"
+    timeout: 5
+  }
+}
+"""
+
+
 class NatsServer:
     """The server and its configuration.
 
     ``public`` is the identity part of the configuration, or the text itself (the empty text: no operator
     and no accounts, for tests of the server alone). Ports that are 0 are chosen free, once: a restart keeps
     them. ``relaxed`` flushes every two minutes instead of before each acknowledgement, and so loses
-    acknowledged messages in a power cut. ``extra`` is appended to the configuration.
+    acknowledged messages in a power cut. ``membership`` makes it a node of a cluster. ``extra`` is appended
+    to the configuration. ``name`` is the process's.
     """
 
     def __init__(
@@ -50,6 +103,8 @@ class NatsServer:
         monitor_port: int = 0,
         relaxed: bool = False,
         log: Path | None = None,
+        name: str = "nats-server",
+        membership: Membership | None = None,
         extra: str = "",
     ) -> None:
         self.folder = folder.absolute()
@@ -71,11 +126,12 @@ class NatsServer:
             "server_cert": quoted(server_cert.absolute()),
             "server_key": quoted(server_key.absolute()),
             "ca": quoted(ca.absolute()),
+            "cluster": "" if membership is None else membership.config(),
             "extra": extra,
         }
         self._public = public
         self.process = Process(
-            "nats-server",
+            name,
             [binaries.nats_server(), "-c", self.config],
             cwd=self.folder,
             output=self.log.with_suffix(".out"),

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,19 +18,18 @@ from cryptography import x509
 
 from broker_policy.embedded import durability, lock
 from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
-from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.embedded.ports import LOOPBACK, free_port, is_free
+from broker_policy.embedded.nodes import Ports, servers, settle, until_formed
+from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.identity.private_files import private_folder, write_private
+from broker_policy.identity.private_files import private_folder
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply_file
 from broker_policy.tenants.connect import Endpoint, connect_control_admin
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material, create_material
-from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
@@ -44,37 +43,15 @@ class Plan:
     """What to bring up.
 
     A ``port`` of 0 is the port of the last start, else 4222, else a free one. ``manifest`` is a ``mas.yaml``
-    to apply. ``relaxed`` gives up that an accepted message survives a power cut.
+    to apply. ``relaxed`` gives up that an accepted message survives a power cut. ``nodes`` of nats-server: as
+    many as the last time, else one, when it is None.
     """
 
     workers: int = 2
     port: int = 0
     manifest: Path | None = None
     relaxed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The ports of the two servers."""
-
-    nats: int
-    monitor: int
-    redis: int
-
-    @classmethod
-    def choose(cls, layout: Layout, wanted: int) -> Ports:
-        """Those of the last start where they are free, so that agents find a restarted broker."""
-        try:
-            last = cls(**json.loads(layout.ports.read_bytes()))
-        except (FileNotFoundError, TypeError, ValueError):
-            last = cls(nats=DEFAULT_PORT, monitor=0, redis=0)
-        ports = (wanted or _free(last.nats), _free(last.monitor), _free(last.redis))
-        return cls(*ports)
-
-    def write(self, layout: Layout) -> None:
-        """Keep them for the next start."""
-        content = {"nats": self.nats, "monitor": self.monitor, "redis": self.redis}
-        write_private(layout.ports, json.dumps(content).encode())
+    nodes: int | None = None
 
 
 @contextlib.asynccontextmanager
@@ -94,9 +71,10 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
     if plan.workers < 1:
         raise ConfigurationError(f"{plan.workers} workers: at least one is needed")
     private_folder(layout.root)
-    ports = Ports.choose(layout, plan.port)
+    nodes = settle(layout, plan.nodes)
+    ports = Ports.choose(layout, plan.port, nodes)
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = lock.LockHolder(os.getpid(), since, f"tls://{LOOPBACK}:{ports.nats}")
+    holder = lock.LockHolder(os.getpid(), since, ports.urls)
     with lock.held(layout.lock, holder):
         supervisor = Supervisor(say)
         try:
@@ -112,30 +90,24 @@ async def _bring_up(
     layout.create()
     ports.write(layout)
     _certify(layout)
+    if len(ports.nodes) > 1:
+        _certify_routes(layout)
     material = create_material(layout.keys)
-    nats_server = NatsServer(
-        layout.nats,
-        material.public,
-        port=ports.nats,
-        monitor_port=ports.monitor,
-        server_cert=layout.server_cert,
-        server_key=layout.server_key,
-        ca=layout.ca,
-        relaxed=plan.relaxed,
-        log=layout.log("nats-server"),
-    )
+    nats_servers = servers(layout, material.public, ports, relaxed=plan.relaxed)
+    monitors = [server.monitor_url for server in nats_servers]
     redis_server = RedisServer(
         layout.redis, port=ports.redis, relaxed=plan.relaxed, log=layout.log("redis-server")
     )
     broker = Broker(
-        url=nats_server.url,
+        url=ports.urls,
         ca=str(layout.ca),
-        monitor=nats_server.monitor_url,
+        monitor=",".join(monitors),
         redis=f"redis://{LOOPBACK}:{redis_server.port}/0",
         redis_password=str(layout.redis_password),
         pid=os.getpid(),
         since=since,
         durable=not plan.relaxed,
+        nodes=len(nats_servers),
     )
     connection = broker.connection(layout, "controller")
 
@@ -143,9 +115,15 @@ async def _bring_up(
         await _provision(connection, material)
 
     await supervisor.start(redis_server.process)
-    await supervisor.start(nats_server.process, restarted=complete)
+    # A node of a cluster forgets nothing that the others know, and must be able to come back alone.
+    await supervisor.start(
+        *(server.process for server in nats_servers), restarted=complete if broker.nodes == 1 else None
+    )
+    if broker.nodes > 1:
+        await until_formed(monitors)
     if not plan.relaxed:
-        durability.require(await durability.monitor_findings(nats_server.monitor_url))
+        found = await asyncio.gather(*map(durability.monitor_findings, monitors))
+        durability.require([finding for findings in found for finding in findings])
     for line in await _provision(connection, material, plan.manifest):
         say(line)
     broker.write(layout)  # workers look for it
@@ -187,6 +165,13 @@ def _certify(layout: Layout) -> None:
             authority.issue(identity, layout.certs, lifetime=_YEAR)
 
 
+def _certify_routes(layout: Layout) -> None:
+    """The certificate with which the nodes know one another, from a CA that signs nothing else."""
+    if _expires_soon(layout.route_certificate.cert):
+        authority = CertificateAuthority.open_or_create(layout.route_authority)
+        authority.issue_peer([LOOPBACK], layout.route_certificate.cert.parent, name="route")
+
+
 def _expires_soon(path: Path) -> bool:
     if not path.exists():
         return True
@@ -216,7 +201,3 @@ async def _provision(connection: Endpoint, material: Material, manifest: Path | 
             return [f"{manifest} applied as revision {applied.revision}", *applied.notices]
         finally:
             await control.close()
-
-
-def _free(port: int) -> int:
-    return port if port and is_free(port) else free_port()

@@ -128,7 +128,7 @@ class CertificateAuthority:
             folder,
             subject=identity.name,
             sans=sans,
-            usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+            usages=[ExtendedKeyUsageOID.CLIENT_AUTH],
             lifetime=lifetime,
         )
 
@@ -144,7 +144,18 @@ class CertificateAuthority:
             folder,
             subject=names[0] if names else name,
             sans=sans,
-            usage=ExtendedKeyUsageOID.SERVER_AUTH,
+            usages=[ExtendedKeyUsageOID.SERVER_AUTH],
+            lifetime=_SERVER_LIFETIME,
+        )
+
+    def issue_peer(self, ips: Iterable[str], folder: Path, *, name: str) -> CertificatePaths:
+        """Issue a certificate for servers that connect to each other, good for both ends."""
+        return self._write(
+            folder / name,
+            folder,
+            subject=name,
+            sans=[x509.IPAddress(ipaddress.ip_address(address)) for address in ips],
+            usages=[ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
             lifetime=_SERVER_LIFETIME,
         )
 
@@ -155,7 +166,7 @@ class CertificateAuthority:
         *,
         subject: str,
         sans: Sequence[x509.GeneralName],
-        usage: x509.ObjectIdentifier,
+        usages: Sequence[x509.ObjectIdentifier],
         lifetime: timedelta,
     ) -> CertificatePaths:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -178,7 +189,7 @@ class CertificateAuthority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(ca=False), critical=True)
             .add_extension(x509.SubjectAlternativeName(sans), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.private_key.public_key()),
                 critical=False,

@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
 """Seconds for which a first connect is repeated while no server listens."""
+_PING_INTERVAL = 3
+"""Seconds between pings; a silent server is given up after two."""
+_RECONNECT_JITTER = 0.1
+"""Seconds at most by which an attempt to reconnect is put off at random."""
 _SYSTEM = jwt.Permissions(
     publish=(
         "$SYS.REQ.CLAIMS.UPDATE",
@@ -54,13 +58,17 @@ _CALLOUT = jwt.Permissions(subscribe=(subjects.AUTH_CALLOUT,), answer_within=5.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the NATS server is and which certificate to show it. Files are PEM."""
+    """Where the NATS servers are and which certificate to show them. Files are PEM.
+
+    ``nodes`` is how many there are: so many copies of each stream are kept.
+    """
 
     url: str  # tls://host:port, several separated by commas
     ca: Path
     cert: Path
     key: Path
     tls_hostname: str = "localhost"  # what the server's certificate must be for
+    nodes: int = 1
 
     def ssl_context(self) -> ssl.SSLContext:
         """TLS 1.3 with this certificate.
@@ -218,6 +226,8 @@ async def _connect(
         signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
         error_cb=on_error,
         disconnected_cb=on_disconnect,
+        ping_interval=_PING_INTERVAL,
+        reconnect_jitter=_RECONNECT_JITTER,
         reconnected_cb=reconnected,
     )
     return client

@@ -23,6 +23,7 @@ from broker_policy.tenants.connect import (
     connect_tenant_admin,
 )
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from mas_nats.errors import Unavailable
 from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import Role, require_id
@@ -54,6 +55,7 @@ class TenantController:
         self._system: ResilientClient | None = None
         self._tenants: dict[str, ResilientClient] = {}
         self._pushed: set[str] = set()
+        self._live = endpoint.nodes  # nodes that answer
 
     async def start(self) -> None:
         """Connect to the system account.
@@ -64,7 +66,11 @@ class TenantController:
 
         """
         self._system = await connect_system(self._endpoint, self._keys, self._public)
-        self._pushed = set((await self._ask("$SYS.REQ.CLAIMS.LIST", b""))["data"])
+        listed = await self._ask_all("$SYS.REQ.CLAIMS.LIST", b"")
+        if not listed:
+            raise Unavailable("no NATS server answers in the system account: repeat it when one does")
+        self._live = len(listed)
+        self._pushed = {account for answer in listed for account in answer["data"]}
 
     async def close(self) -> None:
         """Close all connections."""
@@ -86,7 +92,7 @@ class TenantController:
         """Make the policy and worker buckets and the checkpoint stream in CONTROL."""
         client = await connect_control_admin(self._endpoint, self._keys)
         try:
-            await streams.ensure_control_streams(client.jetstream())
+            await streams.ensure_control_streams(client.jetstream(), self._endpoint.nodes)
         finally:
             await client.close()
 
@@ -114,7 +120,7 @@ class TenantController:
             )
         )
         client = await self._tenant(namespace)
-        await streams.ensure_tenant_streams(client.jetstream(), limits)
+        await streams.ensure_tenant_streams(client.jetstream(), limits, self._endpoint.nodes)
         return account
 
     async def ensure_agent(
@@ -174,25 +180,35 @@ class TenantController:
 
     async def _ensure_account(self, account: jwt.Account) -> str:
         claims = account.claims()
-        if await self._stored(account.public) == claims["nats"]:
+        stored = await self._stored(account.public)
+        if len(stored) >= self._live and all(known == claims["nats"] for known in stored):
             return account.public
         token = jwt.encode(self._keys.operator_signing, claims)
-        answer = await self._ask("$SYS.REQ.CLAIMS.UPDATE", token.encode())
-        if answer.get("error") or answer.get("data", {}).get("code") != 200:
+        answers = await self._ask_all("$SYS.REQ.CLAIMS.UPDATE", token.encode(), self._live)
+        for answer in answers:
+            if answer.get("error") or answer.get("data", {}).get("code") != 200:
+                reason = answer.get("error") or answer.get("data")
+                raise ControllerError(f"a NATS server refused account {account.name}: {reason}")
+        if len(answers) <= self._endpoint.nodes // 2:
             raise ControllerError(
-                f"the NATS server refused account {account.name}: {answer.get('error') or answer.get('data')}"
+                f"{len(answers)} of {self._endpoint.nodes} NATS servers took account {account.name}: "
+                "apply again when a majority is up"
             )
         self._pushed.add(account.public)
         log.info("account %s pushed", account.name)
         return account.public
 
-    async def _stored(self, account: str) -> dict[str, Any] | None:
-        """The claims the server has of an account; None when it has none (it would not even answer)."""
+    async def _stored(self, account: str) -> list[dict[str, Any]]:
+        """The claims each server has of an account; one that has none would not even answer.
+
+        A server that was away gets from the others what it missed, within two minutes of its return or when
+        somebody connects, so those that answer count.
+        """
         if account not in self._pushed:
-            return None
-        answer = await self._connection.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", timeout=_REQUEST)
-        claims: dict[str, Any] = jwt.decode(answer.data.decode(), issued_by=Kind.OPERATOR)["nats"]
-        return {key: value for key, value in claims.items() if key != "version"}
+            return []
+        answers = await self._collect(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", self._live)
+        found = [jwt.decode(answer.decode(), issued_by=Kind.OPERATOR)["nats"] for answer in answers]
+        return [{key: value for key, value in claims.items() if key != "version"} for claims in found]
 
     async def _tenant(self, namespace: str) -> ResilientClient:
         client = self._tenants.get(namespace)
@@ -215,9 +231,11 @@ class TenantController:
         offset, more = 0, True
         while more:
             more = False
-            for answer in await self._ask_all(
-                "$SYS.REQ.SERVER.PING.CONNZ", which | {"limit": _PAGE, "offset": offset}
-            ):
+            page = orjson.dumps(which | {"limit": _PAGE, "offset": offset})
+            answers = await self._ask_all("$SYS.REQ.SERVER.PING.CONNZ", page)
+            if len(answers) < self._endpoint.nodes:
+                log.warning("a node does not answer: connections that it has are not seen")
+            for answer in answers:
                 connections = answer["data"]["connections"]
                 found += [(answer["server"]["id"], connection["cid"]) for connection in connections]
                 more = more or len(connections) == _PAGE
@@ -229,20 +247,27 @@ class TenantController:
         result: dict[str, Any] = orjson.loads(answer.data)
         return result
 
-    async def _ask_all(self, subject: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """The answers of all servers."""
+    async def _ask_all(
+        self, subject: str, request: bytes, servers: int | None = None
+    ) -> list[dict[str, Any]]:
+        return [orjson.loads(answer) for answer in await self._collect(subject, request, servers)]
+
+    async def _collect(self, subject: str, request: bytes, servers: int | None = None) -> list[bytes]:
+        """The answers of ``servers`` servers, all there should be by default, or of those without a pause."""
+        wanted = self._endpoint.nodes if servers is None else servers
         inbox = self._connection.new_inbox()
         subscription = await self._connection.subscribe(inbox)
-        await self._connection.publish(subject, orjson.dumps(request), reply=inbox)
-        answers: list[dict[str, Any]] = []
+        await self._connection.publish(subject, request, reply=inbox)
+        answers: list[bytes] = []
         try:
-            while True:
+            while len(answers) < wanted:
                 message = await subscription.next_msg(timeout=_SILENCE if answers else _REQUEST)
-                answers.append(orjson.loads(message.data))
+                answers.append(message.data)
         except nats.errors.TimeoutError:
-            return answers
+            pass
         finally:
             await subscription.unsubscribe()
+        return answers
 
     @property
     def _connection(self) -> ResilientClient:

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -41,11 +46,20 @@ AUDIT_GUARD = "AUDIT"
 
 _MEBIBYTE = 1 << 20
 _NAME_IN_USE = 10058
+_NOT_NOW = (10005, 10008, 10009, 10035)
+"""No suitable peers, system temporarily unavailable, not the leader, account not found (errors.json)."""
+_PATIENCE = 15.0
+"""Seconds for which that is repeated; an election takes up to nine."""
+_PAUSE = 0.1
 _NO_RESOURCES = (10023, 10028, 10047)
 
 
-def tenant_streams(limits: Limits) -> list[StreamConfig]:
-    """The streams and buckets of a tenant account."""
+def tenant_streams(limits: Limits, copies: int = 1) -> list[StreamConfig]:
+    """The streams and buckets of a tenant account, each kept by ``copies`` nodes."""
+    return [stream.evolve(num_replicas=copies) for stream in _tenant_streams(limits)]
+
+
+def _tenant_streams(limits: Limits) -> list[StreamConfig]:
     return [
         _inbox(limits),
         # Full means that dead letters stay in the inbox stream: refused, not dropped.
@@ -100,8 +114,12 @@ def tenant_streams(limits: Limits) -> list[StreamConfig]:
     ]
 
 
-def control_streams() -> list[StreamConfig]:
-    """The streams and buckets of the CONTROL account."""
+def control_streams(copies: int = 1) -> list[StreamConfig]:
+    """The streams and buckets of the CONTROL account, each kept by ``copies`` nodes."""
+    return [stream.evolve(num_replicas=copies) for stream in _control_streams()]
+
+
+def _control_streams() -> list[StreamConfig]:
     return [
         _bucket(subjects.POLICY_BUCKET, ">", storage=StorageType.FILE, max_msgs_per_subject=10),
         _bucket(subjects.WORKERS_BUCKET, "*", max_age=HEARTBEAT_AGE, max_bytes=16 * _MEBIBYTE),
@@ -161,13 +179,17 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         nats.js.errors.APIError: the server refused a change; the text says which.
 
     """
-    try:
+
+    async def make() -> None:
         try:
             await js.add_stream(config)
         except APIError as error:
             if error.err_code != _NAME_IN_USE:
                 raise
             await js.update_stream(config)
+
+    try:
+        await _patiently(make)
     except APIError as error:
         if error.err_code in _NO_RESOURCES:
             raise ConfigurationError(
@@ -178,22 +200,59 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         raise
 
 
-async def ensure_tenant_streams(js: JetStreamContext, limits: Limits) -> None:
+async def add_missing_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    """Make the stream; whoever made it meanwhile knows better how it should be."""
+
+    async def make() -> None:
+        try:
+            await js.add_stream(config)
+        except APIError as error:
+            if error.err_code != _NAME_IN_USE:
+                raise
+
+    await _patiently(make)
+
+
+async def ensure_tenant_streams(js: JetStreamContext, limits: Limits, copies: int = 1) -> None:
     """Everything in a tenant account that does not depend on its agents."""
-    for config in tenant_streams(limits):
+    for config in tenant_streams(limits, copies):
         await ensure_stream(js, config)
-    await js.add_consumer(subjects.INBOX_STREAM, audit_guard())
+    await ensure_consumer(js, audit_guard())
 
 
-async def ensure_control_streams(js: JetStreamContext) -> None:
+async def ensure_control_streams(js: JetStreamContext, copies: int = 1) -> None:
     """Everything in the CONTROL account."""
-    for config in control_streams():
+    for config in control_streams(copies):
         await ensure_stream(js, config)
 
 
 async def ensure_inbox_consumer(js: JetStreamContext, agent: str, limits: Limits) -> None:
     """Make the consumer of ``agent``, or bring it to ``limits``."""
-    await js.add_consumer(subjects.INBOX_STREAM, inbox_consumer(agent, limits))
+    await ensure_consumer(js, inbox_consumer(agent, limits))
+
+
+async def ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
+    """Make a consumer of the inbox stream, or bring it to ``config``."""
+
+    async def make() -> None:
+        await js.add_consumer(subjects.INBOX_STREAM, config)
+
+    await _patiently(make)
+
+
+async def _patiently(make: Callable[[], Awaitable[None]]) -> None:
+    """Repeat what a cluster cannot do yet: it elects a leader, or a node has not met the account."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return await make()
+        except APIError as error:
+            if error.err_code not in _NOT_NOW or time.monotonic() > deadline:
+                raise
+        except nats.errors.TimeoutError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_PAUSE)
 
 
 def _inbox(limits: Limits) -> StreamConfig:

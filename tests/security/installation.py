@@ -143,7 +143,7 @@ class Installation:
     async def accounts(self) -> dict[str, Any]:
         """What the server has of every account."""
         names = (await self.controller._ask("$SYS.REQ.CLAIMS.LIST", b""))["data"]
-        return {name: await self.controller._stored(name) for name in names}
+        return {name: (await self.controller._stored(name) or [None])[0] for name in names}
 
     def _resolve(self, identity: Identity) -> Grant | None:
         policy = self.documents.get(identity.namespace)

@@ -13,7 +13,7 @@ import pytest
 from broker_policy.embedded import lock, ports
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.up import Ports
+from broker_policy.embedded.nodes import NodePorts, Ports
 from mas_nats.errors import ConfigurationError
 
 HOLDER = lock.LockHolder(4711, "2026-01-01T00:00:00+00:00", "tls://127.0.0.1:4222")
@@ -103,20 +103,21 @@ def test_a_damaged_endpoint_says_what_to_do(tmp_path):
 
 def test_ports_stay_from_start_to_start_unless_taken(tmp_path):
     layout = Layout(tmp_path)
-    first = Ports(nats=ports.free_port(), monitor=ports.free_port(), redis=ports.free_port())
+    node = NodePorts(client=ports.free_port(), monitor=ports.free_port())
+    first = Ports((node,), redis=ports.free_port())
     first.write(layout)
     assert Ports.choose(layout, 0) == first
     with socket.create_server((ports.LOOPBACK, first.redis)):
         moved = Ports.choose(layout, 0)
     assert moved.redis != first.redis
-    assert (moved.nats, moved.monitor) == (first.nats, first.monitor)
-    assert Ports.choose(layout, 12345).nats == 12345
+    assert moved.nodes == first.nodes
+    assert Ports.choose(layout, 12345).urls == "tls://127.0.0.1:12345"
 
 
 def test_a_damaged_ports_file_is_no_obstacle(tmp_path):
     layout = Layout(tmp_path)
     layout.ports.write_text(json.dumps({"nats": 1}))
-    assert Ports.choose(layout, 23456).nats == 23456
+    assert Ports.choose(layout, 23456).urls == "tls://127.0.0.1:23456"
 
 
 def test_free_ports_are_below_those_of_outgoing_connections():

@@ -130,7 +130,7 @@ def test_what_could_become_part_of_a_subject_is_refused(ca, tmp_path, identity):
     extra = [x509.UniformResourceIdentifier(identity.uri)]
     paths = ca._write(
         tmp_path / "odd", tmp_path, subject="odd", sans=extra,
-        usage=ExtendedKeyUsageOID.CLIENT_AUTH, lifetime=timedelta(hours=1),
+        usages=[ExtendedKeyUsageOID.CLIENT_AUTH], lifetime=timedelta(hours=1),
     )  # fmt: skip
     with pytest.raises(IdentityError, match="not a SPIFFE ID"):
         identity_from_chain(paths.cert.read_bytes())

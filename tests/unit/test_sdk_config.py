@@ -62,13 +62,14 @@ def test_certificates_from_the_environment(tls: TlsClientConfig, tmp_path: Path)
         ("broker", "tls://broker:4222"),
         ("nats://broker:4222", "tls://broker:4222"),
         ("tls://[::1]:4222", "tls://[::1]:4222"),
+        ("n1, nats://n2:4333,[::1]", "tls://n1:4222,tls://n2:4333,tls://[::1]:4222"),
     ],
 )
 def test_forms_of_an_address(address: str, url: str, tls: TlsClientConfig):
     assert resolve("desk", address, tls).url == url
 
 
-@pytest.mark.parametrize("address", ["http://broker:1", "broker:port", "tls://"])
+@pytest.mark.parametrize("address", ["http://broker:1", "broker:port", "tls://", "n1,,n2", "n1,"])
 def test_not_an_address(address: str, tls: TlsClientConfig):
     with pytest.raises(ConfigurationError, match="neither host:port"):
         resolve("desk", address, tls)
