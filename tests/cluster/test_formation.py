@@ -12,9 +12,9 @@ import pytest
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nodes import read_routes, settle
 from broker_policy.identity.pki import CertificatePaths
-from mas_nats.policy.document import Limits
 from broker_policy.tenants.streams import control_streams, tenant_streams
 from mas_nats import ConfigurationError
+from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Role
 from tests.cluster.conftest import Cluster
