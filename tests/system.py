@@ -77,7 +77,7 @@ class System:
         name: str = "",
     ) -> str:
         """A new namespace with these agents and permissions; its name."""
-        name = name or f"t{os.getpid()}-{next(_numbers)}"
+        name = name or new_namespace()
         await self.apply(wanted(name, agents, allow, block=block, limits=limits))
         return name
 
@@ -112,6 +112,11 @@ class System:
         """A connection to the audit's Redis."""
         async with Redis.from_url(self.broker.redis_url()) as client:
             yield client
+
+
+def new_namespace() -> str:
+    """A name that no other test has."""
+    return f"t{os.getpid()}-{next(_numbers)}"
 
 
 def wanted(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Limits
+from mas_nats.testing import MemoryBroker
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.state_mode import StateMode
-from tests.system import System
+from tests.processes import kill
+from tests.system import System, new_namespace, wanted
 
 LIMITS = Limits(ack_wait=1.5, retry_delay=0.1, retry_delay_max=1.0, max_deliver=3, in_flight=8)
 """Short waits, so that the suite takes seconds."""
@@ -36,6 +38,15 @@ class Namespace(Protocol):
     async def waiting(self, agent: str) -> int:
         """Messages of ``agent`` that are not acknowledged yet."""
 
+    async def renew(self, agent: str) -> None:
+        """Make running instances of ``agent`` connect anew, as a new certificate does."""
+
+    async def forget(self, agent: str) -> None:
+        """Take ``agent`` out of the policy."""
+
+    def close(self) -> None:
+        """Nobody needs it any more."""
+
 
 class Broker(Protocol):
     """A broker under test."""
@@ -49,17 +60,20 @@ class Broker(Protocol):
     ) -> Namespace:
         """A namespace with these agents (and their capabilities) and permissions."""
 
+    def crash(self) -> None:
+        """Kill the server; whatever watches over it starts it again."""
+
 
 @dataclass(frozen=True)
 class RealNamespace:
     system: System
-    name: str
+    wanted: Wanted
 
     def options(self, agent: str) -> dict[str, Any]:
-        return {"server_addr": self.system.broker.url, "tls": self.system.tls(agent, self.name)}
+        return {"server_addr": self.system.broker.url, "tls": self.system.tls(agent, self.wanted.namespace)}
 
     async def dead_letter(self, agent: str) -> DeadLetter | None:
-        async with self.system.tenant(self.name) as client:
+        async with self.system.tenant(self.wanted.namespace) as client:
             subject = f"$JS.API.DIRECT.GET.{subjects.DLQ_STREAM}.{subjects.dead_letter(agent)}"
             stored = await client.request(subject, timeout=2)
         fields = stored.headers or {}
@@ -73,9 +87,19 @@ class RealNamespace:
         )
 
     async def waiting(self, agent: str) -> int:
-        async with self.system.tenant(self.name) as client:
+        async with self.system.tenant(self.wanted.namespace) as client:
             info = await client.jetstream().consumer_info(subjects.INBOX_STREAM, agent)
         return int((info.num_pending or 0) + (info.num_ack_pending or 0))
+
+    async def renew(self, agent: str) -> None:
+        self.options(agent)  # issues a new certificate into the same files
+
+    async def forget(self, agent: str) -> None:
+        agents = {name: each for name, each in self.wanted.agents.items() if name != agent}
+        await self.system.apply(replace(self.wanted, agents=agents))
+
+    def close(self) -> None:
+        """Namespaces stay until the system goes down."""
 
 
 @dataclass(frozen=True)
@@ -94,4 +118,59 @@ class RealBroker:
         declared = {
             agent: WantedAgent(tuple(capabilities), state=state) for agent, capabilities in agents.items()
         }
-        return RealNamespace(self.system, await self.system.namespace(declared, allow, limits=limits))
+        content = wanted(new_namespace(), declared, allow, limits=limits)
+        await self.system.apply(content)
+        return RealNamespace(self.system, content)
+
+    def crash(self) -> None:
+        kill(self.system.broker.pid, "nats-server")
+
+
+@dataclass(frozen=True)
+class MemoryNamespace:
+    broker: MemoryBroker
+
+    def options(self, agent: str) -> dict[str, Any]:
+        return self.broker.options(agent)
+
+    async def dead_letter(self, agent: str) -> DeadLetter | None:
+        if not (found := self.broker.dead_letters(agent)):
+            return None
+        newest = found[-1]
+        return DeadLetter(newest.reason, newest.attempts, newest.error, newest.body)
+
+    async def waiting(self, agent: str) -> int:
+        return self.broker.waiting(agent)
+
+    async def renew(self, agent: str) -> None:
+        await self.broker.renew(agent)
+
+    async def forget(self, agent: str) -> None:
+        self.broker.forget(agent)
+
+    def close(self) -> None:
+        self.broker.stop()
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The broker of ``mas_nats.testing``."""
+
+    made: list[MemoryBroker] = field(default_factory=list)
+
+    async def namespace(
+        self,
+        agents: Mapping[str, Iterable[str]],
+        allow: Mapping[str, Iterable[str]],
+        limits: Limits,
+        state: StateMode = StateMode.MEDIATED,
+    ) -> MemoryNamespace:
+        declared = {
+            agent: WantedAgent(tuple(capabilities), state=state) for agent, capabilities in agents.items()
+        }
+        self.made.append(MemoryBroker(declared, allow=allow, limits=limits).start())
+        return MemoryNamespace(self.made[-1])
+
+    def crash(self) -> None:
+        for broker in self.made:
+            broker.restart()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 
 from mas_nats import Agent, AgentMessage
-from tests.contract.broker import LIMITS, Broker, Namespace, RealBroker
+from tests.contract.broker import LIMITS, Broker, InMemory, Namespace, RealBroker
 from tests.system import System
 
 A = TypeVar("A", bound=Agent[Any])
@@ -66,11 +66,37 @@ class Stage:
 
     async def close(self) -> None:
         await asyncio.gather(*(agent.stop(timeout=1) for agent in self._made))
+        self.namespace.close()
 
 
-@pytest.fixture(params=["nats"])
-def broker(system: System) -> Broker:
-    return RealBroker(system)
+BROKERS = ("memory", "nats")
+
+
+def _required(request: pytest.FixtureRequest) -> str:
+    """The broker to test, unless the test is marked as one that only the other can show."""
+    kind: str = request.param
+    if (only := request.node.get_closest_marker("only")) is not None and kind != only.args[0]:
+        pytest.skip(only.kwargs["reason"])
+    return kind
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """In memory, or the running system that all tests share."""
+    if _required(request) == "memory":
+        return InMemory()
+    return RealBroker(request.getfixturevalue("system"))
+
+
+@pytest.fixture(params=BROKERS)
+def own_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that a test may break."""
+    if _required(request) == "memory":
+        yield InMemory()
+        return
+    system = System.up(tmp_path_factory.mktemp("own") / ".mas")
+    yield RealBroker(system)
+    system.down()
 
 
 @pytest.fixture
@@ -78,6 +104,11 @@ async def stage(broker: Broker) -> AsyncIterator[Stage]:
     stage = Stage(await broker.namespace(AGENTS, ALLOW, LIMITS))
     yield stage
     await stage.close()
+
+
+def now() -> float:
+    """Seconds on the clock that the broker under test goes by."""
+    return asyncio.get_running_loop().time()
 
 
 async def eventually(condition: Callable[[], object], timeout: float = 8.0) -> None:

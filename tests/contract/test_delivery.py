@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from mas_nats import Agent, AgentMessage, Reject, RequestFailed, RequestTimeout
 from tests.contract.broker import LIMITS
-from tests.contract.conftest import Recorder, Stage, eventually
+from tests.contract.conftest import Recorder, Stage, eventually, now
 
 CARD = "4111 1111 1111 1111"
 
@@ -34,10 +34,10 @@ async def test_a_failed_handler_is_tried_again_later(stage: Stage):
             raise ValueError("not yet")
 
     b.work = work
-    before = time.monotonic()
+    before = now()
     await a.send("b", "note", {})
     await eventually(lambda: len(b.got) == 3)
-    assert time.monotonic() - before > 0.75 * (0.1 + 0.2)
+    assert now() - before > 0.75 * (0.1 + 0.2)
     assert [message.attempt for message in b.got] == [1, 2, 3]
     assert len({message.message_id for message in b.got}) == 1
     await stage.all_acknowledged("b")
@@ -119,6 +119,7 @@ async def test_in_flight_is_bounded(stage: Stage):
     assert sorted(message.data["n"] for message in b.got) == list(range(many))
 
 
+@pytest.mark.only("nats", reason="in memory the broker stands still with the loop: there is nothing to see")
 async def test_a_handler_that_blocks_the_loop_is_not_started_twice(stage: Stage):
     (a,) = await stage.recorders("a")
     await a.send("b", "note", {})
@@ -160,10 +161,10 @@ async def test_stop_finishes_what_runs_and_gives_back_the_rest(stage: Stage):
     await eventually(lambda: b.running)
     await b.stop()
     assert b.running == 0
-    before = time.monotonic()
+    before = now()
     (other,) = await stage.recorders("b")
     await eventually(lambda: len(b.got) + len(other.got) >= many)
-    assert time.monotonic() - before < LIMITS.ack_wait
+    assert now() - before < LIMITS.ack_wait
     assert set(Counter(m.data["n"] for m in b.got + other.got).values()) == {1}
 
 

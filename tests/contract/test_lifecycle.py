@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from mas_nats import Agent, AgentMessage, IdentityRefused, OutcomeUnknown, PermissionDenied, Unavailable
-from tests.contract.broker import LIMITS, RealBroker, RealNamespace
-from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually
-from tests.processes import kill
-from tests.system import System, wanted
+from tests.contract.broker import LIMITS, Broker
+from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
 
 class Noting(Recorder):
@@ -72,17 +68,20 @@ async def test_a_failing_on_start_leaves_nothing_running(stage: Stage):
 
 async def test_renewed_certificates_lose_nothing(stage: Stage):
     a, b = await stage.recorders("a", "b")
-    reconnects = 0
+    reconnected: list[float] = []
     sent = 0
-    end = time.monotonic() + 3
+    end = now() + 3
+
+    async def count() -> None:
+        reconnected.append(now())
+
     running: Any = b._running
-    client = running.connection._client
-    stage.namespace.options("b")  # issues a new certificate into the same files
-    while time.monotonic() < end and not (reconnects and sent > 50):
+    running.connection.after_reconnect.append(count)
+    await stage.namespace.renew("b")
+    while now() < end and not (reconnected and sent > 50):
         await a.send("b", "note", {"n": sent})
         sent += 1
-        reconnects = client.stats["reconnects"]
-    assert reconnects
+    assert reconnected
     await eventually(lambda: len(b.got) >= sent, timeout=LIMITS.ack_wait)
     assert sorted(message.data["n"] for message in b.got) == list(range(sent))
 
@@ -98,31 +97,22 @@ async def test_a_program_ends_cleanly_on_sigterm(stage: Stage):
     assert b.steps[-1] == "stop 0"
 
 
-async def test_an_identity_that_policy_does_not_know(stage: Stage, system: System):
-    namespace = cast("RealNamespace", stage.namespace).name
-    before = time.monotonic()
+async def test_an_identity_that_policy_does_not_know(stage: Stage):
+    before = now()
     with pytest.raises(IdentityRefused, match="not in the policy"):
-        await Agent("x", server_addr=system.broker.url, tls=system.tls("x", namespace)).start()
-    assert time.monotonic() - before < 3
+        await Agent("x", **stage.namespace.options("x")).start()
+    assert now() - before < 3
 
 
-async def test_an_agent_that_is_removed_learns_why(stage: Stage, system: System):
+async def test_an_agent_that_is_removed_learns_why(stage: Stage):
     (a,) = await stage.recorders("a")
-    namespace = cast("RealNamespace", stage.namespace).name
-    await system.apply(wanted(namespace, ["b"], {}))
+    await stage.namespace.forget("a")
     with pytest.raises((IdentityRefused, PermissionDenied)):
         await a.send("b", "note", {}, timeout=2)
 
 
-@pytest.fixture
-def own_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    system = System.up(tmp_path_factory.mktemp("own") / ".mas")
-    yield system
-    system.down()
-
-
-async def test_a_killed_server_is_survived(own_system: System):
-    stage = Stage(await RealBroker(own_system).namespace(AGENTS, ALLOW, LIMITS))
+async def test_a_killed_server_is_survived(own_broker: Broker):
+    stage = Stage(await own_broker.namespace(AGENTS, ALLOW, LIMITS))
     a, b = await stage.recorders("a", "b")
     accepted: list[int] = []
 
@@ -139,7 +129,7 @@ async def test_a_killed_server_is_survived(own_system: System):
 
     work = asyncio.ensure_future(sending())
     await eventually(lambda: len(accepted) > 50)
-    kill(own_system.broker.pid, "nats-server")
+    own_broker.crash()
     async with asyncio.timeout(40):
         await work
     await eventually(lambda: {message.data["n"] for message in b.got} == set(range(400)), timeout=15)
