@@ -96,6 +96,14 @@ async def last_by_subject(
     return _stored(answer)
 
 
+async def last_matching(
+    nc: Client, stream: str, pattern: str, *, timeout: float = 5.0
+) -> StoredMessage | None:
+    """The last message on any subject that matches ``pattern``, or None."""
+    request = orjson.dumps({"last_by_subj": pattern})
+    return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout))
+
+
 async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> list[StoredMessage]:
     """The last message of every subject that matches ``pattern``, in the order of the stream."""
     latest: dict[str, StoredMessage] = {}

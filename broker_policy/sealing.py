@@ -1,4 +1,4 @@
-"""What workers seal so that nothing has to be remembered: reply capabilities, instance ids, salts.
+"""What workers seal so that nothing has to be remembered: reply capabilities, cursors, instance ids, salts.
 
 All keys derive from one sealing key by HKDF-SHA256 (RFC 5869); reply capabilities are AES-256-GCM
 (NIST SP 800-38D) under a subkey of the sealing worker, with a counter as nonce. A worker id is drawn
@@ -13,7 +13,7 @@ import hmac
 import itertools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import orjson
@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from broker_policy.tenants.material import SealingKey
+from mas_nats.wire.frames import Chunk
 
 _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
@@ -44,6 +45,20 @@ class ReplyCapability:
     target: str
     message_id: str
     deadline: int  # unix milliseconds
+    stream: bool = False  # in frames, where the target likes
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a streamed reply is: the right to send its next frame, and only that.
+
+    ``held`` was sent by the producer and has not gone out yet, since what follows may make it a secret.
+    """
+
+    number: int = 0  # of the next frame
+    run: str = ""
+    mac: str = ""  # commits to everything sent so far
+    held: tuple[Chunk, ...] = ()
 
 
 class Sealer:
@@ -60,23 +75,14 @@ class Sealer:
         self._counter = itertools.count()
         self._salt_key = current.salt_key
         self._instance_keys = [key.instance_key for key in keys]
+        self._frame_keys = [key.derive("frame") for key in keys]
 
     def seal(self, capability: ReplyCapability) -> str:
         """The capability as a header value."""
-        nonce = next(self._counter).to_bytes(_NONCE_BYTES, "big")
-        head = self._head + nonce
-        body = orjson.dumps(
-            [
-                capability.namespace,
-                capability.requester,
-                capability.instance,
-                capability.correlation,
-                capability.target,
-                capability.message_id,
-                capability.deadline,
-            ]
-        )
-        return base64.urlsafe_b64encode(head + self._cipher.encrypt(nonce, body, head)).decode()
+        fields = list(astuple(capability))
+        if not capability.stream:
+            fields.pop()  # as workers sealed it before there were streams
+        return self._seal(orjson.dumps(fields), b"")
 
     def open(self, token: str) -> ReplyCapability:
         """The capability that any worker sealed.
@@ -86,15 +92,47 @@ class Sealer:
 
         """
         try:
-            raw = base64.urlsafe_b64decode(token.encode())
-            key = self._by_id[raw[:_KEY_ID_BYTES]]
-            worker_end = _KEY_ID_BYTES + 1 + raw[_KEY_ID_BYTES]
-            worker = raw[_KEY_ID_BYTES + 1 : worker_end].decode()
-            head, sealed = raw[: worker_end + _NONCE_BYTES], raw[worker_end + _NONCE_BYTES :]
-            fields = orjson.loads(_cipher_of(key, worker).decrypt(head[-_NONCE_BYTES:], sealed, head))
-            return ReplyCapability(*fields)
+            return ReplyCapability(*orjson.loads(self._open(token, b"")))
         except (InvalidTag, KeyError, IndexError, ValueError, TypeError) as error:
             raise SealBroken("not a reply capability of this system") from error
+
+    def seal_cursor(self, capability: ReplyCapability, cursor: Cursor) -> str:
+        """The cursor as a token that is worth something only together with ``capability``."""
+        return self._seal(orjson.dumps(astuple(cursor)), _bound(capability))
+
+    def open_cursor(self, capability: ReplyCapability, token: str) -> Cursor:
+        """The cursor that any worker sealed for this answer.
+
+        Raises:
+            SealBroken: as for ``open``, or it belongs to another answer.
+
+        """
+        try:
+            number, run, mac, held = orjson.loads(self._open(token, _bound(capability)))
+            return Cursor(number, run, mac, tuple(held))
+        except (InvalidTag, KeyError, IndexError, ValueError, TypeError) as error:
+            raise SealBroken("not a cursor of this answer") from error
+
+    def frame_macs(self, capability: ReplyCapability, cursor: Cursor, content: bytes) -> list[str]:
+        """Commitments to a frame's content and all before it, of the current key first.
+
+        Nobody but workers can compute one: what data-loss prevention kept back cannot be guessed from it.
+        """
+        head = b"\0".join((_bound(capability), str(cursor.number).encode(), cursor.mac.encode()))
+        return [_base64(hmac.digest(key, head + b"\0" + content, "sha256")) for key in self._frame_keys]
+
+    def _seal(self, body: bytes, bound: bytes) -> str:
+        nonce = next(self._counter).to_bytes(_NONCE_BYTES, "big")
+        head = self._head + nonce
+        return base64.urlsafe_b64encode(head + self._cipher.encrypt(nonce, body, head + bound)).decode()
+
+    def _open(self, token: str, bound: bytes) -> bytes:
+        raw = base64.urlsafe_b64decode(token.encode())
+        key = self._by_id[raw[:_KEY_ID_BYTES]]
+        worker_end = _KEY_ID_BYTES + 1 + raw[_KEY_ID_BYTES]
+        worker = raw[_KEY_ID_BYTES + 1 : worker_end].decode()
+        head, sealed = raw[: worker_end + _NONCE_BYTES], raw[worker_end + _NONCE_BYTES :]
+        return _cipher_of(key, worker).decrypt(head[-_NONCE_BYTES:], sealed, head + bound)
 
     def salt(self, sender: str, message_id: str) -> bytes:
         """The salt of a message's commitment: the same for a repetition, unguessable without the key."""
@@ -126,7 +164,16 @@ def commitment(salt: bytes, target: str, message_type: str, body: bytes) -> str:
     """Commits to a message's content without telling anything about it to those without the salt."""
     content = hashlib.sha256(body).digest()
     mac = hmac.digest(salt, b"\0".join((target.encode(), message_type.encode(), content)), "sha256")
-    return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
+    return _base64(mac)
+
+
+def _base64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _bound(capability: ReplyCapability) -> bytes:
+    """What ties a cursor to one answer; not empty, so that no cursor passes for a capability."""
+    return b"cursor\0" + orjson.dumps(astuple(capability))
 
 
 @lru_cache(maxsize=256)

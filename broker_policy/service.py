@@ -21,6 +21,8 @@ from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
+from broker_policy.calls.flow import FlowCalls
+from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
@@ -44,6 +46,7 @@ from broker_policy.ending import end
 from broker_policy.pipeline import Call
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
+from broker_policy.screen import Screen, let_through
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
 from mas_nats.wire import subjects
@@ -71,6 +74,7 @@ class NamespaceService:
         sealer: Sealer,
         record_key: RecordKey,
         recall: Recall,
+        screen: Screen = let_through,
     ) -> None:
         self._nc = nc
         self._namespace = namespace
@@ -106,6 +110,7 @@ class NamespaceService:
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
         replies = Replies(nc, namespace, sealer)
+        flow = FlowCalls(nc, deciding, acting, self._asides)
         undertaker = Undertaker(
             nc, namespace, record=self._acts.recorded, tell_requester=replies.tell_failure
         )
@@ -117,6 +122,9 @@ class NamespaceService:
             Op.SEND: self._take_message,
             Op.REQUEST: self._take_message,
             Op.REPLY: ReplyCalls(replies, deciding, acting).take,
+            Op.FRAME: FrameCalls(replies, deciding, acting, screen).take,
+            Op.FLOW: flow.take_flow,
+            Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),

@@ -31,11 +31,13 @@ from mas_nats.errors import (
     StateCorrupt,
     StateError,
     StateInvalid,
+    StreamCancelled,
     Unavailable,
     UnknownTarget,
 )
-from mas_nats.message import AgentMessage, ReplyResult
+from mas_nats.message import AgentMessage, ReplyResult, ReplyWriter
 from mas_nats.messenger import AgentInfo
+from mas_nats.stream import Stream
 from mas_nats.wire.verdict import Decision, Verdict
 
 __all__ = [
@@ -56,12 +58,15 @@ __all__ = [
     "Refused",
     "Reject",
     "ReplyResult",
+    "ReplyWriter",
     "RequestFailed",
     "RequestTimeout",
     "StateConflict",
     "StateCorrupt",
     "StateError",
     "StateInvalid",
+    "Stream",
+    "StreamCancelled",
     "TlsClientConfig",
     "Unavailable",
     "UnknownTarget",

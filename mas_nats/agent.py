@@ -24,6 +24,7 @@ from mas_nats.nats_transport import NatsTransport
 from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
 from mas_nats.state_access import StateAccess
+from mas_nats.stream import Stream
 from mas_nats.transport import Connection, Transport
 from mas_nats.wire.identity import require_id
 
@@ -310,6 +311,34 @@ class Agent(Generic[S]):
         messenger = self._alive().messenger
         return await messenger.request(target, message_type, data, message_id=id, timeout=timeout)
 
+    def stream(
+        self,
+        target: str,
+        message_type: str,
+        data: Payload,
+        *,
+        id: str | None = None,  # noqa: A002 - it reads best where it is used
+        timeout: float = 60.0,
+    ) -> Stream:
+        """Send a request and read the reply in parts, as they come: text, or JSON objects.
+
+            async for chunk in agent.stream("writer", "tell", {"about": "whales"}):
+                print(chunk, end="")
+
+        The request is sent when the reading begins. ``timeout`` is in seconds, from then until the end of the
+        reply; at most 3600. Neighbouring texts may arrive joined, and a long one cut; nothing is missing,
+        repeated or out of order. Leaving the loop early stops the producer; to do so at once, use
+        ``async with agent.stream(...) as chunks``. A reply that is not streamed comes as one object.
+
+        Raises (while reading):
+            RequestTimeout: the reply did not end in time.
+            RequestFailed: the rest of it will not come; its ``decision`` says why.
+            Refused, Unavailable, OutcomeUnknown: as for ``send``.
+
+        """
+        messenger = self._alive().messenger
+        return messenger.stream(target, message_type, data, message_id=id, timeout=timeout)
+
     async def send_reply_envelope(
         self, message: AgentMessage, message_type: str, data: Payload
     ) -> ReplyResult:
@@ -414,6 +443,7 @@ class Agent(Generic[S]):
 
 
 async def _disconnect(running: _Running[Any]) -> None:
+    await running.messenger.close()
     with contextlib.suppress(MasError):
         await running.session.close()
     await running.connection.close()

@@ -14,7 +14,8 @@
     |  |- PolicyStale          the policy service cannot confirm its policy; retry later
     |  |- ForeignReply         this agent was not the one asked
     |- RequestTimeout          no reply within the timeout (also a TimeoutError)
-    |- RequestFailed           the target gave the request up; there will be no reply
+    |- RequestFailed           the target gave the request up; there will be no reply, or no more of it
+    |- StreamCancelled         nobody reads this streamed reply any more
     |- StateError
        |- StateInvalid         the update does not fit the state model; nothing was written
        |- StateConflict        another instance wrote first; refresh_state() and decide again
@@ -112,11 +113,24 @@ class RequestTimeout(MasError, TimeoutError):
 
 
 class RequestFailed(MasError):
-    """The target gave the request up: it is in the dead letters, or expired."""
+    """There will be no reply, or no more of a streamed one.
+
+    ``decision`` says why: ``DEAD`` (the target gave it up, or its handler failed while it streamed),
+    ``ID_REUSED`` (a second attempt of the handler did not answer as the first had begun), ``UNAVAILABLE``
+    (frames were lost with a restart of the broker).
+    """
 
     def __init__(self, decision: Decision, text: str) -> None:
         super().__init__(text)
         self.decision = decision
+
+
+class StreamCancelled(MasError):
+    """Nobody reads this streamed reply any more: its requester left, or has stopped waiting.
+
+    Raised in the handler that writes it. A handler that lets it pass has done its work: the message is
+    acknowledged.
+    """
 
 
 class StateError(MasError):

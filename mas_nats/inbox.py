@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.errors import MasError, Reject
+from mas_nats.errors import MasError, Reject, StreamCancelled
 from mas_nats.handlers import NotHandled
 from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
@@ -166,6 +166,8 @@ class Inbox:
             return _Failure(Decision.EXPIRED, "", retryable=False)
         try:
             await self._handle(message)
+        except StreamCancelled:
+            return None  # nobody waits for what it did not finish
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -173,7 +175,7 @@ class Inbox:
         except (Reject, NotHandled) as error:
             failure = _failure(error, message, retryable=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
-            failure = _failure(error, message, retryable=True)
+            failure = _failure(error, message, retryable=not message.course.told)
         else:
             return None
         logger.warning(

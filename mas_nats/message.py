@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -25,8 +26,36 @@ class ReplyResult:
     late: bool = False  # the requester no longer waits
 
 
+class ReplyWriter(Protocol):
+    """What ``message.reply_stream()`` gives to the block."""
+
+    async def write(self, chunk: str | Payload) -> None:
+        """Add text, or a JSON object or model, to the reply.
+
+        Waits while the reader, or the policy service, is behind.
+
+        Raises:
+            StreamCancelled: nobody reads any more.
+            InvalidMessage: it is neither text nor a JSON object, or too large.
+            Refused, Unavailable, OutcomeUnknown: what was written before could not be delivered.
+
+        """
+
+
+@dataclass(slots=True)
+class Course:
+    """What the SDK remembers of one delivery. ``told``: the requester knows that there will be no reply."""
+
+    told: bool = False
+
+
 class Replier(Protocol):
     """Whatever can carry a reply back."""
+
+    def reply_stream(
+        self, message: AgentMessage, message_type: str
+    ) -> AbstractAsyncContextManager[ReplyWriter]:
+        """Answer ``message`` in parts."""
 
     async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:
         """Answer ``message``."""
@@ -50,7 +79,9 @@ class AgentMessage:
     attempt: int = 1  # 1 for the first delivery
     audit: str = ""  # the decision that let it pass: <writer>.<record>.<position>
     reply_token: str = field(default="", repr=False)
+    streams: bool = False  # the requester takes its reply in frames
     _replier: Replier | None = field(default=None, repr=False, compare=False)
+    course: Course = field(default_factory=Course, repr=False, compare=False)
 
     @property
     def expects_reply(self) -> bool:
@@ -71,9 +102,35 @@ class AgentMessage:
             Unavailable, OutcomeUnknown: repeating is safe, the requester gets one reply.
 
         """
+        return await self._answering().reply(self, message_type, data)
+
+    def reply_stream(self, message_type: str = "stream") -> AbstractAsyncContextManager[ReplyWriter]:
+        """Answer this request in parts, as they are made.
+
+            async with message.reply_stream() as out:
+                async for token in model.generate(...):
+                    await out.write(token)
+
+        Leaving the block marks the end. An exception ends the stream with a failure, once something was sent:
+        the requester sees ``RequestFailed``, and the message is dead-lettered, not tried again. Before that
+        it is a failed attempt like any other.
+
+        When the requester leaves or its timeout passes, the block is cancelled, as ``asyncio.timeout`` does
+        it, and raises ``StreamCancelled``; let that pass, and the message is acknowledged.
+
+        A requester that used ``request`` gets one reply at the end: the one object that was written, else
+        ``{"text": ...}``, else ``{"chunks": [...]}``.
+
+        Raises:
+            InvalidMessage: nobody waits: it was sent, not requested.
+
+        """
+        return self._answering().reply_stream(self, message_type)
+
+    def _answering(self) -> Replier:
         if self._replier is None:
             raise RuntimeError("this message did not come from a running agent: it cannot be answered")
-        return await self._replier.reply(self, message_type, data)
+        return self._replier
 
 
 def read_message(
@@ -96,6 +153,7 @@ def read_message(
         attempt=attempt,
         audit=fields.get(headers.AUDIT, ""),
         reply_token=fields.get(headers.REPLY_TOKEN, ""),
+        streams=fields.get(headers.STREAM) == "1",
         _replier=replier,
     )
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
 
 from mas_nats.calls import Calls
-from mas_nats.errors import InvalidMessage, OutcomeUnknown, RequestFailed, RequestTimeout, error_of
-from mas_nats.message import AgentMessage, Payload, ReplyResult, read_message
+from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
+from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
+from mas_nats.payload import encode, invalid
+from mas_nats.reply_stream import GatheredReply
 from mas_nats.session import Session
+from mas_nats.stream import Asked, Reader, Stream, failure_of
+from mas_nats.streams import Streams
 from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation, new_message_id
@@ -29,7 +33,6 @@ MAX_REQUEST_TIMEOUT = 3600.0
 """Seconds a request may wait: as long as a reply capability holds (DESIGN 5)."""
 _REPLY_CALL_TIMEOUT = 30.0
 _MISSED_TIMEOUT = 5.0
-_DECISIONS = frozenset(str(decision) for decision in Decision)
 _TOKEN = re.compile(r"[!-~]{1,128}")
 
 
@@ -60,12 +63,16 @@ class Messenger:
         self._calls = calls
         self._session = session
         self._agent = agent
+        self._streams = Streams(connection, calls, agent)
         self._waiting: dict[str, asyncio.Future[Incoming]] = {}  # reply subject -> its request
         self._instance = ""
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
         """Listen for replies to this instance, also after reconnects and under a new instance name."""
+        await self._connection.subscribe(
+            subjects.replies_of(self._agent, subjects.EVERY_INSTANCE), self._streams.receive
+        )
         await self._listen()
         self._connection.after_reconnect.append(self._resume)
         self._session.renamed.append(self._listen)
@@ -85,16 +92,12 @@ class Messenger:
     ) -> AgentMessage:
         """Send a request and wait for its reply."""
         message_id = message_id or new_message_id()
-        body, fields = self._compose(message_id, message_type, data)
-        fields[headers.TARGET] = _target(target)
-        if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
-            raise _invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
+        body, fields = self._compose_request(target, message_type, data, message_id, timeout)
         end = asyncio.get_running_loop().time() + timeout
-        fields[headers.DEADLINE] = str(int((self._now() + timeout) * 1000))
-        fields[headers.INSTANCE] = self._instance
+        self._address(fields, timeout)
         subject = self._reply_subject(self._instance, message_id)
         if subject in self._waiting:
-            raise _invalid("message_id", f"a request {message_id!r} is waiting already", "Use another id")
+            raise invalid("message_id", f"a request {message_id!r} is waiting already", "Use another id")
         reply = self._waiting[subject] = asyncio.get_running_loop().create_future()
         try:
             try:
@@ -112,14 +115,45 @@ class Messenger:
             del self._waiting[subject]
         return self._read_reply(answer, target, message_id)
 
+    def stream(
+        self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
+    ) -> Stream:
+        """A request whose reply is read in parts; it is sent when the reading begins."""
+        known = message_id or new_message_id()
+        body, fields = self._compose_request(target, message_type, data, known, timeout)
+        fields[headers.STREAM] = "1"
+
+        async def send() -> None:
+            _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
+
+        def reader() -> Reader:
+            self._address(fields, timeout)
+            end = asyncio.get_running_loop().time() + timeout
+            asked = Asked(known, target, message_type, timeout, end, send)
+            return self._streams.reader(asked, self._instance)
+
+        return Stream(reader)
+
+    def reply_stream(
+        self, message: AgentMessage, message_type: str
+    ) -> AbstractAsyncContextManager[ReplyWriter]:
+        """Answer a request in parts; as one reply where the requester takes one."""
+        _require_requested(message)
+        _require_token("message type", message_type)
+        limit = self._session.terms.max_payload
+        if not message.streams:
+            return GatheredReply(message, message_type, max_payload=limit)
+        return self._streams.writer(
+            message, message_type, instance=self._instance, max_payload=limit, now=self._now
+        )
+
+    async def close(self) -> None:
+        """Read and write no more streams."""
+        await self._streams.close()
+
     async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:
         """Answer a request that was delivered to this agent."""
-        if not message.reply_token:
-            raise _invalid(
-                "reply_token",
-                f"message {message.message_id} was sent, not requested: nobody waits for a reply",
-                f"Use send({message.sender!r}, ...)",
-            )
+        _require_requested(message)
         body, fields = self._compose(message.reply_id, message_type, data)
         fields[headers.REPLY_TOKEN] = message.reply_token
         verdict = await self._calls.call(Op.REPLY, body, fields, timeout=_REPLY_CALL_TIMEOUT)
@@ -146,23 +180,32 @@ class Messenger:
 
     def _compose(self, message_id: str, message_type: str, data: Payload) -> tuple[bytes, dict[str, str]]:
         """Check what can be checked here, so that the error comes where the mistake is."""
-        for what, value in (("message id", message_id), ("message type", message_type)):
-            if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-                raise _invalid(
-                    what.replace(" ", "_"),
-                    f"the {what} is not made of 1 to 128 printable ASCII characters without spaces",
-                    "Use a short name such as 'ask' or 'order.created'",
-                )
-        body = _encode(data)
+        _require_token("message id", message_id)
+        _require_token("message type", message_type)
+        body = encode(data)
         limit = self._session.terms.max_payload
         if len(body) > limit:
-            raise _invalid(
+            raise invalid(
                 "max_payload",
                 f"the payload has {len(body)} bytes, the limit is {limit}",
                 "Send a reference to the data instead",
                 Decision.TOO_LARGE,
             )
         return body, {headers.MSG_ID: message_id, headers.TYPE: message_type}
+
+    def _compose_request(
+        self, target: str, message_type: str, data: Payload, message_id: str, timeout: float
+    ) -> tuple[bytes, dict[str, str]]:
+        body, fields = self._compose(message_id, message_type, data)
+        fields[headers.TARGET] = _target(target)
+        if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
+            raise invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
+        return body, fields
+
+    def _address(self, fields: dict[str, str], timeout: float) -> None:
+        """Say until when, and at which instance, the reply is waited for: from now on."""
+        fields[headers.DEADLINE] = str(int((self._now() + timeout) * 1000))
+        fields[headers.INSTANCE] = self._instance
 
     # -- replies -----------------------------------------------------------------------------------
 
@@ -183,10 +226,13 @@ class Messenger:
         waiting = self._waiting.get(incoming.subject)
         if waiting is not None and not waiting.done():
             waiting.set_result(incoming)
+        elif waiting is None:
+            self._streams.receive(incoming)
 
     async def _resume(self) -> None:
         """After a reconnect: fetch the replies that came meanwhile."""
         await self._listen()
+        self._streams.resume()
         await asyncio.gather(*(self._fetch_missed(subject) for subject in tuple(self._waiting)))
 
     async def _fetch_missed(self, subject: str) -> None:
@@ -205,64 +251,41 @@ class Messenger:
             data = orjson.loads(answer.data or b"{}")
         except orjson.JSONDecodeError as error:
             raise RequestFailed(Decision.INVALID, f"{target} sent a reply that cannot be read") from error
-        if (failure := answer.headers.get(headers.FAILURE)) is not None:
-            decision = Decision(failure) if failure in _DECISIONS else Decision.DEAD
-            reason = str(data.get("reason", "")) or "no reason was given"
-            raise RequestFailed(
-                decision, f"{target} will not answer request {message_id}: {decision}: {reason}"
-            )
+        if headers.FAILURE in answer.headers:
+            raise failure_of(answer, data, target, message_id)
         return read_message(answer.headers, data, target=self._agent)
+
+
+def _require_requested(message: AgentMessage) -> None:
+    if not message.reply_token:
+        raise invalid(
+            "reply_token",
+            f"message {message.message_id} was sent, not requested: nobody waits for a reply",
+            f"Use send({message.sender!r}, ...)",
+        )
+
+
+def _require_token(what: str, value: object) -> None:
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise invalid(
+            what.replace(" ", "_"),
+            f"the {what} is not made of 1 to 128 printable ASCII characters without spaces",
+            "Use a short name such as 'ask' or 'order.created'",
+        )
 
 
 def _target(target: str) -> str:
     try:
         split_target(target)
     except ValueError as error:
-        raise _invalid("target", str(error), "Name an agent, or namespace/agent") from None
+        raise invalid("target", str(error), "Name an agent, or namespace/agent") from None
     except (AttributeError, TypeError):
         text = f"a target is the id of an agent, not a {type(target).__name__}"
-        raise _invalid("target", text, "Name an agent, or namespace/agent") from None
+        raise invalid("target", text, "Name an agent, or namespace/agent") from None
     return target
-
-
-def _encode(data: Payload) -> bytes:
-    """The JSON object of a payload; an error's text names types, never values."""
-    if isinstance(data, BaseModel):
-        body = data.model_dump_json().encode()
-    elif isinstance(data, Mapping):
-        try:
-            body = orjson.dumps(dict(data), default=_plain)
-        except TypeError as error:
-            reason = str(error.__cause__ or error).partition(":")
-            raise _invalid(
-                "json",
-                f"the payload is not serialisable as JSON: {reason[0]}{reason[1]}{reason[2][:80]}",
-                "Use strings, numbers, lists and dicts, or a pydantic model",
-            ) from None
-    else:
-        raise _invalid(
-            "json", f"the payload is a {type(data).__name__}, not an object", "Send a dict or a model"
-        )
-    if not body.startswith(b"{"):
-        raise _invalid("json", "the payload's model does not serialise to a JSON object", "Send a dict")
-    return body
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _accepted(verdict: Verdict) -> Verdict:
     if not verdict.ok:
         raise error_of(verdict)
     return verdict
-
-
-def _invalid(rule: str, reason: str, fix: str, decision: Decision = Decision.INVALID) -> InvalidMessage:
-    return InvalidMessage(Verdict(decision, ok=False, step="sdk", rule=rule, reason=reason, fix=fix))

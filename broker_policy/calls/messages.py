@@ -35,6 +35,8 @@ class Messages:
         if call.op == Op.REQUEST:
             fields[headers.DEADLINE] = str(call.deadline)
             fields[headers.REPLY_TOKEN] = self._capability(call)
+            if call.stream:
+                fields[headers.STREAM] = "1"
         line = deciding.allowed(call, "permissions", Way.LONE, committed)
         outgoing = Outgoing(subjects.inbox(call.target), call.body, fields, dedup, committed, salt)
         return Judged(call, line, deciding.revision, outgoing=outgoing)
@@ -49,5 +51,6 @@ class Messages:
             target=call.target,
             message_id=call.message_id,
             deadline=call.deadline,
+            stream=call.stream,
         )
         return self.deciding.sealer.seal(capability)

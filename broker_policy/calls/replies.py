@@ -13,7 +13,7 @@ from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.answered import publish_until_answered
-from broker_policy.jetstream import Ack
+from broker_policy.jetstream import Ack, StoredMessage, last_by_subject, last_matching
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 20.0
 """Seconds for which a reply that is not answered is published again: less than its sender waits."""
+_RACES = 8
+"""How often the end of a stream is looked for while somebody goes on writing it."""
 
 
 class ReplyCalls:
@@ -83,11 +85,43 @@ class Replies:
             return refusals.reply_late()
         return capability
 
-    async def publish(self, capability: ReplyCapability, body: bytes, fields: dict[str, str]) -> Ack:
-        """Store a reply under the request's correlation: the first counts, repetitions are duplicates."""
-        subject = subjects.answer(capability.requester, capability.instance, capability.correlation, 0)
+    async def publish(
+        self, capability: ReplyCapability, body: bytes, fields: dict[str, str], number: int = 0
+    ) -> Ack:
+        """Store a reply, or frame ``number`` of one: the first counts, repetitions are duplicates."""
+        subject = subjects.answer(capability.requester, capability.instance, capability.correlation, number)
         fields = {**fields, headers.MSG_ID: subject}
         return await publish_until_answered(self.nc, subject, body, fields, patience=_PATIENCE)
+
+    async def stored(self, capability: ReplyCapability, number: int) -> StoredMessage | None:
+        """Frame ``number`` as it was stored; None when it is not there (any more)."""
+        subject = subjects.answer(capability.requester, capability.instance, capability.correlation, number)
+        return await last_by_subject(self.nc, subjects.REPLIES_STREAM, subject)
+
+    async def give_up(self, capability: ReplyCapability, decision: Decision, reason: str) -> None:
+        """Tell the requester that there will be no reply, or no more of it; not where it has all of it."""
+        now = time.time_ns() // 1_000_000
+        if now > capability.deadline:
+            return
+        fields = {
+            headers.MESSAGE_ID: capability.message_id,
+            headers.SENDER: capability.target,
+            headers.SENT: str(now),
+            headers.FAILURE: decision,
+        }
+        body = orjson.dumps({"reason": reason})
+        ack = await self.publish(capability, body, fields)
+        tries = _RACES if capability.stream else 0
+        while ack.duplicate and tries:
+            last = await self._last(capability)
+            if last is None or ended(last):
+                return
+            ack = await self.publish(capability, body, fields, int(last.subject.rpartition(".")[2]) + 1)
+            tries -= 1
+
+    async def _last(self, capability: ReplyCapability) -> StoredMessage | None:
+        everything = subjects.answers_to(capability.requester, capability.instance, capability.correlation)
+        return await last_matching(self.nc, subjects.REPLIES_STREAM, everything)
 
     async def tell_failure(self, token: str, reason: str) -> None:
         """Tell a requester that there will be no reply."""
@@ -95,13 +129,11 @@ class Replies:
             capability = self.sealer.open(token)
         except SealBroken:
             return
-        now = time.time_ns() // 1_000_000
-        if capability.namespace != self.namespace or now > capability.deadline:
-            return
-        fields = {
-            headers.MESSAGE_ID: capability.message_id,
-            headers.SENDER: capability.target,
-            headers.SENT: str(now),
-            headers.FAILURE: Decision.DEAD,
-        }
-        await self.publish(capability, orjson.dumps({"reason": reason}), fields)
+        if capability.namespace == self.namespace:
+            await self.give_up(capability, Decision.DEAD, reason)
+
+
+def ended(stored: StoredMessage) -> bool:
+    """Whether nothing follows ``stored``: it is the last frame, a whole reply, or says that there is none."""
+    fields = stored.headers
+    return headers.FRAME not in fields or headers.END in fields or headers.FAILURE in fields

@@ -99,6 +99,11 @@ class Output:
         else:
             self._result.print(text, markup=False)
 
+    def line(self, document: Mapping[str, Any]) -> None:
+        """Print one of several results as it comes: a JSON line."""
+        sys.stdout.write(orjson.dumps(document, default=str).decode() + "\n")
+        sys.stdout.flush()
+
     def fail(self, error: Mapping[str, Any]) -> NoReturn:
         """Print why it did not work (as ``describe`` says it) and exit."""
         if self.json:

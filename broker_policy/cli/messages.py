@@ -1,4 +1,4 @@
-"""``mas send`` and ``mas request``: one message from the command line, as one of the declared agents."""
+"""``mas send``, ``request`` and ``stream``: messages from the command line, as one of the declared agents."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from broker_policy.cli.app import Folder, Json, Namespace, Output, command
+from broker_policy.cli.app import Folder, Json, Namespace, Output, command, describe, exit_code
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from mas_nats import Agent, TlsClientConfig
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, MasError
+from mas_nats.wire.frames import Chunk
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 
 Sender = Annotated[
@@ -76,6 +77,56 @@ async def request(
         "data": reply.data,
     }
     Output(json=json).result(document, text)
+
+
+@command("stream", example="""mas stream --as router writer tell '{"about": "whales"}'""")
+async def stream(
+    target: Target,
+    message_type: Type,
+    data: Data = "{}",
+    *,
+    sender: Sender,
+    message_id: Id = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds until the reply must end.")] = 60.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Annotated[
+        bool, typer.Option("--json", help='Print a JSON line for each part: {"text": …} or {"data": …}.')
+    ] = False,
+) -> None:
+    """Send a request and print the reply as it comes; interrupting it stops the target."""
+    payload = _payload(data)
+    out = Output(json=json)
+    try:
+        async with (
+            _agent(sender, namespace, folder) as agent,
+            agent.stream(target, message_type, payload, id=message_id, timeout=timeout) as chunks,
+        ):
+            ends_line = True
+            async for chunk in chunks:
+                ends_line = _print(out, chunk, ends_line=ends_line)
+            if not ends_line:
+                sys.stdout.write("\n")
+    except MasError as error:
+        if not json:
+            raise
+        out.line({"error": describe(error)})  # a line, as the parts before it
+        raise typer.Exit(exit_code(error)) from None
+
+
+def _print(out: Output, chunk: Chunk, *, ends_line: bool) -> bool:
+    """Print a part; whether the line is at its end."""
+    if out.json:
+        out.line({"text": chunk} if isinstance(chunk, str) else {"data": chunk})
+        return True
+    if isinstance(chunk, str):
+        sys.stdout.write(chunk)
+        sys.stdout.flush()
+        return chunk.endswith("\n")
+    if not ends_line:
+        sys.stdout.write("\n")
+    out.line(chunk)
+    return True
 
 
 @asynccontextmanager

@@ -46,6 +46,7 @@ _KEPT = (
     headers.SALT,
     headers.DEADLINE,
     headers.REPLY_TOKEN,
+    headers.STREAM,
     headers.TRACEPARENT,
     headers.TRACESTATE,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.table import Table
-from mas_nats.wire.subjects import Op
+from mas_nats.wire.subjects import ANSWERING
 from mas_nats.wire.verdict import Decision
 
 
@@ -13,7 +13,7 @@ def authorize(call: Call, table: Table) -> Refusal | None:
 
     A reply needs no rule: the reply capability, opened before, is the permission to answer this request.
     """
-    if call.op == Op.REPLY:
+    if call.op in ANSWERING:
         return None
     if not table.allows(call.sender, call.target):
         denial = table.denial(call.sender, call.target)

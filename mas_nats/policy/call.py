@@ -28,6 +28,7 @@ class Call:
     deadline: int = 0  # unix milliseconds; 0: none
     instance: str = ""
     reply_token: str = ""
+    stream: bool = False  # the requester can take its answer in frames
     traceparent: str = ""
     tracestate: str = ""
     malformed: str = ""  # why the headers could not be read
@@ -44,6 +45,7 @@ class Call:
             call.type = call._header(fields, headers.TYPE)
             call.instance = call._header(fields, headers.INSTANCE)
             call.reply_token = call._header(fields, headers.REPLY_TOKEN)
+            call.stream = call._header(fields, headers.STREAM) == "1"
             call.traceparent = call._header(fields, headers.TRACEPARENT)
             call.tracestate = call._header(fields, headers.TRACESTATE)
             deadline = call._header(fields, headers.DEADLINE)

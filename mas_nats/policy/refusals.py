@@ -22,6 +22,28 @@ def unknown_sender(sender: str) -> Refusal:
     )
 
 
+def not_a_stream() -> Refusal:
+    """Frames in answer to a request whose sender takes one reply."""
+    return Refusal(
+        Decision.INVALID,
+        "reply",
+        "no_stream",
+        "the requester waits for one reply, not for frames",
+        "Answer it with one reply, as the SDK's reply_stream() does by itself",
+    )
+
+
+def stream_differs() -> Refusal:
+    """A frame that was sent before with other content: two answers must not be spliced into one."""
+    return Refusal(
+        Decision.ID_REUSED,
+        "reply",
+        "frame",
+        "this part of the answer was streamed before, with other content; the stream was ended",
+        "Nothing to do: the requester was told, and may ask again",
+    )
+
+
 def policy_stale() -> Refusal:
     """This worker does not know whether its policy is current, so it allows nothing."""
     return Refusal(

@@ -10,7 +10,7 @@ from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.identity import split_target
-from mas_nats.wire.subjects import Op
+from mas_nats.wire.subjects import ANSWERING, Op
 from mas_nats.wire.verdict import Decision
 
 MAX_DEADLINE_MS = 3_600_000
@@ -27,7 +27,7 @@ def shape(call: Call, table: Table) -> Refusal | None:
     """Refuse what is malformed or too large."""
     return (
         well_formed(call)
-        or (_target(call, table) if call.op != Op.REPLY else None)
+        or (_target(call, table) if call.op not in ANSWERING else None)
         or (_request(call) if call.op == Op.REQUEST else None)
         or _body(call, table)
     )

@@ -13,10 +13,13 @@ TYPE = "Mas-Type"
 DEADLINE = "Mas-Deadline"  # unix time in milliseconds
 REPLY_TOKEN = "Mas-Reply-Token"  # noqa: S105 - a header's name
 INSTANCE = "Mas-Instance"  # which of its own instances a reply shall reach
+STREAM = "Mas-Stream"  # "1" on a request whose answer may come in frames; also on its delivery
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
-READ_FROM_AGENTS = frozenset({MSG_ID, TARGET, TYPE, DEADLINE, REPLY_TOKEN, INSTANCE, TRACEPARENT, TRACESTATE})
+READ_FROM_AGENTS = frozenset(
+    {MSG_ID, TARGET, TYPE, DEADLINE, REPLY_TOKEN, INSTANCE, STREAM, TRACEPARENT, TRACESTATE}
+)
 
 # -- on deliveries and replies -------------------------------------------------------------------
 MESSAGE_ID = "Mas-Message-Id"  # the sender's id, the same on every delivery
@@ -25,6 +28,8 @@ SENT = "Mas-Sent"  # unix time in milliseconds
 AUDIT = "Mas-Audit"  # <writer>.<record number>.<position>: the decision about this message
 SALT = "Mas-Salt"  # opens the commitment in the audit entry
 FAILURE = "Mas-Failure"  # on an answer that says why there will be no reply: a decision code
+FRAME = "Mas-Frame"  # <run>.<units>.<mac> on a frame of a streamed reply: see ``wire.frames``
+END = "Mas-End"  # "1" on the last frame
 
 # -- on dead letters -------------------------------------------------------------------------------
 DEAD_REASON = "Mas-Dead-Reason"

@@ -21,9 +21,16 @@ class Op(StrEnum):
     SEND = "send"
     REQUEST = "request"
     REPLY = "reply"
+    FRAME = "frame"
+    FLOW = "flow"
+    CANCEL = "cancel"
     FAIL = "fail"
     DISCOVER = "discover"
     STATE = "state"
+
+
+ANSWERING = frozenset({Op.REPLY, Op.FRAME})
+"""Calls that say by a reply capability to whom they go."""
 
 
 def call(agent: str, op: str) -> str:
@@ -53,6 +60,10 @@ ANSWERS = "mas.answer.>"
 REPLIES = "mas.reply.>"
 
 
+EVERY_INSTANCE = "all"
+"""Stands for all instances of an agent where ``mas.reply`` names one."""
+
+
 def answer(agent: str, instance: str, correlation: str, frame: int) -> str:
     """Where a worker stores a reply."""
     return f"mas.answer.{agent}.{instance}.{correlation}.{frame}"
@@ -61,6 +72,16 @@ def answer(agent: str, instance: str, correlation: str, frame: int) -> str:
 def replies_of(agent: str, instance: str = "*") -> str:
     """What an instance subscribes to for its replies."""
     return f"mas.reply.{agent}.{instance}.>"
+
+
+def answers_to(agent: str, instance: str, correlation: str) -> str:
+    """All that is stored in answer to one request."""
+    return f"mas.answer.{agent}.{instance}.{correlation}.>"
+
+
+def flow(agent: str, instance: str, correlation: str) -> str:
+    """Where the instance of ``agent`` that streams an answer hears how far its reader is. Never stored."""
+    return f"mas.reply.{agent}.{instance}.flow.{correlation}"
 
 
 # -- dead letters, advisories, state, registry ----------------------------------------------------

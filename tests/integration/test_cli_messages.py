@@ -86,6 +86,40 @@ async def test_request_send_and_audit(system: System, namespace: str, tmp_path: 
     assert verified["intact"] is True
 
 
+class Counter(Agent[dict[str, object]]):
+    @Agent.on("count")
+    async def count(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as out:
+            for number in range(3):
+                await out.write(f"{number}\n")
+            await out.write({"n": 3})
+
+    @Agent.on("break")
+    async def fail(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as out:
+            await out.write("so far")
+            await asyncio.sleep(0.3)  # so that it is on its way
+            raise ValueError
+
+
+async def test_stream_prints_what_comes(system: System) -> None:
+    namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"]})
+    system.tls("alice", namespace)
+    where = options(system, namespace)
+    async with Counter("bob", server_addr=system.broker.url, tls=system.tls("bob", namespace)):
+        said = await asyncio.to_thread(mas, "stream", "--as", "alice", "bob", "count", *where)
+        assert said.stdout == '0\n1\n2\n{"n":3}\n'
+        said = await asyncio.to_thread(mas, "stream", "--as", "alice", "bob", "count", "--json", *where)
+        lines = [json.loads(line) for line in said.stdout.splitlines()]
+        assert "".join(line["text"] for line in lines[:-1]) == "0\n1\n2\n"
+        assert lines[-1] == {"data": {"n": 3}}
+        arguments = ("stream", "--as", "alice", "bob", "break", "--json", *where)
+        failed = await asyncio.to_thread(mas, *arguments, check=False)
+        text, error = [json.loads(line) for line in failed.stdout.splitlines()]
+        assert (failed.returncode, text) == (1, {"text": "so far"})
+        assert error["error"]["type"] == "RequestFailed"
+
+
 async def test_a_script_takes_none_of_its_agents_messages(system: System) -> None:
     """``receive=False``: it can ask, it is not found, and the agent's messages wait for others."""
     namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"], "bob": ["alice"]})

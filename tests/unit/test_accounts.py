@@ -10,7 +10,7 @@ from mas_nats.policy.document import AgentPolicy, Document
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
-CALLS = ("hello", "bye", "send", "request", "reply", "fail", "discover", "state")
+CALLS = ("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "discover", "state")
 POLICY = Document(
     namespace="default",
     account="TENANT",

@@ -36,7 +36,20 @@ DEEP = b'{"op":"put","revision":0,"value":' + b'{"a":' * 600 + b"1" + b"}" * 600
 DEEP_METADATA = b'{"metadata":' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}"
 
 
-OPS = ("hello", "bye", "discover", "fail", "state", "send", "reply", "request", "nonsense")
+OPS = (
+    "hello",
+    "bye",
+    "discover",
+    "fail",
+    "state",
+    "send",
+    "reply",
+    "frame",
+    "flow",
+    "cancel",
+    "request",
+    "nonsense",
+)
 BODIES = (
     b"",
     b"\xff",

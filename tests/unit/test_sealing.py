@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
+from broker_policy.sealing import Cursor, ReplyCapability, SealBroken, Sealer, commitment
 from broker_policy.tenants.material import SealingKey
 from mas_nats.wire.headers import MAX_VALUE_BYTES
 
@@ -27,6 +27,25 @@ def test_any_worker_opens_what_one_has_sealed():
     assert Sealer("w1", [OTHER, KEY]).open(token) == CAPABILITY, "the previous key is still accepted"
 
 
+def test_a_capability_for_a_stream_says_so_and_others_are_as_they_were():
+    streamed = replace(CAPABILITY, stream=True)
+    assert SEALER.open(SEALER.seal(streamed)) == streamed
+    assert SEALER.open(SEALER.seal(CAPABILITY)) == CAPABILITY
+
+
+def test_a_cursor_holds_for_one_answer_and_for_nothing_else():
+    cursor = Cursor(7, "ab" * 8, "mac", ("held", {"n": 1}))
+    token = SEALER.seal_cursor(CAPABILITY, cursor)
+    assert Sealer("another", [KEY]).open_cursor(CAPABILITY, token) == cursor
+    for other in (replace(CAPABILITY, message_id="m2"), replace(CAPABILITY, requester="carol")):
+        with pytest.raises(SealBroken):
+            SEALER.open_cursor(other, token)
+    with pytest.raises(SealBroken):
+        SEALER.open(token)
+    with pytest.raises(SealBroken):
+        SEALER.open_cursor(CAPABILITY, SEALER.seal(CAPABILITY))
+
+
 def test_a_retired_key_is_not_accepted():
     with pytest.raises(SealBroken):
         Sealer("w1", [OTHER]).open(SEALER.seal(CAPABILITY))
@@ -40,7 +59,9 @@ def test_no_two_tokens_are_the_same():
 
 
 def test_the_longest_capability_fits_into_a_header():
-    longest = ReplyCapability("n" * 63, "r" * 63, "i" * 20, "c" * 32, "t" * 63, '"' * 128, 10**13)
+    longest = ReplyCapability(
+        "n" * 63, "r" * 63, "i" * 20, "c" * 32, "t" * 63, '"' * 128, 10**13, stream=True
+    )
     token = Sealer("w" * 13, [KEY]).seal(longest)
     assert len(token) <= MAX_VALUE_BYTES
     assert SEALER.open(token) == longest
@@ -70,7 +91,7 @@ def test_nothing_made_up_behind_a_real_head_is_accepted(tail: bytes):
         SEALER.open(base64.urlsafe_b64encode(head + tail).decode())
 
 
-@pytest.mark.parametrize("content", [[], {}, 1, ["a"], ["a"] * 8, None])
+@pytest.mark.parametrize("content", [[], {}, 1, ["a"], ["a"] * 9, None])
 def test_sealed_but_no_capability(content: object):
     """Only another version of this program could have made it."""
     raw = base64.urlsafe_b64decode(SEALER.seal(CAPABILITY))

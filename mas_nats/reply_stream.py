@@ -1,0 +1,380 @@
+"""A reply in frames, as the handler that writes it sees it (ADR 12)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from mas_nats.calls import Calls
+from mas_nats.errors import MasError, StreamCancelled, error_of
+from mas_nats.message import AgentMessage, Payload, ReplyResult
+from mas_nats.payload import encode, invalid
+from mas_nats.wire import headers
+from mas_nats.wire.frames import FRAME_BYTES, WINDOW_BYTES, WINDOW_FRAMES, Chunk, joined, split, units
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict
+
+logger = logging.getLogger("mas_nats")
+
+COALESCE = 0.02
+"""Seconds between two frames, unless one is full before (DESIGN 5)."""
+BUFFER = 4 * FRAME_BYTES
+"""Bytes that ``write`` takes before it waits for what was written to be on its way."""
+_CALL_TIMEOUT = 30.0
+
+
+class Pending:
+    """What was written and is not on its way yet; neighbouring texts are one."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Chunk] = []
+        self.size = 0  # bytes
+
+    def add(self, chunk: Chunk, size: int) -> None:
+        """Append ``chunk`` of ``size`` bytes."""
+        if isinstance(chunk, str) and self._chunks and isinstance(self._chunks[-1], str):
+            self._chunks[-1] += chunk
+        else:
+            self._chunks.append(chunk)
+        self.size += size
+
+    @property
+    def units(self) -> int:
+        """How much it is, in units."""
+        return units(self._chunks)
+
+    def head(self, at_least: int) -> list[Chunk]:
+        """What the next frame holds: ``FRAME_BYTES``, one larger object, or ``at_least`` so many units."""
+        if at_least:
+            return split(self._chunks, max(at_least, 1))[0]
+        out: list[Chunk] = []
+        room = FRAME_BYTES
+        for chunk in self._chunks:
+            if isinstance(chunk, str):
+                piece = chunk.encode()[:room].decode(errors="ignore")
+                if piece:
+                    out.append(piece)
+                if len(piece) < len(chunk):
+                    break
+                room -= size_of(piece)
+            else:
+                if out and size_of(chunk) > room:
+                    break
+                out.append(chunk)
+                room -= size_of(chunk)
+            if room <= 0:
+                break
+        return out
+
+    def drop(self, count: int) -> None:
+        """Forget the first ``count`` units: they are on their way."""
+        _, self._chunks = split(self._chunks, count)
+        self.size = sum(map(size_of, self._chunks))
+
+
+def size_of(chunk: Chunk) -> int:
+    """Bytes of a chunk."""
+    return len(chunk.encode()) if isinstance(chunk, str) else len(orjson.dumps(chunk))
+
+
+class _Interruptible:
+    """Ends a block from outside, as ``asyncio.timeout`` does: by cancelling its task once."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self.reason = ""
+
+    def enter(self) -> None:
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+
+    def interrupt(self, reason: str) -> None:
+        """End the block, if it runs."""
+        if self.reason:
+            return
+        self.reason = reason
+        if self._task is not None:
+            self._task.cancel()
+
+    def leave(self, kind: type[BaseException] | None) -> None:
+        """Turn the cancellation that ``interrupt`` caused into what it means.
+
+        Raises:
+            StreamCancelled: the block was interrupted, and nothing else was the matter.
+
+        """
+        task, self._task = self._task, None
+        if not self.reason:
+            return
+        alone = task is None or task.uncancel() <= self._cancelling
+        if alone and (kind is None or issubclass(kind, asyncio.CancelledError)):
+            raise StreamCancelled(self.reason)
+
+
+class FramedReply:
+    """Sends what is written as numbered frames: one at a time, each with the cursor the last one gave."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        message: AgentMessage,
+        message_type: str,
+        *,
+        instance: str,
+        max_payload: int,
+        closed: Callable[[], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._now = now  # unix time, in seconds
+        self._calls = calls
+        self._message = message
+        self._type = message_type
+        self._instance = instance
+        self._max_payload = max_payload
+        self._closed = closed
+        self._pending = Pending()
+        self._cursor = ""
+        self._number = 0
+        self._told = 0  # frames that the reader says it has read
+        self._read = 0  # those of them that are frames of this attempt
+        self._unread: deque[int] = deque()  # bytes of each frame sent since
+        self._short = 0  # units that the next frame must hold at least, to be compared with an earlier one
+        self._final = False
+        self._done = False  # the requester has the end already: what is written goes nowhere, and is no error
+        self._error: MasError | None = None
+        self._changed = asyncio.Event()  # something for the sender to look at
+        self._moved = asyncio.Event()  # something for a waiting writer to look at
+        self._block = _Interruptible()
+        self._sender: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- the block -------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        self._block.enter()
+        self._sender = asyncio.create_task(self._send())
+        if (deadline := self._message.deadline) is not None:
+            left = deadline.timestamp() - self._now()
+            self._timer = asyncio.get_running_loop().call_later(
+                left, self.interrupt, "the requester has stopped waiting"
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._block.reason:
+                await self._finish()
+            elif kind is not None and issubclass(kind, Exception) and not issubclass(kind, StreamCancelled):
+                await self._tell_failure(kind)
+        except asyncio.CancelledError:
+            self._block.leave(asyncio.CancelledError)
+            raise
+        finally:
+            self._closed()
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._sender is not None:
+                self._sender.cancel()
+        self._block.leave(kind)
+
+    async def write(self, chunk: str | Payload) -> None:
+        """Add a chunk; see ``message.ReplyWriter``."""
+        taken, size = self._checked(chunk)
+        self._raise()
+        if self._done or not size:
+            return
+        self._pending.add(taken, size)
+        self._changed.set()
+        while self._pending.size >= BUFFER and not self._done:
+            self._moved.clear()
+            await self._moved.wait()
+            self._raise()
+
+    # -- what the reader says ---------------------------------------------------------------------------
+    def read(self, count: int) -> None:
+        """The reader has read ``count`` frames."""
+        self._told = max(self._told, count)
+        while self._read < min(self._told, self._number):
+            self._unread.popleft()
+            self._read += 1
+        self._changed.set()
+
+    def interrupt(self, reason: str) -> None:
+        """Nobody reads any more: end the block, and whatever is written."""
+        self._fail(StreamCancelled(reason))
+        self._block.interrupt(reason)
+
+    # -- sending ---------------------------------------------------------------------------------------
+    def _checked(self, chunk: str | Payload) -> tuple[Chunk, int]:
+        if isinstance(chunk, str):
+            try:
+                return chunk, len(chunk.encode())
+            except UnicodeEncodeError:
+                raise invalid(
+                    "text", "the text is no Unicode", "Write text without lone surrogates"
+                ) from None
+        body = encode(chunk)
+        if len(body) + FRAME_BYTES > self._max_payload:
+            raise invalid(
+                "max_payload",
+                f"the chunk has {len(body)} bytes, the limit is {self._max_payload - FRAME_BYTES}",
+                "Write it in parts",
+                Decision.TOO_LARGE,
+            )
+        return orjson.loads(body), len(body)
+
+    async def _finish(self) -> None:
+        """Send what is left, with the end marked."""
+        self._final = True
+        self._changed.set()
+        while not self._done:
+            self._raise()
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _tell_failure(self, kind: type[BaseException]) -> None:
+        """Tell the reader, where it has something already, that the rest will not come."""
+        if self._done or not self._number or isinstance(self._error, StreamCancelled):
+            return
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait({self._sender})
+        try:
+            while not self._done:
+                await self._frame([], failed=kind.__name__)
+        except StreamCancelled:
+            self._message.course.told = True
+        except MasError as error:
+            logger.warning("a reader could not be told that its stream failed: %s", error)
+        else:
+            self._message.course.told = True
+
+    async def _send(self) -> None:
+        """Send frames until the end; at most one at a time, since each needs the cursor of the last."""
+        loop = asyncio.get_running_loop()
+        not_before = 0.0
+        try:
+            while not self._done:
+                while not self._due(rested=loop.time() >= not_before):
+                    self._changed.clear()
+                    wait = not_before - loop.time()
+                    try:
+                        async with asyncio.timeout(wait if wait > 0 else None):
+                            await self._changed.wait()
+                    except TimeoutError:
+                        continue
+                not_before = loop.time() + COALESCE
+                await self._frame(self._pending.head(self._short))
+        except MasError as error:
+            if isinstance(error, StreamCancelled):
+                self.interrupt(str(error))
+            self._fail(error)
+
+    def _due(self, *, rested: bool) -> bool:
+        """Whether there is a frame to send now."""
+        if self._number - self._read >= WINDOW_FRAMES or sum(self._unread) >= WINDOW_BYTES:
+            return False  # the reader is behind
+        if self._final:
+            return True
+        if self._short:
+            return self._pending.units >= self._short
+        return self._pending.size >= FRAME_BYTES or (rested and self._pending.size > 0)
+
+    async def _frame(self, chunks: list[Chunk], *, failed: str = "") -> None:
+        count = units(chunks)
+        final = self._final and not failed and count == self._pending.units
+        body = orjson.dumps(
+            {"cursor": self._cursor, "chunks": joined(chunks), "final": final, "failed": failed}
+        )
+        fields = {
+            headers.MSG_ID: f"{self._message.reply_id}.{self._number}",
+            headers.TYPE: self._type,
+            headers.REPLY_TOKEN: self._message.reply_token,
+            headers.INSTANCE: self._instance,
+        }
+        verdict = await self._calls.call(Op.FRAME, body, fields, timeout=_CALL_TIMEOUT)
+        self._answered(verdict, count, sum(map(size_of, chunks)))
+
+    def _answered(self, verdict: Verdict, count: int, size: int) -> None:
+        if verdict.decision is Decision.REPLY_LATE:
+            raise StreamCancelled("the requester has stopped waiting")
+        if not verdict.ok:
+            raise error_of(verdict)
+        result: Mapping[str, Any] = verdict.result
+        if "ended" in result:
+            if result["ended"] == "failed" and verdict.duplicate:
+                raise StreamCancelled("the requester was told that this answer failed")
+            self._done = True
+        elif "short" in result:
+            self._short = int(result["short"])
+        else:
+            self._short = 0
+            self._cursor = str(result["cursor"])
+            self._number += 1
+            self._unread.append(size)
+            self._pending.drop(int(result.get("taken", count)))
+            self.read(self._number if verdict.duplicate else self._told)  # a duplicate needs no room
+        self._moved.set()
+
+    def _fail(self, error: MasError) -> None:
+        self._error = self._error or error
+        self._moved.set()
+        self._changed.set()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class GatheredReply:
+    """The same for a requester that takes one reply: what is written is gathered and sent at the end."""
+
+    def __init__(self, message: AgentMessage, message_type: str, *, max_payload: int) -> None:
+        self._message = message
+        self._type = message_type
+        self._max_payload = max_payload
+        self._pending: list[Chunk] = []
+        self._size = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self._reply()
+
+    async def write(self, chunk: str | Payload) -> None:
+        """Add a chunk; see ``message.ReplyWriter``."""
+        taken: Chunk = chunk if isinstance(chunk, str) else orjson.loads(encode(chunk))
+        self._size += size_of(taken)
+        if self._size > self._max_payload:
+            raise invalid(
+                "max_payload",
+                f"the reply has more than {self._max_payload} bytes, and its requester takes one",
+                "Let the requester use stream() for an answer of this size",
+                Decision.TOO_LARGE,
+            )
+        self._pending.append(taken)
+
+    async def _reply(self) -> ReplyResult:
+        return await self._message.reply(self._type, gathered(self._pending))
+
+
+def gathered(chunks: list[Chunk]) -> dict[str, Any]:
+    """Chunks as one JSON object: the one object they are, else ``text``, else ``chunks``."""
+    whole = joined(chunks)
+    if len(whole) == 1 and isinstance(whole[0], dict):
+        return whole[0]
+    if all(isinstance(chunk, str) for chunk in whole):
+        return {"text": "".join(str(chunk) for chunk in whole)}
+    return {"chunks": whole}
