@@ -18,6 +18,14 @@ def dedup_id(namespace: str, sender: str, message_id: str) -> str:
     return base64.urlsafe_b64encode(raw).decode()[:32]
 
 
+def redrive_dedup_id(namespace: str, sender: str, message_id: str, letter: str) -> str:
+    """The same for a message made from a dead letter (``Errand.reference``): one message for each.
+
+    A message id holds no blank and no NUL, so no message that was sent can have it.
+    """
+    return dedup_id(namespace, sender, f"{message_id}\0redrive {letter}")
+
+
 class RecentIds:
     """The commitments of the last ``capacity`` messages that this worker knows to be stored.
 

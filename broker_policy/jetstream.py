@@ -116,15 +116,27 @@ async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float 
 
 
 async def direct_get_page(
-    nc: Client, stream: str, pattern: str, sequence: int, *, batch: int = 1000, timeout: float = 5.0
+    nc: Client,
+    stream: str,
+    pattern: str,
+    sequence: int,
+    *,
+    batch: int = 1000,
+    max_bytes: int = 0,
+    timeout: float = 5.0,
 ) -> list[StoredMessage]:
-    """Up to ``batch`` messages that match ``pattern``, from ``sequence`` on; empty when there are none."""
+    """Up to ``batch`` messages that match ``pattern``, from ``sequence`` on; empty when there are none.
+
+    ``max_bytes``: no more after so many bytes (0: no such limit).
+    """
     inbox = nc.new_inbox()
     subscription = await nc.subscribe(inbox)
     found: list[StoredMessage] = []
     try:
-        request = orjson.dumps({"seq": sequence, "next_by_subj": pattern, "batch": batch})
-        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
+        request: dict[str, Any] = {"seq": sequence, "next_by_subj": pattern, "batch": batch}
+        if max_bytes:
+            request["max_bytes"] = max_bytes
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(request), reply=inbox)
         while (stored := _stored(await subscription.next_msg(timeout=timeout))) is not None:
             found.append(stored)
         return found
@@ -133,10 +145,13 @@ async def direct_get_page(
             await subscription.unsubscribe()
 
 
-async def delete_message(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> bool:
-    """Remove one message; False when it was gone already."""
+async def delete_message(
+    nc: Client, stream: str, sequence: int, *, erase: bool = False, timeout: float = 5.0
+) -> bool:
+    """Remove one message; False when it was gone already. ``erase``: overwrite it on disk too."""
     try:
-        await api(nc, f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True}, timeout=timeout)
+        request = {"seq": sequence, "no_erase": not erase}
+        await api(nc, f"STREAM.MSG.DELETE.{stream}", request, timeout=timeout)
     except JetStreamError as error:
         if error.code in (10043, 10037, 10057):  # deletion failed or no message found: already gone
             return False

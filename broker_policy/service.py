@@ -17,6 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.agent_state import StateBucket
+from broker_policy.audit.recall import Memory
 from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
@@ -24,19 +25,22 @@ from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
+from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.state import StateCalls
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import UNANSWERED, LogUnreachable
-from broker_policy.commit.inbox_lane import InboxLane, Recall
+from broker_policy.commit.inbox_lane import InboxLane
 from broker_policy.commit.lines import line_of
 from broker_policy.commit.log_room import LogRoom
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import RecordWriter
 from broker_policy.dead_letters.advisories import AdvisoryFollower
 from broker_policy.dead_letters.failures import FailureReports
-from broker_policy.dead_letters.sweep import Sweep
+from broker_policy.dead_letters.redrive import Redriver
+from broker_policy.dead_letters.removed import RemovedAgents
+from broker_policy.dead_letters.sweep import SWEEP_EVERY, Sweep
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds
 from broker_policy.direct_state.changes import Lines
@@ -73,8 +77,9 @@ class NamespaceService:
         follower: PolicyFollower,
         sealer: Sealer,
         record_key: RecordKey,
-        recall: Recall,
+        recall: Memory,
         screen: Screen = let_through,
+        sweep_every: float = SWEEP_EVERY,
     ) -> None:
         self._nc = nc
         self._namespace = namespace
@@ -90,8 +95,8 @@ class NamespaceService:
             return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room)
 
         lanes: dict[str, Any] = {
-            "judge": Messages(deciding).judge,
-            "answer": self._publish,
+            "judge": (judge := Messages(deciding).judge),
+            "answer": self._answer,
             "recall": recall,
             "recent": RecentIds(),
             "suspects": Suspects(),
@@ -115,8 +120,17 @@ class NamespaceService:
             nc, namespace, record=self._acts.recorded, tell_requester=replies.tell_failure
         )
         self._advisories = AdvisoryFollower(nc, undertaker)
-        self._sweep = Sweep(nc, undertaker)
-        failures = FailureReports(undertaker, self._acts.recorded, deciding.table)
+        removed = RemovedAgents(nc, undertaker, self._removed)
+        self._sweep = Sweep(nc, undertaker, removed, removed_agent=self._removed, every=sweep_every)
+        failures = FailureReports(undertaker, self._acts.recorded, deciding, acting)
+        self._operators = OperatorCalls(
+            nc,
+            asides=self._asides,
+            deciding=deciding,
+            acting=acting,
+            redriver=Redriver(nc, put=self._inbox.put, judge=judge, redriven=recall.redriven),
+            removed=removed,
+        )
         presence = Presence(self._registry, sealer, deciding.table, room=deciding.room)
         self._calls: dict[str, Callable[[Call], None]] = {
             Op.SEND: self._take_message,
@@ -158,6 +172,7 @@ class NamespaceService:
             pending_msgs_limit=-1,
             pending_bytes_limit=-1,
         )
+        await self._operators.start()
         await self._nc.flush()
 
     async def stop(self) -> None:
@@ -165,6 +180,7 @@ class NamespaceService:
         if self._subscription is not None:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
+                await self._operators.stop()
         await end(self._followers)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         for lane in (self._inbox, self._slow, self._acts, self._direct_states):
@@ -219,14 +235,18 @@ class NamespaceService:
         if not self._inbox.put(call):
             self._asides.tell(call, refusals.busy())
 
+    def _removed(self, agent: str) -> bool:
+        """Whether policy, which is known for certain, does not have ``agent``."""
+        table = self._follower.table(self._namespace)
+        return not self._follower.stale and table is not None and table.agent(agent) is None
+
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)
         return None if table is None else table.limits.log_bytes
 
-    async def _publish(self, subject: str, body: bytes) -> None:
-        if subject:
-            await self._nc.publish(subject, body)
-
     async def _answer(self, call: Call, verdict: Verdict) -> None:
-        with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
-            await self._publish(call.reply_to, verdict.encode())
+        if call.on_verdict is not None:
+            call.on_verdict(verdict)
+        elif call.reply_to:
+            with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
+                await self._nc.publish(call.reply_to, verdict.encode())

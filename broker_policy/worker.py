@@ -28,6 +28,7 @@ from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
+from broker_policy.dead_letters.sweep import SWEEP_EVERY
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
@@ -65,6 +66,7 @@ class WorkerConfig:
     keys: WorkerKeys
     public: PublicMaterial
     redis_url: str
+    sweep_every: float = SWEEP_EVERY  # seconds
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
 
     @classmethod
@@ -257,6 +259,7 @@ class PolicyWorker:
             sealer=self._sealer,
             record_key=config.keys.record_key,
             recall=Recall(Store(self._redis, namespace)),
+            sweep_every=config.sweep_every,
         )
         try:
             await self._restore(nc, table)

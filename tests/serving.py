@@ -55,9 +55,13 @@ class Recall:
     """What the audit is taken to know: commitments by sender and id."""
 
     known: dict[tuple[str, str], str] = field(default_factory=dict)
+    letters: set[int] | None = field(default_factory=set)  # of which messages were made; None: silent
 
     async def __call__(self, sender: str, message_id: str) -> str | None:
         return self.known.get((sender, message_id))
+
+    async def redriven(self, sender: str, message_id: str, letter: int) -> bool | None:
+        return None if self.letters is None else letter in self.letters
 
 
 @dataclass

@@ -6,6 +6,7 @@ Keys are short because an entry is kept for years:
     decision      w writer  n its record  p position in it  id message id  f from  t to  o operation
                   y type  z bytes  d decision  r rule  v policy revision  c commitment  x certificate
                   wy way of the effect  q log sequence of the message, where it is known by construction
+                  b operator that acted in the sender's stead  l on which dead letter
                   m why the record is marked (an alarm names it)
     outcome       o outcome  x index ranges  q log sequences, one for each index  r reason  a attempt
                   g agent, where the message's decision is not known
@@ -103,6 +104,10 @@ def decision(
         out["c"] = line.commitment
     if line.fingerprint:
         out["x"] = short_fingerprint(line.fingerprint)
+    if line.by:
+        out["b"] = line.by
+    if line.letter:
+        out["l"] = line.letter
     if message:
         out["q"] = message
     if mark:
@@ -242,7 +247,10 @@ class Malformed(Exception):
     what: str
 
 
-_TEXTS = ("op", "message_id", "sender", "target", "type", "decision", "rule", "commitment", "fingerprint")
+_TEXTS = (
+    *("op", "message_id", "sender", "target", "type", "decision", "rule"),
+    *("commitment", "fingerprint", "by", "letter"),
+)
 
 
 def require_well_formed(record: Record) -> None:

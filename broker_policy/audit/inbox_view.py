@@ -21,6 +21,8 @@ MOST = 20_000
 _PAGE, _PAGE_BYTES = 64, 1 << 20
 _PAGES = 16
 _NO_CONSUMER = 10014
+_EVERYTHING = 1 << 53
+"""A consumer is deleted when its inbox is empty, and what did not leave by the agent was reported dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,6 @@ class InboxView:
             info = await api(self.nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{self.agent}", {})
         except JetStreamError as error:
             if error.code == _NO_CONSUMER:
-                return 0
+                return _EVERYTHING
             raise
         return int(info["delivered"]["stream_seq"])

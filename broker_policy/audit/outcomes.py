@@ -230,7 +230,7 @@ class Settler:
         return answers
 
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
-        probed = await self._prober.probe(decision["f"], decision["id"])
+        probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))
         if not probed.sequence:
             return _Answer(Outcome.NOT_COMMITTED)
         if probed.audit:
@@ -252,7 +252,7 @@ class Settler:
         for other, letter in zip(others, letters, strict=True):
             if letter in stored and other in entries:
                 twin = entries[other].entry()
-                if twin["id"] == decision["id"] and twin["f"] == decision["f"]:
+                if all(twin.get(key) == decision.get(key) for key in ("id", "f", "l")):
                     return True
         return False
 

@@ -19,7 +19,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Record, RecordKey, RecordKind, digest
-from broker_policy.dedup import dedup_id
+from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.jetstream import direct_get, publish
 from mas_nats.wire import headers, subjects
 
@@ -57,8 +57,10 @@ class Prober:
         self._number = 0
         self._previous = ""
 
-    async def probe(self, sender: str, message_id: str) -> Probed:
+    async def probe(self, sender: str, message_id: str, letter: str = "") -> Probed:
         """Was the message ``message_id`` of ``sender`` stored? The answer is final.
+
+        ``letter``: the one that was made of this dead letter.
 
         Raises:
             JetStreamError: the log refused the probe (it is full).
@@ -67,7 +69,12 @@ class Prober:
         """
         if self._number == 0:
             await self._write(RecordKind.OPEN, f"{self._writer}.1")
-        taken = await self._write(RecordKind.MARK, dedup_id(self._namespace, sender, message_id))
+        dedup = (
+            redrive_dedup_id(self._namespace, sender, message_id, letter)
+            if letter
+            else dedup_id(self._namespace, sender, message_id)
+        )
+        taken = await self._write(RecordKind.MARK, dedup)
         if taken is None:
             return Probed(0)
         found = await direct_get(self._nc, subjects.INBOX_STREAM, taken)

@@ -72,6 +72,8 @@ class Answer:
             "log_sequence": entry["s"],
             "commitment": entry.get("c", ""),
             "certificate": entry.get("x", ""),
+            "by": entry.get("b", ""),
+            "dead_letter": entry.get("l", ""),
             "marked": entry.get("m", ""),
             "hash": self.hash,
         }

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from redis.exceptions import RedisError
 
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import Store
-from mas_nats.wire.subjects import Op
+from mas_nats.wire.subjects import AdminOp, Op
 from mas_nats.wire.verdict import Decision
 
 _NEVER_STORED = (Outcome.NOT_COMMITTED, Outcome.DUPLICATE, Outcome.REFUSED)
+_STORED = (Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED)
+
+
+class Memory(Protocol):
+    """What outlives the stream's own memory of ids."""
+
+    async def __call__(self, sender: str, message_id: str) -> str | None:
+        """The commitment of the first message that ``sender`` got stored under ``message_id``."""
+
+    async def redriven(self, sender: str, message_id: str, letter: int) -> bool | None:
+        """Whether a message was made of dead letter ``letter``; None when that cannot be told."""
 
 
 class Recall:
@@ -40,6 +53,28 @@ class Recall:
                 commitment: str | None = entry.get("c")
                 return commitment
         return None
+
+    async def redriven(self, sender: str, message_id: str, letter: int) -> bool | None:
+        """Whether a message was made of dead letter ``letter``, which was ``sender``'s ``message_id``.
+
+        None when the audit does not answer. Without an outcome yet the answer is no: so young a decision the
+        stream itself remembers.
+        """
+        try:
+            indexes = await self._indexes(message_id)
+            entries = await self._store.entries_at(indexes)
+            outcomes = await self._store.outcomes_at(indexes)
+        except (RedisError, OSError):
+            return None
+        for index, outcome in zip(indexes, outcomes, strict=True):
+            if index not in entries or outcome not in _STORED:
+                continue
+            entry = entries[index].entry()
+            if entry["o"] != AdminOp.REDRIVE or entry.get("f") != sender or entry.get("id") != message_id:
+                continue
+            if entry.get("l", "").partition(".")[0] == str(letter):
+                return True
+        return False
 
     async def _indexes(self, message_id: str) -> list[int]:
         shard, fragment = id_place(message_id)

@@ -47,7 +47,7 @@ class Way(StrEnum):
 class DecisionLine:
     """One decision in a record."""
 
-    op: str  # send, request, reply, state, connect
+    op: str  # send, request, reply, state, connect, redrive, purge
     message_id: str
     sender: str
     target: str
@@ -59,6 +59,8 @@ class DecisionLine:
     time: int  # unix milliseconds
     commitment: str = ""  # base64url HMAC-SHA256 of target, type and body under the salt; "" when refused
     fingerprint: str = ""  # SHA-256 of the sender's certificate, hexadecimal
+    by: str = ""  # the operator that acted in the sender's stead
+    letter: str = ""  # on which dead letter (``Errand.reference``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ _LINE_KEYS = {
     "time": "at",
     "commitment": "commit",
     "fingerprint": "cert",
+    "by": "by",
+    "letter": "letter",
 }
 
 

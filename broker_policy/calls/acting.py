@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -38,6 +39,16 @@ class Acting:
             return Outcome.REFUSED
 
         self._put(call, act, self._deciding.refused(call, refusal))
+
+    async def refused(self, call: Call, refusal: Refusal) -> Verdict:
+        """Record a refusal; the verdict for whoever answers, once it is durable."""
+        recorded: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        call.on_verdict = lambda verdict: None if recorded.done() else recorded.set_result(verdict)
+        self.refuse(call, refusal)
+        try:
+            return await recorded
+        finally:
+            call.on_verdict = None
 
     def perform(self, call: Call, line: DecisionLine, perform: Perform) -> None:
         """Record ``line``, then ``perform`` and answer. Where the log is full nothing is performed."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broker_policy.audit.record import Way
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.inbox_lane import Judged, Outgoing
-from broker_policy.dedup import dedup_id
+from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.pipeline import Call, Refusal
-from broker_policy.sealing import ReplyCapability, commitment
+from broker_policy.sealing import ReplyCapability, SealBroken, commitment
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.subjects import Op
+
+_NOBODY = "0" * 20
+"""An instance that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,12 @@ class Messages:
             return Judged(call, deciding.refused(call, refusal), deciding.revision, refusal)
         salt = deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
-        dedup = dedup_id(deciding.namespace, call.sender, call.message_id)
+        dedup = self._dedup(call)
         fields = deciding.envelope(call, salt) | {headers.TARGET: call.target, headers.MSG_ID: dedup}
+        if call.errand is not None:
+            fields |= {headers.SENT: call.errand.sent, headers.REDRIVES: str(call.errand.redrives)}
+            if call.reply_token:
+                fields[headers.REPLY_TOKEN] = self._renewed(call)
         if call.op == Op.REQUEST:
             fields[headers.DEADLINE] = str(call.deadline)
             fields[headers.REPLY_TOKEN] = self._capability(call)
@@ -40,6 +47,27 @@ class Messages:
         line = deciding.allowed(call, "permissions", Way.LONE, committed)
         outgoing = Outgoing(subjects.inbox(call.target), call.body, fields, dedup, committed, salt)
         return Judged(call, line, deciding.revision, outgoing=outgoing)
+
+    def _dedup(self, call: Call) -> str:
+        namespace = self.deciding.namespace
+        if call.errand is not None:
+            return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
+        return dedup_id(namespace, call.sender, call.message_id)
+
+    def _renewed(self, call: Call) -> str:
+        """The right to answer a request that is redriven, for today's target.
+
+        The requester was told that there will be no reply. The handler may answer all the same and is told
+        that it is late, or the second; without the right it would fail. No deadline travels with it, since
+        a message whose deadline has passed is not handled.
+        """
+        sealer = self.deciding.sealer
+        try:
+            return sealer.seal(replace(sealer.open(call.reply_token), target=call.target))
+        except SealBroken:  # under a key that is no longer accepted: so its deadline has passed for long
+            call.deadline = min(call.deadline, call.received)
+            call.instance = _NOBODY
+            return self._capability(call)
 
     def _capability(self, call: Call) -> str:
         """The right of the target to answer, sealed (ADR 4)."""

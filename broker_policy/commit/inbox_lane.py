@@ -54,7 +54,7 @@ MARK_AFTER = 0.5
 """Seconds of rest after which settlements are written and the last record is covered by another."""
 
 Judge = Callable[[Call], "Judged"]
-Answer = Callable[[str, bytes], Awaitable[None]]
+Answer = Callable[[Call, Verdict], Awaitable[None]]
 Recall = Callable[[str, str], Awaitable[str | None]]
 
 
@@ -204,7 +204,8 @@ class InboxLane:
         if outgoing is None:
             gathered.told.append(judged)
         elif (known := self._recent.get(outgoing.dedup)) is not None:
-            gathered.told.append(_repetition(judged, same=known == outgoing.commitment))
+            same = call.errand is not None or known == outgoing.commitment
+            gathered.told.append(_repetition(judged, same=same))
         elif self._suspects.known_full(call.target):
             gathered.told.append(_refused(judged, refusals.inbox_full(call.target)))
         elif self._slow is not None and self._suspects.suspicious(call.sender, call.target):
@@ -354,6 +355,8 @@ class InboxLane:
             refused = _refused(judged, refusals.given_up())
             self._writer.carry([refused.line])
             return refused
+        if call.errand is not None:  # nothing but this dead letter can have its dedup id
+            return _repetition(judged, same=True)
         if stored is not None:
             fields = stored.headers
             known: str | None = commitment(
@@ -395,7 +398,7 @@ class InboxLane:
 
     async def _reply(self, call: Call, verdict: Verdict) -> None:
         with contextlib.suppress(nats.errors.Error, OSError):  # the sender repeats, under the same id
-            await self._answer(call.reply_to, verdict.encode())
+            await self._answer(call, verdict)
 
 
 class _Fate(Enum):

@@ -30,9 +30,11 @@ def line_of(
         time=time.time_ns() // 1_000_000,
         commitment=commitment,
         fingerprint=fingerprint,
+        by=call.errand.by if call.errand else "",
+        letter=call.errand.reference if call.errand else "",
     )
 
 
 def weight(line: DecisionLine) -> int:
     """Bytes that ``line`` takes in a record, at most: quotes and backslashes are written as two."""
-    return 400 + 2 * (len(line.message_id) + len(line.target) + len(line.type))
+    return 450 + 2 * (len(line.message_id) + len(line.target) + len(line.type) + len(line.by))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from pydantic import BaseModel, Field, ValidationError
 
 from broker_policy.audit.record import Outcome, Report
+from broker_policy.calls.acting import Acting
+from broker_policy.calls.deciding import Deciding
 from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker
 from broker_policy.jetstream import StoredMessage
 from broker_policy.printable import printable
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
-from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
@@ -46,16 +46,15 @@ class _Failure(BaseModel):
 class FailureReports:
     """Takes the ``fail`` calls of one namespace."""
 
-    def __init__(
-        self, undertaker: Undertaker, record: Record, table: Callable[[Call], Table | Refusal]
-    ) -> None:
+    def __init__(self, undertaker: Undertaker, record: Record, deciding: Deciding, acting: Acting) -> None:
         self._undertaker = undertaker
         self._record = record
-        self._table = table
+        self._deciding = deciding
+        self._acting = acting
 
     async def report(self, call: Call) -> Verdict:
         """Answer one report: the message is tried again, or it is dead now."""
-        table = self._table(call)
+        table = self._deciding.table(call)
         if isinstance(table, Refusal):
             return table.verdict(call.message_id)
         try:
@@ -66,7 +65,9 @@ class FailureReports:
         try:
             stored = await self._undertaker.find(call.sender, failure.sequence)
         except NotYours as problem:
-            return Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", str(problem)).verdict(call.message_id)
+            refusal = Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", str(problem))
+            call.target, call.type, call.message_id = call.sender, "fail", str(failure.sequence)
+            return await self._acting.refused(call, refusal)
         if stored is None:
             return accepted(call.message_id, dead=True)
         return await self._settle(call, stored, failure, table.limits.max_deliver)

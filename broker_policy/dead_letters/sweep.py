@@ -1,47 +1,73 @@
-"""Finds messages that ran out of attempts and that no advisory announced (DESIGN 5).
+"""Finds messages that nobody will handle any more and that nobody announced (DESIGN 5).
 
-The server announces them once, with the pull after the last attempt; a server that dies meanwhile, or a
-flood of advisories, leaves them in the inbox for ever. They can be told for certain while nothing of their
-agent is in flight: whatever was delivered once and still lies there will not be delivered again.
+*Exhausted*: the server announces them once, with the pull after the last attempt; a server that dies
+meanwhile, a lost advisory, or a flood of them, leaves them in the inbox for ever. While nothing of their
+agent is in flight they are told for certain: whatever was delivered once and still lies there will not be
+delivered again. While something is, the consumer says how many are in flight but not which; so those that
+have been there for long are taken for exhausted when they are as many as are there and not in flight, twice.
+
+*Of removed agents*: what a worker committed after the policy that removed its target had been confirmed,
+having judged it before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from nats.aio.client import Client
 
 from broker_policy.commit.answered import UNANSWERED
-from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, Undertaker
-from broker_policy.jetstream import StoredMessage, api, direct_get_page
+from broker_policy.dead_letters.inboxes import consumers, waiting
+from broker_policy.dead_letters.removed import RemovedAgents
+from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, Undertaker, for_all
+from broker_policy.jetstream import StoredMessage, direct_get_page
 from mas_nats.wire import subjects
-from mas_nats.wire.identity import is_id
 
 log = logging.getLogger(__name__)
 
-EVERY = 30.0
+SWEEP_EVERY = 30.0
 """Seconds between two looks; what both of them see is buried."""
-_AT_ONCE = 100
+_PAGE = 1000
+_PAGE_BYTES = 8 << 20
+_CUT = 4 << 20
+"""Bytes of bodies from which on a page may have been cut: the server counts headers, too."""
 
 
 class Sweep:
-    """Looks through the inboxes of one namespace. Any number of workers may."""
+    """Looks through the inboxes of one namespace. Any number of workers may.
 
-    def __init__(self, nc: Client, undertaker: Undertaker) -> None:
+    ``removed_agent`` says whether policy, known for certain, lacks an agent; ``every``: seconds.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        undertaker: Undertaker,
+        removed: RemovedAgents,
+        *,
+        removed_agent: Callable[[str], bool],
+        every: float = SWEEP_EVERY,
+    ) -> None:
         self._nc = nc
         self._undertaker = undertaker
+        self._removed = removed
+        self._removed_agent = removed_agent
+        self._every = every
         self._seen: set[int] = set()
+        self._there: dict[str, frozenset[int]] = {}  # what was delivered to a busy agent, at the last look
 
     async def run(self) -> None:
         """Sweep for ever."""
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(self._every)
             try:
                 await self.sweep()
             except NoRoom as full:
-                log.warning("messages that ran out of attempts stay in their inboxes: %s", full)
+                log.warning("messages that nobody will handle stay in their inboxes: %s", full)
             except UNANSWERED as error:
                 log.warning("inboxes cannot be swept (%r), trying again", error)
             except Exception:
@@ -55,36 +81,55 @@ class Sweep:
             JetStreamError, nats.errors.Error: a stream did not answer; call again.
 
         """
-        seen: set[int] = set()
+        before, self._seen = self._seen, set()
         buried = 0
-        for consumer in await self._consumers():
-            for stored in await self._left_behind(consumer):
-                if stored.sequence not in self._seen:
-                    seen.add(stored.sequence)
-                    continue
-                error = await self._undertaker.last_error(stored.sequence) or UNREPORTED
-                attempts = max(int(consumer["config"].get("max_deliver", 0)), 0)
-                await self._undertaker.bury(
-                    consumer["name"], stored, reason=EXHAUSTED, attempt=attempts, error=error
-                )
-                buried += 1
-        self._seen = seen
+        for consumer in (await consumers(self._nc)).values():
+            left = self._again(await self._left_behind(consumer), before)
+            await for_all(functools.partial(self._exhausted, consumer), left)
+            buried += len(left)
+        for agent in await waiting(self._nc):
+            if self._removed_agent(agent):
+                left = self._again(await self._page(agent), before)
+                await for_all(functools.partial(self._removed.bury, agent), left)
+                buried += len(left)
         return buried
 
-    async def _consumers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            page = await api(self._nc, f"CONSUMER.LIST.{subjects.INBOX_STREAM}", {"offset": len(found)})
-            some = page.get("consumers") or []
-            found += some
-            if not some or len(found) >= int(page["total"]):
-                return [consumer for consumer in found if is_id(consumer["name"])]
+    def _again(self, found: list[StoredMessage], before: set[int]) -> list[StoredMessage]:
+        """Those that the look before has seen too; the others are remembered for the next."""
+        self._seen |= {stored.sequence for stored in found}
+        return [stored for stored in found if stored.sequence in before]
+
+    async def _exhausted(self, consumer: dict[str, Any], stored: StoredMessage) -> None:
+        error = await self._undertaker.last_error(stored.sequence) or UNREPORTED
+        attempts = max(int(consumer["config"].get("max_deliver", 0)), 0)
+        await self._undertaker.bury(consumer["name"], stored, reason=EXHAUSTED, attempt=attempts, error=error)
 
     async def _left_behind(self, consumer: dict[str, Any]) -> list[StoredMessage]:
-        """What was delivered and lies in the inbox though nothing is in flight."""
-        delivered = int(consumer["delivered"]["stream_seq"])
-        if consumer["num_ack_pending"] or not delivered:
+        """What was delivered, lies in the inbox, and is not in flight."""
+        delivered, in_flight = int(consumer["delivered"]["stream_seq"]), int(consumer["num_ack_pending"])
+        if not delivered:
             return []
-        inbox = subjects.inbox(consumer["name"])
-        page = await direct_get_page(self._nc, subjects.INBOX_STREAM, inbox, 1, batch=_AT_ONCE)
-        return [stored for stored in page if stored.sequence <= delivered]
+        page = await self._page(consumer["name"])
+        there = [stored for stored in page if stored.sequence <= delivered]
+        if not in_flight:
+            return there
+        before = self._there.get(consumer["name"], frozenset())
+        self._there[consumer["name"]] = frozenset(stored.sequence for stored in there)
+        whole = len(there) < len(page) or (len(page) < _PAGE and _size(page) < _CUT)
+        old = [stored for stored in there if stored.sequence in before]
+        return old if whole and len(old) == len(there) - in_flight else []
+
+    async def _page(self, agent: str) -> list[StoredMessage]:
+        """The oldest messages in an inbox."""
+        return await direct_get_page(
+            self._nc,
+            subjects.INBOX_STREAM,
+            subjects.inbox(agent),
+            1,
+            batch=_PAGE,
+            max_bytes=_PAGE_BYTES,
+        )
+
+
+def _size(page: list[StoredMessage]) -> int:
+    return sum(len(stored.data) for stored in page)

@@ -7,10 +7,11 @@ leaves the message in the inbox.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from nats.aio.client import Client
 
@@ -34,6 +35,8 @@ TellRequester = Callable[[str, str], Awaitable[None]]
 
 EXHAUSTED = "EXHAUSTED"
 """The reason of a dead letter that failed as often as it was allowed to."""
+AGENT_REMOVED = "AGENT_REMOVED"
+"""The reason of a dead letter whose agent is not in the policy any more."""
 UNREPORTED = "no report: the agent died or went silent"
 """The error of a dead letter of which no agent said anything."""
 _KEPT = (
@@ -49,8 +52,9 @@ _KEPT = (
     headers.STREAM,
     headers.TRACEPARENT,
     headers.TRACESTATE,
+    headers.REDRIVES,
 )
-
+_AT_ONCE = 32
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +138,18 @@ class Undertaker:
                 await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
             except UNANSWERED as failed:  # the requester will see its timeout instead
                 log.warning("a requester of %s could not be told: %r", agent, failed)
+
+
+async def for_all(bury: Callable[[StoredMessage], Awaitable[None]], stored: Sequence[StoredMessage]) -> None:
+    """Bury some at a time.
+
+    Raises: what the first that failed raised; the others of its time are done or failed, too.
+    """
+    for first in range(0, len(stored), _AT_ONCE):
+        some = (bury(each) for each in stored[first : first + _AT_ONCE])
+        for result in await asyncio.gather(*some, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
 
 def _now() -> int:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What an operator does with a dead letter, in its sender's stead."""
+
+    by: str  # who asked: what the operator says of itself
+    letter: int  # the dead letter's sequence
+    attempt: int = 0  # counts the dedup ids that the audit has closed (``audit.probe``)
+    sent: str = ""  # when the message was sent first
+    redrives: int = 0  # how often it will have been redriven
+
+    @property
+    def reference(self) -> str:
+        """The dead letter, and where it is not the first the attempt, as the audit names them."""
+        return f"{self.letter}.{self.attempt}" if self.attempt else str(self.letter)
 
 
 @dataclass(slots=True)
@@ -32,6 +49,8 @@ class Call:
     traceparent: str = ""
     tracestate: str = ""
     malformed: str = ""  # why the headers could not be read
+    errand: Errand | None = None
+    on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     @classmethod

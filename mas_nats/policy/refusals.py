@@ -5,6 +5,9 @@ from __future__ import annotations
 from mas_nats.policy.call import Refusal
 from mas_nats.wire.verdict import Decision
 
+GIVEN_UP = "given_up"
+"""The rule by which the id of a message is spent that was never stored."""
+
 
 def invalid(rule: str, reason: str) -> Refusal:
     """A call whose body is not what the call needs."""
@@ -205,7 +208,42 @@ def given_up() -> Refusal:
     return Refusal(
         Decision.ID_REUSED,
         "commit",
-        "given_up",
+        GIVEN_UP,
         "an earlier message of this id was decided and never stored; the id is spent",
         "Send it again under a new id: nothing was delivered",
+    )
+
+
+def audit_silent() -> Refusal:
+    """A dead letter of which the audit cannot say whether a message was made of it before."""
+    return Refusal(
+        Decision.UNAVAILABLE,
+        "redrive",
+        "redriven_before",
+        "the audit does not answer, so whether it was redriven before cannot be known",
+        "Retry when Redis answers again",
+        retry=True,
+    )
+
+
+def still_declared(agent: str) -> Refusal:
+    """An agent whose inbox shall be cleared as if it were removed."""
+    return Refusal(
+        Decision.INVALID,
+        "retire",
+        "still_declared",
+        f"{agent} is in the policy, so its messages are its own",
+        "Remove it from the manifest and apply that first",
+    )
+
+
+def policy_behind(revision: int) -> Refusal:
+    """A worker that does not follow the revision yet under which it shall act."""
+    return Refusal(
+        Decision.POLICY_STALE,
+        "policy",
+        "revision",
+        f"this worker does not follow revision {revision} yet",
+        "Retry",
+        retry=True,
     )

@@ -37,6 +37,7 @@ DEAD_ATTEMPTS = "Mas-Dead-Attempts"
 DEAD_ERROR = "Mas-Dead-Error"
 DEAD_SEQUENCE = "Mas-Dead-Sequence"
 DEAD_TIME = "Mas-Dead-Time"
+REDRIVES = "Mas-Redrives"  # also on the delivery: how often the message was redriven
 
 # -- on audit records --------------------------------------------------------------------------------
 RECORD_MAC = "Mas-Record-Mac"

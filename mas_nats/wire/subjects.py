@@ -38,6 +38,23 @@ def call(agent: str, op: str) -> str:
     return f"mas.call.{agent}.{op}"
 
 
+# -- operators -> policy service: never exported, so only who is inside the tenant account can ask ---------
+ADMIN = "mas.admin.*"
+
+
+class AdminOp(StrEnum):
+    """What an operator, or the tenant controller, may ask of the policy service."""
+
+    REDRIVE = "redrive"
+    PURGE = "purge"
+    RETIRE = "retire"
+
+
+def admin(op: AdminOp) -> str:
+    """Where an operator asks for ``op``."""
+    return f"mas.admin.{op}"
+
+
 # -- the one log: messages and the records of the decisions about them -----------------------------
 INBOX_STREAM = "INBOX"
 INBOX_SUBJECTS = "mas.inbox.*"

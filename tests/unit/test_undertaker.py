@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.dead_letters import advisories
 from broker_policy.dead_letters.advisories import AdvisoryFollower
+from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.sweep import Sweep
 from broker_policy.dead_letters.undertaker import NoRoom, NotYours, Undertaker
 from broker_policy.ending import end
@@ -265,10 +266,15 @@ async def test_following_leaves_no_subscriptions_behind(
     assert len(nc._subs) <= before + 1
 
 
+def sweep_of(nc: Client, undertaker: Undertaker, removed: set[str] | None = None) -> Sweep:
+    gone = (set() if removed is None else removed).__contains__
+    return Sweep(nc, undertaker, RemovedAgents(nc, undertaker, gone), removed_agent=gone)
+
+
 async def test_the_sweep_finds_what_nobody_announced(undertaker: Undertaker, nc: Client, journal: Journal):
     stored = await message(nc)
     await exhaust(nc)
-    sweep = Sweep(nc, undertaker)
+    sweep = sweep_of(nc, undertaker)
     assert await sweep.sweep() == 0  # seen once
     assert await sweep.sweep() == 1
     (letter,) = await letters(nc)
@@ -280,7 +286,7 @@ async def test_the_sweep_finds_what_nobody_announced(undertaker: Undertaker, nc:
 
 async def test_the_sweep_leaves_what_may_yet_be_handled(undertaker: Undertaker, nc: Client):
     """Never delivered, in flight, or given back with a delay."""
-    sweep = Sweep(nc, undertaker)
+    sweep = sweep_of(nc, undertaker)
     await message(nc)
     for _ in range(3):
         assert await sweep.sweep() == 0
@@ -294,3 +300,52 @@ async def test_the_sweep_leaves_what_may_yet_be_handled(undertaker: Undertaker, 
         assert await sweep.sweep() == 0
     assert len(await waiting(nc)) == 2
     await pull.unsubscribe()
+
+
+async def test_the_sweep_finds_what_is_exhausted_while_its_agent_is_busy(undertaker: Undertaker, nc: Client):
+    """Something is always in flight; what ran out of attempts is dead all the same, and nothing else is."""
+    first = await message(nc)
+    await exhaust(nc)
+    sweep = sweep_of(nc, undertaker)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream=subjects.INBOX_STREAM)
+    found, inside = [], []
+    for _ in range(4):
+        stored = await message(nc)
+        (delivered,) = await pull.fetch(1, timeout=2)
+        found.append(await sweep.sweep())
+        inside.append(stored.sequence in await waiting(nc))
+        await delivered.ack_sync()
+    assert (sum(found), all(inside)) == (1, True)
+    assert await waiting(nc) == []
+    (letter,) = await letters(nc)
+    assert letter.headers[headers.DEAD_SEQUENCE] == str(first.sequence)
+    await pull.unsubscribe()
+
+
+async def test_the_sweep_does_not_take_a_long_handler_for_exhausted(undertaker: Undertaker, nc: Client):
+    await message(nc)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream=subjects.INBOX_STREAM)
+    (long,) = await pull.fetch(1, timeout=2)
+    sweep = sweep_of(nc, undertaker)
+    for _ in range(4):
+        await message(nc)
+        (delivered,) = await pull.fetch(1, timeout=2)
+        assert await sweep.sweep() == 0
+        await delivered.ack_sync()
+        await long.in_progress()
+    assert await letters(nc) == []
+    await pull.unsubscribe()
+
+
+async def test_the_sweep_finds_what_came_for_a_removed_agent(undertaker: Undertaker, nc: Client):
+    """With its consumer or without; and as long as policy has the agent, not at all."""
+    removed: set[str] = set()
+    sweep = sweep_of(nc, undertaker, removed)
+    await message(nc, "bob")
+    await message(nc, "nobody")
+    assert [await sweep.sweep(), await sweep.sweep()] == [0, 0]
+    removed |= {"bob", "nobody"}
+    assert [await sweep.sweep(), await sweep.sweep()] == [0, 2]
+    found = {each.subject: each.headers[headers.DEAD_REASON] for each in await letters(nc)}
+    assert found == {"mas.dlq.bob": "AGENT_REMOVED", "mas.dlq.nobody": "AGENT_REMOVED"}
+    assert await waiting(nc, "*") == []

@@ -1,0 +1,45 @@
+"""Which inboxes there are: by their consumers, and by what lies in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nats.aio.client import Client
+
+from broker_policy.jetstream import api
+from mas_nats.wire import subjects
+
+
+async def waiting(nc: Client) -> dict[str, int]:
+    """How many messages lie in the inbox of each agent that has any.
+
+    Raises:
+        JetStreamError, nats.errors.Error: no stream, or no answer.
+
+    """
+    found: dict[str, int] = {}
+    while True:
+        request = {"subjects_filter": subjects.INBOX_SUBJECTS, "offset": len(found)}
+        info = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", request)
+        some: dict[str, int] = info["state"].get("subjects") or {}
+        found |= {subject.rpartition(".")[2]: count for subject, count in some.items()}
+        if not some or len(found) >= int(info.get("total", 0)):
+            return found
+
+
+async def consumers(nc: Client) -> dict[str, dict[str, Any]]:
+    """What the server says of each agent's consumer.
+
+    Raises: as ``waiting``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    offset = 0
+    while True:
+        page = await api(nc, f"CONSUMER.LIST.{subjects.INBOX_STREAM}", {"offset": offset})
+        some = page.get("consumers") or []
+        for consumer in some:
+            if consumer["config"].get("filter_subject") == subjects.inbox(consumer["name"]):
+                found[consumer["name"]] = consumer
+        offset += len(some)
+        if not some or offset >= int(page["total"]):
+            return found
