@@ -69,16 +69,27 @@ class PolicyStore:
         ]
 
     async def put(self, document: Document, *, expected: int) -> int:
-        """Store ``document`` over version ``expected`` (0: there is none); the new revision.
+        """Store ``document`` over version ``expected`` (0: there is none any more); the new revision.
 
         Raises:
             PolicyConflict: the current version is another one.
 
         """
+        subject = _subject(document.namespace)
+        try:
+            return await self._put(subject, document, expected)
+        except PolicyConflict:
+            stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+            last = None if expected else await last_by_subject(self._nc, stream, subject)
+            if last is None or last.data:
+                raise
+            return await self._put(subject, document, last.sequence)  # a deleted one leaves a mark
+
+    async def _put(self, subject: str, document: Document, expected: int) -> int:
         body = document.model_dump_json().encode()
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
         try:
-            return (await publish(self._nc, _subject(document.namespace), body, condition)).sequence
+            return (await publish(self._nc, subject, body, condition)).sequence
         except JetStreamError as error:
             if error.code in WRONG_LAST_SEQUENCE:
                 raise PolicyConflict(document.namespace) from error
