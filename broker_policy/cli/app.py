@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import getpass
 import importlib.metadata
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -111,6 +113,14 @@ class Output:
         else:
             self._progress.print(f"error: {error['text']}", markup=False, style="red")
         raise typer.Exit(error["exit_code"])
+
+
+def operator_name() -> str:
+    """Who runs this, as the audit shall name it: the name in this system, which proves nothing."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for its user
+        return f"uid {os.getuid()}"
 
 
 def describe(error: BaseException) -> dict[str, Any]:
