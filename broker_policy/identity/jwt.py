@@ -114,6 +114,11 @@ def operator_claims(public: str, name: str, *, system_account: str, signing_keys
     return {"sub": public, "name": name, "nats": nats}
 
 
+def deletion(operator: str, accounts: Iterable[str]) -> Claims:
+    """What an operator's key (``operator``, which also signs it) says to have accounts deleted."""
+    return {"sub": operator, "name": "", "nats": {"type": "generic", "accounts": list(accounts)}}
+
+
 def user_claims(
     public: str,
     name: str,

@@ -1,7 +1,8 @@
 """Brings a namespace to what a manifest wants: accounts and streams first, then policy, then the workers.
 
-What an agent needs exists before policy lets it in; whoever policy no longer knows is disconnected, and so
-is, to come back, whoever may do something else than before.
+What an agent needs exists before policy lets it in. Whoever policy no longer knows is disconnected, and what
+it leaves behind is retired (``retire``): its backlog goes to the dead letters, its state stays. Whoever may
+do something else than before is disconnected, too, to come back.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_policy.policy.store import PolicyConflict, PolicyStore
+from broker_policy.policy.store import PolicyConflict, PolicyStore, Stored
 from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.retire import Retired, retire_absent
 from mas_nats.manifest import mas_yaml
 from mas_nats.manifest.wanted import Wanted
 from mas_nats.policy.document import AgentPolicy, Document, Permissions
@@ -32,15 +34,28 @@ class Applied:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    retired: tuple[Retired, ...] = ()
+
+    @property
+    def unfinished(self) -> tuple[Retired, ...]:
+        """Removed agents of which something stays; the next apply tries again."""
+        return tuple(each for each in self.retired if each.left)
 
 
 async def apply(
-    controller: TenantController, store: PolicyStore, wanted: Wanted, *, confirm: float = 5.0
+    controller: TenantController,
+    store: PolicyStore,
+    wanted: Wanted,
+    *,
+    confirm: float = 5.0,
+    by: str = "mas apply",
+    progress: Callable[[str], None] = log.info,
 ) -> Applied:
     """Bring a namespace to ``wanted`` and return when every live worker follows.
 
-    Applying the same again changes nothing. Messages that wait for an agent that is removed stay in its
-    inbox.
+    Applying the same again changes nothing, but for finishing what an earlier one left unfinished. Messages
+    that wait for an agent that is removed are moved to the dead letters; what keeps them from it is said in
+    ``Applied.unfinished``. ``by`` is who the audit says it was; ``progress`` hears of long work.
 
     Raises:
         NotConfirmed: a live worker did not confirm within ``confirm`` seconds.
@@ -73,24 +88,39 @@ async def apply(
     stored = await store.get(wanted.namespace)
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
+        retired = await retire_absent(controller, store, stored, by=by, progress=progress)
         return Applied(
-            wanted.namespace, stored.sequence, changed=False, added=(), removed=(), notices=wanted.notices
+            wanted.namespace,
+            stored.sequence,
+            changed=False,
+            added=(),
+            removed=(),
+            notices=wanted.notices,
+            retired=tuple(retired),
         )
     before = stored.document.agents if stored else {}
     revision = await store.put(document, expected=stored.sequence if stored else 0)
     await store.wait_confirmed(revision, timeout=confirm)
+    added = sorted(agents.keys() - before.keys())
+    if added:
+        await controller.look_again()
+    for name in added:  # somebody who just removed it may have taken away what was made above
+        await controller.ensure_agent(wanted.namespace, name, wanted.limits, agents[name].state)
     removed = sorted(before.keys() - agents.keys())
     switched = [name for name in agents.keys() & before.keys() if agents[name].state != before[name].state]
     for name in (*removed, *switched):  # the latter are back at once, with the permissions of their new state
         await controller.kick_account(before[name].account)
     log.info("namespace %s is at revision %d", wanted.namespace, revision)
+    now = Stored(document, revision)
+    retired = await retire_absent(controller, store, now, by=by, progress=progress)
     return Applied(
         wanted.namespace,
         revision,
         changed=True,
-        added=tuple(sorted(agents.keys() - before.keys())),
+        added=tuple(added),
         removed=tuple(removed),
         notices=wanted.notices,
+        retired=tuple(retired),
     )
 
 

@@ -66,11 +66,7 @@ class TenantController:
 
         """
         self._system = await connect_system(self._endpoint, self._keys, self._public)
-        listed = await self._ask_all("$SYS.REQ.CLAIMS.LIST", b"")
-        if not listed:
-            raise Unavailable("no NATS server answers in the system account: repeat it when one does")
-        self._live = len(listed)
-        self._pushed = {account for answer in listed for account in answer["data"]}
+        await self.look_again()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -119,7 +115,7 @@ class TenantController:
                 jetstream=_JETSTREAM,
             )
         )
-        client = await self._tenant(namespace)
+        client = await self.tenant(namespace)
         await streams.ensure_tenant_streams(client.jetstream(), limits, self._endpoint.nodes)
         return account
 
@@ -137,7 +133,7 @@ class TenantController:
         """
         uses = accounts.agent(agent_id, state)
         account = await self._ensure_contained(namespace, Role.AGENT, agent_id, uses)
-        client = await self._tenant(namespace)
+        client = await self.tenant(namespace)
         await streams.ensure_inbox_consumer(client.jetstream(), agent_id, limits)
         return account
 
@@ -149,6 +145,31 @@ class TenantController:
 
         """
         return await self._ensure_contained(namespace, Role.INSPECTOR, name, accounts.INSPECTOR)
+
+    async def retire_agent(self, namespace: str, agent_id: str) -> bool:
+        """Delete an agent's account, which ends its connections; False when there was none.
+
+        ``ensure_agent`` makes the same one again, since its key is derived. A server that was away may bring
+        the account back; nobody is let into it.
+
+        Raises:
+            ControllerError: a server refused.
+            Unavailable: no server answered.
+
+        """
+        account = self._keys.account(_label(namespace, Role.AGENT, agent_id)).public
+        await self.look_again()
+        if account not in self._pushed:
+            return False
+        operator = self._keys.operator_signing
+        token = jwt.encode(operator, jwt.deletion(operator.public, [account]))
+        for answer in await self._ask_all("$SYS.REQ.CLAIMS.DELETE", token.encode(), self._live):
+            if answer.get("error") or answer.get("data", {}).get("code") != 200:
+                reason = answer.get("error") or answer.get("data")
+                raise ControllerError(f"a NATS server did not delete the account of {agent_id}: {reason}")
+        self._pushed.discard(account)
+        log.info("account of %s in %s deleted", agent_id, namespace)
+        return True
 
     async def kick(self, uri: str) -> int:
         """Disconnect all connections of the identity ``uri``; the number of them.
@@ -166,7 +187,7 @@ class TenantController:
     ) -> str:
         require_id(namespace, "namespace")
         require_id(name, f"{role} id")
-        label = f"{namespace}.{role}.{name}"
+        label = _label(namespace, role, name)
         tenant = self._keys.account(namespace).public
         return await self._ensure_account(
             jwt.Account(
@@ -198,6 +219,19 @@ class TenantController:
         log.info("account %s pushed", account.name)
         return account.public
 
+    async def look_again(self) -> None:
+        """Which accounts the servers have: another controller may have made or deleted some.
+
+        Raises:
+            Unavailable: no server answered.
+
+        """
+        listed = await self._ask_all("$SYS.REQ.CLAIMS.LIST", b"")
+        if not listed:
+            raise Unavailable("no NATS server answers in the system account: repeat it when one does")
+        self._live = len(listed)
+        self._pushed = {account for answer in listed for account in answer["data"]}
+
     async def _stored(self, account: str) -> list[dict[str, Any]]:
         """The claims each server has of an account; one that has none would not even answer.
 
@@ -210,7 +244,14 @@ class TenantController:
         found = [jwt.decode(answer.decode(), issued_by=Kind.OPERATOR)["nats"] for answer in answers]
         return [{key: value for key, value in claims.items() if key != "version"} for claims in found]
 
-    async def _tenant(self, namespace: str) -> ResilientClient:
+    async def tenant(self, namespace: str) -> ResilientClient:
+        """A connection inside the tenant account, with full rights; closed with the controller.
+
+        Raises:
+            IdentityRefused: there is no such tenant.
+            Unavailable: no server answered.
+
+        """
         client = self._tenants.get(namespace)
         if client is None:
             client = await connect_tenant_admin(self._endpoint, self._keys, namespace)
@@ -274,3 +315,8 @@ class TenantController:
         if self._system is None:
             raise RuntimeError("call start() first")
         return self._system
+
+
+def _label(namespace: str, role: Role, name: str) -> str:
+    """Names the account of an agent or inspector, and derives its key."""
+    return f"{namespace}.{role}.{name}"
