@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nats_server import NatsServer
@@ -26,8 +27,10 @@ class Parts(System):
     redis_server: RedisServer
     workers: list[PolicyWorker] = field(default_factory=list)
 
-    async def start_worker(self) -> PolicyWorker:
-        worker = PolicyWorker(WorkerConfig.embedded(self.layout, f"w{len(self.workers) + 1}"))
+    async def start_worker(self, **changes: Any) -> PolicyWorker:
+        """Start one more; ``changes`` are to its configuration."""
+        config = WorkerConfig.embedded(self.layout, f"w{len(self.workers) + 1}")
+        worker = PolicyWorker(replace(config, **changes))
         await worker.start()
         self.workers.append(worker)
         return worker

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from nats.aio.client import Client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mas_nats.policy import refusals
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
@@ -24,9 +23,10 @@ from broker_policy.dead_letters.redrive import Done, Redriver, errand
 from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.undertaker import NoRoom
 from broker_policy.jetstream import delete_message
+from broker_policy.printable import printable
+from mas_nats.policy import refusals
 from mas_nats.policy.call import Call
 from mas_nats.policy.document import AgentId
-from broker_policy.printable import printable
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Verdict, accepted

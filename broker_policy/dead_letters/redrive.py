@@ -14,11 +14,11 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from mas_nats.policy import refusals
 from broker_policy.commit.inbox_lane import Judge
 from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Letter
 from broker_policy.jetstream import delete_message
+from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Errand
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import AdminOp

@@ -157,10 +157,14 @@ class TenantController:
             Unavailable: no server answered.
 
         """
-        account = self._keys.account(_label(namespace, Role.AGENT, agent_id)).public
+        label = _label(namespace, Role.AGENT, agent_id)
+        account = self._keys.account(label).public
         await self.look_again()
         if account not in self._pushed:
             return False
+        # Emptied first: a server takes no notice when the JWT it had before the deletion comes again, as it
+        # does when the agent is put back within the second (tried on nats-server 2.15.1).
+        await self._ensure_account(jwt.Account(account, label, limits={"conn": 0}))
         operator = self._keys.operator_signing
         token = jwt.encode(operator, jwt.deletion(operator.public, [account]))
         for answer in await self._ask_all("$SYS.REQ.CLAIMS.DELETE", token.encode(), self._live):

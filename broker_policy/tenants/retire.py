@@ -22,9 +22,9 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from broker_policy.dead_letters.inboxes import consumers, waiting
-from broker_policy.policy.document import Document
 from broker_policy.policy.store import PolicyStore, Stored
 from broker_policy.tenants.controller import TenantController
+from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Verdict

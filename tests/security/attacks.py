@@ -82,6 +82,7 @@ def data_targets() -> Iterator[Target]:
         f"mas.delayed.{VICTIM}.1",
         f"mas.due.{VICTIM}",
         "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INBOX." + VICTIM,
+        *(subjects.admin(op) for op in subjects.AdminOp),
         "_INBOX.victim.1",
         "_R_.victim.1",
         "mas.>",

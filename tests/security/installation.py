@@ -82,6 +82,8 @@ class Installation:
     admins: dict[str, ResilientClient] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    operator_calls: list[str] = field(default_factory=list)
+    """Subjects of operator calls that arrived where the policy service would take them."""
     change: Change = field(default=lambda _, grant: grant)
     """What the callout makes of a grant; a test may open or misplace it."""
 
@@ -150,6 +152,9 @@ class Installation:
         grant = grant_for(policy, identity) if policy else None
         return self.change(identity, grant) if grant else None
 
+    async def _operator_call(self, message: Msg) -> None:
+        self.operator_calls.append(message.subject)
+
     async def _add_tenant(self, namespace: str) -> None:
         account = await self.controller.ensure_tenant(namespace, LIMITS)
         agents = {
@@ -170,6 +175,7 @@ class Installation:
         )
         self.admins[namespace] = admin
         await admin.subscribe(subjects.CALLS, queue=subjects.WORKER_QUEUE, cb=_echo)
+        await admin.subscribe("mas.admin.>", cb=self._operator_call)
         await _fill(admin)
         body = policy.model_dump_json().encode()
         await publish(

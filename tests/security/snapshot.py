@@ -26,6 +26,7 @@ async def take(installation: Installation, *, own: str, own_state: bool = False)
         for key, value in (await _account(client, own, own_state=own_state)).items():
             snapshot[f"{name} {key}"] = value
         snapshot[f"{name} disconnects"] = client.stats["reconnects"]
+    snapshot["operator calls"] = list(installation.operator_calls)
     snapshot["accounts"] = await installation.accounts()
     return snapshot
 

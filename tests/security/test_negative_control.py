@@ -35,7 +35,9 @@ async def test_redirected_answers_do_harm(installation, source):
     mallory = await inside(installation)
     before = await snapshot.settled(installation, own=ATTACKER)
     await attacks.redirected(mallory, installation, source)
-    assert snapshot.differences(before, await snapshot.settled(installation, own=ATTACKER))
+    changed = snapshot.differences(before, await snapshot.settled(installation, own=ATTACKER))
+    assert "operator calls" in changed
+    assert len(changed) > 1
 
 
 async def test_open_permissions_do_harm(installation):
@@ -44,6 +46,7 @@ async def test_open_permissions_do_harm(installation):
     await attacks.direct(mallory, installation)
     changed = snapshot.differences(before, await snapshot.settled(installation, own=ATTACKER))
     assert {"alpha INBOX config", "alpha KV_state messages", "alpha INBOX consumer victim"} <= set(changed)
+    assert "operator calls" in changed
     assert not [name for name in changed if name.startswith(("beta", "CONTROL"))]
 
 

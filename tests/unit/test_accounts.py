@@ -7,6 +7,7 @@ import pytest
 from broker_policy.tenants import accounts
 from broker_policy.tenants.accounts import Feed, Service
 from mas_nats.policy.document import AgentPolicy, Document
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
@@ -117,3 +118,9 @@ def test_a_worker_writes_its_own_heartbeat_and_nothing_else():
 def test_who_imports_the_jetstream_api_imports_its_account_info_too(uses):
     """Without it every request has two answers; see ``accounts._ACCOUNT_INFO``."""
     assert Service("$JS.API.INFO") in uses
+
+
+@pytest.mark.parametrize("op", subjects.AdminOp)
+def test_operator_calls_are_exported_to_nobody(op):
+    reached = [use.subject for use in accounts.TENANT_EXPORTS if covers(use.subject, subjects.admin(op))]
+    assert reached == []

@@ -54,3 +54,14 @@ async def test_a_report_that_is_none_is_told_so_and_stops_nobody(here: Serving, 
 async def test_a_body_that_is_none_is_told_so(here: Serving, body: bytes):
     verdict = await here.call("bob", "fail", body)
     assert (verdict.ok, verdict.decision) == (False, Decision.INVALID)
+
+
+async def test_a_report_about_the_message_of_another_is_refused_and_audited(here: Serving):
+    await here.send("alice", "bob")
+    sequence = (await here.log())[-1].sequence
+    verdict = await here.call("alice", "fail", {"sequence": sequence, **GOOD})
+    assert (verdict.decision, verdict.rule) == (Decision.AUTHZ_DENIED, "own_inbox")
+    (line,) = [each for record in await here.records() for each in record.decisions if each.op == "fail"]
+    said = (line.sender, line.target, line.message_id, line.decision, line.rule)
+    assert said == ("alice", "alice", str(sequence), "AUTHZ_DENIED", "own_inbox")
+    assert (await here.call("bob", "fail", {"sequence": sequence, **GOOD})).ok

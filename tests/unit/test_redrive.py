@@ -18,8 +18,8 @@ from broker_policy.dead_letters import redrive
 from broker_policy.dead_letters.letters import Letter, Wanted, letters
 from broker_policy.ending import end
 from broker_policy.jetstream import StoredMessage, direct_get_page, publish
-from mas_nats.policy.document import Document, Limits, Permissions
 from broker_policy.sealing import ReplyCapability, Sealer
+from mas_nats.policy.document import Document, Limits, Permissions
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.subjects import AdminOp
