@@ -16,10 +16,11 @@ import orjson
 
 from mas_nats.agent import Agent
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.manifest.wanted import WantedAgent
 from mas_nats.policy.call import Refusal
-from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing.connection import MemoryTransport
+from mas_nats.testing.declared import Agents, Reach, agent_policy, document, wanted, wanted_agent
 from mas_nats.testing.faults import Effect, Fault
 from mas_nats.testing.seen import DeadLetter, SeenDecision, SentMessage
 from mas_nats.testing.server import MemoryServer
@@ -53,15 +54,15 @@ class MemoryBroker:
 
     def __init__(
         self,
-        agents: Mapping[str, Iterable[str] | WantedAgent] | Iterable[str] = (),
+        agents: Agents = (),
         *,
-        allow: Mapping[str, Iterable[str]] | None = None,
-        block: Mapping[str, Iterable[str]] | None = None,
+        allow: Reach | None = None,
+        block: Reach | None = None,
         limits: Limits | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         virtual_time: bool = True,
     ) -> None:
-        self._document = _document(agents, allow or {}, block or {}, limits or Limits(), namespace)
+        self._document = document(wanted(agents, allow, block, limits, namespace))
         self._virtual = virtual_time
         self._clock: VirtualTime | None = None
         self._server: MemoryServer | None = None
@@ -78,22 +79,11 @@ class MemoryBroker:
         try:
             from mas_nats.manifest import mas_yaml  # noqa: PLC0415 - needs PyYAML, which agents do not
         except ImportError:
-            raise ConfigurationError(
-                "reading a mas.yaml needs PyYAML: pip install 'mas-nats[server]'"
-            ) from None
-        return cls.from_wanted(mas_yaml.load(Path(path)).wanted(), virtual_time=virtual_time)
-
-    @classmethod
-    def from_wanted(cls, wanted: Wanted, *, virtual_time: bool = True) -> Self:
-        """A broker with what a manifest, of whatever form, wants."""
-        return cls(
-            wanted.agents,
-            allow={sender: rule.allowed_targets for sender, rule in wanted.permissions.items()},
-            block={sender: rule.blocked_targets for sender, rule in wanted.permissions.items()},
-            limits=wanted.limits,
-            namespace=wanted.namespace,
-            virtual_time=virtual_time,
-        )
+            text = "reading a mas.yaml needs PyYAML: pip install 'mas-nats[server]'"
+            raise ConfigurationError(text) from None
+        made = cls(virtual_time=virtual_time)
+        made._document = document(mas_yaml.load(Path(path)).wanted())
+        return made
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
@@ -137,7 +127,7 @@ class MemoryBroker:
 
     def declare(self, agent_id: str, declared: Iterable[str] | WantedAgent = ()) -> None:
         """Declare an agent with its capabilities, or declare it anew."""
-        self._change(agents={**self._running.document.agents, agent_id: _policy(declared)})
+        self._change(agents={**self._running.document.agents, agent_id: agent_policy(wanted_agent(declared))})
 
     def forget(self, agent_id: str) -> None:
         """Take an agent out of the policy; it is disconnected."""
@@ -319,32 +309,3 @@ class MemoryBroker:
     async def _settle(self) -> None:
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-
-
-def _document(
-    agents: Mapping[str, Iterable[str] | WantedAgent] | Iterable[str],
-    allow: Mapping[str, Iterable[str]],
-    block: Mapping[str, Iterable[str]],
-    limits: Limits,
-    namespace: str,
-) -> Document:
-    declared = agents if isinstance(agents, Mapping) else dict.fromkeys(agents, ())
-    return Document(
-        namespace=namespace,
-        account="",
-        agents={agent: _policy(each) for agent, each in declared.items()},
-        permissions={
-            sender: Permissions(
-                allowed_targets=tuple(allow.get(sender, ())), blocked_targets=tuple(block.get(sender, ()))
-            )
-            for sender in sorted({*allow, *block})
-        },
-        limits=limits,
-    )
-
-
-def _policy(declared: Iterable[str] | WantedAgent) -> AgentPolicy:
-    wanted = declared if isinstance(declared, WantedAgent) else WantedAgent(tuple(declared))
-    return AgentPolicy(
-        account="", capabilities=wanted.capabilities, metadata=wanted.metadata, state=wanted.state
-    )

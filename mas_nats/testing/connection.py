@@ -228,7 +228,7 @@ class MemoryConnection:
         for future in self._waiting:
             if not future.done():
                 future.set_exception(NoAnswer("the connection was lost"))
-        if not self._closed:
+        if not self._closed and self.agent not in self.server.cut:
             asyncio.get_running_loop().call_soon(self.back)
 
     def back(self) -> None:

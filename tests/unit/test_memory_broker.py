@@ -26,6 +26,7 @@ from mas_nats import (
     Unavailable,
 )
 from mas_nats.testing import Limits, MemoryBroker, StateMode, WantedAgent
+from tests import documented
 
 AGENTS = {"desk": ("qa",), "router": (), "billing": ()}
 ALLOW = {"router": ("desk",)}
@@ -388,3 +389,7 @@ def test_agents_import_nothing_of_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_about_testing_works(tmp_path: Path):
+    assert "2 passed" in documented.run(tmp_path, "-k", "not real")

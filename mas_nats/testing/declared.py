@@ -1,0 +1,55 @@
+"""Agents and permissions declared in code, as a manifest would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+
+Agents = Mapping[str, Iterable[str] | WantedAgent] | Iterable[str]
+"""Agents with the capabilities each declares, or with all that a manifest says of it; or just their names."""
+Reach = Mapping[str, Iterable[str]]
+"""Targets by sender; ``"*"`` is every agent."""
+
+
+def wanted(
+    agents: Agents, allow: Reach | None, block: Reach | None, limits: Limits | None, namespace: str
+) -> Wanted:
+    """What a manifest with this content wants."""
+    allowed, blocked = allow or {}, block or {}
+    declared = agents if isinstance(agents, Mapping) else dict.fromkeys(agents, ())
+    return Wanted(
+        namespace=namespace,
+        agents={agent: wanted_agent(each) for agent, each in declared.items()},
+        permissions={
+            sender: Permissions(
+                allowed_targets=tuple(allowed.get(sender, ())), blocked_targets=tuple(blocked.get(sender, ()))
+            )
+            for sender in sorted({*allowed, *blocked})
+        },
+        limits=limits or Limits(),
+    )
+
+
+def wanted_agent(declared: Iterable[str] | WantedAgent) -> WantedAgent:
+    """One agent, from its capabilities or all that is declared about it."""
+    return declared if isinstance(declared, WantedAgent) else WantedAgent(tuple(declared))
+
+
+def document(content: Wanted) -> Document:
+    """The policy that this becomes; there are no accounts in memory."""
+    return Document(
+        namespace=content.namespace,
+        account="",
+        agents={agent: agent_policy(each) for agent, each in content.agents.items()},
+        permissions=content.permissions,
+        limits=content.limits,
+    )
+
+
+def agent_policy(agent: WantedAgent) -> AgentPolicy:
+    """The policy of one agent."""
+    return AgentPolicy(
+        account="", capabilities=agent.capabilities, metadata=agent.metadata, state=agent.state
+    )
