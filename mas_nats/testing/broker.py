@@ -147,17 +147,17 @@ class MemoryBroker:
     @property
     def sent(self) -> list[SentMessage]:
         """Every accepted message and request, in order."""
-        return list(self._running.service.ledger.sent)
+        return list(self._running.service.deciding.ledger.sent)
 
     @property
     def replies(self) -> list[SentMessage]:
         """Every reply that was delivered, in order."""
-        return list(self._running.service.ledger.replies)
+        return list(self._running.service.deciding.ledger.replies)
 
     @property
     def decisions(self) -> list[SeenDecision]:
         """Every decision, refusals too, in order."""
-        return list(self._running.service.ledger.decisions)
+        return list(self._running.service.deciding.ledger.decisions)
 
     def messages_to(self, agent_id: str) -> list[SentMessage]:
         """The accepted messages and requests to an agent."""
@@ -169,7 +169,7 @@ class MemoryBroker:
 
     def dead_letters(self, agent_id: str) -> list[DeadLetter]:
         """What an agent could not handle."""
-        return list(self._running.service.ledger.dead.get(self._declared(agent_id), ()))
+        return list(self._running.service.deciding.ledger.dead.get(self._declared(agent_id), ()))
 
     def waiting(self, agent_id: str) -> int:
         """Messages to an agent that are not acknowledged: not delivered, being handled, or to be retried."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from mas_nats.errors import IdentityRefused, MasError, PermissionDenied, Unavailable
+from mas_nats.testing.deciding import MAX_PAYLOAD
 from mas_nats.testing.server import NO_RESPONDERS, MemoryServer, NotGranted
-from mas_nats.testing.service import MAX_PAYLOAD
 from mas_nats.transport import Incoming, Listener, NoAnswer, NoResponders, NotSent, Receive
 from mas_nats.wire.verdict import Decision, Verdict
 

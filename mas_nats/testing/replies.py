@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import orjson
+
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.transport import Incoming
-from mas_nats.wire import subjects
+from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
+from mas_nats.wire.verdict import Decision
 
 _AGE = 120.0
 """Seconds for which a reply can be fetched, and its repetition recognised."""
@@ -25,6 +28,7 @@ class Capability:
     target: str
     message_id: str
     deadline: int
+    stream: bool = False  # the answer may come in frames
 
     def answer(self, frame: int = 0) -> str:
         """Where the answer is stored."""
@@ -44,7 +48,7 @@ class Replies:
         """A token for the target of the request ``call``."""
         token = f"memory-{len(self._capabilities) + 1}"
         self._capabilities[token] = Capability(
-            call.sender, call.instance, call.target, call.message_id, call.deadline
+            call.sender, call.instance, call.target, call.message_id, call.deadline, call.stream
         )
         return token
 
@@ -78,6 +82,29 @@ class Replies:
         stored, answer = self._stored.get(subject, (0.0, None))
         return answer if answer is not None and self.now() - stored <= _AGE else None
 
+    def give_up(self, capability: Capability, decision: Decision, reason: str) -> None:
+        """Tell the requester that there will be no reply, or no more of it; not where it has all of it."""
+        if self.now() * 1000 > capability.deadline:
+            return
+        fields = {
+            headers.MESSAGE_ID: capability.message_id,
+            headers.SENDER: capability.target,
+            headers.SENT: str(int(self.now() * 1000)),
+            headers.FAILURE: decision,
+        }
+        number = 0
+        while (there := self.fetch(capability.answer(number))) is not None:
+            if ended(there):
+                return
+            number += 1
+        self.store(capability.answer(number), orjson.dumps({"reason": reason}), fields)
+
     def forget(self) -> None:
         """They live in memory, and are gone when the server is."""
         self._stored.clear()
+
+
+def ended(answer: Incoming) -> bool:
+    """Whether nothing follows ``answer``: it is the last frame, a whole reply, or says that there is none."""
+    fields = answer.headers
+    return headers.FRAME not in fields or headers.END in fields or headers.FAILURE in fields

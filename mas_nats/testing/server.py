@@ -170,7 +170,7 @@ class MemoryServer:
         if fault is not None and fault.effect is Effect.LOSE_CALL:
             return
         if fault is not None and fault.refusal is not None:
-            verdict: Verdict = self.service.refuse(call, fault.refusal)
+            verdict: Verdict = self.service.deciding.refuse(call, fault.refusal)
         else:
             verdict = self.service.take(call)
         self.changed.set()
