@@ -31,6 +31,7 @@ from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.state import StateCalls
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import UNANSWERED, LogUnreachable
+from broker_policy.commit.disk_room import DiskRoom
 from broker_policy.commit.inbox_lane import InboxLane
 from broker_policy.commit.lines import line_of
 from broker_policy.commit.log_room import LogRoom
@@ -80,12 +81,13 @@ class NamespaceService:
         recall: Memory,
         screen: Screen = let_through,
         sweep_every: float = SWEEP_EVERY,
+        disk: DiskRoom | None = None,
     ) -> None:
         self._nc = nc
         self._namespace = namespace
         self._follower = follower
         self._registry = Registry(nc)
-        self._room = LogRoom(nc, self._log_bytes)
+        self._room = LogRoom(nc, self._log_bytes, disk)
         self._asides = Asides(self._answer)
         deciding = Deciding(
             namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM

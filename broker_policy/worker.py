@@ -28,6 +28,7 @@ from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
+from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
@@ -68,6 +69,7 @@ class WorkerConfig:
     redis_url: str
     sweep_every: float = SWEEP_EVERY  # seconds
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
+    disk: Path | None = None  # where the servers store, if that is on this machine: it must not fill up
 
     @classmethod
     def embedded(cls, layout: Layout, name: str) -> WorkerConfig:
@@ -86,6 +88,7 @@ class WorkerConfig:
             public=PublicMaterial.load(layout.keys),
             redis_url=broker.redis_url(),
             durable=broker.durable,
+            disk=layout.root,
         )
 
 
@@ -118,6 +121,9 @@ class PolicyWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._control: Any = None
         self._callout_nc: Any = None
+        self._observer: Any = None
+        local = [local_disk(config.disk)] if config.disk is not None else []
+        self._disk = DiskRoom(jetstream_store(self._jsz), *local)
         self._follower: PolicyFollower
         self._callout: CalloutService
 
@@ -130,6 +136,8 @@ class PolicyWorker:
         """
         config = self._config
         await self._require_durable()
+        await self._disk.look()
+        self._spawn(self._disk.follow())
         self._control = await connect_control(
             config.endpoint, config.keys, config.public, name=self.worker_id
         )
@@ -177,7 +185,7 @@ class PolicyWorker:
             await self._follower.stop()
         await end(served.projecting for served in self._namespaces.values())
         connections = [served.nc for served in self._namespaces.values()]
-        for nc in (*connections, self._callout_nc, self._control):
+        for nc in (*connections, self._callout_nc, self._control, self._observer):
             if nc is not None:
                 await nc.close()
         await self._redis.aclose()
@@ -190,16 +198,25 @@ class PolicyWorker:
         if not config.durable:
             log.warning("relaxed profile: an accepted message can be lost in a power cut")
             return
-        observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
-        try:
-            durability.require(await durability.nats_findings(observer, servers=config.endpoint.nodes))
-        finally:
-            await observer.close()
+        observer = await self._observing()
+        durability.require(await durability.nats_findings(observer, servers=config.endpoint.nodes))
         if await self._redis_answers():
             durability.require(await durability.redis_findings(self._redis))
         else:
             log.warning("Redis does not answer: traffic goes on, the audit waits in the log")
             self._spawn(self._require_redis_durable())
+
+    async def _observing(self) -> Client:
+        if self._observer is None:
+            config = self._config
+            self._observer = await connect_observer(
+                config.endpoint, config.keys, config.public, name=self.worker_id
+            )
+        observer: Client = self._observer
+        return observer
+
+    async def _jsz(self) -> list[dict[str, Any]]:
+        return await durability.jetstream_summaries(await self._observing())
 
     async def _redis_answers(self) -> bool:
         try:
@@ -260,6 +277,7 @@ class PolicyWorker:
             record_key=config.keys.record_key,
             recall=Recall(Store(self._redis, namespace)),
             sweep_every=config.sweep_every,
+            disk=self._disk,
         )
         try:
             await self._restore(nc, table)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import nats.errors
 from nats.aio.client import Client
 
+from broker_policy.commit.disk_room import DiskRoom
 from broker_policy.jetstream import JetStreamError, api
 from mas_nats.wire import subjects
 
@@ -26,21 +27,23 @@ ENVELOPE = 500
 class LogRoom:
     """The room in the log of one namespace, for all writers of one worker.
 
-    ``limit`` says how many bytes the log may have; None: not known at the moment.
+    ``limit`` says how many bytes the log may have; None: not known at the moment. ``disk`` is the storage
+    below it.
     """
 
-    def __init__(self, nc: Client, limit: Callable[[], int | None]) -> None:
+    def __init__(self, nc: Client, limit: Callable[[], int | None], disk: DiskRoom | None = None) -> None:
         self._nc = nc
         self._limit = limit
+        self._disk = disk or DiskRoom()
         self._bytes = 0  # at the last look
         self._since = 0  # written by this worker since then
         self._written = asyncio.Event()
 
     @property
     def full(self) -> bool:
-        """Whether the log has reached its limit, as far as this worker knows."""
+        """Whether the log has reached its limit, or the storage below it its own, as far as is known."""
         limit = self._limit()
-        return limit is not None and self._bytes + self._since >= limit
+        return self._disk.full or (limit is not None and self._bytes + self._since >= limit)
 
     def written(self, size: int) -> None:
         """A body of ``size`` bytes was stored."""

@@ -71,6 +71,11 @@ async def nats_findings(observer: Client, *, servers: int = 1, timeout: float = 
     return findings
 
 
+async def jetstream_summaries(observer: Client, *, timeout: float = 2.0) -> list[dict[str, Any]]:
+    """What each nats-server says of its JetStream as a whole: storage used, its limits."""
+    return [dict(jsz) for jsz in await _ping(observer, _PING_JSZ, {}, 1, timeout)]
+
+
 async def monitor_findings(monitor_url: str) -> list[Finding]:
     """Ask one nats-server through its monitoring port."""
     try:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import http.client
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Protocol
+from urllib.parse import urlsplit
+
+import orjson
 
 from broker_policy.embedded import binaries
 from broker_policy.embedded.config_file import quoted
@@ -20,6 +25,8 @@ from broker_policy.identity.pki import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 
 _TEMPLATE = "nats-server.conf.template"
+_ROOM_AGAIN = 16 << 20
+"""Bytes that must be free before a server that met a full disk is started again."""
 
 
 class ServerIdentity(Protocol):
@@ -138,6 +145,7 @@ class NatsServer:
             ready=self._accepts,
             prepare=self.write_config,
             logs=[self.log],
+            ailing=self._write_error,
         )
 
     @property
@@ -193,6 +201,11 @@ class NatsServer:
         """Let the server go on after ``pause``."""
         self.process.resume()
 
+    async def _write_error(self) -> str:
+        """The failed write after which a stream takes nothing more, once there is room on the disk again."""
+        trouble = await asyncio.to_thread(write_error, self.monitor_url)
+        return trouble if trouble and shutil.disk_usage(self.folder).free > _ROOM_AGAIN else ""
+
     async def _accepts(self) -> bool:
         """Whether our server, and not another that took the port, greets with its INFO line."""
         try:
@@ -208,6 +221,24 @@ class NatsServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def write_error(monitor_url: str) -> str:
+    """What a server's health says of a stream that could not be written; "" when it says nothing of it.
+
+    Such a stream answers nobody until the server is started again (tried on nats-server 2.15.1).
+    """
+    address = urlsplit(monitor_url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=5)
+    try:
+        connection.request("GET", "/healthz")
+        health = orjson.loads(connection.getresponse().read())
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+    text = str(health.get("error", "")) if isinstance(health, dict) else ""
+    return "a stream could not be written" if "write error" in text else ""
 
 
 def template() -> str:

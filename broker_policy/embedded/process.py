@@ -23,7 +23,8 @@ class Process:
 
     It is not bound to an event loop, so a test session may share one. Its output is appended to
     ``output``, which is moved to ``<output>.1`` at a start that finds it over 16 MB. ``logs`` names further
-    files whose ends belong into the error when it dies.
+    files whose ends belong into the error when it dies. ``ailing`` says what is wrong with it while it runs,
+    where only a new start helps, and "" otherwise.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Process:
         prepare: Callable[[], None] | None = None,
         env: Mapping[str, str] | None = None,
         logs: Sequence[Path] = (),
+        ailing: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self.name = name
         self.command = [str(word) for word in command]
@@ -46,6 +48,7 @@ class Process:
         self._prepare = prepare
         self._env = env
         self._logs = (*logs, output)
+        self._ailing = ailing
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -130,6 +133,10 @@ class Process:
         while (code := self._child.poll()) is None:  # noqa: ASYNC110 - the end of a process sets no event
             await asyncio.sleep(_POLL)
         return code
+
+    async def ailing(self) -> str:
+        """What is wrong with it that only a new start mends, "" when nothing is."""
+        return await self._ailing() if self._ailing is not None and self.running else ""
 
     async def stop(self, timeout: float = 5.0) -> None:
         """End it with SIGTERM, and with SIGKILL when it is still there after ``timeout`` seconds."""

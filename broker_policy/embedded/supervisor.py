@@ -16,6 +16,7 @@ class Backoff:
 
     first: float = 0.2  # seconds; doubles each time
     most: float = 10.0  # seconds
+    look: float = 2.0  # seconds between two looks at whether it is well
     healthy: float = 30.0  # seconds after which a run counts as good, and the next wait is the first again
 
 
@@ -73,7 +74,7 @@ class Supervisor:
         delay = self._backoff.first
         started = time.monotonic()
         while True:
-            await process.wait()
+            await self._until_ended(process)
             if time.monotonic() - started > self._backoff.healthy:
                 delay = self._backoff.first
             self._say(f"{process.name} ended with {process.ending}, starting it again in {delay:g} s")
@@ -89,6 +90,21 @@ class Supervisor:
                 process.kill()
             else:
                 self._say(f"{process.name} ready again (process {process.pid})")
+
+    async def _until_ended(self, process: Process) -> None:
+        """Return when it has ended; one that ails twice in a row is ended."""
+        before = ""
+        while True:
+            try:
+                await asyncio.wait_for(process.wait(), self._backoff.look)
+            except TimeoutError:
+                trouble = await process.ailing()
+                if trouble and before:
+                    self._say(f"{process.name} goes on only after a new start ({trouble}), ending it")
+                    process.kill()
+                before = trouble
+            else:
+                return
 
     async def stop(self, timeout: float = 5.0) -> None:
         """Stop everything, the last group first; a group gets ``timeout`` seconds before it is killed."""

@@ -151,8 +151,8 @@ def log_full() -> Refusal:
         Decision.LOG_FULL,
         "commit",
         "log_bytes",
-        "the log is full, nothing can be accepted",
-        "Retry later; check that agents handle their messages and that the audit is projected",
+        "the log is full, or the disk below it, so nothing can be accepted",
+        "Retry later; check the disk, that agents handle their messages and that the audit is projected",
         retry=True,
     )
 

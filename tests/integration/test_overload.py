@@ -1,0 +1,139 @@
+"""Overload: whatever is full, the sender is told, what was accepted is kept, and it goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker_policy.embedded.nats_server import write_error
+from mas_nats import Overloaded
+from mas_nats.wire.verdict import Decision
+from tests.load import UNSURE, Handling, audit_of, send_all
+from tests.parts import parts
+from tests.small_disk import fill, small_disk
+from tests.system import System, mas
+
+DISK = 900  # megabytes; the reserve is a tenth of it
+BIG = "x" * 60_000
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", DISK) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def crowded(disk: Path) -> Iterator[System]:
+    """A system on a small disk."""
+    running = System.up(disk / ".mas")
+    yield running
+    running.down()
+
+
+def pair(system: System, namespace: str) -> tuple[Handling, Handling]:
+    sender = Handling("a", server_addr=system.broker.url, tls=system.tls("a", namespace), receive=False)
+    return sender, Handling("b", server_addr=system.broker.url, tls=system.tls("b", namespace))
+
+
+async def send_until_refused(sender: Handling, accepted: set[str]) -> Overloaded:
+    """Send big messages, many at once, until one is refused because something is full."""
+
+    async def work() -> Overloaded:
+        while True:
+            try:
+                accepted.add(await sender.send("b", "work", {"text": BIG}))
+            except Overloaded as refused:
+                return refused
+
+    return (await asyncio.gather(*(work() for _ in range(16))))[0]
+
+
+async def intact(system: System, namespace: str, accepted: set[str]) -> None:
+    """Everything accepted is audited and settled, and the chain verifies."""
+    await audit_of(system, namespace, accepted, 60)
+    verified = mas("audit", "verify", "--folder", str(system.layout.root), "--namespace", namespace)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+async def test_a_disk_that_fills_up_is_not_filled(crowded: System, disk: Path) -> None:
+    """Messages are refused while there is still room for handling, acknowledging and auditing the others."""
+    namespace = await crowded.namespace(["a", "b"], {"a": ["b"]})
+    sender, receiver = pair(crowded, namespace)
+    accepted: set[str] = set()
+    ballast = fill(disk, leave=(DISK // 10 + 30) << 20)
+    async with sender:
+        refused = await asyncio.wait_for(send_until_refused(sender, accepted), 60)
+        assert refused.decision is Decision.LOG_FULL
+        assert "disk" in str(refused)
+        assert accepted
+        assert shutil.disk_usage(disk).free > 10 << 20, "the disk was filled up"
+        async with receiver:
+            assert await receiver.wait_handled(accepted, 30) == set()
+            await audit_of(crowded, namespace, accepted, 60)  # also while it is full
+            ballast.unlink()
+            more = await asyncio.wait_for(send_all(sender, "b", 20, 4), 30)
+            assert await receiver.wait_handled(more, 30) == set()
+    await intact(crowded, namespace, accepted | more)
+
+
+@pytest.mark.slow
+async def test_a_disk_filled_by_others_loses_nothing(crowded: System, disk: Path) -> None:
+    """Nobody was asked. Once there is room again, everything goes on without a hand on it."""
+    namespace = await crowded.namespace(["a", "b"], {"a": ["b"]})
+    sender, receiver = pair(crowded, namespace)
+    accepted: set[str] = set()
+    full = asyncio.Event()
+
+    async def work() -> None:
+        while not full.is_set():
+            with contextlib.suppress(*UNSURE):
+                accepted.add(await sender.send("b", "work", {"text": BIG}, timeout=4))
+
+    async with sender:
+        working = [asyncio.create_task(work()) for _ in range(8)]
+        while len(accepted) < 50:
+            await asyncio.sleep(0.01)
+        ballast = await asyncio.to_thread(fill, disk, leave=0)
+        await write_failed(crowded.broker.monitor)
+        full.set()
+        await asyncio.gather(*working)
+        ballast.unlink()
+        more = await asyncio.wait_for(send_all(sender, "b", 20, 4), 90)
+        async with receiver:
+            assert await receiver.wait_handled(accepted | more, 60) == set()
+    await intact(crowded, namespace, accepted | more)
+
+
+async def write_failed(monitor_url: str) -> None:
+    """Wait until the server says that a write failed."""
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(write_error, monitor_url):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.slow
+async def test_redis_without_memory_does_not_stop_traffic(tmp_path: Path) -> None:
+    """The audit waits in the log, says so, and is complete once Redis has memory again."""
+    async with parts(tmp_path, workers=2) as up:
+        namespace = await up.namespace(["a", "b"], {"a": ["b"]})
+        sender, receiver = pair(up, namespace)
+        async with sender, receiver, up.redis() as redis:
+            first = await send_all(sender, "b", 50, 8)
+            used = (await redis.info("memory"))["used_memory"]
+            await redis.config_set("maxmemory", used // 2)
+            accepted = first | await send_all(sender, "b", 500, 16)
+            assert await receiver.wait_handled(accepted, 30) == set()
+            with pytest.raises(AssertionError, match="the audit lacks"):
+                await audit_of(up, namespace, accepted, 1)
+            await redis.config_set("maxmemory", 0)
+            await audit_of(up, namespace, accepted, 60)
+            assert not any(worker._broken.done() for worker in up.workers)
+        verified = mas("audit", "verify", "--folder", str(up.layout.root), "--namespace", namespace)
+        assert verified.returncode == 0, verified.stdout
