@@ -4,6 +4,7 @@ mas:audit:namespaces               set: the namespaces that have an audit
 mas:audit:<ns>:chain               stream, ids <index>-0: e canonical entry, h hash
 mas:audit:<ns>:head                hash: i index, h hash, s last projected log sequence, t time
 mas:audit:<ns>:writers             hash: writer -> its state
+mas:audit:<ns>:batches             hash: writer -> its last batch's number, and index of the first decision
 mas:audit:<ns>:outcomes:<block>    string: one letter an entry
 mas:audit:<ns>:by:<index name>     list: entry indexes, ascending
 mas:audit:<ns>:id:<shard>          hash, small: entry index -> fragment of the message id's digest
@@ -55,6 +56,11 @@ class Layout:
     def writers(self) -> str:
         """What is known of each writer."""
         return f"{self.prefix}writers"
+
+    @cached_property
+    def batches(self) -> str:
+        """The last batch of each writer."""
+        return f"{self.prefix}batches"
 
     @cached_property
     def unsettled(self) -> str:

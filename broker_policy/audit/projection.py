@@ -47,6 +47,32 @@ class Pending:
         return cls(index, Way(way), agent, time)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The last record of a writer that went with a batch, and where its decisions begin in the chain."""
+
+    number: int
+    first: int  # index
+
+    def encode(self) -> str:
+        """As it lies in Redis."""
+        return orjson.dumps([self.number, self.first]).decode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Batch:
+        """As it came from Redis."""
+        return cls(*orjson.loads(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """A decision of a batch: its index, and the message that it has by construction."""
+
+    index: int
+    agent: str
+    sequence: int
+
+
 @dataclass(slots=True)
 class Known:
     """What Redis holds of the decisions and messages that a portion of the log speaks of."""
@@ -55,6 +81,7 @@ class Known:
     open: dict[MessageName, int] = field(default_factory=dict)
     early: dict[MessageName, list[Report]] = field(default_factory=dict)
     states: dict[str, StateMark] = field(default_factory=dict)
+    batched: dict[DecisionName, Batched] = field(default_factory=dict)
 
 
 def wanted(portion: Iterable[Received]) -> tuple[set[DecisionName], set[MessageName]]:
@@ -87,6 +114,8 @@ class Projection:
         self._closed: dict[str, list[str]] = {}
         self._early = {name: list(reports) for name, reports in known.early.items()}
         self._states = dict(known.states)
+        self._batches: dict[str, Batch] = {}
+        self._batched: dict[DecisionName, Batched] = {}
 
     def take(self, received: Received) -> None:
         """Add one record."""
@@ -117,8 +146,12 @@ class Projection:
                 )
             )
         self._decisions(received, record, step.mark)
+        singly: list[tuple[Batched, Settlement]] = []
         for settlement in record.settlements:
-            self._settlement(record.writer, settlement)
+            batched = self._settlement(record.writer, settlement)
+            if batched is not None:
+                singly.append((batched, settlement))
+        self._settle_singly(singly)
         for report in record.reports:
             self._report(report)
 
@@ -131,6 +164,10 @@ class Projection:
                 draft.command("HSET", layout.writers, writer, state.encode())
             elif writer in self._writers:
                 draft.command("HDEL", layout.writers, writer)
+                draft.command("HDEL", layout.batches, writer)
+        for writer, batch in self._batches.items():
+            if self.seen.get(writer) is not None:
+                draft.command("HSET", layout.batches, writer, batch.encode())
         self._write_pending()
         for agent, mark in self._states.items():
             if mark != self._known.states.get(agent):
@@ -155,7 +192,7 @@ class Projection:
     def _decisions(self, received: Received, record: Record, mark: str) -> None:
         sequence = received.stored.sequence
         trusted = not (mark and Alarm(mark).untrusted)
-        place = 0
+        place, start = 0, self.draft.next_index
         for position, line in enumerate(record.decisions):
             if trusted and self._in_chain(line):
                 continue
@@ -169,11 +206,16 @@ class Projection:
             if not trusted:
                 continue
             if message:
-                self._opened[entry.target_agent(line.target), message] = index
+                agent = entry.target_agent(line.target)
+                self._opened[agent, message] = index
+                self._batched[record.writer, record.number, position] = Batched(index, agent, message)
             elif line.way in (Way.LONE, Way.ACT):
                 self._pending[record.writer, record.number, position] = Pending(
                     index, line.way, entry.target_agent(line.target), line.time
                 )
+
+        if place and trusted:
+            self._batches[record.writer] = Batch(record.number, start)
 
     def _in_chain(self, line: DecisionLine) -> bool:
         """Whether ``line`` is about a revision of direct state that another worker recorded before."""
@@ -186,13 +228,14 @@ class Projection:
         self._states[line.sender] = state if known is None else known.then(state)
         return False
 
-    def _settlement(self, writer: str, settlement: Settlement) -> None:
+    def _settlement(self, writer: str, settlement: Settlement) -> Batched | None:
+        """Settle a decision; one of a batch is returned instead."""
         name = (writer, settlement.number, settlement.position)
         pending = self._pending.pop(name, None)
         if pending is None:
             pending = self._known.pending.pop(name, None)
             if pending is None:
-                return  # settled before, by a probe
+                return self._batched.get(name) or self._known.batched.get(name)
             self._answered.append(name)
         self._settled.add(pending.index, settlement.outcome, message=settlement.sequence)
         if settlement.outcome is Outcome.COMMITTED and pending.way is Way.LONE:
@@ -200,6 +243,37 @@ class Projection:
             self._opened[message] = pending.index
             for report in self._early.pop(message, ()):
                 self._report(report)
+        return None
+
+    def _settle_singly(self, settled: list[tuple[Batched, Settlement]]) -> None:
+        """What became of decisions whose batch was not answered, where that is not what it looks like.
+
+        The place that one has by construction may have been taken by another, so all leave theirs first.
+        """
+        moved = [
+            (batched, settlement)
+            for batched, settlement in settled
+            if settlement.outcome is not Outcome.COMMITTED or settlement.sequence != batched.sequence
+            if self._leave(batched)
+        ]
+        for batched, settlement in moved:
+            self._settled.add(batched.index, settlement.outcome, message=settlement.sequence)
+            if settlement.outcome is not Outcome.COMMITTED:
+                self._closed.setdefault(batched.agent, []).append(str(batched.index))
+                continue
+            message = (batched.agent, settlement.sequence)
+            self._opened[message] = batched.index
+            for report in self._early.pop(message, ()):
+                self._report(report)
+
+    def _leave(self, batched: Batched) -> bool:
+        """Take a decision's message from its place; whether it was still followed there."""
+        place = (batched.agent, batched.sequence)
+        for followed in (self._opened, self._known.open):
+            if followed.get(place) == batched.index:
+                del followed[place]
+                return True
+        return False
 
     def _report(self, report: Report) -> None:
         name = (report.agent, report.sequence)

@@ -23,7 +23,16 @@ from broker_policy.audit.lease import Lease
 from broker_policy.audit.numbering import Received, receive
 from broker_policy.audit.outcomes import Settler
 from broker_policy.audit.probe import Prober
-from broker_policy.audit.projection import Known, Pending, Projection, decode_reports, wanted
+from broker_policy.audit.projection import (
+    Batch,
+    Batched,
+    DecisionName,
+    Known,
+    Pending,
+    Projection,
+    decode_reports,
+    wanted,
+)
 from broker_policy.audit.record import RecordKey
 from broker_policy.audit.removal import Removal
 from broker_policy.audit.state_marks import StateMark, state_agents
@@ -223,6 +232,10 @@ class Projector:
         for name, raw in zip(decisions, rows, strict=False):
             if raw is not None:
                 known.pending[name] = Pending.decode(raw)
+        known.batched = await self._batched([name for name in decisions if name not in known.pending])
+        for name, batched in known.batched.items():
+            logger.info("decision %s.%d.%d of a torn batch is settled singly", *name)
+            known.open[batched.agent, batched.sequence] = batched.index
         for message, members in zip(messages, rows[len(decisions) :], strict=False):
             if members:
                 known.open[message] = int(members[0])
@@ -233,6 +246,34 @@ class Projector:
             reports = decode_reports(raw)
             known.early[reports[0].agent, reports[0].sequence] = reports
         return known
+
+    async def _batched(self, names: list[DecisionName]) -> dict[DecisionName, Batched]:
+        """Those decisions that went with their writer's last batch, and whose message is open."""
+        writers = sorted({writer for writer, _, _ in names})
+        if not writers:
+            return {}
+        [raw] = await self._tail.pipeline([("HMGET", self.store.layout.batches, *writers)])
+        batches = {
+            writer: Batch.decode(found)
+            for writer, found in zip(writers, raw, strict=True)
+            if found is not None
+        }
+        indexes = {
+            name: batches[name[0]].first + name[2]
+            for name in names
+            if name[0] in batches and batches[name[0]].number == name[1]
+        }
+        found = await self.store.entries_at(list(indexes.values()))
+        decisions = {name: found[index].entry() for name, index in indexes.items() if index in found}
+        batched = {
+            name: Batched(indexes[name], entry.target_agent(decision["t"]), decision["q"])
+            for name, decision in decisions.items()
+            if "q" in decision
+        }
+        open_ = await self._tail.pipeline(
+            [("ZSCORE", self.store.layout.open(one.agent), str(one.index)) for one in batched.values()]
+        )
+        return {name: one for (name, one), score in zip(batched.items(), open_, strict=True) if score}
 
     async def _notice_restart(self) -> None:
         """A log that ends below what is projected was made anew: say so, and project it from its start."""

@@ -264,6 +264,38 @@ async def test_a_report_may_come_before_the_settlement(nc, redis, projector):
     await intact(redis)
 
 
+@pytest.mark.parametrize("projected", [False, True], ids=["at once", "projected before"])
+async def test_a_batch_torn_by_the_server_is_settled_singly(nc, redis, projector, projected):
+    """Of four messages one was stored; one came later, one was refused, one was a repetition of another."""
+    writer, other = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.BATCH) for _ in range(4)]
+    record = await writer.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    first = await writer.deliver(lines[0], 0)
+    assert first == record + 1
+    await other.write(RecordKind.MARK)  # lies where a message of the batch would
+    if projected:
+        await project(projector)
+        assert await outcomes(redis, sender="alice") == ["c"] * 4
+    moved = await writer.deliver(lines[1], 1)
+    await writer.settle(
+        (2, 0, Outcome.COMMITTED, first),
+        (2, 1, Outcome.COMMITTED, moved),
+        (2, 2, Outcome.NOT_COMMITTED, 0),
+        (2, 3, Outcome.DUPLICATE, 0),
+    )
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "c", "n", "u"]
+    await other.report("bob", moved, Outcome.DEAD)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "d", "n", "u"]
+    await handle(nc, "bob", 1)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h", "d", "n", "u"]
+    assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
+    assert not await redis.exists(projector.store.layout.early)
+    await intact(redis)
+
+
 async def test_a_message_whose_attempts_are_used_up_is_not_handled(nc, redis, projector):
     """The consumer's ack floor passes it, but it waits in the stream for its dead letter."""
     consumer = {"durable_name": "carol", "filter_subject": "mas.inbox.carol", "ack_policy": "explicit"}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import nats.errors
+import orjson
 import pytest
 from nats.aio.client import Client
 
@@ -16,12 +20,16 @@ from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.commit import writer
 from broker_policy.commit.answered import LogUnreachable, publish_until_answered
 from broker_policy.commit.inbox_lane import LONE_MAX
+from broker_policy.commit.log_room import LogRoom
 from broker_policy.dedup import dedup_id
+from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import publish
 from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
-from tests.audit_log import KEY, NAMESPACE
+from tests.audit_log import KEY, NAMESPACE, connect
+from tests.conftest import StartNats
 from tests.lossy import Lossy, batches, messages, records
 from tests.serving import Serving, document, serving
 
@@ -238,6 +246,45 @@ async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accep
 async def fill(nc: Client, size: int) -> None:
     for _ in range(size // 2000):
         await publish(nc, subjects.inbox("bob"), b"x" * 2000, {})
+
+
+@pytest.mark.slow
+async def test_a_store_that_fills_up_within_a_batch(
+    start_nats: StartNats, ca: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server stores a part of the batch and says nothing; each sender is told what holds for its message.
+
+    Nothing looks at the room before, as if somebody else had used it up at that moment.
+    """
+    monkeypatch.setattr(LogRoom, "full", property(lambda _: False))
+    store = orjson.dumps(str(tmp_path / "store")).decode()
+    server = await start_nats(extra=f"jetstream {{\n store_dir: {store}\n max_file_store: 50MB\n}}")
+    nc = await connect(
+        server, ca.issue(Identity("mas", "default", Role.POLICY, "worker"), tmp_path / "worker")
+    )
+    told: dict[str, Verdict] = {}
+    body = {"text": "x" * 100_000}
+    try:
+        async with serving(nc, document(AGENTS, limits=Limits(log_bytes=1_000_000))) as here:
+
+            async def send(number: int) -> None:
+                fields = {headers.MSG_ID: f"new{number}", headers.TARGET: "bob", headers.TYPE: "work"}
+                with contextlib.suppress(nats.errors.TimeoutError):
+                    told[f"new{number}"] = await here.call("alice", "send", body, timeout=14, **fields)
+
+            number = 0
+            while len(told) == number and all(verdict.ok for verdict in told.values()):
+                await asyncio.gather(*(send(number + each) for each in range(60)))
+                number += 60
+            there = {each.headers.get(headers.MESSAGE_ID) for each in await here.log()}
+    finally:
+        await nc.close()
+    accepted = {message_id for message_id, verdict in told.items() if verdict.ok}
+    assert accepted <= there
+    assert not (told.keys() - accepted) & there, "refused, and yet delivered"
+    torn = [each for each in range(number - 60, number) if f"new{each}" in accepted]
+    assert torn, "no message of the batch that was stored in part was told so"
+    assert len(told) == number, "somebody was told nothing"
 
 
 # -- floods -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from broker_policy.embedded.supervisor import Backoff, Supervisor
 SLEEPS = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
 FAILS = "print('the reason'); raise SystemExit(3)"
-QUICK = Backoff(first=0.01, most=0.05)
+QUICK = Backoff(first=0.01, most=0.05, look=0.05)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def program(tmp_path):
     """Make a process from Python code that touches its argument when it is ready."""
     made = []
 
-    def make(code=SLEEPS, name="p"):
+    def make(code=SLEEPS, name="p", ailing=None):
         ready = tmp_path / f"{name}.ready"
 
         async def is_ready():
@@ -39,6 +39,7 @@ def program(tmp_path):
             output=tmp_path / f"{name}.log",
             ready=is_ready,
             prepare=lambda: ready.unlink(missing_ok=True),
+            ailing=ailing,
         )
         made.append(process)
         return process
@@ -134,6 +135,23 @@ async def test_a_restart_that_fails_is_tried_again(program):
     await until(lambda: len(tries) == 3)
     assert process.running
     await supervisor.stop()
+
+
+async def test_a_process_that_ails_is_started_again(program):
+    """Twice in a row, so that a passing trouble ends nobody."""
+    troubles = ["once", "", "ails", "still ails"]
+    lines = []
+
+    async def ailing():
+        return troubles.pop(0) if troubles else ""
+
+    supervisor = Supervisor(lines.append, backoff=QUICK)
+    process = program(ailing=ailing)
+    await supervisor.start(process)
+    first = process.pid
+    await until(lambda: not troubles and process.running and process.pid != first)
+    await supervisor.stop()
+    assert any("still ails" in line for line in lines)
 
 
 async def test_a_group_that_fails_to_start_can_be_stopped(program):
