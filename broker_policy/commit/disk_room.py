@@ -2,7 +2,7 @@
 
 A nats-server whose disk is full, or whose ``max_file_store`` is reached, stores a part of an atomic batch and
 does not answer; after a full disk the stream takes nothing more until the server is started again (tried on
-nats-server 2.15.1, ADR 12).
+nats-server 2.15.1, ADR 14).
 """
 
 from __future__ import annotations
