@@ -133,6 +133,7 @@ class RedisServer:
             retry=Retry(NoBackoff(), 0),
         )
         try:
+            await client.execute_command("PING")  # type: ignore[no-untyped-call]  # refused while it loads
             info = await client.info("server")
         except (RedisError, OSError):
             return False

@@ -1,0 +1,107 @@
+"""Restoring a backup into a folder where nothing is."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from broker_policy.audit.checkpoint import key_name
+from broker_policy.backup import archive
+from broker_policy.backup.errors import BackupInconsistent, FolderInUse
+from broker_policy.backup.examination import examine, remove_traces
+from broker_policy.backup.manifest import Manifest
+from broker_policy.backup.staging import secret
+from broker_policy.embedded.layout import Layout
+from broker_policy.identity.private_files import private_folder
+from broker_policy.tenants.material import PublicMaterial
+from mas_nats.errors import ConfigurationError
+
+Say = Callable[[str], None]
+_WITH_KEYS = ("keys", "authority", "certs")
+
+
+async def restore(
+    file: Path, folder: Path, passphrase: str | None, *, keys: Path | None = None, say: Say = lambda _: None
+) -> Manifest:
+    """Unpack a backup into ``folder``, which appears whole or not at all; ``mas up`` goes on from there.
+
+    ``keys`` is a folder with ``keys``, ``authority`` and ``certs`` of the installation, for a backup that
+    was taken without them.
+
+    Raises:
+        BackupDamaged: the file is no backup, altered or truncated; nothing was written.
+        WrongPassphrase: it needs a passphrase, or another one.
+        FolderInUse: ``folder`` is not empty.
+        BackupInconsistent: the audit and the log in it are not of the same moment.
+        ConfigurationError: it needs keys, or other ones.
+
+    """
+    require_empty(folder)
+    say("checking every byte of it ...")
+    manifest = await asyncio.to_thread(archive.read, file, passphrase)
+    if not manifest.keys and keys is None:
+        raise ConfigurationError(
+            "this backup was taken without keys: name the folder that has keys/, authority/ and certs/ of the "
+            "installation with --keys"
+        )
+    private_folder(folder.parent)
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        private_folder(draft)
+        say(f"unpacking {len(manifest.files)} files ...")
+        await asyncio.to_thread(archive.read, file, passphrase, draft)
+        if not manifest.keys and keys is not None:
+            _add_keys(keys, draft)
+        _require_key(draft, manifest)
+        say("bringing its servers up once ...")
+        await _require_agreement(Layout(draft), manifest)
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
+    return manifest
+
+
+def require_empty(folder: Path) -> None:
+    """Check that there is nothing at ``folder``.
+
+    Raises:
+        FolderInUse: there is.
+
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FolderInUse(f"{folder} is not empty: a backup is restored into a new folder only")
+
+
+def _add_keys(keys: Path, draft: Path) -> None:
+    for part in _WITH_KEYS:
+        for path in (keys / part).rglob("*") if (keys / part).is_dir() else ():
+            name = path.relative_to(keys).as_posix()
+            if path.is_file() and secret(name) and not (draft / name).exists():
+                private_folder((draft / name).parent)
+                shutil.copyfile(path, draft / name)
+                (draft / name).chmod(0o600)
+
+
+def _require_key(draft: Path, manifest: Manifest) -> None:
+    found = key_name(PublicMaterial.load(draft / "keys").checkpoint)
+    if found != manifest.checkpoint_key:
+        raise ConfigurationError(
+            f"these keys are of another installation: their checkpoint key is {found}, the backup's "
+            f"{manifest.checkpoint_key}"
+        )
+
+
+async def _require_agreement(layout: Layout, manifest: Manifest) -> None:
+    examined = await examine(layout)
+    remove_traces(layout)
+    new = sorted(set(examined.findings) - set(manifest.findings))
+    if new or examined.torn:
+        raise BackupInconsistent(
+            "the audit and the log in this backup are not of the same moment: "
+            + ("; ".join(new) or "half a batch is missing")
+        )

@@ -1,0 +1,118 @@
+"""Copying a folder in two passes: everything while it is in use, then what has changed since while it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from broker_policy.identity.private_files import private_folder
+
+_LEFT_OUT = frozenset({"logs", "run", "lock", "endpoint.json"})
+"""Of a run, not of the installation."""
+_RENDERED = frozenset({"nats-server.conf", "redis.conf"})
+"""Written anew at each start."""
+_STAGE = ".backup-"
+_CLOCK = 2_000_000_000
+"""Nanoseconds: a file that was changed so shortly before it was copied may have been changed again without
+its time showing it, since the clocks of file systems are coarse."""
+
+_Seen = tuple[int, int, int]  # inode, size, time of the last change; a time of 0 never counts as unchanged
+
+
+def stage_name(token: str) -> str:
+    """The name of a staging folder, which is never part of a backup."""
+    return _STAGE + token
+
+
+def belongs(name: str) -> bool:
+    """Whether the file ``name`` (relative, with slashes) belongs into a backup."""
+    path = PurePosixPath(name)
+    first, last = path.parts[0], path.name
+    if first in _LEFT_OUT or first.startswith(_STAGE) or last in _RENDERED:
+        return False
+    if first != "nats" and last.startswith("."):
+        return False  # the draft of a file that is just being written
+    return path.suffix not in (".log", ".out") and not (first == "redis" and last.startswith("temp-"))
+
+
+def secret(name: str) -> bool:
+    """Whether the file holds a key or a password: left out where keys are kept elsewhere."""
+    first, *rest = PurePosixPath(name).parts
+    if first == "keys":
+        return rest[:1] != ["public"]
+    return first == "authority" or (first == "certs" and name.endswith(".key")) or name == "redis/password"
+
+
+def files(root: Path) -> Iterator[str]:
+    """The files under ``root`` that belong into a backup, sorted, relative, with slashes."""
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(_STAGE)]
+        here = Path(folder).relative_to(root)
+        found += [(here / name).as_posix() for name in names]
+    for name in sorted(found):
+        if belongs(name):
+            yield name
+
+
+def size_of(root: Path) -> int:
+    """The bytes that a backup of ``root`` would hold now."""
+    size = 0
+    for name in files(root):
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            size += (root / name).stat().st_size
+    return size
+
+
+class Staging:
+    """A copy of ``source`` in ``stage``. Call ``copy`` while it is in use, then ``complete``."""
+
+    def __init__(self, source: Path, stage: Path) -> None:
+        self._source = source
+        self._stage = stage
+        self._seen: dict[str, _Seen] = {}
+
+    def copy(self) -> None:
+        """The first pass."""
+        for name in files(self._source):
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile, like any log block
+                inode, size, changed = self._look(name)
+                settled = time.time_ns() - changed > _CLOCK
+                self._copy(name)
+                self._seen[name] = inode, size, changed if settled else 0
+
+    def complete(self) -> None:
+        """The second pass, while nothing is being written."""
+        there = set(files(self._source))
+        for name in self._seen.keys() - there:
+            (self._stage / name).unlink()
+        for name in there:
+            now, seen = self._look(name), self._seen.get(name)
+            if seen == now:
+                continue
+            if seen is not None and seen[0] == now[0] and name.endswith(".aof"):
+                self._append(name)  # Redis only ever appends to it
+            else:
+                self._copy(name)
+
+    def _look(self, name: str) -> _Seen:
+        status = (self._source / name).stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _copy(self, name: str) -> None:
+        target = self._stage / name
+        private_folder(target.parent)
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+        shutil.copyfile(self._source / name, target)
+        target.chmod(0o600)
+
+    def _append(self, name: str) -> None:
+        target = self._stage / name
+        with (self._source / name).open("rb") as source, target.open("ab") as copy:
+            source.seek(copy.tell())
+            shutil.copyfileobj(source, copy, 1 << 20)

@@ -1,0 +1,189 @@
+"""The file of a backup: what was changed in it is found, and nothing of it can be read without the passphrase."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from broker_policy.backup import archive, sealed
+from broker_policy.backup.archive import ArchiveWriter
+from broker_policy.backup.errors import BackupDamaged, WrongPassphrase
+from broker_policy.backup.manifest import Manifest, parts_of
+from broker_policy.backup.sealed import SealedReader, SealedWriter
+from broker_policy.backup.staging import Staging, belongs, files, secret
+
+PASSPHRASE = "correct horse battery"
+CONTENT = b"attack at dawn " * 40
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "_SCRYPT_N", 1 << 4)
+    monkeypatch.setattr(sealed, "CHUNK", 100)
+
+
+def written(passphrase: str | None, content: bytes = CONTENT) -> bytes:
+    file = io.BytesIO()
+    writer = SealedWriter(file, passphrase)
+    for first in range(0, len(content), 37):
+        writer.write(content[first : first + 37])
+    writer.close()
+    return file.getvalue()
+
+
+def opened(raw: bytes, passphrase: str | None) -> bytes:
+    return SealedReader(io.BytesIO(raw), passphrase).read()
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 200, 600])
+def test_what_is_written_is_read(passphrase: str | None, size: int) -> None:
+    assert opened(written(passphrase, CONTENT[:size]), passphrase) == CONTENT[:size]
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
+def test_every_altered_byte_is_found(passphrase: str | None) -> None:
+    raw = written(passphrase)
+    for place in range(len(raw)):
+        altered = bytearray(raw)
+        altered[place] ^= 1
+        with pytest.raises((BackupDamaged, WrongPassphrase)):
+            opened(bytes(altered), passphrase)
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
+def test_every_truncation_is_found(passphrase: str | None) -> None:
+    raw = written(passphrase)
+    for length in range(len(raw)):
+        with pytest.raises(BackupDamaged):
+            opened(raw[:length], passphrase)
+
+
+def test_an_addition_and_a_swap_are_found() -> None:
+    raw = written(PASSPHRASE)
+    with pytest.raises(BackupDamaged, match="appended"):
+        opened(raw + b"x", PASSPHRASE)
+    start = raw.index(b"\n", raw.index(b"\n") + 1) + 1
+    one = 5 + 100 + 16
+    first, second = raw[start : start + one], raw[start + one : start + 2 * one]
+    with pytest.raises(BackupDamaged, match="chunk 0"):
+        opened(raw[:start] + second + first + raw[start + 2 * one :], PASSPHRASE)
+
+
+def test_without_the_passphrase_nothing_is_read() -> None:
+    raw = written(PASSPHRASE)
+    assert b"attack" not in raw
+    assert b"attack" in written(None)  # the control
+    with pytest.raises(WrongPassphrase, match="is encrypted"):
+        opened(raw, None)
+    with pytest.raises(WrongPassphrase, match="not the passphrase"):
+        opened(raw, PASSPHRASE + "!")
+
+
+def manifest(writer: ArchiveWriter) -> Manifest:
+    return Manifest(
+        taken="2026-01-01T00:00:00+00:00",
+        mas="0",
+        durable=True,
+        keys=True,
+        checkpoint_key="",
+        pause=0.0,
+        files=writer.files,
+        parts=parts_of(writer.files),
+        streams=(),
+        namespaces=(),
+        findings=(),
+    )
+
+
+def packed(tmp_path: Path, change=lambda manifest: manifest, names=("nats/a", "redis/b")) -> Path:
+    source, target = tmp_path / "source", tmp_path / "backup"
+    source.write_bytes(CONTENT)
+    with target.open("wb") as file:
+        writer = ArchiveWriter(file, PASSPHRASE)
+        for name in names:
+            writer.add(name, source)
+        writer.close(change(manifest(writer)))
+    return target
+
+
+def test_files_come_back_for_their_owner_only(tmp_path: Path) -> None:
+    found = archive.read(packed(tmp_path), PASSPHRASE, tmp_path / "out")
+    assert set(found.parts) == {"nats", "redis"}
+    for name in ("nats/a", "redis/b"):
+        path = tmp_path / "out" / name
+        assert path.read_bytes() == CONTENT
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_missing_part_is_found(tmp_path: Path) -> None:
+    def lacking(whole: Manifest) -> Manifest:
+        more = {**whole.files, "redis/gone": whole.files["redis/b"]}
+        return whole.model_copy(update={"files": more, "parts": parts_of(more)})
+
+    with pytest.raises(BackupDamaged, match="redis/gone"):
+        archive.read(packed(tmp_path, lacking), PASSPHRASE)
+
+
+def test_a_file_of_another_content_is_found(tmp_path: Path) -> None:
+    def other(whole: Manifest) -> Manifest:
+        changed = {**whole.files, "nats/a": whole.files["nats/a"].model_copy(update={"sha256": "0" * 64})}
+        return whole.model_copy(update={"files": changed})
+
+    with pytest.raises(BackupDamaged, match="nats/a"):
+        archive.read(packed(tmp_path, other), PASSPHRASE)
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "nats/../../x"])
+def test_nothing_is_written_outside_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BackupDamaged, match="does not belong"):
+        archive.read(packed(tmp_path, names=(name,)), PASSPHRASE, tmp_path / "out")
+
+
+def test_links_are_no_files_of_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(name: str, size: int) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        return member
+
+    monkeypatch.setattr(archive, "_member", link)
+    with pytest.raises(BackupDamaged, match="does not belong"):
+        archive.read(packed(tmp_path), PASSPHRASE, tmp_path / "out")
+
+
+def test_what_belongs_into_a_backup() -> None:
+    for name in ("keys/worker/sealing.key", "nats/jetstream/A/streams/S/msgs/1.blk", "redis/a.aof", "x/new"):
+        assert belongs(name), name
+    for name in ("logs/w1.log", "lock", "run/w1.ready", "redis/redis.conf", ".backup-1/nats/a", "keys/.x.ab"):
+        assert not belongs(name), name
+    for name in ("keys/worker/sealing.key", "authority/ca.key", "certs/a/b.key", "redis/password"):
+        assert secret(name), name
+    for name in ("keys/public/checkpoint.pub", "certs/a/b.pem", "nats/accounts/A.jwt"):
+        assert not secret(name), name
+
+
+def test_the_second_pass_brings_everything_up_to_date(tmp_path: Path) -> None:
+    source, stage = tmp_path / "source", tmp_path / "stage"
+    (source / "redis").mkdir(parents=True)
+    (source / "nats").mkdir()
+    log, same, grown, gone = (
+        source / name for name in ("redis/a.aof", "nats/same", "nats/grown", "nats/gone")
+    )
+    for path in (log, same, grown, gone):
+        path.write_bytes(b"one")
+    staging = Staging(source, stage)
+    staging.copy()
+    with log.open("ab") as file:
+        file.write(b"two")
+    same.write_bytes(b"two")  # as long as before, and maybe within one tick of the clock
+    grown.write_bytes(b"one and two")
+    gone.unlink()
+    (source / "nats/new").write_bytes(b"new")
+    staging.complete()
+    assert {name: (stage / name).read_bytes() for name in files(stage)} == {
+        name: (source / name).read_bytes() for name in files(source)
+    }
