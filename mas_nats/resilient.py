@@ -39,6 +39,15 @@ class ResilientClient(Client):
 
     _jitter = 0.0
 
+    async def close(self) -> None:
+        """Close it, also in the moment in which the server went away."""
+        try:
+            await super().close()
+        except AttributeError:
+            # nats-py writes what is pending to a TLS transport that asyncio has given up already.
+            self._pending_data_size, self._status = 0, Client.DISCONNECTED
+            await super().close()
+
     async def connect_within(
         self, seconds: float, *, error_cb: ErrorCallback, reconnect_jitter: float = 0.0, **options: Any
     ) -> None:

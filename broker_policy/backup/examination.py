@@ -22,14 +22,14 @@ from broker_policy.audit.numbering import WriterState, follow, receive
 from broker_policy.audit.record import RecordKind, Way
 from broker_policy.audit.store import Store
 from broker_policy.backup.manifest import NamespaceState, StreamState
-from broker_policy.embedded.durability import monitor_page
+from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.redis_server import RedisServer
-from broker_policy.policy.document import Document
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import Endpoint, connect_control_admin, connect_tenant_admin
 from broker_policy.tenants.material import Material
+from mas_nats.policy.document import Document
 
 _LOADING = 900.0
 """Seconds for servers to load what may be gigabytes."""
@@ -72,7 +72,7 @@ async def examine(layout: Layout) -> Examined:
                 findings += look.findings
                 torn = torn or look.torn
             streams = _streams(
-                await asyncio.to_thread(monitor_page, nats.monitor_url, "/jsz?accounts=true&streams=true")
+                await asyncio.to_thread(monitor, nats.monitor_url, "/jsz?accounts=true&streams=true")
             )
         finally:
             await control.close()
@@ -82,7 +82,7 @@ async def examine(layout: Layout) -> Examined:
 @asynccontextmanager
 async def _servers(layout: Layout, material: Material) -> AsyncIterator[tuple[NatsServer, Redis]]:
     nats = NatsServer(
-        layout.nats,
+        layout.node(1, 1),
         material.public,
         server_cert=layout.server_cert,
         server_key=layout.server_key,
@@ -197,5 +197,5 @@ def _streams(jsz: Mapping[str, Any]) -> tuple[StreamState, ...]:
 
 def remove_traces(layout: Layout) -> None:
     """Remove what the servers' start has left beside the data."""
-    for path in (*layout.logs.glob("*"), layout.nats / "nats-server.conf", layout.redis / "redis.conf"):
+    for path in (*layout.logs.glob("*"), layout.node(1, 1) / "nats-server.conf", layout.redis / "redis.conf"):
         Path(path).unlink(missing_ok=True)

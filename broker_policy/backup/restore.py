@@ -20,7 +20,7 @@ from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
 
 Say = Callable[[str], None]
-_WITH_KEYS = ("keys", "authority", "certs")
+_WITH_KEYS = ("keys", "authority", "route-authority", "certs")
 
 
 async def restore(
@@ -44,8 +44,8 @@ async def restore(
     manifest = await asyncio.to_thread(archive.read, file, passphrase)
     if not manifest.keys and keys is None:
         raise ConfigurationError(
-            "this backup was taken without keys: name the folder that has keys/, authority/ and certs/ of the "
-            "installation with --keys"
+            "this backup was taken without keys: name the folder that has keys/, authority/ and certs/ of "
+            "the installation with --keys"
         )
     private_folder(folder.parent)
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")

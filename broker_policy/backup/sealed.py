@@ -1,9 +1,9 @@
-"""The file of a backup: a header, then chunks that are encrypted, or digested where no passphrase is given.
+r"""The file of a backup: a header, then chunks that are encrypted, or digested where no passphrase is given.
 
 ::
 
-    MAS-BACKUP\\n
-    {"v":1,"cipher":…,"salt":…,"nonce":…,"check":…}\\n
+    MAS-BACKUP\n
+    {"v":1,"cipher":…,"salt":…,"nonce":…,"check":…}\n
     flag (1 byte: 1 for the last chunk)  length (4 bytes)  chunk      and so on
 
 The key is scrypt's of the passphrase, each chunk AES-256-GCM with the header as associated data and a nonce
@@ -38,9 +38,9 @@ _OVERHEAD = 64
 class _Seal(Protocol):
     """Protects chunks."""
 
-    def seal(self, number: int, last: bool, chunk: bytes) -> bytes: ...  # noqa: FBT001, D102
+    def seal(self, number: int, last: bool, chunk: bytes) -> bytes: ...  # noqa: FBT001
 
-    def open(self, number: int, last: bool, sealed: bytes) -> bytes: ...  # noqa: FBT001, D102
+    def open(self, number: int, last: bool, sealed: bytes) -> bytes: ...  # noqa: FBT001
 
 
 class SealedWriter:
@@ -143,10 +143,10 @@ class SealedReader:
         if len(head) < 5 or head[0] > 1 or length > CHUNK + _OVERHEAD:
             raise BackupDamaged(f"the backup is truncated or damaged at chunk {self._number}")
         sealed = self._file.read(length)
+        if len(sealed) < length:
+            raise BackupDamaged(f"the backup is truncated at chunk {self._number}")
         self._ended = bool(head[0])
         try:
-            if len(sealed) < length:
-                raise ValueError("short")
             chunk = self._seal.open(self._number, self._ended, sealed)
         except (InvalidTag, ValueError):
             raise BackupDamaged(f"the backup is truncated or altered at chunk {self._number}") from None

@@ -1,4 +1,4 @@
-"""Copying a folder in two passes: everything while it is in use, then what has changed since while it is not."""
+"""Copying a folder in two passes: everything while it is in use, then what changed since while it is not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def secret(name: str) -> bool:
     first, *rest = PurePosixPath(name).parts
     if first == "keys":
         return rest[:1] != ["public"]
-    return first == "authority" or (first == "certs" and name.endswith(".key")) or name == "redis/password"
+    if first in ("authority", "route-authority") or name == "redis/password":
+        return True
+    return first == "certs" and name.endswith(".key")
 
 
 def files(root: Path) -> Iterator[str]:

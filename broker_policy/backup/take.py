@@ -25,7 +25,7 @@ from broker_policy.backup.frozen import Servers, frozen
 from broker_policy.backup.manifest import Manifest, parts_of
 from broker_policy.backup.staging import Staging, files, secret, size_of, stage_name
 from broker_policy.embedded import lock
-from broker_policy.embedded.durability import monitor_page
+from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity.private_files import private_folder
 from broker_policy.tenants.material import PublicMaterial
@@ -71,7 +71,7 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
         for attempt in range(1, _TRIES + 1):
             private_folder(stage)
             taken, pause, durable = await asyncio.to_thread(_stage, wanted, stage, say)
-            with open(part, "wb", opener=_private) as file:  # noqa: PTH123 - for its mode
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 manifest = await _write(wanted, stage, file, (taken, pause, durable), say)
             if manifest is not None:
                 break
@@ -102,10 +102,10 @@ def _require_sense(wanted: Wanted) -> None:
         )
     if wanted.file.exists():
         raise ConfigurationError(f"{wanted.file} exists: a backup never overwrites a file")
-    if any((wanted.layout.nats / "jetstream").glob("*/_js_/_meta_")):
+    if any(wanted.layout.root.glob("nats-[0-9]")):
         raise BackupError(
-            "this nats-server is part of a cluster, whose nodes cannot be halted together from here: see "
-            "docs/backup.md"
+            "this folder holds a cluster of nats-servers, which mas backup cannot restore yet: see "
+            "docs/backup.md for what to do instead"
         )
 
 
@@ -160,22 +160,22 @@ def _go_on(servers: Servers) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def _come_to_rest(monitor: str) -> None:
+def _come_to_rest(url: str) -> None:
     """Wait until nats-server has stored what the halted workers had sent: then no batch is half there.
 
     The answer waits for a batch that is being stored.
     """
-    before = _ends(monitor)
+    before = _ends(url)
     for _ in range(_MIDDLE):
         time.sleep(0.005)
-        now = _ends(monitor)
+        now = _ends(url)
         if now == before:
             return
         before = now
 
 
-def _ends(monitor: str) -> list[tuple[str, str, int]]:
-    page: Any = monitor_page(monitor, "/jsz?accounts=true&streams=true")
+def _ends(url: str) -> list[tuple[str, str, int]]:
+    page: Any = monitor(url, "/jsz?accounts=true&streams=true")
     return [
         (account["name"], stream["name"], stream["state"]["last_seq"])
         for account in page.get("account_details") or ()
@@ -225,7 +225,3 @@ def _manifest(
         namespaces=examined.namespaces,
         findings=examined.findings,
     )
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -1,4 +1,4 @@
-"""The file of a backup: what was changed in it is found, and nothing of it can be read without the passphrase."""
+"""The file of a backup: what was changed is found, and without the passphrase nothing of it can be read."""
 
 from __future__ import annotations
 
