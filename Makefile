@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit setup clean
+.PHONY: help demo test lint format types unit soak setup clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make setup   only the virtual environment and the two servers"
+	@echo "make soak    the memory of every process under load; SECONDS=1200"
 	@echo "make clean   remove the virtual environment, caches and the .mas folder"
 
 demo: setup
@@ -33,6 +34,10 @@ lint: setup
 format: setup
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# Memory of every process under load: make soak SECONDS=1200
+soak: setup
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1200)
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
