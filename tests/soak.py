@@ -29,7 +29,7 @@ from tests.system import System
 
 RESULT = Path("build/soak.json")
 MOST_SLOPE = 20.0
-"""KB a second that a process of ours may grow in the last third; a leak of one object a message is a hundred."""
+"""KB a second that a process of ours may grow in the last third; one object leaked a message is a hundred."""
 _SERVERS = ("nats-server", "redis-server")
 _ROW = "{:<14} {:>9} {:>9} {:>9} {:>12}"
 
