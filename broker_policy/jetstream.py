@@ -50,6 +50,13 @@ MESSAGE_LIMIT = 10077
 """A stream's or a subject's limit is reached; the description says which (nats-server errors.json)."""
 NO_ROOM = (10002, 10023, 10028, 10047, MESSAGE_LIMIT)
 """The stream, its account or the server has no room left; a subject's limit is among them, see above."""
+
+
+def subject_full(error: JetStreamError) -> bool:
+    """Whether it is one subject's limit that was reached, not the stream's."""
+    return error.code == MESSAGE_LIMIT and "per subject" in error.description
+
+
 DUPLICATE_IN_BATCH = 10201
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """A lost compare-and-set, as a single and as a replicated stream report it (DESIGN 9)."""
@@ -140,6 +147,22 @@ async def direct_get_page(
         while (stored := _stored(await subscription.next_msg(timeout=timeout))) is not None:
             found.append(stored)
         return found
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def count_by_subject(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> int:
+    """How many messages match ``pattern``."""
+    inbox = nc.new_inbox()
+    subscription = await nc.subscribe(inbox)
+    try:
+        request = orjson.dumps({"seq": 1, "next_by_subj": pattern, "batch": 1})
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
+        first = await subscription.next_msg(timeout=timeout)
+        if _stored(first) is None:
+            return 0
+        return 1 + int((first.headers or {}).get(headers.PENDING_MESSAGES, 0))
     finally:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

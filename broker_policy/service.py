@@ -22,6 +22,7 @@ from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
+from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
@@ -44,6 +45,8 @@ from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.sweep import SWEEP_EVERY, Sweep
 from broker_policy.dead_letters.undertaker import Undertaker
 from broker_policy.dedup import RecentIds
+from broker_policy.delayed.releaser import Releaser
+from broker_policy.delayed.stream import DelayedStream
 from broker_policy.direct_state.changes import Lines
 from broker_policy.direct_state.follower import DirectStateAudit
 from broker_policy.direct_state.mark import Marker
@@ -134,6 +137,17 @@ class NamespaceService:
             removed=removed,
         )
         presence = Presence(self._registry, sealer, deciding.table, room=deciding.room)
+        delayed = DelayedStream(nc)
+        delayed_calls = DelayedCalls(delayed, deciding, acting)
+        self._releaser = Releaser(
+            nc,
+            namespace,
+            delayed,
+            worker=worker,
+            judge=self._inbox.put,
+            rate=self._release_rate,
+            confirmed=lambda: not follower.stale,
+        )
         self._calls: dict[str, Callable[[Call], None]] = {
             Op.SEND: self._take_message,
             Op.REQUEST: self._take_message,
@@ -142,6 +156,8 @@ class NamespaceService:
             Op.FLOW: flow.take_flow,
             Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
+            Op.DELAY: delayed_calls.take,
+            Op.WITHDRAW: delayed_calls.take_back,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
@@ -165,6 +181,7 @@ class NamespaceService:
                 ("advisories", self._advisories.run()),
                 ("sweep", self._sweep.run()),
                 ("log-room", self._room.follow()),
+                ("releaser", self._releaser.run()),
             )
         ]
         self._subscription = await self._nc.subscribe(
@@ -245,6 +262,10 @@ class NamespaceService:
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)
         return None if table is None else table.limits.log_bytes
+
+    def _release_rate(self) -> int:
+        table = self._follower.table(self._namespace)
+        return 1 if table is None else table.limits.release_rate
 
     async def _answer(self, call: Call, verdict: Verdict) -> None:
         if call.on_verdict is not None:

@@ -8,6 +8,7 @@ import difflib
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, overload
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 from mas_nats import handlers
 from mas_nats.calls import Calls
 from mas_nats.config import TlsClientConfig, resolve
+from mas_nats.due import due
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.inbox import Inbox
 from mas_nats.message import AgentMessage, Payload, ReplyResult
@@ -271,6 +273,8 @@ class Agent(Generic[S]):
         data: Payload,
         *,
         id: str | None = None,  # noqa: A002 - it reads best where it is used
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
         timeout: float = 30.0,
     ) -> str:
         """Send a message and return its id once it is durable and its decision audited.
@@ -279,6 +283,10 @@ class Agent(Generic[S]):
         the message; repeating a send with the same id and content stores it once. ``timeout`` is in seconds,
         at most 120.
 
+        With ``delay`` (seconds, or a timedelta) or ``at`` (a datetime with its time zone) the message is held
+        until then, at most ``limits.max_delay``, and delivered after passing all checks once more; refused
+        then, it is among the target's dead letters. A time in the past means at once. ``cancel`` takes back.
+
         Raises:
             Refused: policy said no (``PermissionDenied``, ``UnknownTarget``, ``InvalidMessage``, ...).
             Unavailable: nobody could take it; nothing happened.
@@ -286,7 +294,21 @@ class Agent(Generic[S]):
 
         """
         messenger = self._alive().messenger
-        return await messenger.send(target, message_type, data, message_id=id, timeout=timeout)
+        when = due(delay, at)
+        return await messenger.send(target, message_type, data, message_id=id, timeout=timeout, due=when)
+
+    async def cancel(self, message_id: str, *, timeout: float = 30.0) -> bool:
+        """Take back a delayed message of this agent; whether that was in time.
+
+        False: nothing waits under this id, or it is being released, so it was or will be delivered. A message
+        that was cancelled is not delivered. ``timeout`` is in seconds.
+
+        Raises:
+            Unavailable: nobody could take it; nothing happened.
+            OutcomeUnknown: no answer came; call it again.
+
+        """
+        return await self._alive().messenger.cancel(message_id, timeout=timeout)
 
     async def request(
         self,

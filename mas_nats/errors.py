@@ -10,7 +10,7 @@
     |  |- UnknownTarget        there is no such agent
     |  |- InvalidMessage       the message itself is wrong (id, type, JSON, size)
     |  |- IdReused             the id was used before, for other content
-    |  |- Overloaded           the target's inbox, or the log, is full
+    |  |- Overloaded           the target's inbox, the log, or the room for delayed messages is full
     |  |- PolicyStale          the policy service cannot confirm its policy; retry later
     |  |- ForeignReply         this agent was not the one asked
     |- RequestTimeout          no reply within the timeout (also a TimeoutError)
@@ -97,7 +97,7 @@ class IdReused(Refused):
 
 
 class Overloaded(Refused):
-    """The target's inbox, or the log, is full. Retry later."""
+    """The target's inbox, or the log, is full, or too much of the sender is delayed already. Retry later."""
 
 
 class PolicyStale(Refused):
@@ -161,6 +161,7 @@ _BY_DECISION: dict[Decision, type[Refused]] = {
     Decision.ID_REUSED: IdReused,
     Decision.INBOX_FULL: Overloaded,
     Decision.LOG_FULL: Overloaded,
+    Decision.DELAYED_FULL: Overloaded,
     Decision.POLICY_STALE: PolicyStale,
     Decision.REPLY_FOREIGN: ForeignReply,
 }

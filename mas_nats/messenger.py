@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import Calls
+from mas_nats.due import Due
 from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
 from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
 from mas_nats.payload import encode, invalid
@@ -78,14 +79,31 @@ class Messenger:
         self._session.renamed.append(self._listen)
 
     async def send(
-        self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
+        self,
+        target: str,
+        message_type: str,
+        data: Payload,
+        *,
+        message_id: str | None,
+        timeout: float,
+        due: Due | None = None,
     ) -> str:
-        """Send; the message id is returned once the message is durable."""
+        """Send, or have it held until it is ``due``; the id is returned once the message is durable."""
         message_id = message_id or new_message_id()
         body, fields = self._compose(message_id, message_type, data)
         fields[headers.TARGET] = _target(target)
-        verdict = await self._calls.call(Op.SEND, body, fields, timeout=timeout)
+        if due is not None:
+            fields[due.header] = str(due.milliseconds)
+        op = Op.SEND if due is None else Op.DELAY
+        verdict = await self._calls.call(op, body, fields, timeout=timeout)
         return _accepted(verdict).message_id or message_id
+
+    async def cancel(self, message_id: str, *, timeout: float) -> bool:
+        """Take a delayed message back; whether it was in time."""
+        _require_token("message id", message_id)
+        fields = {headers.MSG_ID: message_id}
+        verdict = _accepted(await self._calls.call(Op.WITHDRAW, b"{}", fields, timeout=timeout))
+        return bool(verdict.result.get("cancelled"))
 
     async def request(
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float

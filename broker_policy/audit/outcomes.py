@@ -21,7 +21,7 @@ from broker_policy.audit.inbox_view import Gone, InboxView
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import Pending, decode_reports, early_field
-from broker_policy.audit.record import Outcome, Way
+from broker_policy.audit.record import RELEASE, Outcome, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
 
@@ -225,6 +225,9 @@ class Settler:
             stored = entries.get(one.index)
             if stored is None:
                 answers[name] = _Answer(Outcome.UNKNOWN, reason="decision not in the chain")
+                continue
+            if stored.entry()["o"] == RELEASE:  # no probe: it would take the id that the next release needs
+                answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost, another releases it again")
                 continue
             answers[name] = await self._probe(one, stored.entry(), name)
         return answers

@@ -7,7 +7,7 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from broker_policy.audit.layout import id_place
-from broker_policy.audit.record import Outcome
+from broker_policy.audit.record import RELEASE, Outcome
 from broker_policy.audit.store import Store
 from mas_nats.wire.subjects import AdminOp, Op
 from mas_nats.wire.verdict import Decision
@@ -47,7 +47,7 @@ class Recall:
             if index not in entries or outcome in _NEVER_STORED:
                 continue
             entry = entries[index].entry()
-            if entry["o"] not in (Op.SEND, Op.REQUEST):
+            if entry["o"] not in (Op.SEND, Op.REQUEST, RELEASE):
                 continue  # the ids of other calls are no message ids, and may be equal to one
             if entry.get("f") == sender and entry.get("id") == message_id and entry["d"] == Decision.ALLOWED:
                 commitment: str | None = entry.get("c")

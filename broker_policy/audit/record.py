@@ -17,6 +17,9 @@ from typing import Any
 
 import orjson
 
+RELEASE = "release"
+"""The operation of a delayed message that has come due. No agent can call it."""
+
 
 class Outcome(StrEnum):
     """What became of a decision, as one letter."""
@@ -47,7 +50,7 @@ class Way(StrEnum):
 class DecisionLine:
     """One decision in a record."""
 
-    op: str  # send, request, reply, state, connect, redrive, purge
+    op: str  # send, request, reply, state, connect, delay, release, withdraw, redrive, purge
     message_id: str
     sender: str
     target: str

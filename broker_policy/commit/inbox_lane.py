@@ -21,7 +21,7 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.audit.probe import is_probe
-from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
+from broker_policy.audit.record import RELEASE, DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
 from broker_policy.commit.lines import weight
 from broker_policy.commit.suspects import Suspects
@@ -35,6 +35,7 @@ from broker_policy.jetstream import (
     JetStreamError,
     StoredMessage,
     direct_get,
+    subject_full,
 )
 from broker_policy.sealing import commitment
 from mas_nats.policy import refusals
@@ -248,7 +249,7 @@ class InboxLane:
             await self._publish_batch(prepared, items)
         except JetStreamError as error:
             self._writer.give_back(prepared, len(lines))
-            if error.code in NO_ROOM and not _inbox_full(error):
+            if error.code in NO_ROOM and not subject_full(error):
                 raise LogFull from error
             log.info("a batch of %d was rejected (%s), bisecting", len(items), error.description)
             if error.code not in (MESSAGE_LIMIT, DUPLICATE_IN_BATCH):
@@ -322,7 +323,7 @@ class InboxLane:
         except JetStreamError as error:
             self._writer.settle(number, position, Outcome.NOT_COMMITTED)
             refusal = refusals.log_full()
-            if _inbox_full(error):
+            if subject_full(error):
                 self._suspects.full(call.target)
                 refusal = refusals.inbox_full(call.target)
             refused = _refused(judged, refusal)
@@ -337,12 +338,15 @@ class InboxLane:
             return
         # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
         gone = stored is None and (ack.repeated or tried)
+        told = await self._compare(judged, stored)
+        # A delayed message that an earlier attempt had stored: only this decision follows it any further.
+        gone = gone or (call.op == RELEASE and told.refusal is None)
         self._writer.settle(
             number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
         )
         if not gone:
             self._suspects.duplicate(call.sender)
-        await self._tell(await self._compare(judged, stored))
+        await self._tell(told)
 
     async def _look(self, sequence: int) -> StoredMessage | None:
         return await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence))
@@ -407,10 +411,6 @@ class _Fate(Enum):
     STORED = 1
     REJECTED = 2  # because of some message that the stream does not name
     UNANSWERED = 3  # and surely not stored
-
-
-def _inbox_full(error: JetStreamError) -> bool:
-    return error.code == MESSAGE_LIMIT and "per subject" in error.description
 
 
 def _revision(judged: Sequence[Judged]) -> int:

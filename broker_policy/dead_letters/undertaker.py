@@ -39,7 +39,7 @@ AGENT_REMOVED = "AGENT_REMOVED"
 """The reason of a dead letter whose agent is not in the policy any more."""
 UNREPORTED = "no report: the agent died or went silent"
 """The error of a dead letter of which no agent said anything."""
-_KEPT = (
+KEPT = (
     headers.MESSAGE_ID,
     headers.SENDER,
     headers.TARGET,
@@ -54,6 +54,7 @@ _KEPT = (
     headers.TRACESTATE,
     headers.REDRIVES,
 )
+"""The headers of a message that its dead letter has too."""
 _AT_ONCE = 32
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Undertaker:
             JetStreamError, nats.errors.Error: a stream did not answer; call again.
 
         """
-        fields = {name: stored.headers[name] for name in _KEPT if name in stored.headers}
+        fields = {name: stored.headers[name] for name in KEPT if name in stored.headers}
         fields |= {
             headers.MSG_ID: f"{self._namespace}.{stored.sequence}",
             headers.DEAD_REASON: reason,

@@ -37,6 +37,8 @@ REGISTRY_AGE = 30.0
 """Seconds after which an instance that says nothing is taken for gone."""
 HEARTBEAT_AGE = 3.0
 """Seconds after which a worker that says nothing is taken for gone."""
+LEASE_AGE = 4.0
+"""Seconds after which a worker that does not renew its lease has lost it."""
 STATE_HISTORY = 64
 """Revisions kept of each agent's state; so many can a worker be behind with the audit of a direct one."""
 STATE_HEADERS = 4096
@@ -70,6 +72,28 @@ def _tenant_streams(limits: Limits) -> list[StreamConfig]:
             discard=DiscardPolicy.NEW,
             max_bytes=limits.log_bytes,
             duplicate_window=BURIAL_WINDOW,
+            allow_direct=True,
+        ),
+        # One message for each sender and id; full means refused, for the sender of the message.
+        StreamConfig(
+            name=subjects.DELAYED_STREAM,
+            subjects=[subjects.DELAYED_SUBJECTS],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=1,
+            max_bytes=limits.log_bytes,
+            allow_direct=True,
+        ),
+        # Never full: what was released or cancelled in the last ten minutes.
+        StreamConfig(
+            name=subjects.CLAIMS_STREAM,
+            subjects=[subjects.CLAIM_SUBJECTS],
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=1,
+            allow_msg_ttl=True,
             allow_direct=True,
         ),
         # Stored once, then said again under another subject: so a repeated reply is delivered once.
@@ -106,6 +130,7 @@ def _tenant_streams(limits: Limits) -> list[StreamConfig]:
         ),
         _bucket(subjects.REGISTRY_BUCKET, "*.*", max_age=REGISTRY_AGE, max_bytes=32 * _MEBIBYTE),
         _bucket(subjects.IDENTITIES_BUCKET, "*", max_bytes=32 * _MEBIBYTE),
+        _bucket(subjects.LEASES_BUCKET, "*", max_age=LEASE_AGE, max_bytes=_MEBIBYTE),
         # Hints: the oldest may go.
         _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE).evolve(
             discard=DiscardPolicy.OLD

@@ -43,6 +43,8 @@ class Call:
     target: str = ""
     type: str = ""
     deadline: int = 0  # unix milliseconds; 0: none
+    due_at: int = 0  # unix milliseconds; 0: not said
+    delay: int = -1  # milliseconds; negative: not said
     instance: str = ""
     reply_token: str = ""
     stream: bool = False  # the requester can take its answer in frames
@@ -67,12 +69,24 @@ class Call:
             call.stream = call._header(fields, headers.STREAM) == "1"
             call.traceparent = call._header(fields, headers.TRACEPARENT)
             call.tracestate = call._header(fields, headers.TRACESTATE)
-            deadline = call._header(fields, headers.DEADLINE)
-            if deadline.isascii() and deadline.isdecimal() and len(deadline) < 16:
-                call.deadline = int(deadline)
-            elif deadline:
-                call.malformed = f"{headers.DEADLINE} is not a unix time in milliseconds"
+            call.deadline = call._milliseconds(fields, headers.DEADLINE)
+            call.due_at = call._milliseconds(fields, headers.DUE)
+            if headers.DELAY in fields:
+                call.delay = call._milliseconds(fields, headers.DELAY)
         return call
+
+    @property
+    def due(self) -> int:
+        """When a delayed message shall be delivered, in unix milliseconds; 0 where it does not say."""
+        return self.due_at if self.delay < 0 else self.received + self.delay
+
+    def _milliseconds(self, fields: dict[str, str], name: str) -> int:
+        value = self._header(fields, name)
+        if value.isascii() and value.isdecimal() and len(value) < 16:
+            return int(value)
+        if value:
+            self.malformed = f"{name} is not a number of milliseconds"
+        return 0
 
     def _header(self, fields: dict[str, str], name: str) -> str:
         """A header's value; no more of it is kept than one may hold."""

@@ -46,6 +46,9 @@ class Limits(Strict):
     max_state: int = Field(1_000_000, gt=0)  # bytes of JSON
     inbox_messages: int = Field(100_000, gt=0)  # waiting messages for each agent
     log_bytes: int = Field(4 << 30, gt=0)  # the whole INBOX stream
+    max_delay: float = Field(30 * 86400.0, gt=0)  # seconds until a delayed message is due
+    delayed_messages: int = Field(10_000, gt=0)  # delayed messages of each sender that wait
+    release_rate: int = Field(500, gt=0)  # delayed messages a second that are released when they are due
     max_deliver: int = Field(5, gt=0)  # attempts before a message is dead
     ack_wait: float = Field(30.0, gt=0)  # seconds
     in_flight: int = Field(128, gt=0)  # messages handled at once by one instance

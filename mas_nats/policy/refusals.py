@@ -180,6 +180,30 @@ def inbox_full(target: str) -> Refusal:
     )
 
 
+def delayed_full(sender: str, limit: int) -> Refusal:
+    """A sender of whom as many delayed messages wait as may."""
+    return Refusal(
+        Decision.DELAYED_FULL,
+        "commit",
+        "delayed_messages",
+        f"{limit} delayed messages of {sender} wait already",
+        "Retry when some were released, cancel some, or raise limits.delayed_messages",
+        retry=True,
+    )
+
+
+def delayed_bytes() -> Refusal:
+    """The stream of delayed messages takes no more."""
+    return Refusal(
+        Decision.LOG_FULL,
+        "commit",
+        "log_bytes",
+        "there is no room for more delayed messages",
+        "Retry later, or raise limits.log_bytes, which is their limit too",
+        retry=True,
+    )
+
+
 def id_reused() -> Refusal:
     """A message id that stands for other content already."""
     return Refusal(

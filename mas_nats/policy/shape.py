@@ -7,6 +7,7 @@ import re
 import orjson
 
 from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.document import Limits
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.identity import split_target
@@ -49,6 +50,19 @@ def well_formed(call: Call) -> Refusal | None:
         call.traceparent = call.tracestate = ""  # W3C Trace Context: ignore what does not parse
     elif call.tracestate and not (call.tracestate.isascii() and call.tracestate.isprintable()):
         call.tracestate = ""
+    return None
+
+
+def unfit_time(call: Call, limits: Limits) -> Refusal | None:
+    """Refuse a delayed message that does not say when it is due, or is due too late."""
+    if not call.due:
+        return _invalid("due", "the message does not say when it is due", "Give delay= or at=")
+    if call.due > call.received + 1000 * limits.max_delay:
+        return _invalid(
+            "max_delay",
+            f"the message is due in more than {limits.max_delay:g} s, the limit",
+            "Ask for less, or raise limits.max_delay",
+        )
     return None
 
 

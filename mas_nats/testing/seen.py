@@ -10,7 +10,10 @@ from mas_nats.wire.verdict import Decision
 
 @dataclass(frozen=True, slots=True)
 class SentMessage:
-    """A message that was accepted. ``op`` is ``send``, ``request`` or ``reply``."""
+    """A message that was accepted.
+
+    ``op`` is ``send``, ``request``, ``reply``, or ``release`` of one that was delayed.
+    """
 
     op: str
     message_id: str

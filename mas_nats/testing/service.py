@@ -20,6 +20,7 @@ from mas_nats.policy.table import Table
 from mas_nats.testing.answers import Answers
 from mas_nats.testing.consumer import Consumer, Waiting
 from mas_nats.testing.deciding import ROOM, Deciding, seen
+from mas_nats.testing.delayed import Delayed
 from mas_nats.testing.graves import Graves
 from mas_nats.testing.replies import Replies
 from mas_nats.testing.states import Conflict, StateBucket
@@ -41,6 +42,7 @@ class MemoryService:
         self.consumers: dict[str, Consumer] = {}
         self.replies = Replies(now, publish)
         self._graves = Graves(self.consumers, self.deciding, self.replies)
+        self._delayed = Delayed(self.deciding, self._message)
         answers = Answers(self.replies, self.deciding, publish)
         self.apply(document)
         self._sequences = itertools.count(1)
@@ -59,6 +61,8 @@ class MemoryService:
             Op.CANCEL: answers.cancel,
             Op.STATE: self._state,
             Op.FAIL: self._graves.report,
+            Op.DELAY: self._delayed.delay,
+            Op.WITHDRAW: self._delayed.withdraw,
         }
 
     def apply(self, document: Document) -> None:
@@ -75,6 +79,7 @@ class MemoryService:
         """End every timer."""
         for consumer in self.consumers.values():
             consumer.close()
+        self._delayed.close()
 
     def take(self, call: Call) -> Verdict:
         """Decide about a call, do it, and say what came of it."""

@@ -12,13 +12,15 @@ TARGET = "Mas-Target"
 TYPE = "Mas-Type"
 DEADLINE = "Mas-Deadline"  # unix time in milliseconds
 REPLY_TOKEN = "Mas-Reply-Token"  # noqa: S105 - a header's name
+DUE = "Mas-Due"  # when a delayed message shall be delivered, unix time in milliseconds
+DELAY = "Mas-Delay"  # the same, in milliseconds after the call arrived
 INSTANCE = "Mas-Instance"  # which of its own instances a reply shall reach
 STREAM = "Mas-Stream"  # "1" on a request whose answer may come in frames; also on its delivery
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 READ_FROM_AGENTS = frozenset(
-    {MSG_ID, TARGET, TYPE, DEADLINE, REPLY_TOKEN, INSTANCE, STREAM, TRACEPARENT, TRACESTATE}
+    {MSG_ID, TARGET, TYPE, DEADLINE, DUE, DELAY, REPLY_TOKEN, INSTANCE, STREAM, TRACEPARENT, TRACESTATE}
 )
 
 # -- on deliveries and replies -------------------------------------------------------------------
@@ -51,6 +53,7 @@ BATCH_SEQUENCE = "Nats-Batch-Sequence"
 BATCH_COMMIT = "Nats-Batch-Commit"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 STATUS = "Status"
+TTL = "Nats-TTL"
 KV_OPERATION = "KV-Operation"
 STORED_SUBJECT = "Nats-Subject"  # put by the server behind all stored headers, as the next three are
 STORED_SEQUENCE = "Nats-Sequence"

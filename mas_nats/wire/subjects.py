@@ -27,6 +27,8 @@ class Op(StrEnum):
     FAIL = "fail"
     DISCOVER = "discover"
     STATE = "state"
+    DELAY = "delay"
+    WITHDRAW = "withdraw"
 
 
 ANSWERING = frozenset({Op.REPLY, Op.FRAME})
@@ -99,6 +101,24 @@ def answers_to(agent: str, instance: str, correlation: str) -> str:
 def flow(agent: str, instance: str, correlation: str) -> str:
     """Where the instance of ``agent`` that streams an answer hears how far its reader is. Never stored."""
     return f"mas.reply.{agent}.{instance}.flow.{correlation}"
+
+
+# -- delayed messages: held by the policy service until they are due -----------------------------------
+DELAYED_STREAM = "DELAYED"
+DELAYED_SUBJECTS = "mas.delayed.*.*"
+CLAIMS_STREAM = "CLAIMS"
+CLAIM_SUBJECTS = "mas.claim.*.*"
+LEASES_BUCKET = "leases"  # which worker does what only one shall do
+
+
+def delayed(sender: str, token: str = "*") -> str:  # noqa: S107 - of a subject
+    """Where a delayed message of ``sender`` waits; ``token`` is the correlation of its id."""
+    return f"mas.delayed.{sender}.{token}"
+
+
+def claim(sender: str, token: str) -> str:
+    """Where is said whether a delayed message is released or cancelled: the first to say it wins."""
+    return f"mas.claim.{sender}.{token}"
 
 
 # -- dead letters, advisories, state, registry ----------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing import MemoryBroker
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.state_mode import StateMode
@@ -43,6 +43,9 @@ class Namespace(Protocol):
 
     async def forget(self, agent: str) -> None:
         """Take ``agent`` out of the policy."""
+
+    async def permit(self, sender: str, targets: Iterable[str]) -> None:
+        """Let ``sender`` reach these and nobody else."""
 
     def close(self) -> None:
         """Nobody needs it any more."""
@@ -98,6 +101,10 @@ class RealNamespace:
         agents = {name: each for name, each in self.wanted.agents.items() if name != agent}
         await self.system.apply(replace(self.wanted, agents=agents))
 
+    async def permit(self, sender: str, targets: Iterable[str]) -> None:
+        rule = Permissions(allowed_targets=tuple(targets))
+        await self.system.apply(replace(self.wanted, permissions={**self.wanted.permissions, sender: rule}))
+
     def close(self) -> None:
         """Namespaces stay until the system goes down."""
 
@@ -147,6 +154,9 @@ class MemoryNamespace:
 
     async def forget(self, agent: str) -> None:
         self.broker.forget(agent)
+
+    async def permit(self, sender: str, targets: Iterable[str]) -> None:
+        self.broker.set_permissions(sender, allowed=targets)
 
     def close(self) -> None:
         self.broker.stop()

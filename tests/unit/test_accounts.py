@@ -11,7 +11,10 @@ from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
-CALLS = ("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "discover", "state")
+CALLS = (
+    *("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "discover", "state"),
+    *("delay", "withdraw"),
+)
 POLICY = Document(
     namespace="default",
     account="TENANT",

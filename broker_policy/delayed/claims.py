@@ -1,0 +1,97 @@
+"""Claims: whether a delayed message is released or cancelled is said once, and the first to say it wins.
+
+A claim names the message by its sequence, so an old one says nothing about a new message under the same id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+from nats.aio.client import Client
+
+from broker_policy.commit.answered import MaybeStored, publish_until_answered
+from broker_policy.jetstream import (
+    JetStreamError,
+    StoredMessage,
+    delete_message,
+    last_by_subject,
+    subject_full,
+)
+from mas_nats.wire import headers, subjects
+
+REMEMBERED = 600
+"""Seconds for which a claim is kept, and with it known what became of a message: as long as the inbox knows
+the dedup id of a release."""
+_PATIENCE = 20.0
+_TRIES = 5
+
+
+class For(StrEnum):
+    """What a claim is for."""
+
+    RELEASE = "release"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim as it is stored. ``message`` is the sequence of the delayed message."""
+
+    what: For
+    message: int
+    sequence: int
+    new: bool = False  # made just now: nobody had claimed the message before
+
+
+class Claims:
+    """The claims of one namespace."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+
+    async def claim(self, sender: str, token: str, message: int, what: For) -> Claim | None:
+        """Claim the message at sequence ``message``; the claim that holds, this one or an earlier.
+
+        None: it is about a later message, so the one at ``message`` is gone.
+
+        Raises:
+            JetStreamError, nats.errors.Error, LogUnreachable: no answer, or none that was expected.
+
+        """
+        subject = subjects.claim(sender, token)
+        body = orjson.dumps({"for": what, "message": message})
+        fields = {headers.TTL: f"{REMEMBERED}s"}
+        for _ in range(_TRIES):
+            try:
+                ack = await publish_until_answered(self._nc, subject, body, fields, patience=_PATIENCE)
+            except (JetStreamError, MaybeStored) as error:
+                refused = error.__cause__ if isinstance(error, MaybeStored) else error
+                if not isinstance(refused, JetStreamError) or not subject_full(refused):
+                    raise
+            else:
+                return Claim(what, message, ack.sequence, new=True)
+            there = await self.find(sender, token)
+            if there is None:
+                continue
+            if there.message == message:
+                return there
+            if there.message > message:
+                return None
+            await self.drop(there)
+        raise OSError(f"the claim of a delayed message of {sender} changes all the time")
+
+    async def find(self, sender: str, token: str) -> Claim | None:
+        """The claim about a message, if there is one."""
+        stored = await last_by_subject(self._nc, subjects.CLAIMS_STREAM, subjects.claim(sender, token))
+        return None if stored is None else _read(stored)
+
+    async def drop(self, claim: Claim) -> None:
+        """Take a claim back, or remove one of an earlier message."""
+        await delete_message(self._nc, subjects.CLAIMS_STREAM, claim.sequence)
+
+
+def _read(stored: StoredMessage) -> Claim:
+    raw = orjson.loads(stored.data)
+    return Claim(For(raw["for"]), int(raw["message"]), stored.sequence)

@@ -1,0 +1,69 @@
+"""A lease: which worker of several does what one shall do. It saves work; nothing is wrong when two do it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import nats.errors
+from nats.aio.client import Client
+
+from broker_policy.jetstream import WRONG_LAST_SEQUENCE, JetStreamError, last_by_subject, publish
+from mas_nats.wire import headers, subjects
+
+RENEW_EVERY = 1.0
+_UNANSWERED = (nats.errors.Error, JetStreamError, OSError)
+
+
+class Lease:
+    """The lease ``name`` of one namespace, as the worker ``holder`` wants it.
+
+    It ends by itself when it is not renewed (the age of the bucket).
+    """
+
+    def __init__(
+        self, nc: Client, name: str, holder: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._nc = nc
+        self._subject = subjects.kv_key(subjects.LEASES_BUCKET, name)
+        self._holder = holder.encode()
+        self._clock = clock
+        self._sequence = 0
+
+    async def hold(self) -> bool:
+        """Take the lease, or renew it; whether this worker has it now."""
+        for _ in range(2):
+            try:
+                self._sequence = await self._write(self._holder)
+            except JetStreamError as error:
+                if error.code not in WRONG_LAST_SEQUENCE:
+                    return False
+            except _UNANSWERED:
+                return False
+            else:
+                return True
+            if not await self._free():
+                return False
+        return False
+
+    async def give_up(self) -> None:
+        """Let another worker take it at once."""
+        if self._sequence:
+            with contextlib.suppress(*_UNANSWERED):
+                await self._write(b"")
+            self._sequence = 0
+
+    async def _free(self) -> bool:
+        """Whether nobody else has it; then the next write expects what is there."""
+        stream = subjects.kv_stream(subjects.LEASES_BUCKET)
+        try:
+            there = await last_by_subject(self._nc, stream, self._subject, timeout=1)
+        except _UNANSWERED:
+            return False
+        self._sequence = there.sequence if there is not None and there.data in (b"", self._holder) else 0
+        return there is None or self._sequence > 0
+
+    async def _write(self, holder: bytes) -> int:
+        condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._sequence)}
+        return (await publish(self._nc, self._subject, holder, condition, timeout=1)).sequence

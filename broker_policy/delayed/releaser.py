@@ -1,0 +1,242 @@
+"""Releases what is due: claimed, judged under today's policy, committed to the inbox, then removed.
+
+Each step may be repeated: a worker that dies anywhere leaves a message that another releases again, under the
+same dedup id. What is refused for good goes to the dead letters; what is refused for now waits and is tried
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from broker_policy.audit.record import RELEASE
+from broker_policy.commit.answered import UNANSWERED
+from broker_policy.delayed.burial import bury
+from broker_policy.delayed.claims import For
+from broker_policy.delayed.feed import Missed, listen
+from broker_policy.delayed.lease import RENEW_EVERY, Lease
+from broker_policy.delayed.queue import DueQueue, Waiting
+from broker_policy.delayed.stream import DelayedStream
+from broker_policy.ending import end
+from broker_policy.jetstream import StoredMessage
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call
+from mas_nats.wire import headers
+from mas_nats.wire.verdict import Decision, Verdict
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 128
+"""Releases under way at once."""
+_ANSWER_WITHIN = 60.0
+"""Seconds after which a release that was not answered is tried again."""
+_PAUSE = (0.5, 30.0)
+"""Seconds, first and longest, for which a full inbox, or everything while the log is full, is left alone."""
+_LATER = 30_000
+"""Milliseconds until a release that could not be decided is tried again."""
+_STOPPING = 5.0
+_NOT_STORED = (Decision.INBOX_FULL, Decision.LOG_FULL, Decision.POLICY_STALE)
+"""Refusals for now after which the inbox surely has no message of this release."""
+_AWAY = (*UNANSWERED, nats.js.errors.Error, Missed)
+
+
+class Releaser:
+    """Releases the delayed messages of one namespace, when its worker holds the lease.
+
+    ``judge`` takes a call for the commit lane, False when it has too much to do; ``rate`` is how many may be
+    released a second; ``confirmed`` says whether policy is.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        namespace: str,
+        delayed: DelayedStream,
+        *,
+        worker: str,
+        judge: Callable[[Call], bool],
+        rate: Callable[[], int],
+        confirmed: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._nc = nc
+        self._namespace = namespace
+        self._delayed = delayed
+        self._lease = Lease(nc, "delayed", worker)
+        self._judge = judge
+        self._rate = rate
+        self._confirmed = confirmed
+        self._clock = clock
+        self._queue = DueQueue()
+        self._loaded = False  # what waited before has been heard, so that the oldest is known
+        self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._pauses: dict[str, tuple[float, float]] = {}  # by target, "" for all: until when, how long
+
+    async def run(self) -> None:
+        """Release for ever, whenever this worker holds the lease."""
+        try:
+            while True:
+                if await self._lease.hold():
+                    await self._lead()
+                await asyncio.sleep(RENEW_EVERY)
+        finally:
+            if self._running:
+                await asyncio.wait(self._running, timeout=_STOPPING)
+            await end(self._running)
+            await self._lease.give_up()
+
+    async def _lead(self) -> None:
+        """Release until the lease is lost."""
+        self._queue, self._loaded = DueQueue(), False
+        tasks = [asyncio.create_task(part) for part in (self._listen(), self._release_due())]
+        try:
+            while await self._lease.hold():
+                done, _ = await asyncio.wait(tasks, timeout=RENEW_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        except Exception:
+            log.exception("delayed messages of %s cannot be released, trying again", self._namespace)
+        finally:
+            await end(tasks)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with aclosing(listen(self._nc)) as messages:
+                    async for heard in messages:
+                        if heard.waiting is not None:
+                            self._queue.add(heard.waiting)
+                        self._loaded = self._loaded or not heard.more
+                        self._wake.set()
+            except _AWAY as error:
+                log.warning("delayed messages of %s: listening anew (%r)", self._namespace, error)
+                await asyncio.sleep(1)
+
+    # -- when -----------------------------------------------------------------------------------------
+    async def _release_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        free = loop.time()
+        while True:
+            self._wake.clear()
+            now = int(self._clock() * 1000)
+            ready = self._ready()
+            one = self._queue.take(now) if ready else None
+            if one is None:
+                following = self._queue.next() if ready else None
+                wait = 0.25 if following is None else min(max(following - now, 1) / 1000, 0.25)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait)
+                continue
+            if until := self._paused(one.target):
+                self._queue.put_back(one, now + int(1000 * until))
+                continue
+            task = asyncio.create_task(self._release(one))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+            # A tenth of a second's worth may catch up after a wait.
+            free = max(free, loop.time() - 0.1) + 1 / self._rate()
+            if (ahead := free - loop.time()) > 0:
+                await asyncio.sleep(ahead)
+
+    def _ready(self) -> bool:
+        free = len(self._running) < AT_ONCE
+        return free and self._loaded and self._confirmed() and not self._paused("")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake.set()
+
+    def _paused(self, target: str) -> float:
+        """Seconds for which nothing is released to ``target`` ("": to anybody)."""
+        until, _ = self._pauses.get(target, (0.0, 0.0))
+        return max(0.0, until - asyncio.get_running_loop().time())
+
+    def _pause(self, target: str) -> None:
+        if self._paused(target):
+            return
+        _, before = self._pauses.get(target, (0.0, 0.0))
+        length = min(max(2 * before, _PAUSE[0]), _PAUSE[1])
+        self._pauses[target] = (asyncio.get_running_loop().time() + length, length)
+
+    # -- how ------------------------------------------------------------------------------------------
+    async def _release(self, one: Waiting) -> None:
+        try:
+            done = await self._attempt(one)
+        except UNANSWERED as error:
+            log.warning("a delayed message of %s stays for now: %r", one.sender, error)
+            self._pause("")
+            done = False
+        except Exception:
+            log.exception("a delayed message of %s could not be released, trying again", one.sender)
+            done = False
+        if done:
+            self._queue.done(one)
+        else:
+            pause = max(self._paused(""), self._paused(one.target))
+            self._queue.put_back(one, int(self._clock() * 1000) + (int(1000 * pause) or _LATER))
+
+    async def _attempt(self, one: Waiting) -> bool:
+        """Release a message; False when it stays for now."""
+        stored = await self._delayed.get(one.sequence)
+        if stored is None:
+            return True
+        claim = await self._delayed.claims.claim(one.sender, one.token, one.sequence, For.RELEASE)
+        if claim is None:
+            return True
+        if claim.what is For.CANCEL:  # by a worker that died before it removed the message
+            await self._delayed.remove(one.sequence)
+            return True
+        verdict = await self._decide(one, stored)
+        if verdict is None:
+            return False
+        if not verdict.ok:
+            given_up = verdict.rule == refusals.GIVEN_UP  # the id is free again in some minutes
+            if verdict.retry or given_up:
+                if claim.new and verdict.decision in _NOT_STORED:
+                    await self._delayed.claims.drop(claim)  # it can still be cancelled
+                if not given_up:
+                    self._pause(one.target if verdict.decision is Decision.INBOX_FULL else "")
+                return False
+            await bury(self._nc, self._namespace, one, stored, verdict)
+        for paused in ("", one.target):
+            self._pauses.pop(paused, None)
+        await self._delayed.remove(one.sequence)
+        return True
+
+    async def _decide(self, one: Waiting, stored: StoredMessage) -> Verdict | None:
+        """Today's decision, and the commit where it allows; None where neither is known."""
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+
+        def told(verdict: Verdict) -> None:
+            if not answer.done():
+                answer.set_result(verdict)
+
+        fields = stored.headers
+        call = Call(
+            one.sender,
+            RELEASE,
+            stored.data,
+            "",
+            message_id=one.message_id,
+            target=one.target,
+            type=one.type,
+            traceparent=fields.get(headers.TRACEPARENT, ""),
+            tracestate=fields.get(headers.TRACESTATE, ""),
+            received=one.sent,
+            on_verdict=told,
+        )
+        if not self._judge(call):
+            return refusals.busy().verdict(one.message_id)
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(answer, _ANSWER_WITHIN)
+        return None

@@ -1,0 +1,124 @@
+"""The stream that holds delayed messages: one for each sender and id, until it is due or cancelled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from nats.aio.client import Client
+
+from broker_policy.commit.answered import MaybeStored, publish_until_answered
+from broker_policy.delayed.claims import Claims, For
+from broker_policy.jetstream import (
+    NO_ROOM,
+    JetStreamError,
+    StoredMessage,
+    count_by_subject,
+    delete_message,
+    direct_get,
+    last_by_subject,
+    subject_full,
+)
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.correlation import correlation
+
+COUNT_EVERY = 0.5
+"""Seconds between two counts of one sender's messages. By what other workers take meanwhile, a sender can
+exceed its limit."""
+_SENDERS = 10_000
+_PATIENCE = 20.0
+"""Seconds for which a publish that is not answered is repeated: less than its sender waits."""
+
+
+class Held(Enum):
+    """What came of a message to hold."""
+
+    STORED = 1
+    KNOWN = 2  # the same waits already
+    OTHER = 3  # another waits under this id
+    TOO_MANY = 4  # of this sender
+    NO_ROOM = 5  # for anybody
+
+
+class DelayedStream:
+    """The delayed messages of one namespace."""
+
+    def __init__(self, nc: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nc = nc
+        self._clock = clock
+        self.claims = Claims(nc)
+        self._counts: dict[str, tuple[int, float]] = {}  # by sender: how many, counted when
+
+    async def hold(
+        self, sender: str, message_id: str, body: bytes, fields: dict[str, str], most: int
+    ) -> Held:
+        """Store a message, unless something waits under its id or ``most`` of its sender wait.
+
+        Raises:
+            JetStreamError, nats.errors.Error, LogUnreachable: no answer, or none that was expected.
+
+        """
+        subject = subjects.delayed(sender, correlation(message_id))
+        if await self._count(sender) >= most:
+            return await self._compare(subject, body, fields) or Held.TOO_MANY
+        try:
+            await publish_until_answered(self._nc, subject, body, fields, patience=_PATIENCE)
+        except (JetStreamError, MaybeStored) as error:
+            refused = error.__cause__ if isinstance(error, MaybeStored) else error
+            if not isinstance(refused, JetStreamError) or refused.code not in NO_ROOM:
+                raise
+            if there := await self._compare(subject, body, fields):
+                return there
+            if not subject_full(refused):
+                return Held.NO_ROOM
+            raise  # what was in the way has gone meanwhile
+        count, counted = self._counts[sender]
+        self._counts[sender] = (count + 1, counted)
+        return Held.STORED
+
+    async def get(self, sequence: int) -> StoredMessage | None:
+        """The message at ``sequence``; None when it was released or cancelled."""
+        return await direct_get(self._nc, subjects.DELAYED_STREAM, sequence)
+
+    async def cancel(self, sender: str, message_id: str) -> bool:
+        """Take a message back; False when it is not there, or is being released.
+
+        Raises: as ``hold``.
+        """
+        token = correlation(message_id)
+        stored = await last_by_subject(self._nc, subjects.DELAYED_STREAM, subjects.delayed(sender, token))
+        if stored is None:  # a repetition of a cancellation is told the same
+            claim = await self.claims.find(sender, token)
+            return claim is not None and claim.what is For.CANCEL
+        claim = await self.claims.claim(sender, token, stored.sequence, For.CANCEL)
+        if claim is None or claim.what is not For.CANCEL:
+            return False
+        await self.remove(stored.sequence)
+        return True
+
+    async def remove(self, sequence: int) -> None:
+        """Remove a message that was released, cancelled or buried."""
+        await delete_message(self._nc, subjects.DELAYED_STREAM, sequence)
+
+    async def _compare(self, subject: str, body: bytes, fields: dict[str, str]) -> Held | None:
+        there = await last_by_subject(self._nc, subjects.DELAYED_STREAM, subject)
+        if there is None:
+            return None
+        if there.headers.get(headers.AUDIT) == fields[headers.AUDIT]:
+            return Held.STORED  # by a try of ours that was not answered
+        same = there.data == body and all(
+            there.headers.get(name) == fields[name] for name in (headers.TARGET, headers.TYPE)
+        )
+        return Held.KNOWN if same else Held.OTHER
+
+    async def _count(self, sender: str) -> int:
+        count, counted = self._counts.get(sender, (0, -COUNT_EVERY))
+        now = self._clock()
+        if now - counted >= COUNT_EVERY:
+            if len(self._counts) >= _SENDERS:
+                self._counts.clear()
+            pattern = subjects.delayed(sender)
+            count = await count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
+            self._counts[sender] = (count, now)
+        return count

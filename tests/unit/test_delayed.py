@@ -1,0 +1,316 @@
+"""Releasing delayed messages on a real server: once, in turn, whatever dies or gets lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+import pytest
+from nats.aio.client import Client
+
+from broker_policy.audit.record import RELEASE, Outcome
+from broker_policy.delayed.claims import Claims, For
+from broker_policy.delayed.lease import Lease
+from broker_policy.delayed.releaser import Releaser
+from broker_policy.jetstream import api, delete_message, direct_get_page
+from mas_nats.policy.document import Document, Limits
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.correlation import correlation
+from mas_nats.wire.verdict import Decision, Verdict
+from tests.lossy import Lossy
+from tests.serving import Serving, document, serving
+
+
+@pytest.fixture
+def lossy(nc: Client) -> Lossy:
+    return Lossy(nc)
+
+
+@pytest.fixture
+async def here(nc: Client, lossy: Lossy) -> AsyncIterator[Serving]:
+    async with serving(nc, through=lossy) as up:
+        yield up
+
+
+async def delay(
+    here: Serving, message_id: str, milliseconds: int = 0, sender: str = "alice", **more: Any
+) -> Verdict:
+    fields = {headers.MSG_ID: message_id, headers.TARGET: "bob", headers.TYPE: "work"}
+    due = more.pop("due", None)
+    fields |= {headers.DUE: str(due)} if due else {headers.DELAY: str(milliseconds)}
+    fields |= more.pop("fields", {})
+    return await here.call(sender, "delay", more.pop("body", {"id": message_id}), **fields)
+
+
+async def cancel(here: Serving, message_id: str) -> bool:
+    verdict = await here.call("alice", "withdraw", **{headers.MSG_ID: message_id})
+    assert verdict.ok
+    return bool(verdict.result["cancelled"])
+
+
+async def inbox(nc: Client, agent: str = "bob") -> list[str]:
+    stored = await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox(agent), 1, batch=1000)
+    return [each.headers[headers.MESSAGE_ID] for each in stored]
+
+
+async def held(nc: Client, stream: str = subjects.DELAYED_STREAM) -> int:
+    """Messages that wait to be released, or claims."""
+    return int((await api(nc, f"STREAM.INFO.{stream}", {}))["state"]["messages"])
+
+
+async def until(condition: Callable[[], Any], timeout: float = 12) -> None:
+    async with asyncio.timeout(timeout):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+def to(prefix: str) -> Callable[[str, dict[str, str]], bool]:
+    return lambda subject, _: subject.startswith(prefix)
+
+
+STEPS = {
+    "before the claim": to("mas.claim."),
+    "before the record": to("mas.audit."),
+    "before the message": to("mas.inbox."),
+    "before the removal": to("$JS.API.STREAM.MSG.DELETE.DELAYED"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_worker_that_dies_anywhere_leaves_it_to_another(nc: Client, step: str):
+    lossy = Lossy(nc)
+    async with serving(nc, through=lossy) as here:
+        assert (await delay(here, "m1", 300)).ok
+        lossy.swallow(STEPS[step], times=10_000)
+        await asyncio.wait_for(lossy.happened.wait(), 5)
+        for task in (*here.service._followers, *here.service._lanes):
+            task.cancel()  # as dead as it can be within this process
+    async with serving(nc):
+        await until(lambda: _equal(inbox(nc), ["m1"]))
+        await until(lambda: _empty(nc))
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_answer_that_is_lost_changes_nothing(here: Serving, lossy: Lossy, step: str):
+    lossy.lose(STEPS[step])
+    assert (await delay(here, "m1", 100)).ok
+    await until(lambda: _empty(here.nc))
+    assert await inbox(here.nc) == ["m1"]
+
+
+async def test_handled_before_it_was_removed(nc: Client):
+    """The message was stored and handled, its worker died before the removal: nothing is delivered twice."""
+    lossy = Lossy(nc)
+    async with serving(nc, through=lossy) as here:
+        lossy.swallow(STEPS["before the removal"], times=10_000)
+        assert (await delay(here, "m1", 0)).ok
+        await until(lambda: _equal(inbox(nc), ["m1"]))
+        (stored,) = await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox("bob"), 1)
+        await delete_message(nc, subjects.INBOX_STREAM, stored.sequence)
+        lines = [line for record in await here.records() for line in record.decisions if line.op == RELEASE]
+        for task in here.service._followers:
+            task.cancel()
+    async with serving(nc) as here:
+        here.recall.known["alice", "m1"] = lines[0].commitment
+        await until(lambda: _empty(nc))
+        assert await inbox(nc) == []
+
+
+async def test_cancelled_or_delivered_never_both_never_neither(here: Serving):
+    names = [f"m{number}" for number in range(150)]
+    begun = time.monotonic()
+    for verdict in await asyncio.gather(
+        *(delay(here, name, 400 + place) for place, name in enumerate(names))
+    ):
+        assert verdict.ok
+
+    async def later(place: int) -> bool:
+        due = begun + 0.4 + place * 0.001  # so that cancelling and releasing meet
+        await asyncio.sleep(due - 0.03 + 0.02 * (place % 5) - time.monotonic())
+        return await cancel(here, names[place])
+
+    told = await asyncio.gather(*(later(place) for place in range(len(names))))
+    cancelled = {name for name, yes in zip(names, told, strict=True) if yes}
+    await until(lambda: _empty(here.nc))
+    assert set(await inbox(here.nc)) == set(names) - cancelled
+    assert len(await inbox(here.nc)) == len(names) - len(cancelled)
+    assert cancelled
+    assert len(cancelled) < len(names)
+
+
+async def test_a_cancellation_that_was_not_finished_is(nc: Client):
+    lossy = Lossy(nc)
+    async with serving(nc, through=lossy) as here:
+        assert (await delay(here, "m1", 500)).ok
+        lossy.swallow(STEPS["before the removal"], times=1)
+        assert not (await here.call("alice", "withdraw", **{headers.MSG_ID: "m1"})).ok
+        await until(lambda: _empty(nc))
+        assert await inbox(nc) == []
+        assert await cancel(here, "m1"), "it was cancelled"
+
+
+async def test_a_claim_of_an_earlier_message_means_nothing(here: Serving):
+    token = correlation("m1")
+    claims = Claims(here.nc)
+    await claims.claim("alice", token, 0, For.CANCEL)
+    assert (await delay(here, "m1", 0)).ok
+    await until(lambda: _equal(inbox(here.nc), ["m1"]))
+    assert await claims.claim("alice", "other", 7, For.RELEASE) is not None
+    assert await claims.claim("alice", "other", 3, For.CANCEL) is None
+
+
+async def test_what_was_overdue_comes_slowly_oldest_first_and_in_turn(nc: Client, monkeypatch: Any):
+    limits = Limits(release_rate=60)
+
+    async def idle(_: Releaser) -> None:
+        await asyncio.Event().wait()
+
+    policy = document(("alice", "carol", "bob"), limits=limits)
+    with monkeypatch.context() as patch:
+        patch.setattr(Releaser, "run", idle)
+        async with serving(nc, policy) as here:
+            past = int(time.time() * 1000) - 1000
+            for number in range(100, 0, -1):
+                assert (await delay(here, f"a{number:03}", due=past + number)).ok
+            assert (await delay(here, "c", due=past + 101, sender="carol")).ok
+    async with serving(nc, policy) as here:
+        begun = time.monotonic()
+        await until(lambda: _empty(nc))
+        took = time.monotonic() - begun
+    order = await inbox(nc)
+    assert order.index("c") < 10
+    order.remove("c")
+    places = {name: place for place, name in enumerate(order)}
+    assert sorted(places) == [f"a{number:03}" for number in range(1, 101)]
+    assert all(abs(place - (int(name[1:]) - 1)) < 10 for name, place in places.items())
+    assert took > 0.9 * (101 / 60 - 0.1)
+
+
+async def test_a_full_inbox_keeps_it_and_does_not_hold_up_others(nc: Client):
+    async with serving(nc, document(("alice", "bob", "carol"), limits=Limits(inbox_messages=1))) as here:
+        assert (await here.send("alice", "bob", id="first")).ok
+        assert (await delay(here, "m1", 0)).ok
+        assert (await delay(here, "m2", 200, fields={headers.TARGET: "carol"})).ok
+        await until(lambda: _equal(inbox(nc, "carol"), ["m2"]))
+        assert await inbox(nc) == ["first"]
+        assert await held(nc) == 1
+        (stored,) = await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox("bob"), 1)
+        await delete_message(nc, subjects.INBOX_STREAM, stored.sequence)
+        await until(lambda: _equal(inbox(nc), ["m1"]))
+
+
+async def test_while_the_inbox_is_full_it_can_be_cancelled(nc: Client):
+    async with serving(nc, document(limits=Limits(inbox_messages=1))) as here:
+        assert (await here.send("alice", "bob", id="first")).ok
+        assert (await delay(here, "m1", 0)).ok
+
+        async def refused() -> bool:
+            lines = [line for record in await here.records() for line in record.decisions]
+            return any(line.decision == Decision.INBOX_FULL for line in lines)
+
+        await until(refused)
+        await until(lambda: _equal(held(nc, subjects.CLAIMS_STREAM), 0))
+        assert await cancel(here, "m1")
+
+
+async def test_the_stream_takes_no_more_than_its_bytes(nc: Client):
+    async with serving(nc, document(limits=Limits(log_bytes=100_000))) as here:
+        body = {"text": "x" * 30_000}
+        verdicts = [await delay(here, f"m{number}", 60_000, body=body) for number in range(5)]
+        assert [verdict.decision for verdict in verdicts if not verdict.ok][:1] == [Decision.LOG_FULL]
+        assert await cancel(here, "m0")
+        assert (await delay(here, "again", 60_000, body=body)).ok
+
+
+async def test_the_same_id_sent_and_delayed_is_one_message(here: Serving):
+    assert (await here.send("alice", "bob", {"n": 1}, id="m1")).ok
+    assert (await delay(here, "m1", 0, body={"n": 1})).ok
+    assert (await delay(here, "m2", 200, body={"n": 1})).ok
+    assert (await here.send("alice", "bob", {"n": 2}, id="m2")).ok
+    await until(lambda: _empty(here.nc))
+    assert await inbox(here.nc) == ["m1", "m2"]
+    dead = await direct_get_page(here.nc, subjects.DLQ_STREAM, subjects.dead_letter("bob"), 1)
+    assert [each.headers[headers.DEAD_REASON] for each in dead] == [Decision.ID_REUSED]
+
+
+async def test_hostile_headers_of_a_call(here: Serving):
+    hostile = {
+        "Nats-Schedule": "@at 2020-01-01T00:00:00Z",
+        "Nats-Schedule-Target": subjects.inbox("bob"),
+        "Nats-Rollup": "all",
+        "Nats-TTL": "1s",
+        "Nats-Expected-Last-Subject-Sequence": "99",
+        "Mas-Sender": "carol",
+        "Mas-Audit": "w1.1.0",
+    }
+    assert (await delay(here, "m1", 60_000, fields=hostile)).ok
+    (stored,) = await direct_get_page(here.nc, subjects.DELAYED_STREAM, ">", 1)
+    assert stored.subject == subjects.delayed("alice", correlation("m1"))
+    assert stored.headers[headers.SENDER] == "alice"
+    assert not {"Nats-Schedule", "Nats-Schedule-Target", "Nats-Rollup", "Nats-TTL"} & stored.headers.keys()
+    for fields in ({headers.DELAY: "-5"}, {headers.DELAY: "1e9"}, {headers.DELAY: "9" * 15}):
+        assert (await delay(here, "m2", fields=fields)).decision == Decision.INVALID
+    no_time = {headers.MSG_ID: "m3", headers.TARGET: "bob", headers.TYPE: "work"}
+    assert (await here.call("alice", "delay", {}, **no_time)).decision == Decision.INVALID
+
+
+async def test_the_log_says_what_became_of_it(here: Serving):
+    assert (await delay(here, "m1", 100)).ok
+    assert (await delay(here, "m2", 60_000)).ok
+    assert await cancel(here, "m2")
+    assert not await cancel(here, "m9")
+    await until(lambda: _equal(inbox(here.nc), ["m1"]))
+
+    async def settled() -> bool:
+        records = await here.records()
+        named = {
+            (record.writer, record.number, place): line
+            for record in records
+            for place, line in enumerate(record.decisions)
+        }
+        outcomes = [
+            (named[record.writer, each.number, each.position], each.outcome)
+            for record in records
+            for each in record.settlements
+        ]
+        told = {(line.op, line.message_id): outcome for line, outcome in outcomes}
+        return told == {
+            ("delay", "m1"): Outcome.APPLIED,
+            ("delay", "m2"): Outcome.APPLIED,
+            ("withdraw", "m2"): Outcome.APPLIED,
+            ("withdraw", "m9"): Outcome.FAILED,
+            ("release", "m1"): Outcome.COMMITTED,
+        }
+
+    await until(settled)
+
+
+async def test_a_lease_is_one_workers_at_a_time(nc: Client):
+    async with serving(nc):
+        first, second = Lease(nc, "test", "w1"), Lease(nc, "test", "w2")
+        assert await first.hold()
+        assert not await second.hold()
+        assert await first.hold()
+        await first.give_up()
+        assert await second.hold()
+        assert not await first.hold()
+        await until(first.hold)  # nobody renews it
+
+
+async def _equal(looking: Any, wanted: Any) -> bool:
+    return bool(await looking == wanted)
+
+
+async def _empty(nc: Client) -> bool:
+    return await held(nc) == 0
+
+
+def test_a_document_without_the_new_limits_is_read():
+    limits = orjson.loads(Limits().model_dump_json())
+    for name in ("max_delay", "delayed_messages", "release_rate"):
+        del limits[name]
+    raw = {"namespace": "default", "account": "A", "limits": limits}
+    assert Document.model_validate_json(orjson.dumps(raw)).limits == Limits()
