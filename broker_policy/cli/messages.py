@@ -13,6 +13,7 @@ import orjson
 import typer
 
 from broker_policy.cli.app import Folder, Json, Namespace, Output, command, describe, exit_code
+from broker_policy.cli.times import duration, moment
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from mas_nats import Agent, TlsClientConfig
 from mas_nats.errors import ConfigurationError, MasError
@@ -39,15 +40,28 @@ async def send(
     *,
     sender: Sender,
     message_id: Id = None,
+    delay: Annotated[
+        str | None, typer.Option("--delay", help="Deliver it later: 90s, 10m, 1h30m, 2d.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", help="Deliver it then: an ISO 8601 time; local without a zone.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the verdict.")] = 30.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
-    """Send a message; done when it is on disk and its decision in the log."""
+    """Send a message; done when it is on disk and its decision in the log.
+
+    With --delay or --at it is held until then, and checked again; see `mas delayed`.
+    """
     payload = _payload(data)
-    async with _agent(sender, namespace, folder) as agent:
-        accepted = await agent.send(target, message_type, payload, id=message_id, timeout=timeout)
+    later = None if delay is None else duration(delay)
+    then = None if at is None else moment(at)
+    async with as_agent(sender, namespace, folder) as agent:
+        accepted = await agent.send(
+            target, message_type, payload, id=message_id, delay=later, at=then, timeout=timeout
+        )
     document = {"accepted": True, "message_id": accepted, "sender": sender, "target": target}
     Output(json=json).result(document, f"accepted as {accepted}")
 
@@ -67,7 +81,7 @@ async def request(
 ) -> None:
     """Send a request and print the reply."""
     payload = _payload(data)
-    async with _agent(sender, namespace, folder) as agent:
+    async with as_agent(sender, namespace, folder) as agent:
         reply = await agent.request(target, message_type, payload, id=message_id, timeout=timeout)
     text = orjson.dumps(reply.data, option=orjson.OPT_INDENT_2).decode()
     document = {
@@ -99,7 +113,7 @@ async def stream(
     out = Output(json=json)
     try:
         async with (
-            _agent(sender, namespace, folder) as agent,
+            as_agent(sender, namespace, folder) as agent,
             agent.stream(target, message_type, payload, id=message_id, timeout=timeout) as chunks,
         ):
             ends_line = True
@@ -130,7 +144,7 @@ def _print(out: Output, chunk: Chunk, *, ends_line: bool) -> bool:
 
 
 @asynccontextmanager
-async def _agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Agent[dict[str, Any]]]:
+async def as_agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Agent[dict[str, Any]]]:
     """An instance of ``sender`` that takes none of its messages."""
     require_id(sender, "agent id")
     require_id(namespace, "namespace")

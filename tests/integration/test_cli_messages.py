@@ -120,6 +120,27 @@ async def test_stream_prints_what_comes(system: System) -> None:
         assert error["error"]["type"] == "RequestFailed"
 
 
+async def test_delayed_messages(system: System, namespace: str, tmp_path: Path) -> None:
+    await call("apply", str(tmp_path / "mas.yaml"), "--folder", str(system.layout.root))
+    system.tls("alice", namespace)
+    where = options(system, namespace)
+    assert await call("delayed", "list", *where) == {"namespace": namespace, "waiting": 0, "messages": []}
+    await call("send", "--as", "alice", "bob", "note", "--delay", "1h30m", "--id", "later", *where)
+    await call("send", "--as", "alice", "bob", "note", "--at", "2001-01-01T00:00:00Z", "--id", "now", *where)
+    await call("send", "--as", "alice", "bob", "note", "--delay", "600", "--id", "sooner", *where)
+    async with Handling("bob", server_addr=system.broker.url, tls=system.tls("bob", namespace)) as bob:
+        assert await bob.wait_handled({"now"}, 10) == set()
+    listed = await call("delayed", "list", "--sender", "alice", *where)
+    assert [each["message_id"] for each in listed["messages"]] == ["sooner", "later"]  # type: ignore[attr-defined]
+    cancelled = await call("delayed", "cancel", "--as", "alice", "later", *where)
+    assert cancelled["cancelled"] is True
+    late = mas("delayed", "cancel", "--as", "alice", "now", "--json", *where, check=False)
+    assert (late.returncode, json.loads(late.stdout)["cancelled"]) == (1, False)
+    wrong = mas("send", "--as", "alice", "bob", "note", "--delay", "soon", *where, check=False)
+    assert wrong.returncode == 1
+    assert "10m" in wrong.stderr
+
+
 async def test_a_script_takes_none_of_its_agents_messages(system: System) -> None:
     """``receive=False``: it can ask, it is not found, and the agent's messages wait for others."""
     namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"], "bob": ["alice"]})

@@ -18,7 +18,17 @@ from broker_policy.identity.nkeys import KeyPair, Kind
 from mas_nats.wire import subjects
 
 ATTACKER, VICTIM = "mallory", "victim"
-STREAMS = ("INBOX", "DLQ", "REPLIES", "ADVISORIES", "KV_state", "KV_registry", "KV_attempts")
+STREAMS = (
+    "INBOX",
+    "DLQ",
+    "DELAYED",
+    "CLAIMS",
+    "REPLIES",
+    "ADVISORIES",
+    "KV_state",
+    "KV_registry",
+    "KV_attempts",
+)
 CALLS = "calls"
 PULLS = "pulls"
 ACKS = "acks"
@@ -79,8 +89,10 @@ def data_targets() -> Iterator[Target]:
         "$KV.policy.ns.alpha",
         "$KV.workers.w1",
         subjects.checkpoint("alpha"),
-        f"mas.delayed.{VICTIM}.1",
-        f"mas.due.{VICTIM}",
+        subjects.delayed(VICTIM, "1"),
+        subjects.delayed(ATTACKER, "1"),
+        subjects.claim(VICTIM, "1"),
+        f"$KV.{subjects.LEASES_BUCKET}.delayed",
         "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INBOX." + VICTIM,
         *(subjects.admin(op) for op in subjects.AdminOp),
         "_INBOX.victim.1",
@@ -156,7 +168,10 @@ def system_targets(installation: Installation) -> Iterator[Target]:
 
 def targets(installation: Installation) -> list[Target]:
     """Every subject mallory must not reach; what destroys most comes last."""
-    calls = [Target(subjects.call(VICTIM, op), b"{}") for op in ("send", "reply", "state", "hello", "odd")]
+    calls = [
+        Target(subjects.call(VICTIM, op), b"{}")
+        for op in ("send", "reply", "state", "hello", "delay", "cancel", "odd")
+    ]
     return [*calls, *data_targets(), *system_targets(installation), *api_targets()]
 
 

@@ -201,6 +201,7 @@ async def _fill(admin: ResilientClient) -> None:
         for subject in (
             subjects.answer(name, "i1", "c1", 0),
             subjects.dead_letter(name),
+            subjects.delayed(name, "1"),
             subjects.kv_key(subjects.STATE_BUCKET, name),
             subjects.kv_key(subjects.REGISTRY_BUCKET, f"{name}.i1"),
             subjects.kv_key(subjects.ATTEMPTS_BUCKET, name),
