@@ -1,4 +1,4 @@
-"""Delay and withdraw: a message to be delivered later, judged now and again when it is due (ADR 12)."""
+"""Delay and withdraw: a message to be delivered later, judged now and again when it is due (ADR 16)."""
 
 from __future__ import annotations
 

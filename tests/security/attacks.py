@@ -170,7 +170,7 @@ def targets(installation: Installation) -> list[Target]:
     """Every subject mallory must not reach; what destroys most comes last."""
     calls = [
         Target(subjects.call(VICTIM, op), b"{}")
-        for op in ("send", "reply", "state", "hello", "delay", "cancel", "odd")
+        for op in ("send", "reply", "state", "hello", "delay", "withdraw", "odd")
     ]
     return [*calls, *data_targets(), *system_targets(installation), *api_targets()]
 
