@@ -1,0 +1,190 @@
+"""What must hold of a history, of the dead letters and of the audit together (after Jepsen's queue checker).
+
+    lost        accepted, but neither handled, nor dead-lettered, nor audited as expired
+    unaudited   handled, dead-lettered or refused without a decision in the audit; a handled message must be
+                there under the very decision that its delivery named
+    unsettled   decisions without a final outcome
+    phantom     handled, though never attempted, or refused for good, or with another message's content
+    misplaced   replies that answer another request, or reached another process than the one that asked
+    contradicted the audit says that it was not delivered, and it was; or that it is dead, and it is not
+    undecided   the sender never learned whether it was accepted
+
+Each of these is a fault. Reported beside them: duplicates (handled more than once, which at-least-once
+allows), restored (stored twice: allowed after a restart of nats-server, see ADR 6), expired requests,
+unanswered requests (allowed), and unknown: decisions whose outcome the audit honestly does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from broker_policy.audit.entry import first_outcome
+from tests.chaos.history import History
+
+OPEN = frozenset(" cv")
+"""Outcomes that are not final: unknown yet, in the inbox, to be tried again."""
+DELIVERED = frozenset("hdvxc ?")
+"""Outcomes that do not deny that a message came to its handler."""
+FAULTS = ("lost", "unaudited", "unsettled", "phantom", "misplaced", "contradicted", "undecided")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision in the audit with its outcome."""
+
+    name: str  # <writer>.<record>.<position>
+    message_id: str
+    op: str
+    decision: str
+    outcome: str  # a letter of broker_policy.audit.record.Outcome; " ": none
+    time: float  # unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found, as message ids; of ``unsettled`` and ``unknown`` names of decisions."""
+
+    accepted: frozenset[str]
+    handled: frozenset[str]
+    dead: frozenset[str]
+    lost: frozenset[str] = frozenset()
+    unaudited: frozenset[str] = frozenset()
+    unsettled: frozenset[str] = frozenset()
+    phantom: frozenset[str] = frozenset()
+    misplaced: frozenset[str] = frozenset()
+    contradicted: frozenset[str] = frozenset()
+    undecided: frozenset[str] = frozenset()
+    duplicates: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
+    expired: frozenset[str] = frozenset()
+    unanswered: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+
+    @property
+    def faults(self) -> dict[str, frozenset[str]]:
+        """What must not be, by kind; empty when all is well."""
+        return {kind: ids for kind in FAULTS if (ids := getattr(self, kind))}
+
+
+@dataclass(slots=True)
+class Audit:
+    """The decisions of an exported audit, from the entries alone: what the chain protects."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    by_message: dict[str, list[Decision]] = field(default_factory=dict)
+    by_name: dict[str, Decision] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> None:
+        """Add one."""
+        self.decisions.append(decision)
+        self.by_message.setdefault(decision.message_id, []).append(decision)
+        self.by_name[decision.name] = decision
+
+    @classmethod
+    def of(cls, decisions: Iterable[Decision]) -> Audit:
+        """An audit with these decisions."""
+        audit = cls()
+        for decision in decisions:
+            audit.add(decision)
+        return audit
+
+    @classmethod
+    def read(cls, export: Path) -> Audit:
+        """Read an export (``mas audit export``)."""
+        decided: dict[int, dict[str, object]] = {}
+        outcomes: dict[int, str] = {}
+        with export.open("rb") as file:
+            for raw in file:
+                entry = orjson.loads(raw).get("e")
+                if entry is None:
+                    continue
+                if entry["k"] == "d":
+                    decided[entry["i"]] = entry
+                    outcomes[entry["i"]] = first_outcome(entry)
+                elif entry["k"] == "o":
+                    for first, last in entry["x"]:
+                        outcomes.update(dict.fromkeys(range(first, last + 1), entry["o"]))
+        return cls.of(
+            Decision(
+                name=f"{entry['w']}.{entry['n']}.{entry['p']}",
+                message_id=str(entry["id"]),
+                op=str(entry["o"]),
+                decision=str(entry["d"]),
+                outcome=outcomes[index],
+                time=float(str(entry["at"])) / 1000,
+            )
+            for index, entry in decided.items()
+        )
+
+
+def check(history: History, dead: Collection[str], audit: Audit) -> Found:
+    """Compare what programs saw with what the system says. ``dead``: the ids of the dead letters."""
+    accepted, handled = frozenset(history.accepted), frozenset(history.handled)
+    buried = frozenset(dead)
+    expired = _expired(history, audit)
+    runs = history.handled
+    return Found(
+        accepted=accepted,
+        handled=handled,
+        dead=buried,
+        lost=accepted - handled - buried - expired,
+        unaudited=frozenset(
+            {one for one in handled if not _audited(history, audit, one)}
+            | {one for one in buried | frozenset(history.refused) if one not in audit.by_message}
+        ),
+        unsettled=frozenset(each.name for each in audit.decisions if each.outcome in OPEN),
+        phantom=frozenset(
+            {one for one in handled if one not in history.sent or one in history.refused}
+            | {one for one, all_of in runs.items() if any(run.of != one for run in all_of)}
+        ),
+        misplaced=frozenset(
+            one
+            for one, replies in history.replies.items()
+            if any(reply.of != one or reply.to != reply.by for reply in replies)
+            or (one in history.sent and any(reply.by != history.sent[one].by for reply in replies))
+        ),
+        contradicted=frozenset(_contradicted(history, buried, audit)),
+        undecided=frozenset(history.undecided()),
+        duplicates=frozenset(one for one, all_of in runs.items() if len(all_of) > 1),
+        restored=frozenset(one for one, all_of in runs.items() if len({run.decision for run in all_of}) > 1),
+        expired=expired,
+        unanswered=frozenset(history.unanswered),
+        unknown=frozenset(each.name for each in audit.decisions if each.outcome == "?"),
+    )
+
+
+def _audited(history: History, audit: Audit, message_id: str) -> bool:
+    """Whether each delivery of the message names a decision that the audit has of it."""
+    return all(
+        (decision := audit.by_name.get(run.decision)) is not None and decision.message_id == message_id
+        for run in history.handled[message_id]
+    )
+
+
+def _expired(history: History, audit: Audit) -> frozenset[str]:
+    """Requests that the audit says were too late to be handled. Only a request with a deadline can be."""
+    return frozenset(
+        one
+        for one in history.accepted
+        if one in history.sent
+        and history.sent[one].until
+        and any(each.outcome == "x" for each in audit.by_message.get(one, ()))
+    )
+
+
+def _contradicted(history: History, buried: frozenset[str], audit: Audit) -> Iterable[str]:
+    for message_id, runs in history.handled.items():
+        for run in runs:
+            decision = audit.by_name.get(run.decision)
+            if decision is not None and decision.outcome not in DELIVERED:
+                yield message_id
+    for message_id, decisions in audit.by_message.items():
+        said_dead = any(each.outcome == "d" for each in decisions)
+        if said_dead and message_id not in buried:
+            yield message_id
+        if message_id in buried and decisions and not any(each.outcome in DELIVERED for each in decisions):
+            yield message_id
