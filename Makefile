@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else is set up in .venv.
 #   make demo    two agents, for real, in under a minute
 #   make test    lint, types and every test
+#   make chaos   everything killed in turn under load: SECONDS=600 SEED=1
 # Another interpreter: make PYTHON=/path/to/python3.13 test
 
 VENV ?= .venv
@@ -8,12 +9,13 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit soak setup clean
+.PHONY: help demo test lint format types unit chaos soak setup clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
+	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make setup   only the virtual environment and the two servers"
@@ -41,6 +43,10 @@ soak: setup
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+# The result is in build/chaos.json too. More: python -m tests.chaos --help
+chaos: setup
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
 
 # Does nothing when it was done before, for this pyproject.toml and this version of Python.
 setup:

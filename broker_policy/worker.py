@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker_policy.audit.memory import Memory, memory_of
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
@@ -286,11 +287,26 @@ class PolicyWorker:
             await service.stop()
             await nc.close()
             raise
-        projector = Projector(namespace, nc, self._redis, config.keys.record_key, name=config.name)
+        projector = Projector(
+            namespace,
+            nc,
+            self._redis,
+            config.keys.record_key,
+            remember=lambda: self._remember(nc),
+            name=config.name,
+        )
         projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")
         projecting.add_done_callback(self._ended)
         self._namespaces[namespace] = _Served(nc, service, projector, projecting)
         self._spawn(service.wait_broken())
+
+    async def _remember(self, nc: Client) -> Memory:
+        config = self._config
+        observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
+        try:
+            return await memory_of(nc, observer)
+        finally:
+            await observer.close()
 
     async def _keep_restoring(self, namespace: str) -> None:
         served = self._namespaces.get(namespace)

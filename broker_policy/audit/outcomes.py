@@ -7,6 +7,7 @@ before it removes a message, so what is gone and not reported by then was handle
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from broker_policy.audit.draft import Draft
 from broker_policy.audit.entry import WorkerEvent
 from broker_policy.audit.inbox_view import Gone, InboxView
 from broker_policy.audit.layout import id_place
+from broker_policy.audit.memory import Memory, Remember
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import Pending, decode_reports, early_field
 from broker_policy.audit.record import RELEASE, Outcome, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
+from broker_policy.tenants.streams import DEDUP_WINDOW
 
 SILENT = 15.0
 """Seconds without a record after which a writer that owes outcomes counts as dead."""
@@ -37,6 +40,8 @@ UNDELIVERED_GRACE = 30.0
 word on deliveries is behind until the next one."""
 EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
+CLOCKS = 30.0
+"""Seconds by which the clocks of a worker and of a server may differ."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
 
@@ -44,7 +49,7 @@ _PROBES = 256  # in one round
 class Settler:
     """Finds the missing outcomes of one namespace.
 
-    ``catch_up`` projects the log to its end. ``alive`` as for the projector.
+    ``catch_up`` projects the log to its end. ``alive`` and ``remember`` as for the projector.
     """
 
     def __init__(
@@ -55,12 +60,14 @@ class Settler:
         catch_up: Callable[[], Awaitable[None]],
         *,
         alive: Callable[[str], bool | None] | None = None,
+        remember: Remember | None = None,
     ) -> None:
         self._tail = tail
         self._nc = nc
         self._prober = prober
         self._catch_up = catch_up
         self._alive = alive or (lambda _: None)
+        self._remember = remember
         self._layout = tail.store.layout
         self._views: dict[str, InboxView] = {}
         self._searched = 0.0
@@ -218,6 +225,7 @@ class Settler:
     async def _answers(self, portion: dict[str, Pending]) -> dict[str, _Answer]:
         entries = await self._tail.store.entries_at([one.index for one in portion.values()])
         answers: dict[str, _Answer] = {}
+        before = await self._memory() if any(one.way is Way.LONE for one in portion.values()) else None
         for name, one in portion.items():
             if one.way is not Way.LONE:
                 answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost in the act")
@@ -230,7 +238,23 @@ class Settler:
                 answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost, another releases it again")
                 continue
             answers[name] = await self._probe(one, stored.entry(), name)
+        if any(answer.outcome is Outcome.NOT_COMMITTED for answer in answers.values()):
+            known_from = self._known_from(before, await self._memory())
+            for name, one in portion.items():
+                if answers[name].outcome is Outcome.NOT_COMMITTED and one.time / 1000 < known_from:
+                    answers[name] = _Answer(Outcome.UNKNOWN, reason="asked when its id was forgotten")
         return answers
+
+    async def _memory(self) -> Memory | None:
+        return None if self._remember is None else await self._remember()
+
+    def _known_from(self, before: Memory | None, after: Memory | None) -> float:
+        """From when on a decision must be (unix seconds) for an id not known to be one never stored."""
+        if before is None or after is None:
+            return 0.0
+        if before != after:  # another server leads: which of them was asked?
+            return math.inf
+        return max(after.since + CLOCKS, self._tail.now() / 1000 - DEDUP_WINDOW + CLOCKS)
 
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
         probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from broker_policy.audit import entry, log
 from broker_policy.audit.entry import Alarm
 from broker_policy.audit.lease import Lease
+from broker_policy.audit.memory import Remember
 from broker_policy.audit.numbering import Received, receive
 from broker_policy.audit.outcomes import Settler
 from broker_policy.audit.probe import Prober
@@ -69,6 +70,7 @@ class Projector:
     ``nc`` is a connection inside the tenant account, ``redis`` must not decode responses, ``interval`` is
     how long it waits between looks at the log, in seconds. ``alive`` says of a writer whether its worker is
     known to live (None: not known); without it a writer counts as dead when it was silent for 15 seconds.
+    ``remember`` says how far back the log knows message ids; without it, it is taken to know them all.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Projector:
         interval: float = 0.3,
         clock: Callable[[], float] = time.time,
         alive: Callable[[str], bool | None] | None = None,
+        remember: Remember | None = None,
         name: str = "",
     ) -> None:
         self.namespace = namespace
@@ -92,7 +95,7 @@ class Projector:
         self._lease = Lease(redis, self.store.layout.lease, name)
         self._tail = Tail(self.store, clock)
         prober = Prober(nc, namespace, record_key, clock=clock)
-        self._settler = Settler(self._tail, nc, prober, self.catch_up, alive=alive)
+        self._settler = Settler(self._tail, nc, prober, self.catch_up, alive=alive, remember=remember)
         self._removal = Removal(nc, clock=clock)
         self._next: dict[str, float] = {}
 

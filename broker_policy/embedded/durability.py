@@ -53,7 +53,7 @@ async def nats_findings(observer: Client, *, servers: int = 1, timeout: float = 
     ``servers`` is how many there are. A majority must answer within ``timeout`` seconds, less is a finding: a
     worker can start while a node is down, and what is acknowledged lies on a majority.
     """
-    answers = await _ping(observer, _PING_VARZ, {}, servers, timeout)
+    answers = await server_variables(observer, servers=servers, timeout=timeout)
     findings = [finding for varz in answers for finding in judge_nats(varz)]
     if len(answers) <= servers // 2:
         findings.append(
@@ -74,6 +74,13 @@ async def nats_findings(observer: Client, *, servers: int = 1, timeout: float = 
 async def jetstream_summaries(observer: Client, *, timeout: float = 2.0) -> list[dict[str, Any]]:
     """What each nats-server says of its JetStream as a whole: storage used, its limits."""
     return [dict(jsz) for jsz in await _ping(observer, _PING_JSZ, {}, 1, timeout)]
+
+
+async def server_variables(
+    observer: Client, *, servers: int = 1, timeout: float = 5.0
+) -> list[Mapping[str, Any]]:
+    """VARZ of at least ``servers`` servers, fewer where they do not answer within ``timeout`` seconds."""
+    return await _ping(observer, _PING_VARZ, {}, servers, timeout)
 
 
 async def monitor_findings(monitor_url: str) -> list[Finding]:

@@ -20,8 +20,8 @@ from tests.system import System
 
 PATIENCE = 60.0
 """Seconds within which the system must accept again after a fault, and work off what piled up."""
-LIMITS = Limits(ack_wait=5.0, retry_delay=0.2, retry_delay_max=1.0, max_deliver=12)
-"""A killed agent's messages come again after 5 s; pauses must not use up all attempts."""
+LIMITS = Limits(ack_wait=3.0, retry_delay=0.2, retry_delay_max=1.0, max_deliver=12)
+"""A killed agent's messages come again after 3 s; pauses must not use up all attempts."""
 PROMPT = frozenset(("note", "ask"))
 """What is handled at the first attempt unless something is broken."""
 
@@ -73,6 +73,7 @@ class Run:
     say: Callable[[str], None]
     rate: float = 500.0  # messages a second
     namespace: str = "chaos"
+    patience: float = PATIENCE
     history: History = field(default_factory=History)
 
     async def perform(self) -> Outcome:
@@ -88,7 +89,7 @@ class Run:
             await crew.start()
             phases = await self._strike(crew)
             await crew.stop_senders(self._undecided)
-            await self._until(self._all_done, PATIENCE)
+            await self._until(self._all_done, self.patience)
             settled_after = await evidence.rest(self.system, self.namespace, self.say)
         finally:
             await crew.stop()
@@ -126,17 +127,17 @@ class Run:
             phase.faults.append(fault)
             if not await self._recover(phase, fault.since):
                 phase.stuck = True
-                self.say(f"{nemesis.name}: NOT RECOVERED within {PATIENCE:g} s")
+                self.say(f"{nemesis.name}: NOT RECOVERED within {self.patience:g} s")
                 return
             if time.time() + 1.5 * (time.time() - begun) > end:
                 break
         await asyncio.sleep(max(0.0, end - time.time()))
 
     async def _recover(self, phase: Phase, since: float) -> bool:
-        recovered = await self._until(lambda: self._recovered(since), PATIENCE)
+        recovered = await self._until(lambda: self._recovered(since), self.patience)
         if recovered is None:
             return False
-        drained = await self._until(lambda: self._drained(since, recovered), PATIENCE)
+        drained = await self._until(lambda: self._drained(since, recovered), self.patience)
         if drained is None:
             return False
         phase.recovery.append(recovered - since)

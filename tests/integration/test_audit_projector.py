@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 
 from broker_policy.audit.findings import FindingKind
+from broker_policy.audit.memory import Memory
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.query import Question, ask
@@ -384,6 +385,56 @@ async def test_a_repetition_is_told_from_the_decision_that_was_stored(nc, redis,
     await impatient.settle_once()
     assert await outcomes(redis, message_id=handled.message_id) == ["u", "h"]
     assert await outcomes(redis, message_id=first.message_id) == ["n"]
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["knows of the restart", "control: does not"])
+async def test_an_id_that_the_server_has_forgotten_says_nothing(
+    nc, nats_server, certificate, redis, monkeypatch, knows
+):
+    """The worker died, its message was handled, nats-server started anew: nobody knows of the id any more."""
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    monkeypatch.setattr("broker_policy.audit.outcomes.CLOCKS", 0.0)
+    writer = await LogWriter(nc).open()
+    handled = line(Way.LONE)
+    await writer.write(RecordKind.DECISIONS, decisions=(handled,))
+    await writer.deliver(handled)
+    await handle(nc, "bob", 1)
+    nats_server.kill()
+    started = time.time()
+    await nats_server.start()
+    again = await connect(nats_server, certificate)
+
+    async def remember() -> Memory:
+        return Memory("nats", started if knows else 0.0)
+
+    projector = Projector(NAMESPACE, again, redis, KEY, remember=remember)
+    later = await LogWriter(again).open()
+    never_sent = line(Way.LONE, time=int((time.time() + 1) * 1000))
+    await later.write(RecordKind.DECISIONS, decisions=(never_sent,))
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, message_id=handled.message_id) == ["?" if knows else "n"]
+    assert await outcomes(redis, message_id=never_sent.message_id) == ["n"]
+    await project(projector)
+    await intact(redis)
+    await again.close()
+
+
+@pytest.mark.parametrize("now", ["another leads", "the window is over"])
+async def test_nor_does_one_asked_of_another_server_or_too_late(nc, redis, monkeypatch, now):
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    leaders = iter(("n1", "n2") if now == "another leads" else ("n1", "n1"))
+
+    async def remember() -> Memory:
+        return Memory(next(leaders), 0.0)
+
+    ahead = 0.0 if now == "another leads" else 601.0
+    projector = Projector(NAMESPACE, nc, redis, KEY, remember=remember, clock=lambda: time.time() + ahead)
+    writer = await LogWriter(nc).open()
+    await writer.write(RecordKind.DECISIONS, decisions=(line(Way.LONE),))
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["?"]
 
 
 async def test_a_probed_id_can_be_told_from_a_stored_message(nc, redis, impatient):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -116,6 +117,21 @@ async def test_a_namespace_that_cannot_be_served_holds_up_no_other(up: Parts) ->
                 await asyncio.sleep(0.05)
         assert len(await controller._connections({"state": 0})) <= connections + 2
     assert worker._starting == {}
+
+
+async def test_a_worker_sees_since_when_the_log_knows_ids(up: Parts) -> None:
+    namespace = await up.namespace(["asker"], {})
+    worker = up.workers[0]
+    nc = worker._namespaces[namespace].nc
+    first = await worker._remember(nc)
+    assert 0 < time.time() - first.since < 60
+    up.nats.kill()
+    restarted = time.time()
+    await up.nats.start()
+    async with asyncio.timeout(10):
+        while not nc.is_connected:
+            await asyncio.sleep(0.05)
+    assert (await worker._remember(nc)).since >= restarted - 1
 
 
 async def test_apply_sees_the_workers_again_after_such_a_restart(up: Parts) -> None:

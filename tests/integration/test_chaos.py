@@ -1,0 +1,84 @@
+"""A short run of ``make chaos``, and the control: what it says of a system that has really lost something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from broker_policy.audit.layout import Layout
+from broker_policy.audit.store import Store
+from broker_policy.jetstream import delete_message, direct_get_page
+from mas_nats.wire import headers, subjects
+from tests.chaos import report
+from tests.chaos.nemeses import SINGLE, Nemesis, Scene, kill, pause
+from tests.chaos.run import Run
+from tests.system import System
+
+SEED = 20
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[System]:
+    running = System.up(tmp_path / ".mas")
+    yield running
+    running.down()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_nothing_is_lost_whatever_breaks(victim: System, tmp_path: Path) -> None:
+    outcome = await Run(victim, SINGLE, 16, SEED, tmp_path / "run", print, rate=300).perform()
+    done = report.document({"single": outcome}, SEED, 16)
+    print(report.table(done))
+    assert outcome.found.faults == {}, report.faults({"single": outcome})
+    assert outcome.ok, report.faults({"single": outcome})
+    assert len(done["nemeses"]) == len(SINGLE)
+    assert all(row["accepted"] and row["recovery_seconds"] is not None for row in done["nemeses"])
+    assert done["accepted"] > 2_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_what_is_really_lost_is_named(victim: System, tmp_path: Path) -> None:
+    """An administrator deletes a message that waits, and a decision from Redis, behind the system's back."""
+    deleted: set[str] = set()
+    erased: set[str] = set()
+
+    async def strike(scene: Scene) -> None:
+        handlers = [process.pid for process in scene.crew.processes if process.name.startswith("h")]
+        pause(handlers)
+        async with scene.system.tenant(scene.namespace) as nc:
+            waiting: list[tuple[str, int]] = []
+            while not waiting:
+                page = await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox("desk"), 1)
+                waiting = [
+                    (each.headers[headers.MESSAGE_ID], each.sequence)
+                    for each in page
+                    if each.headers[headers.TYPE] == "note"
+                ]
+            message_id, sequence = waiting[-1]
+            assert await delete_message(nc, subjects.INBOX_STREAM, sequence)
+            deleted.add(message_id)
+        async with scene.system.redis() as redis:
+            async for stored in Store(redis, scene.namespace).entries():
+                entry = orjson.loads(stored.body)
+                if entry["k"] == "d" and entry["y"] == "note" and entry["id"] not in deleted:
+                    assert await redis.xdel(Layout(scene.namespace).chain, stored.identifier)
+                    erased.add(entry["id"])
+                    break
+        kill(handlers)  # with what was delivered to them already
+
+    run = Run(victim, [Nemesis("sabotage", strike)], 4, SEED, tmp_path / "run", print, rate=100, patience=4)
+    outcome = await run.perform()
+    assert outcome.found.lost == deleted
+    assert outcome.found.unaudited == erased
+    assert not outcome.evidence.intact
+    assert not outcome.ok
+    done = report.document({"single": outcome}, SEED, 4)
+    assert (done["lost"], done["unaudited"]) == (len(deleted), len(erased))
+    assert (done["chain_ok"], done["ok"]) == (False, False)
+    assert done["nemeses"][0]["lost"] == len(deleted)
+    assert any(min(deleted) in line for line in report.faults({"single": outcome}))
