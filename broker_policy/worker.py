@@ -304,7 +304,7 @@ class PolicyWorker:
         config = self._config
         observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
         try:
-            return await memory_of(nc, observer)
+            return await memory_of(nc, observer, config.endpoint.nodes)
         finally:
             await observer.close()
 

@@ -17,6 +17,9 @@ from broker_policy.embedded.durability import server_variables
 from broker_policy.jetstream import api
 from mas_nats.wire import subjects
 
+_PATIENCE = 1.0
+"""Seconds to wait for servers that do not answer: the one that leads has just answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -30,8 +33,8 @@ Remember = Callable[[], Awaitable[Memory]]
 """Finds it out. Errors as ``memory_of``."""
 
 
-async def memory_of(nc: Client, observer: Client) -> Memory:
-    """Ask which server leads the log, over a connection in the tenant, and since when it runs.
+async def memory_of(nc: Client, observer: Client, nodes: int) -> Memory:
+    """Ask which server of ``nodes`` leads the log, over a connection in the tenant, and since when it runs.
 
     Raises:
         JetStreamError, nats.errors.Error: no answer, or not from that server; ask again later.
@@ -39,7 +42,7 @@ async def memory_of(nc: Client, observer: Client) -> Memory:
     """
     info = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
     leader = str((info.get("cluster") or {}).get("leader") or "")
-    for varz in await server_variables(observer):
+    for varz in await server_variables(observer, servers=nodes, timeout=_PATIENCE):
         if leader in ("", varz.get("server_name")):
             return Memory(leader, datetime.fromisoformat(str(varz["start"])).timestamp())
     raise nats.errors.TimeoutError

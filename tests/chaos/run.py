@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker_policy.policy.document import Limits
+from mas_nats.policy.document import Limits
 from tests.chaos import evidence
 from tests.chaos.checker import Audit, Found, check
 from tests.chaos.crew import HANDLERS, SENDERS, Crew
@@ -137,7 +137,7 @@ class Run:
         recovered = await self._until(lambda: self._recovered(since), self.patience)
         if recovered is None:
             return False
-        drained = await self._until(lambda: self._drained(since, recovered), self.patience)
+        drained = await self._until(lambda: self._drained(recovered), self.patience)
         if drained is None:
             return False
         phase.recovery.append(recovered - since)
@@ -161,9 +161,9 @@ class Run:
             default=None,
         )
 
-    def _drained(self, since: float, until: float) -> float | None:
-        """When the last message was handled that was accepted before ``until``; None before that."""
-        last = since
+    def _drained(self, until: float) -> float | None:
+        """When all was handled that was accepted by ``until``, not before that; None while it is not."""
+        last = until
         for one, when in self.history.accepted.items():
             if when <= until and self.history.sent[one].type in PROMPT:
                 runs = self.history.handled.get(one)
@@ -174,7 +174,7 @@ class Run:
 
     def _all_done(self) -> float | None:
         """Everything was handled that can be; the check has the last word."""
-        return self._drained(0.0, float("inf"))
+        return self._drained(float("inf"))
 
     def _undecided(self) -> set[str]:
         self.history.read(self.folder / "history")
