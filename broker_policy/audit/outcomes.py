@@ -238,10 +238,10 @@ class Settler:
                 answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost, another releases it again")
                 continue
             answers[name] = await self._probe(one, stored.entry(), name)
-        if any(answer.outcome is Outcome.NOT_COMMITTED for answer in answers.values()):
+        if not all(answer.certain for answer in answers.values()):
             known_from = self._known_from(before, await self._memory())
             for name, one in portion.items():
-                if answers[name].outcome is Outcome.NOT_COMMITTED and one.time / 1000 < known_from:
+                if not answers[name].certain and one.time / 1000 < known_from:
                     answers[name] = _Answer(Outcome.UNKNOWN, reason="asked when its id was forgotten")
         return answers
 
@@ -249,7 +249,7 @@ class Settler:
         return None if self._remember is None else await self._remember()
 
     def _known_from(self, before: Memory | None, after: Memory | None) -> float:
-        """From when on a decision must be (unix seconds) for an id not known to be one never stored."""
+        """From when on (unix seconds) the server asked knows the ids of all that decisions have stored."""
         if before is None or after is None:
             return 0.0
         if before != after:  # another server leads: which of them was asked?
@@ -259,12 +259,13 @@ class Settler:
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
         probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))
         if not probed.sequence:
-            return _Answer(Outcome.NOT_COMMITTED)
-        if probed.audit:
-            mine = probed.audit == f"{decision['w']}.{name}"
-        else:
-            mine = not await self._held_by_another(one.index, decision)
-        return _Answer(Outcome.COMMITTED if mine else Outcome.DUPLICATE, probed.sequence)
+            return _Answer(Outcome.NOT_COMMITTED, certain=False)
+        if probed.audit == f"{decision['w']}.{name}":
+            return _Answer(Outcome.COMMITTED, probed.sequence)
+        mine = not probed.audit and not await self._held_by_another(one.index, decision)
+        # What was stored later may be a second copy, of an id that had been forgotten.
+        certain = probed.sequence < decision["s"]
+        return _Answer(Outcome.COMMITTED if mine else Outcome.DUPLICATE, probed.sequence, certain=certain)
 
     async def _held_by_another(self, index: int, decision: entry.Entry) -> bool:
         """Whether a repetition of the same message, and not this decision, put it into the inbox."""
@@ -337,6 +338,7 @@ class _Answer:
     outcome: Outcome
     sequence: int = 0
     reason: str = ""
+    certain: bool = True  # also where the server has forgotten ids
 
 
 def _pairs(raw: object) -> list[tuple[bytes, bytes]]:

@@ -420,6 +420,34 @@ async def test_an_id_that_the_server_has_forgotten_says_nothing(
     await again.close()
 
 
+@pytest.mark.parametrize("knows", [True, False], ids=["knows of the restart", "control: does not"])
+async def test_nor_does_one_that_was_stored_again_since(
+    nc, nats_server, certificate, redis, monkeypatch, knows
+):
+    """As above, and the sender, who had no answer, repeated: handled twice, under two decisions."""
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    monkeypatch.setattr("broker_policy.audit.outcomes.CLOCKS", 0.0)
+    writer = await LogWriter(nc).open()
+    first = line(Way.LONE)
+    await writer.write(RecordKind.DECISIONS, decisions=(first,))
+    await writer.deliver(first)
+    await handle(nc, "bob", 1)
+    nats_server.kill()
+    started = time.time()
+    await nats_server.start()
+    again = await connect(nats_server, certificate)
+    await (await LogWriter(again).open()).batch([line(Way.BATCH, message_id=first.message_id)])
+
+    async def remember() -> Memory:
+        return Memory("nats", started if knows else 0.0)
+
+    projector = Projector(NAMESPACE, again, redis, KEY, remember=remember)
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, message_id=first.message_id) == ["?" if knows else "u", "c"]
+    await again.close()
+
+
 @pytest.mark.parametrize("now", ["another leads", "the window is over"])
 async def test_nor_does_one_asked_of_another_server_or_too_late(nc, redis, monkeypatch, now):
     monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
