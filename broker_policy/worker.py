@@ -301,12 +301,7 @@ class PolicyWorker:
         self._spawn(service.wait_broken())
 
     async def _remember(self, nc: Client) -> Memory:
-        config = self._config
-        observer = await connect_observer(config.endpoint, config.keys, config.public, name=self.worker_id)
-        try:
-            return await memory_of(nc, observer, config.endpoint.nodes)
-        finally:
-            await observer.close()
+        return await memory_of(nc, await self._observing(), self._config.endpoint.nodes)
 
     async def _keep_restoring(self, namespace: str) -> None:
         served = self._namespaces.get(namespace)
