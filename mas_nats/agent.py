@@ -199,6 +199,7 @@ class Agent(Generic[S]):
             await self.on_start()
             if self._receive:
                 self._inbox = self._make_inbox(running)
+                running.messenger.busy = self._inbox.busy
                 await self._inbox.start()
         except BaseException:
             await self._close()

@@ -87,6 +87,15 @@ class Inbox:
             busy=lambda: len(self._running),
         )
 
+    def busy(self) -> str:
+        """Why a request may have got no answer: this instance is full. Empty when it is not."""
+        if len(self._running) < self._session.terms.in_flight:
+            return ""
+        return (
+            f". All {len(self._running)} messages that this instance may have in flight are in hand: where "
+            "the answer needs one more of them handled, raise limits.in_flight or start another instance"
+        )
+
     async def start(self) -> None:
         """Begin to handle messages."""
         self._connection.before_reconnect.append(self._pull.pause)

@@ -64,6 +64,7 @@ class Messenger:
         self._calls = calls
         self._session = session
         self._agent = agent
+        self.busy: Callable[[], str] = str  # says so when this instance can take no message
         self._streams = Streams(connection, calls, agent)
         self._waiting: dict[str, asyncio.Future[Incoming]] = {}  # reply subject -> its request
         self._instance = ""
@@ -128,6 +129,7 @@ class Messenger:
         except TimeoutError:
             raise RequestTimeout(
                 f"{target} did not answer {message_type!r} within {timeout:g} s (request {message_id})"
+                f"{self.busy()}"
             ) from None
         finally:
             del self._waiting[subject]
