@@ -20,7 +20,7 @@ import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from broker_policy.tenants.material import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.wire.frames import Chunk
 
 _KEY_ID_BYTES = 4
@@ -62,18 +62,23 @@ class Cursor:
 
 
 class Sealer:
-    """Seals and opens on behalf of one worker process.
-
-    ``keys`` holds the current sealing key first, then previous ones that are still accepted.
-    """
+    """Seals and opens on behalf of one worker process. For ``keys`` see ``use``."""
 
     def __init__(self, worker: str, keys: Sequence[SealingKey]) -> None:
-        self._by_id = {bytes.fromhex(key.key_id): key for key in keys}
-        current = keys[0]
-        self._head = bytes.fromhex(current.key_id) + bytes([len(worker)]) + worker.encode()
-        self._cipher = AESGCM(current.reply_key(worker))
+        self._worker = worker
         self._counter = itertools.count()
-        self._salt_key = current.salt_key
+        self.use(keys, keys)
+
+    def use(self, keys: Sequence[SealingKey], opening: Sequence[SealingKey]) -> None:
+        """From here on seal with the first of ``keys``, and recognise what was made under any of them.
+
+        Reply capabilities are accepted under those of ``opening`` only.
+        """
+        current = keys[0]
+        self._by_id = {bytes.fromhex(key.key_id): key for key in opening}
+        self._head = bytes.fromhex(current.key_id) + bytes([len(self._worker)]) + self._worker.encode()
+        self._cipher = AESGCM(current.reply_key(self._worker))
+        self._salt_keys = [key.salt_key for key in keys]
         self._instance_keys = [key.instance_key for key in keys]
         self._frame_keys = [key.derive("frame") for key in keys]
 
@@ -136,7 +141,11 @@ class Sealer:
 
     def salt(self, sender: str, message_id: str) -> bytes:
         """The salt of a message's commitment: the same for a repetition, unguessable without the key."""
-        return hmac.digest(self._salt_key, f"{sender}\0{message_id}".encode(), "sha256")[:SALT_BYTES]
+        return _salt(self._salt_keys[0], sender, message_id)
+
+    def other_salts(self, sender: str, message_id: str) -> list[bytes]:
+        """The salts under the other keys: what a message got that was accepted before a rotation."""
+        return [_salt(key, sender, message_id) for key in self._salt_keys[1:]]
 
     def new_instance(self, namespace: str, agent: str) -> str:
         """A name for an instance, which ``owns_instance`` recognises later without a table."""
@@ -158,6 +167,10 @@ class Sealer:
         return hmac.new(key, f"{namespace}\0{agent}\0{random}".encode(), hashlib.sha256).hexdigest()[
             :_INSTANCE_MAC
         ]
+
+
+def _salt(key: bytes, sender: str, message_id: str) -> bytes:
+    return hmac.digest(key, f"{sender}\0{message_id}".encode(), "sha256")[:SALT_BYTES]
 
 
 def commitment(salt: bytes, target: str, message_type: str, body: bytes) -> str:

@@ -30,6 +30,7 @@ from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.state import StateCalls
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import UNANSWERED, LogUnreachable
 from broker_policy.commit.disk_room import DiskRoom
@@ -85,8 +86,10 @@ class NamespaceService:
         screen: Screen = let_through,
         sweep_every: float = SWEEP_EVERY,
         disk: DiskRoom | None = None,
+        clock: Milliseconds = wall_clock,
     ) -> None:
         self._nc = nc
+        self._clock = clock
         self._namespace = namespace
         self._follower = follower
         self._registry = Registry(nc)
@@ -97,7 +100,7 @@ class NamespaceService:
         )
 
         def writer(lane: str) -> RecordWriter:
-            return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room)
+            return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room, clock=clock)
 
         lanes: dict[str, Any] = {
             "judge": (judge := Messages(deciding).judge),
@@ -119,10 +122,10 @@ class NamespaceService:
             revision=lambda: follower.revision,
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
-        replies = Replies(nc, namespace, sealer)
+        replies = Replies(nc, namespace, sealer, clock)
         flow = FlowCalls(nc, deciding, acting, self._asides)
         undertaker = Undertaker(
-            nc, namespace, record=self._acts.recorded, tell_requester=replies.tell_failure
+            nc, namespace, record=self._acts.recorded, tell_requester=replies.tell_failure, clock=clock
         )
         self._advisories = AdvisoryFollower(nc, undertaker)
         removed = RemovedAgents(nc, undertaker, self._removed)
@@ -223,7 +226,15 @@ class NamespaceService:
 
     def connected(self, uri: str, fingerprint: str, *, agent: str, refused: str = "") -> None:
         """Audit an attempt to connect; let all workers know the certificate of an ``agent`` let in."""
-        call = Call(agent or uri, "connect", b"", "", target=self._namespace, type="connect")
+        call = Call(
+            agent or uri,
+            "connect",
+            b"",
+            "",
+            target=self._namespace,
+            type="connect",
+            received=self._clock(),
+        )
         decision = Decision.AUTHZ_DENIED if refused else Decision.ALLOWED
         line = line_of(call, decision, refused or "certificate", Way.NONE, "", fingerprint)
 
@@ -237,7 +248,7 @@ class NamespaceService:
 
     async def _take(self, message: Any) -> None:
         try:
-            call = Call.read(message)
+            call = Call.read(message, self._clock())
         except ValueError:
             return  # no call subject: cannot come through an agent's account
         take = self._calls.get(call.op)

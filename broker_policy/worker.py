@@ -30,11 +30,13 @@ from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
+from broker_policy.clock import ServerClock
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.ending import end
+from broker_policy.identity.pki import Holder
 from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.sealing import Sealer
@@ -47,8 +49,10 @@ from broker_policy.tenants.connect import (
     connect_observer,
     connect_tenant,
 )
+from broker_policy.tenants.live_keys import LiveWorkerKeys
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.restore import restore
+from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.policy.table import Table
 from mas_nats.wire.identity import Identity, Role
 
@@ -57,6 +61,7 @@ log = logging.getLogger(__name__)
 _START_PATIENCE = 1.0
 """Seconds for which a namespace that begins to be served holds up the following of policy for the others."""
 _TRY_AGAIN = 1.0
+_FOLLOW_KEYS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class WorkerConfig:
     public: PublicMaterial
     redis_url: str
     sweep_every: float = SWEEP_EVERY  # seconds
+    keys_folder: Path | None = None  # where rotated keys are looked for
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
     disk: Path | None = None  # where the servers store, if that is on this machine: it must not fill up
 
@@ -88,6 +94,7 @@ class WorkerConfig:
             keys=WorkerKeys.load(layout.keys),
             public=PublicMaterial.load(layout.keys),
             redis_url=broker.redis_url(),
+            keys_folder=layout.keys,
             durable=broker.durable,
             disk=layout.root,
         )
@@ -110,9 +117,14 @@ class PolicyWorker:
         self._config = config
         # Never twice under one sealing key: its counter nonces and its record numbers begin anew (48 bits).
         self.worker_id = f"w{secrets.token_hex(6)}"
-        keys = config.keys
-        sealing = [key for key in (keys.sealing, keys.previous_sealing) if key is not None]
-        self._sealer = Sealer(self.worker_id, sealing)
+        self._clock = ServerClock()
+        self._keys = LiveWorkerKeys(config.keys, config.keys_folder)
+        ring = config.keys.sealing
+        self._sealer = Sealer(self.worker_id, tuple(ring))
+        self._record_key = ring.record_key
+        self._ring: SealingRing | None = None
+        self._opening: tuple[SealingKey, ...] = ()
+        self._take_ring()
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
@@ -139,24 +151,26 @@ class PolicyWorker:
         await self._require_durable()
         await self._disk.look()
         self._spawn(self._disk.follow())
-        self._control = await connect_control(
-            config.endpoint, config.keys, config.public, name=self.worker_id
+        self._control = await connect_control(config.endpoint, self._keys, config.public, name=self.worker_id)
+        self._follower = PolicyFollower(
+            self._control, self.worker_id, server_clock=self._clock, keys=self._keys.names
         )
-        self._follower = PolicyFollower(self._control, self.worker_id)
         self._follower.on_change(self._serve)
         await self._follower.start()
         self._callout_nc = await connect_callout(
-            config.endpoint, config.keys, config.public, name=self.worker_id
+            config.endpoint, self._keys, config.public, name=self.worker_id
         )
         self._callout = CalloutService(
             self._callout_nc,
-            config.keys,
+            self._keys,
             config.public,
             self._resolve,
+            revoked=self._revoked,
             on_accept=self._on_accept,
             on_refuse=self._on_refuse,
         )
         await self._callout.start()
+        self._spawn(self._follow_keys())
         log.info(
             "worker %s (%s) serves %s", config.name, self.worker_id, sorted(self._namespaces) or "nothing yet"
         )
@@ -211,7 +225,7 @@ class PolicyWorker:
         if self._observer is None:
             config = self._config
             self._observer = await connect_observer(
-                config.endpoint, config.keys, config.public, name=self.worker_id
+                config.endpoint, self._keys, config.public, name=self.worker_id
             )
         observer: Client = self._observer
         return observer
@@ -264,7 +278,7 @@ class PolicyWorker:
 
         nc = await connect_tenant(
             config.endpoint,
-            config.keys,
+            self._keys,
             table.document.account,
             name=f"{self.worker_id}-{namespace}",
             reconnected=reconnected,
@@ -275,10 +289,11 @@ class PolicyWorker:
             worker=f"{self.worker_id}x{self._starts[namespace]}",  # record numbers begin anew with each start
             follower=self._follower,
             sealer=self._sealer,
-            record_key=config.keys.record_key,
+            record_key=self._record_key,
             recall=Recall(Store(self._redis, namespace)),
             sweep_every=config.sweep_every,
             disk=self._disk,
+            clock=self._clock,
         )
         try:
             await self._restore(nc, table)
@@ -291,7 +306,8 @@ class PolicyWorker:
             namespace,
             nc,
             self._redis,
-            config.keys.record_key,
+            self._record_key,
+            clock=lambda: self._clock() / 1000,
             remember=lambda: self._remember(nc),
             name=config.name,
         )
@@ -329,12 +345,32 @@ class PolicyWorker:
         if not task.cancelled() and (error := task.exception()) and not self._broken.done():
             self._broken.set_exception(error)
 
+    # -- keys ----------------------------------------------------------------------------------------
+    async def _follow_keys(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_KEYS)
+            self._keys.refresh()
+            self._take_ring()
+
+    def _take_ring(self) -> None:
+        """Seal and recognise by the keys as they are now; some may have had their time."""
+        ring = self._keys.sealing
+        opening = ring.opening(self._clock())
+        if ring is not self._ring or opening != self._opening:
+            self._ring, self._opening = ring, opening
+            self._sealer.use(tuple(ring), opening)
+            self._record_key.become(ring.record_key)
+
     # -- callout -------------------------------------------------------------------------------------
     def _resolve(self, identity: Identity) -> Grant | None:
         if self._follower.stale:
             raise RuntimeError("policy cannot be confirmed")
         table = self._follower.table(identity.namespace)
         return None if table is None else grant_for(table.document, identity)
+
+    def _revoked(self, holder: Holder) -> bool:
+        table = self._follower.table(holder.identity.namespace)
+        return table is not None and holder.fingerprint in table.document.revoked
 
     def _on_accept(self, attempt: Attempt) -> None:
         self._audit_attempt(attempt)

@@ -23,7 +23,7 @@ from broker_policy.policy.store import PolicyStore
 from broker_policy.screen import Screen, let_through
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
-from broker_policy.tenants.material import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict

@@ -202,15 +202,20 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordKey:
     """The key that authenticates records; every worker has it, nobody else.
 
-    ``previous`` are retired keys: records that were written under them may still wait for projection.
+    ``previous`` are other keys that are accepted: retired ones, under which records were written that may
+    still wait for projection, and the next one, which another worker may use already.
     """
 
     secret: bytes = field(repr=False)
     previous: tuple[bytes, ...] = field(default=(), repr=False)
+
+    def become(self, other: RecordKey) -> None:
+        """Be ``other`` from here on: the keys were rotated."""
+        self.secret, self.previous = other.secret, other.previous
 
     def mac(self, body: bytes) -> str:
         """The MAC that travels in ``Mas-Record-Mac``."""

@@ -19,7 +19,8 @@ from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import Kind
 from broker_policy.identity.pki import Holder, IdentityError, identity_from_chain
 from broker_policy.tenants.accounts import Grant
-from broker_policy.tenants.material import AUTH, PublicMaterial, WorkerKeys
+from broker_policy.tenants.live_keys import WorkerSecrets
+from broker_policy.tenants.material import AUTH, PublicMaterial
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity
 from mas_nats.wire.subjects import AUTH_CALLOUT
 
@@ -51,6 +52,7 @@ class _Refused(Exception):
         self.holder = holder
 
 
+Revoked = Callable[[Holder], bool]
 Resolve = Callable[[Identity], Grant | None]
 Listener = Callable[[Attempt], None]
 
@@ -59,16 +61,17 @@ class CalloutService:
     """Needs a connection from ``connect_callout``. Any number may run: they share the requests.
 
     ``resolve`` says what an identity is granted, None when policy does not know it; when it raises, the
-    attempt is refused.
+    attempt is refused. ``revoked`` says whether a certificate was revoked.
     """
 
     def __init__(
         self,
         nc: Client,
-        keys: WorkerKeys,
+        keys: WorkerSecrets,
         public: PublicMaterial,
         resolve: Resolve,
         *,
+        revoked: Revoked = lambda _: False,
         on_accept: Listener | None = None,
         on_refuse: Listener | None = None,
         trust_domain: str = DEFAULT_TRUST_DOMAIN,
@@ -77,6 +80,7 @@ class CalloutService:
         self._keys = keys
         self._auth_account = public.accounts[AUTH]
         self._resolve = resolve
+        self._revoked = revoked
         self._on_accept = on_accept
         self._on_refuse = on_refuse
         self._trust_domain = trust_domain
@@ -133,6 +137,8 @@ class CalloutService:
         identity = holder.identity
         if identity.trust_domain != self._trust_domain:
             raise _Refused(f"trust domain {identity.trust_domain} is not {self._trust_domain}", holder)
+        if self._revoked(holder):
+            raise _Refused("this certificate is revoked", holder)
         grant = self._resolve(identity)
         if grant is None:
             raise _Refused("policy knows no such identity", holder)

@@ -45,7 +45,15 @@ class Messages:
             if call.stream:
                 fields[headers.STREAM] = "1"
         line = deciding.allowed(call, "permissions", Way.LONE, committed)
-        outgoing = Outgoing(subjects.inbox(call.target), call.body, fields, dedup, committed, salt)
+        outgoing = Outgoing(
+            subjects.inbox(call.target),
+            call.body,
+            fields,
+            dedup,
+            committed,
+            salt,
+            lambda: self._earlier(call),
+        )
         return Judged(call, line, deciding.revision, outgoing=outgoing)
 
     def _dedup(self, call: Call) -> str:
@@ -68,6 +76,10 @@ class Messages:
             call.deadline = min(call.deadline, call.received)
             call.instance = _NOBODY
             return self._capability(call)
+
+    def _earlier(self, call: Call) -> list[str]:
+        salts = self.deciding.sealer.other_salts(call.sender, call.message_id)
+        return [commitment(salt, call.target, call.type, call.body) for salt in salts]
 
     def _capability(self, call: Call) -> str:
         """The right of the target to answer, sealed (ADR 4)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 
 import orjson
@@ -12,6 +11,7 @@ from nats.aio.client import Client
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.answered import publish_until_answered
 from broker_policy.jetstream import Ack, StoredMessage, last_by_subject, last_matching
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
@@ -72,6 +72,7 @@ class Replies:
     nc: Client
     namespace: str
     sealer: Sealer
+    clock: Milliseconds = wall_clock
 
     def capability(self, call: Call) -> ReplyCapability | Refusal:
         """What the call's token allows its sender, or why it allows nothing."""
@@ -100,7 +101,7 @@ class Replies:
 
     async def give_up(self, capability: ReplyCapability, decision: Decision, reason: str) -> None:
         """Tell the requester that there will be no reply, or no more of it; not where it has all of it."""
-        now = time.time_ns() // 1_000_000
+        now = self.clock()
         if now > capability.deadline:
             return
         fields = {

@@ -69,6 +69,11 @@ class Outgoing:
     dedup: str
     commitment: str
     salt: bytes
+    earlier: Callable[[], list[str]] = list  # its commitments under other sealing keys
+
+    def repeats(self, known: str) -> bool:
+        """Whether ``known`` commits to the same content, maybe from before a rotation of the sealing key."""
+        return known == self.commitment or known in self.earlier()
 
 
 @dataclass(slots=True)
@@ -205,7 +210,7 @@ class InboxLane:
         if outgoing is None:
             gathered.told.append(judged)
         elif (known := self._recent.get(outgoing.dedup)) is not None:
-            same = call.errand is not None or known == outgoing.commitment
+            same = call.errand is not None or outgoing.repeats(known)
             gathered.told.append(_repetition(judged, same=same))
         elif self._suspects.known_full(call.target):
             gathered.told.append(_refused(judged, refusals.inbox_full(call.target)))
@@ -373,7 +378,7 @@ class InboxLane:
             self._writer.carry([refused.line])
             return refused
         self._recent.add(outgoing.dedup, known)
-        told = _repetition(judged, same=known == outgoing.commitment)
+        told = _repetition(judged, same=outgoing.repeats(known))
         if told.refusal is not None:
             self._writer.carry([told.line])
         return told

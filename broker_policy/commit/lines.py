@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from broker_policy.audit.record import DecisionLine, Way
 from broker_policy.printable import printable
 from mas_nats.policy.call import Call
@@ -27,7 +25,7 @@ def line_of(
         decision=decision,
         rule=rule,
         way=way,
-        time=time.time_ns() // 1_000_000,
+        time=call.received,
         commitment=commitment,
         fingerprint=fingerprint,
         by=call.errand.by if call.errand else "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from broker_policy.audit.record import (
     Settlement,
     digest,
 )
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.answered import (
     LogUnreachable,
     MaybeStored,
@@ -68,9 +68,17 @@ class RecordWriter:
     """
 
     def __init__(
-        self, nc: Client, namespace: str, writer: str, key: RecordKey, *, room: LogRoom | None = None
+        self,
+        nc: Client,
+        namespace: str,
+        writer: str,
+        key: RecordKey,
+        *,
+        room: LogRoom | None = None,
+        clock: Milliseconds = wall_clock,
     ) -> None:
         self._nc = nc
+        self._clock = clock
         self._room = room
         self._namespace = namespace
         self.name = writer
@@ -132,7 +140,7 @@ class RecordWriter:
             number=self._number + 1,
             previous=self._previous,
             kind=kind,
-            time=time.time_ns() // 1_000_000,
+            time=self._clock(),
             revision=self._revision,
             decisions=(*decisions, *self._take_carried()),
             settlements=tuple(_take(self._settlements, _SETTLEMENTS)),
@@ -223,7 +231,7 @@ class RecordWriter:
             number=prepared.record.number,
             previous=self._previous,
             kind=RecordKind.VOID,
-            time=time.time_ns() // 1_000_000,
+            time=self._clock(),
             revision=self._revision,
         )
         body = void.encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -93,5 +92,5 @@ class FailureReports:
 
 
 def _report(call: Call, failure: _Failure, outcome: Outcome) -> Report:
-    now = time.time_ns() // 1_000_000
-    return Report(call.sender, failure.sequence, outcome, failure.attempt, failure.reason, now)
+    sequence, attempt = failure.sequence, failure.attempt
+    return Report(call.sender, sequence, outcome, attempt, failure.reason, call.received)

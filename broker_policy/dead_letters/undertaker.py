@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome, Report
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.jetstream import (
     NO_ROOM,
@@ -71,8 +71,17 @@ class NotYours(Exception):
 class Undertaker:
     """Dead-letters messages of one namespace."""
 
-    def __init__(self, nc: Client, namespace: str, *, record: Record, tell_requester: TellRequester) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        namespace: str,
+        *,
+        record: Record,
+        tell_requester: TellRequester,
+        clock: Milliseconds = wall_clock,
+    ) -> None:
         self._nc = nc
+        self._clock = clock
         self._namespace = namespace
         self._record = record
         self._tell_requester = tell_requester
@@ -122,7 +131,7 @@ class Undertaker:
             headers.DEAD_ATTEMPTS: str(attempt),
             headers.DEAD_ERROR: printable(error, 300),
             headers.DEAD_SEQUENCE: str(stored.sequence),
-            headers.DEAD_TIME: str(_now()),
+            headers.DEAD_TIME: str(self._clock()),
         }
         try:
             await publish(self._nc, subjects.dead_letter(agent), stored.data, fields)
@@ -130,7 +139,7 @@ class Undertaker:
             if refused.code in NO_ROOM:
                 raise NoRoom(f"stream {subjects.DLQ_STREAM} is full") from refused
             raise
-        report = Report(agent, stored.sequence, Outcome.DEAD, attempt, reason, _now())
+        report = Report(agent, stored.sequence, Outcome.DEAD, attempt, reason, self._clock())
         if not await self._record(report):
             raise NoRoom(f"stream {subjects.INBOX_STREAM}, the log, is full")
         await delete_message(self._nc, subjects.INBOX_STREAM, stored.sequence)
@@ -151,7 +160,3 @@ async def for_all(bury: Callable[[StoredMessage], Awaitable[None]], stored: Sequ
         for result in await asyncio.gather(*some, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

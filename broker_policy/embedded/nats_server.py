@@ -136,7 +136,7 @@ class NatsServer:
             "cluster": "" if membership is None else membership.config(),
             "extra": extra,
         }
-        self._public = public
+        self.public = public
         self.process = Process(
             name,
             [binaries.nats_server(), "-c", self.config],
@@ -172,7 +172,7 @@ class NatsServer:
         """Render the configuration; also done at each start."""
         private_folder(self.folder)
         private_folder(self.log.parent)
-        identity = self._public if isinstance(self._public, str) else self._public.server_config()
+        identity = self.public if isinstance(self.public, str) else self.public.server_config()
         text = Template(template()).substitute(self._values, identity=identity)
         write_private(self.config, text.encode())
 
@@ -188,6 +188,14 @@ class NatsServer:
     async def stop(self, timeout: float = 5.0) -> None:
         """End the server with SIGTERM, with SIGKILL after ``timeout`` seconds."""
         await self.process.stop(timeout)
+
+    def reload(self) -> None:
+        """Let the server read its configuration and certificates again (SIGHUP).
+
+        Everything but the operator can change so; connections stay, agents are asked who they are again.
+        """
+        self.write_config()
+        self.process.hang_up()
 
     def kill(self) -> None:
         """End the server with SIGKILL."""

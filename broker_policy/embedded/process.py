@@ -155,6 +155,10 @@ class Process:
             self._signal(signal.SIGKILL)
             self._child.wait()
 
+    def hang_up(self) -> None:
+        """Tell it to read its configuration again (SIGHUP)."""
+        self._signal(signal.SIGHUP)
+
     def pause(self) -> None:
         """Halt it (SIGSTOP): its connections stay open and nothing is answered."""
         self._signal(signal.SIGSTOP)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from broker_policy.embedded.process import Process
 
@@ -105,6 +106,10 @@ class Supervisor:
                 before = trouble
             else:
                 return
+
+    def attend(self, running: Coroutine[Any, Any, None]) -> None:
+        """Run this too, until ``stop``."""
+        self._watches.append(asyncio.create_task(running))
 
     async def stop(self, timeout: float = 5.0) -> None:
         """Stop everything, the last group first; a group gets ``timeout`` seconds before it is killed."""

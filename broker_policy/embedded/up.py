@@ -22,6 +22,7 @@ from broker_policy.embedded.nodes import Ports, servers, settle, until_formed
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
+from broker_policy.embedded.server_files import ServerFiles
 from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.identity.private_files import private_folder
@@ -132,6 +133,7 @@ async def _bring_up(
         for number in range(1, plan.workers + 1)
     ]
     await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
+    supervisor.attend(ServerFiles(layout, nats_server, say).follow())
     return broker
 
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ import orjson
 from nats.aio.client import Client
 from pydantic import ValidationError
 
+from broker_policy.clock import ServerClock
 from broker_policy.ending import end
 from broker_policy.jetstream import StoredMessage, api, last_of_each
 from mas_nats.policy.document import Document, key
@@ -38,10 +39,23 @@ Changed = Callable[[Table], Awaitable[None]]
 
 
 class PolicyFollower:
-    """Keeps one compiled table for each namespace, under one revision for all."""
+    """Keeps one compiled table for each namespace, under one revision for all.
 
-    def __init__(self, nc: Client, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    ``keys`` names the worker's keys for its heartbeat; ``server_clock`` is told what time the server says.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        worker: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        server_clock: ServerClock | None = None,
+        keys: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         self._nc = nc
+        self._server_clock = server_clock or ServerClock()
+        self._keys = keys
         self._worker = worker
         self._clock = clock
         self._tables: MappingProxyType[str, Table] = MappingProxyType({})
@@ -49,7 +63,7 @@ class PolicyFollower:
         self._bucket = ""  # when the bucket was made: one that was made anew counts its revisions anew
         self._confirmed_at = -1e9
         self._beat_at = -1e9
-        self._beat_revision = -1
+        self._beat_body = b""
         self._unseen = False
         self._poke = asyncio.Event()
         self._listeners: list[Changed] = []
@@ -110,7 +124,9 @@ class PolicyFollower:
     async def _follow_once(self) -> None:
         asked_at = self._clock()
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+        asked_when = self._server_clock.local()
         info = await api(self._nc, f"STREAM.INFO.{stream}", {}, timeout=1.0)
+        self._server_clock.observe(str(info.get("ts", "")), asked_when, self._server_clock.local())
         last, bucket = int(info["state"]["last_seq"]), str(info["created"])
         if (last, bucket) != (self._revision, self._bucket):
             await self._load(stream, last)
@@ -134,9 +150,9 @@ class PolicyFollower:
 
     async def _beat(self) -> None:
         now = self._clock()
-        if self._beat_revision == self._revision and now - self._beat_at < _BEAT:
+        body = orjson.dumps({"revision": self._revision, "keys": self._keys()})
+        if body == self._beat_body and now - self._beat_at < _BEAT:
             return
-        body = orjson.dumps({"revision": self._revision})
         try:
             await self._nc.request(subjects.kv_key(subjects.WORKERS_BUCKET, self._worker), body, timeout=1.0)
         except (nats.errors.Error, OSError) as error:
@@ -144,7 +160,7 @@ class PolicyFollower:
                 log.warning("this worker's heartbeat is not taken (%r): run 'mas apply'", error)
             self._unseen = True
             return
-        self._beat_at, self._beat_revision, self._unseen = now, self._revision, False
+        self._beat_at, self._beat_body, self._unseen = now, body, False
 
 
 def _read(entry: StoredMessage) -> Document | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import nats.errors
 import orjson
@@ -86,7 +87,7 @@ class PolicyStore:
             return await self._put(subject, document, last.sequence)  # a deleted one leaves a mark
 
     async def _put(self, subject: str, document: Document, expected: int) -> int:
-        body = document.model_dump_json().encode()
+        body = document.stored()
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
         try:
             return (await publish(self._nc, subject, body, condition)).sequence
@@ -125,11 +126,14 @@ class PolicyStore:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
-    async def _behind(self, revision: int) -> list[str]:
+    async def beats(self) -> dict[str, dict[str, Any]]:
+        """What every live worker last said of itself, by its name."""
         stream = subjects.kv_stream(subjects.WORKERS_BUCKET)
         beats = await last_of_each(self._nc, stream, subjects.kv_key(subjects.WORKERS_BUCKET, "*"))
-        behind = (beat for beat in beats if orjson.loads(beat.data)["revision"] < revision)
-        return sorted(beat.subject.rpartition(".")[2] for beat in behind)
+        return {beat.subject.rpartition(".")[2]: orjson.loads(beat.data) for beat in beats}
+
+    async def _behind(self, revision: int) -> list[str]:
+        return sorted(name for name, beat in (await self.beats()).items() if beat["revision"] < revision)
 
 
 def _subject(namespace: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
+from broker_policy.tenants.live_keys import SignerSecrets, WorkerSecrets
 from broker_policy.tenants.material import (
     AUTH,
     CONTROL,
@@ -24,8 +25,6 @@ from broker_policy.tenants.material import (
     WORKERS,
     ControllerKeys,
     PublicMaterial,
-    SignerKeys,
-    WorkerKeys,
 )
 from mas_nats.errors import ConfigurationError
 from mas_nats.resilient import ResilientClient
@@ -48,6 +47,7 @@ _SYSTEM = jwt.Permissions(
         "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
         "$SYS.REQ.SERVER.PING",
         "$SYS.REQ.SERVER.PING.CONNZ",
+        "$SYS.REQ.SERVER.PING.VARZ",
         "$SYS.REQ.SERVER.*.KICK",
     ),
     subscribe=("_INBOX.>",),
@@ -89,9 +89,22 @@ class Endpoint:
         return context
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who connects, and who vouches for that; made anew for each attempt, since keys are rotated."""
+
+    user: KeyPair
+    issuer: KeyPair
+    claims: jwt.Claims
+
+    def encode(self) -> bytes:
+        """The user's JWT."""
+        return jwt.encode(self.issuer, self.claims).encode()
+
+
 async def connect_tenant(
     endpoint: Endpoint,
-    keys: WorkerKeys,
+    keys: WorkerSecrets,
     account: str,
     *,
     name: str,
@@ -110,42 +123,51 @@ async def connect_tenant(
     user = KeyPair.create(Kind.USER)
     claims = jwt.user_claims(user.public, name, jwt.EVERYTHING, issuer_account=account)
     return await _connect(
-        endpoint, user, keys.tenant_signing, claims, name=name, patience=patience, reconnected=reconnected
+        endpoint,
+        lambda: Credentials(user, keys.tenant_signing, claims),
+        name=name,
+        patience=patience,
+        reconnected=reconnected,
     )
 
 
 async def connect_control(
-    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+    endpoint: Endpoint, keys: WorkerSecrets, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
 ) -> ResilientClient:
     """A worker that reads and follows policy and writes its own heartbeat, the bucket key ``name``."""
-    return await _scoped(endpoint, keys.control_worker, public.accounts[WORKERS], name, patience)
+    return await _scoped(endpoint, lambda: keys.control_worker, public.accounts[WORKERS], name, patience)
 
 
 async def connect_observer(
-    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+    endpoint: Endpoint, keys: WorkerSecrets, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
 ) -> ResilientClient:
     """A worker that may ask the servers for JSZ and VARZ, to check their durability settings."""
-    return await _scoped(endpoint, keys.system_observer, public.accounts[WORKERS], name, patience)
+    return await _scoped(endpoint, lambda: keys.system_observer, public.accounts[WORKERS], name, patience)
 
 
 async def connect_checkpoints(
     endpoint: Endpoint,
-    keys: SignerKeys,
+    keys: SignerSecrets,
     public: PublicMaterial,
     *,
     name: str = "signer",
     patience: float = _PATIENCE,
 ) -> ResilientClient:
     """The checkpoint signer: appends checkpoints and reads them back."""
-    return await _scoped(endpoint, keys.control_signer, public.accounts[SIGNER], name, patience)
+    return await _scoped(endpoint, lambda: keys.control_signer, public.accounts[SIGNER], name, patience)
 
 
 async def connect_callout(
-    endpoint: Endpoint, keys: WorkerKeys, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
+    endpoint: Endpoint, keys: WorkerSecrets, public: PublicMaterial, *, name: str, patience: float = _PATIENCE
 ) -> ResilientClient:
     """A worker that answers the server's authorization requests and can do nothing else."""
-    claims = jwt.user_claims(keys.auth_user.public, name, _CALLOUT, issuer_account=public.accounts[AUTH])
-    return await _connect(endpoint, keys.auth_user, keys.auth_signing, claims, name=name, patience=patience)
+
+    def credentials() -> Credentials:
+        user = keys.auth_user
+        claims = jwt.user_claims(user.public, name, _CALLOUT, issuer_account=public.accounts[AUTH])
+        return Credentials(user, keys.auth_signing, claims)
+
+    return await _connect(endpoint, credentials, name=name, patience=patience)
 
 
 async def connect_system(
@@ -159,7 +181,9 @@ async def connect_system(
     """The tenant controller in the system account: pushes accounts, kicks connections."""
     user = KeyPair.create(Kind.USER)
     claims = jwt.user_claims(user.public, name, _SYSTEM, issuer_account=public.accounts[SYSTEM])
-    return await _connect(endpoint, user, keys.system_signing, claims, name=name, patience=patience)
+    return await _connect(
+        endpoint, lambda: Credentials(user, keys.system_signing, claims), name=name, patience=patience
+    )
 
 
 async def connect_control_admin(
@@ -184,22 +208,22 @@ async def connect_tenant_admin(
 async def _admin(endpoint: Endpoint, account: KeyPair, name: str, patience: float) -> ResilientClient:
     user = KeyPair.create(Kind.USER)
     claims = jwt.user_claims(user.public, name, jwt.EVERYTHING)
-    return await _connect(endpoint, user, account, claims, name=name, patience=patience)
+    return await _connect(endpoint, lambda: Credentials(user, account, claims), name=name, patience=patience)
 
 
 async def _scoped(
-    endpoint: Endpoint, signing: KeyPair, account: str, name: str, patience: float
+    endpoint: Endpoint, signing: Callable[[], KeyPair], account: str, name: str, patience: float
 ) -> ResilientClient:
     user = KeyPair.create(Kind.USER)
     claims = jwt.scoped_user_claims(user.public, require_id(name, "name"), issuer_account=account)
-    return await _connect(endpoint, user, signing, claims, name=name, patience=patience)
+    return await _connect(
+        endpoint, lambda: Credentials(user, signing(), claims), name=name, patience=patience
+    )
 
 
 async def _connect(
     endpoint: Endpoint,
-    user: KeyPair,
-    issuer: KeyPair,
-    claims: jwt.Claims,
+    credentials: Callable[[], Credentials],
     *,
     name: str,
     patience: float,
@@ -222,8 +246,8 @@ async def _connect(
         name=name,
         tls=endpoint.ssl_context(),
         tls_hostname=endpoint.tls_hostname,
-        user_jwt_cb=_encoder(issuer, claims),
-        signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
+        user_jwt_cb=lambda: credentials().encode(),
+        signature_cb=lambda nonce: base64.b64encode(credentials().user.sign(nonce.encode())),
         error_cb=on_error,
         disconnected_cb=on_disconnect,
         ping_interval=_PING_INTERVAL,
@@ -231,7 +255,3 @@ async def _connect(
         reconnected_cb=reconnected,
     )
     return client
-
-
-def _encoder(issuer: KeyPair, claims: jwt.Claims) -> Callable[[], bytes]:
-    return lambda: jwt.encode(issuer, claims).encode()

@@ -7,6 +7,7 @@ disconnected. It alone holds the operator's signing key, so it runs where ``mas 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -110,7 +111,7 @@ class TenantController:
             jwt.Account(
                 self._keys.account(namespace).public,
                 namespace,
-                signing_keys=[self._public.tenant_signing],
+                signing_keys=self._public.tenant_signing,
                 exports=[use.export() for use in accounts.TENANT_EXPORTS],
                 jetstream=_JETSTREAM,
             )
@@ -186,6 +187,15 @@ class TenantController:
         """Disconnect all connections to ``account`` (a public key); the number of them."""
         return await self._kick({"acc": account})
 
+    async def kick_certificate(self, fingerprint: str) -> int:
+        """Disconnect whoever showed a certificate, or one of a CA, with this SHA-256; the number of them."""
+        return await self._kick({"auth": True}, lambda connection: fingerprint in _shown(connection))
+
+    async def certificates_of(self, uri: str) -> set[str]:
+        """The SHA-256 of every certificate that connections of the identity ``uri`` have shown."""
+        found = await self._connections({"auth": True, "user": uri})
+        return {shown[0] for _, connection in found if (shown := _shown(connection))}
+
     async def _ensure_contained(
         self, namespace: str, role: Role, name: str, uses: tuple[accounts.Use, ...]
     ) -> str:
@@ -197,7 +207,7 @@ class TenantController:
             jwt.Account(
                 self._keys.account(label).public,
                 label,
-                signing_keys=[self._public.tenant_signing],
+                signing_keys=self._public.tenant_signing,
                 imports=accounts.imports(tenant, uses),
                 limits=_CONTAINED_LIMITS,
             )
@@ -262,17 +272,21 @@ class TenantController:
             self._tenants[namespace] = client
         return client
 
-    async def _kick(self, which: dict[str, Any]) -> int:
+    async def _kick(
+        self, which: dict[str, Any], wanted: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> int:
         kicked = 0
         for server, connection in await self._connections(which):
+            if not wanted(connection):
+                continue
             subject = f"$SYS.REQ.SERVER.{server}.KICK"
-            answer = await self._ask(subject, orjson.dumps({"cid": connection}))
+            answer = await self._ask(subject, orjson.dumps({"cid": connection["cid"]}))
             kicked += not answer.get("error")  # an error: it has gone by itself meanwhile
         return kicked
 
-    async def _connections(self, which: dict[str, Any]) -> list[tuple[str, int]]:
-        """Server and connection id of every connection that matches, on every server."""
-        found: list[tuple[str, int]] = []
+    async def _connections(self, which: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Server and description of every connection that matches, on every server."""
+        found: list[tuple[str, dict[str, Any]]] = []
         offset, more = 0, True
         while more:
             more = False
@@ -282,7 +296,7 @@ class TenantController:
                 log.warning("a node does not answer: connections that it has are not seen")
             for answer in answers:
                 connections = answer["data"]["connections"]
-                found += [(answer["server"]["id"], connection["cid"]) for connection in connections]
+                found += [(answer["server"]["id"], connection) for connection in connections]
                 more = more or len(connections) == _PAGE
             offset += _PAGE
         return found
@@ -324,3 +338,8 @@ class TenantController:
 def _label(namespace: str, role: Role, name: str) -> str:
     """Names the account of an agent or inspector, and derives its key."""
     return f"{namespace}.{role}.{name}"
+
+
+def _shown(connection: dict[str, Any]) -> list[str]:
+    """The SHA-256 of the certificates of a connection's verified chain, the leaf first."""
+    return [str(each["cert_sha256"]) for each in connection.get("tls_peer_certs", ())]

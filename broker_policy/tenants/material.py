@@ -13,7 +13,6 @@ A holder needs its own folder and ``public``, nothing else (DESIGN 3).
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import os
@@ -23,9 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -35,17 +32,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from broker_policy.audit.record import RecordKey
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.identity.private_files import private_folder, write_private
 from broker_policy.tenants import accounts
+from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
 
 SYSTEM, AUTH, CONTROL, WORKERS, SIGNER = "SYS", "AUTH", "CONTROL", "WORKERS", "SIGNER"
 """The fixed accounts. Upper case, so that no namespace can have such a name."""
 
-_JWT_FILES = {
+ACCOUNT_FILES = {
     SYSTEM: "system.jwt",
     AUTH: "auth.jwt",
     CONTROL: "control.jwt",
@@ -54,7 +51,6 @@ _JWT_FILES = {
 }
 _JETSTREAM = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
 _KEY_BYTES = 32
-_RECORD_MAC = "record-mac"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,58 +86,6 @@ class ControllerKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class SealingKey:
-    """The secret that workers share, and its id, which travels in what it seals."""
-
-    key_id: str
-    secret: bytes = field(repr=False)
-
-    @classmethod
-    def create(cls) -> SealingKey:
-        """A new random one."""
-        return cls(secrets.token_hex(4), os.urandom(_KEY_BYTES))
-
-    @classmethod
-    def read(cls, path: Path) -> SealingKey:
-        """Read one from a file.
-
-        Raises:
-            ConfigurationError: it is missing or damaged.
-
-        """
-        try:
-            raw = orjson.loads(_read(path))
-            key = cls(str(raw["id"]), base64.b64decode(raw["key"], validate=True))
-        except (ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"{path} is damaged: restore it from the backup") from None
-        if len(key.secret) != _KEY_BYTES:
-            raise ConfigurationError(f"{path} is damaged: restore it from the backup")
-        return key
-
-    def encode(self) -> bytes:
-        """As a file's content."""
-        return orjson.dumps({"id": self.key_id, "key": base64.b64encode(self.secret).decode()})
-
-    def derive(self, purpose: str) -> bytes:
-        """The 32-byte subkey for ``purpose`` (HKDF-SHA256)."""
-        return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=purpose.encode()).derive(self.secret)
-
-    @property
-    def salt_key(self) -> bytes:
-        """Makes the salts of audit commitments."""
-        return self.derive("salt")
-
-    @property
-    def instance_key(self) -> bytes:
-        """Makes and checks the names of instances."""
-        return self.derive("instance")
-
-    def reply_key(self, worker_id: str) -> bytes:
-        """Seals reply tokens of one worker; any worker can derive it to open them."""
-        return self.derive(f"reply/{worker_id}")
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerKeys:
     """What every worker holds."""
 
@@ -150,8 +94,7 @@ class WorkerKeys:
     tenant_signing: KeyPair
     control_worker: KeyPair
     system_observer: KeyPair
-    sealing: SealingKey
-    previous_sealing: SealingKey | None = None  # still opens what was sealed before the last rotation
+    sealing: SealingRing
 
     @classmethod
     def load(cls, keys: Path) -> WorkerKeys:
@@ -162,43 +105,14 @@ class WorkerKeys:
 
         """
         folder = keys / "worker"
-        previous = folder / "sealing-previous.key"
         return cls(
             auth_signing=_read_nkey(folder / "auth-signing.nk", Kind.ACCOUNT),
             auth_user=_read_nkey(folder / "auth-user.nk", Kind.USER),
             tenant_signing=_read_nkey(folder / "tenant-signing.nk", Kind.ACCOUNT),
             control_worker=_read_nkey(folder / "control-worker.nk", Kind.ACCOUNT),
             system_observer=_read_nkey(folder / "sys-observer.nk", Kind.ACCOUNT),
-            sealing=SealingKey.read(folder / "sealing.key"),
-            previous_sealing=SealingKey.read(previous) if previous.exists() else None,
+            sealing=SealingRing.read(folder / "sealing.key"),
         )
-
-    def sealing_key(self, key_id: str) -> SealingKey | None:
-        """The current or the previous sealing key, by the id that travels in a token."""
-        for key in (self.sealing, self.previous_sealing):
-            if key is not None and key.key_id == key_id:
-                return key
-        return None
-
-    @property
-    def record_key(self) -> RecordKey:
-        """Authenticates audit records, also those written before the last rotation."""
-        previous = (self.previous_sealing.derive(_RECORD_MAC),) if self.previous_sealing else ()
-        return RecordKey(self.sealing.derive(_RECORD_MAC), previous)
-
-    @property
-    def salt_key(self) -> bytes:
-        """Makes the salts of audit commitments."""
-        return self.sealing.salt_key
-
-    @property
-    def instance_key(self) -> bytes:
-        """Makes and checks the names of instances."""
-        return self.sealing.instance_key
-
-    def reply_key(self, worker_id: str) -> bytes:
-        """Seals the reply tokens of one worker with the current key."""
-        return self.sealing.reply_key(worker_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +150,7 @@ class PublicMaterial:
     account_jwts: dict[str, str]  # fixed accounts only
     accounts: dict[str, str]  # name -> public key, fixed accounts only
     checkpoint: Ed25519PublicKey = field(repr=False)
-    tenant_signing: str  # public key
+    tenant_signing: tuple[str, ...]  # public keys; two while it is rotated
     checkpoint_pem: bytes = field(repr=False, default=b"")
 
     @classmethod
@@ -252,8 +166,8 @@ class PublicMaterial:
         pem = _read(folder / "checkpoint.pub")
         try:
             raw = orjson.loads(_read(path))
-            names = {name: str(raw["accounts"][name]) for name in _JWT_FILES}
-            signing = str(raw["tenant_signing"])
+            names = {name: str(raw["accounts"][name]) for name in ACCOUNT_FILES}
+            signing = (str(raw["tenant_signing"]), *map(str, raw.get("tenant_signing_also", ())))
             checkpoint = load_pem_public_key(pem)
         except (ValueError, KeyError, TypeError):
             raise ConfigurationError(f"{folder} is damaged: restore it from the backup") from None
@@ -262,7 +176,7 @@ class PublicMaterial:
         return cls(
             operator_jwt=_read(folder / "operator.jwt").decode(),
             sentinel_jwt=_read(folder / "sentinel.jwt").decode(),
-            account_jwts={name: _read(folder / file).decode() for name, file in _JWT_FILES.items()},
+            account_jwts={name: _read(folder / file).decode() for name, file in ACCOUNT_FILES.items()},
             accounts=names,
             checkpoint=checkpoint,
             tenant_signing=signing,
@@ -357,7 +271,7 @@ def _write_material(keys: Path) -> None:
     for name in ("auth-signing", "tenant-signing", "control-worker", "sys-observer"):
         _write_nkey(folders["worker"], name, signing[name])
     _write_nkey(folders["worker"], "auth-user", auth_user)
-    write_private(folders["worker"] / "sealing.key", SealingKey.create().encode())
+    SealingRing(SealingKey.create()).write(folders["worker"] / "sealing.key")
     _write_nkey(folders["signer"], "control-signer", signing["control-signer"])
     write_private(
         folders["signer"] / "checkpoint.key",
@@ -366,7 +280,7 @@ def _write_material(keys: Path) -> None:
 
     public = folders["public"]
     fixed = _fixed_accounts(controller, {name: key.public for name, key in signing.items()}, auth_user.public)
-    tokens = {_JWT_FILES[account.name]: jwt.encode(operator_signing, account.claims()) for account in fixed}
+    tokens = {ACCOUNT_FILES[account.name]: jwt.encode(operator_signing, account.claims()) for account in fixed}
     keys_by_name = {account.name: account.public for account in fixed}
     tokens["operator.jwt"] = jwt.encode(
         operator,
@@ -377,17 +291,7 @@ def _write_material(keys: Path) -> None:
             signing_keys=[operator_signing.public],
         ),
     )
-    # Whoever brings no JWT becomes this user, for as long as the callout takes. Its key is thrown away.
-    tokens["sentinel.jwt"] = jwt.encode(
-        signing["auth-signing"],
-        jwt.user_claims(
-            KeyPair.create(Kind.USER).public,
-            "sentinel",
-            jwt.Permissions(),
-            issuer_account=keys_by_name[AUTH],
-            bearer=True,
-        ),
-    )
+    tokens["sentinel.jwt"] = sentinel(controller)
     for file, token in tokens.items():
         write_private(public / file, token.encode())
     write_private(
@@ -396,6 +300,16 @@ def _write_material(keys: Path) -> None:
     )
     directory = {"accounts": keys_by_name, "tenant_signing": signing["tenant-signing"].public}
     write_private(public / "accounts.json", orjson.dumps(directory, option=orjson.OPT_INDENT_2))
+
+
+def sentinel(controller: ControllerKeys) -> str:
+    """The user that whoever brings no JWT becomes, for as long as the callout takes.
+
+    Its key is thrown away. The account itself signs it, so that it outlives the signing keys.
+    """
+    user = KeyPair.create(Kind.USER).public
+    claims = jwt.user_claims(user, "sentinel", jwt.Permissions(), bearer=True)
+    return jwt.encode(controller.account(AUTH), claims)
 
 
 def _fixed_accounts(controller: ControllerKeys, signing: dict[str, str], auth_user: str) -> list[jwt.Account]:

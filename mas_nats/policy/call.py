@@ -56,10 +56,15 @@ class Call:
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     @classmethod
-    def read(cls, message: Any) -> Call:
-        """Read a NATS message: its subject, its body, and the headers that agents may set."""
+    def read(cls, message: Any, received: int | None = None) -> Call:
+        """Read a NATS message: its subject, its body, and the headers that agents may set.
+
+        ``received`` in unix milliseconds; by this machine's clock when not given.
+        """
         _, _, sender, op = message.subject.split(".", 3)
         call = cls(sender, op, message.data, message.reply)
+        if received is not None:
+            call.received = received
         if fields := message.headers:
             call.message_id = call._header(fields, headers.MSG_ID)
             call.target = call._header(fields, headers.TARGET)

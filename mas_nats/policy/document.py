@@ -57,6 +57,14 @@ class Limits(Strict):
     retry_delay_max: float = Field(60.0, ge=0)  # seconds
 
 
+class Revocation(Strict):
+    """A certificate that nobody may use any more."""
+
+    identity: str  # SPIFFE id, "" when not known
+    at: int  # unix seconds
+    until: int = 0  # unix seconds: when it expires by itself; 0: not known
+
+
 class Document(Strict):
     """The policy of one namespace."""
 
@@ -68,6 +76,15 @@ class Document(Strict):
     operators: tuple[AgentId, ...] = ()  # people and CI jobs, inside the tenant account
     permissions: dict[AgentId, Permissions] = Field(default_factory=dict)
     limits: Limits = Limits()
+    revoked: dict[str, Revocation] = Field(default_factory=dict)  # by SHA-256, lower-case hexadecimal
+
+    def stored(self) -> bytes:
+        """As it lies in the bucket.
+
+        A worker that cannot refuse revoked certificates yet does not know the field, and closes the namespace
+        that has any (fail closed); where there are none it is left out.
+        """
+        return self.model_dump_json(exclude=None if self.revoked else {"revoked"}).encode()
 
 
 def key(namespace: str) -> str:

@@ -81,7 +81,12 @@ async def test_the_control_inside_control_the_same_requests_roll_policy_back(ins
     user, account = KeyPair.create(Kind.USER), keys.account("CONTROL")
     claims = jwt.user_claims(user.public, "w7", accounts.worker_permissions())
     client = await installation.adopt(
-        connect._connect(installation.endpoint, user, account, claims, name="w7", patience=3)
+        connect._connect(
+            installation.endpoint,
+            lambda: connect.Credentials(user, account, claims),
+            name="w7",
+            patience=3,
+        )
     )
     before = await snapshot.settled(installation, own="")
     await client.publish("$JS.API.DIRECT.GET.KV_policy", b'{"seq":1}', reply=POLICY)
@@ -97,7 +102,10 @@ async def test_a_scoped_user_may_not_ask_for_more(installation):
     claims = jwt.user_claims(user.public, "w7", jwt.EVERYTHING, issuer_account=account)
     with pytest.raises(IdentityRefused):
         await connect._connect(
-            installation.endpoint, user, material.worker.control_worker, claims, name="w7", patience=3
+            installation.endpoint,
+            lambda: connect.Credentials(user, material.worker.control_worker, claims),
+            name="w7",
+            patience=3,
         )
 
 

@@ -17,7 +17,7 @@ from broker_policy.calls.frames import FrameCalls
 from broker_policy.jetstream import Ack, StoredMessage
 from broker_policy.screen import MAX_HELD, Screen, Screened, let_through
 from broker_policy.sealing import ReplyCapability, Sealer
-from broker_policy.tenants.material import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire import headers
 from mas_nats.wire.frames import Chunk, joined, split, units

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from broker_policy.jetstream import StoredMessage, direct_get_page
 from broker_policy.sealing import ReplyCapability, Sealer
-from broker_policy.tenants.material import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation

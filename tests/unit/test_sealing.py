@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_policy.sealing import Cursor, ReplyCapability, SealBroken, Sealer, commitment
-from broker_policy.tenants.material import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.wire.headers import MAX_VALUE_BYTES
 
 KEY = SealingKey("00000001", b"1" * 32)

@@ -1,0 +1,89 @@
+"""Rotating the sealing key: known to every worker before the first seals with it, the old one kept for what was
+sealed under it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from redis.asyncio import Redis
+
+from broker_policy.audit import log
+from broker_policy.audit.store import Store
+from broker_policy.jetstream import api
+from broker_policy.keys import followers
+from broker_policy.keys.inventory import BY_NAME
+from broker_policy.keys.site import Site
+from broker_policy.tenants.connect import connect_tenant_admin
+from broker_policy.tenants.material import ControllerKeys
+from broker_policy.tenants.sealing_ring import OPENS_MS, SealingKey, SealingRing
+from mas_nats.wire import subjects
+
+
+async def rotate(site: Site, *, now: bool) -> None:
+    """Rotate it. ``now``: forget the old key at once; replies to requests of before are refused.
+
+    Even then records that were written under the old key enter the audit first.
+
+    Raises:
+        Unavailable: a worker does not follow; call again.
+
+    """
+    path = BY_NAME["sealing"].path(site.layout)
+    ring = SealingRing.read(path).pruned(_now())
+    if ring.next is None:
+        ring = ring.staged(SealingKey.create())
+        ring.write(path)
+    assert ring.next is not None  # noqa: S101 - staged above
+    old, new = ring.current.key_id, ring.next.key_id
+    site.say(f"sealing: {old} is replaced by {new}")
+    await followers.workers(site, lambda keys: new in keys.get("accepts", ()), f"{new} accepted")
+    ring = ring.turned(_now())
+    ring.write(path)
+    await followers.workers(site, lambda keys: keys.get("seals") == new, f"{new} seals")
+    if now:
+        await _projected(site)
+        ring = replace(ring, retired=())
+        ring.write(path)
+        await followers.workers(site, lambda keys: keys.get("accepts") == [new], f"{old} forgotten")
+        return
+    until = datetime.fromtimestamp((_now() + OPENS_MS) / 1000, UTC).isoformat(timespec="minutes")
+    site.say(f"{old} opens replies to earlier requests until {until}, then no more")
+
+
+async def _projected(site: Site) -> None:
+    """Wait until every record written so far is in the audit.
+
+    Raises:
+        Unavailable: that takes too long.
+
+    """
+    endpoint, keys = site.broker.connection(site.layout, "controller"), ControllerKeys.load(site.keys)
+    async with site.control() as (_, store):
+        names = [stored.document.namespace for stored in await store.namespaces()]
+    redis = Redis.from_url(site.broker.redis_url(), socket_timeout=5, socket_connect_timeout=2)
+    try:
+        for name in names:
+            client = await connect_tenant_admin(endpoint, keys, name)
+            try:
+                info = await api(client, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+                last, audit = int(info["state"]["last_seq"]), Store(redis, name)
+
+                async def waiting(
+                    client: object = client, last: int = last, audit: Store = audit, name: str = name
+                ) -> str:
+                    page = await log.read(client, (await audit.head()).sequence + 1, most=1)  # type: ignore[arg-type]
+                    behind = page.messages and page.messages[0].sequence <= last
+                    return f"records of {name} wait for projection" if behind else ""
+
+                await site.until(waiting, "records of before are in the audit")
+            finally:
+                await client.close()
+    finally:
+        await redis.aclose()
+    site.say("records of before are in the audit")
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
