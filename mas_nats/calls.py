@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from mas_nats.errors import OutcomeUnknown, Unavailable
+from mas_nats.errors import OutcomeUnknown, PermissionDenied, Unavailable
 from mas_nats.transport import Connection, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import subjects
 from mas_nats.wire.headers import MSG_ID
@@ -22,6 +22,8 @@ FIRST_TRY = 2.0
 """Seconds to wait for the first answer before asking again; doubles with each try."""
 _PAUSE = 0.1
 """Seconds between tries while nobody can take it; doubles, up to one second."""
+_DENIED_FOR_GOOD = 1.0
+"""Seconds after which a denial by the server is believed."""
 
 
 class Calls:
@@ -56,7 +58,7 @@ class Calls:
         loop = asyncio.get_running_loop()
         end = loop.time() + min(timeout, MAX_TIMEOUT)
         subject = subjects.call(self._agent, op)
-        may_have_arrived = False
+        may_have_arrived, denied_since = False, 0.0
         wait, pause = FIRST_TRY, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
@@ -68,6 +70,13 @@ class Calls:
                     return verdict
                 if loop.time() + pause >= end and not may_have_arrived:
                     return verdict
+                pause = await _rest(pause, end)
+            except PermissionDenied:
+                # A server that reads its configuration again asks the callout who everybody is, and until it
+                # has the answer denies everything (nats-server 2.15.1). What is denied has not happened.
+                denied_since = denied_since or loop.time()
+                if loop.time() - denied_since > _DENIED_FOR_GOOD:
+                    raise
                 pause = await _rest(pause, end)
             except NoAnswer:
                 may_have_arrived = True

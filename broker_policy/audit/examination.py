@@ -6,11 +6,9 @@ Memory does not grow with the chain's length, but for one byte an entry: its out
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import SignedCheckpoint
@@ -23,6 +21,7 @@ from broker_policy.audit.entry import (
     unranged,
 )
 from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.store import StoredEntry
 
@@ -60,7 +59,7 @@ class Examination:
     place of an entry is its line.
     """
 
-    def __init__(self, namespace: str, keys: Sequence[Ed25519PublicKey], *, numbered: bool = True) -> None:
+    def __init__(self, namespace: str, keys: CheckpointKeys, *, numbered: bool = True) -> None:
         self.report = Report(namespace)
         self.index = 0
         self.hash = ""
@@ -68,7 +67,7 @@ class Examination:
         self.lists: dict[str, Tally] = {}
         self.shards: dict[int, Tally] = {}
         self.unsettled: dict[int, int] = {}
-        self._keys = keys
+        self.keys = keys
         self._numbered = numbered
         self._genesis = chain.genesis(namespace)
         self._previous: bytes | None = self._genesis
@@ -210,11 +209,11 @@ class Examination:
         """A checkpoint whose entry was just added, or must have been before, or will never be."""
         checkpoint = signed.checkpoint
         self.report.checkpoints += 1
-        if checkpoint.namespace != self.report.namespace or not signed.verify(self._keys):
+        if checkpoint.namespace != self.report.namespace or not self.keys.signed(signed):
             self.report.add(
                 FindingKind.BAD_CHECKPOINT,
                 checkpoint.index,
-                f"checkpoint {checkpoint.index} has no valid signature",
+                f"checkpoint {checkpoint.index} is not signed by the key that was valid there",
             )
             return
         at, digest = self.index, self.hash

@@ -1,6 +1,7 @@
 """Exporting an audit to a file of JSON lines, and verifying such a file with the public key alone.
 
     {"audit":"mas","namespace":…,"v":1}                   the first line
+    {"checkpoint_keys":[…],"current":…,"signature":…}     the retired keys, signed by the current one, if any
     {"e":{…the entry…},"h":"…its hash…"}                  every entry, in order
     {"checkpoint":{…},"key":…,"signature":…}              after the entry it signs
     {"end":{"hash":…,"index":…}}                          the last line
@@ -11,7 +12,7 @@ The hash of an entry is over the RFC 8785 form of ``e``, so a file that was refo
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.examination import Examination
 from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import Store, StoredEntry
 from broker_policy.audit.verify import OVERDUE
 
 
-async def export(store: Store, checkpoints: AsyncIterable[SignedCheckpoint], path: Path) -> int:
+async def export(
+    store: Store, checkpoints: AsyncIterable[SignedCheckpoint], path: Path, *, key_history: bytes = b""
+) -> int:
     """Write the audit as it is now to ``path``, whole or not at all; returns the number of entries.
+
+    ``key_history``: the encoded ``CheckpointKeys``.
 
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer, or the file cannot be written.
@@ -40,6 +46,8 @@ async def export(store: Store, checkpoints: AsyncIterable[SignedCheckpoint], pat
     count = 0
     with partial.open("wb") as file:
         file.write(orjson.dumps({"audit": "mas", "namespace": store.layout.namespace, "v": 1}) + b"\n")
+        if key_history:
+            file.write(key_history + b"\n")
         async for stored in store.entries():
             if stored.index > head.index:
                 break
@@ -66,9 +74,9 @@ async def _chained(
 
 
 def verify_file(
-    path: Path, keys: Sequence[Ed25519PublicKey], *, overdue: float = OVERDUE, now: float | None = None
+    path: Path, key: Ed25519PublicKey, *, overdue: float = OVERDUE, now: float | None = None
 ) -> Report:
-    """Verify an exported file, line by line.
+    """Verify an exported file, line by line, with the public half of the newest checkpoint key it knows.
 
     The report's ``signed_index`` and ``signed_time`` say up to where a signature vouches for it; whoever
     cuts the file after that, checkpoints included, is found only by knowing a later checkpoint.
@@ -82,7 +90,7 @@ def verify_file(
         first = _line(file.readline())
         if first is None or first.get("audit") != "mas":
             raise ValueError(f"{path} is not an exported audit: its first line does not say so")
-        exam = Examination(str(first.get("namespace")), keys, numbered=False)
+        exam = Examination(str(first.get("namespace")), CheckpointKeys(key), numbered=False)
         end: dict[str, Any] | None = None
         for number, raw in enumerate(file, 2):
             line = _line(raw)
@@ -92,6 +100,8 @@ def verify_file(
                 exam.add(_stored(line))
             elif "checkpoint" in line:
                 _checkpoint(exam, raw, number)
+            elif "checkpoint_keys" in line:
+                _key_history(exam, raw, key)
             elif "end" in line:
                 end = line["end"]
     exam.flush()
@@ -102,6 +112,13 @@ def verify_file(
     exam.find_unsettled(int(((time.time() if now is None else now) - overdue) * 1000))
     exam.count_outcomes()
     return exam.report
+
+
+def _key_history(exam: Examination, raw: bytes, key: Ed25519PublicKey) -> None:
+    try:
+        exam.keys = CheckpointKeys.decode(raw, key)
+    except ValueError as error:
+        exam.report.add(FindingKind.BAD_CHECKPOINT, 0, str(error))
 
 
 def _line(raw: bytes) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nats.errors
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -27,11 +28,15 @@ from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.draft import Head
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import Store, namespaces
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.identity.private_files import write_private
 from broker_policy.jetstream import JetStreamError
 from broker_policy.tenants.connect import connect_checkpoints
+from broker_policy.tenants.live_keys import LiveSignerKeys
 from broker_policy.tenants.material import PublicMaterial, SignerKeys
+from mas_nats.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,10 @@ class ChainAltered(Exception):
 
 
 class Signer:
-    """Signs the chain of one namespace. ``clock`` returns unix seconds."""
+    """Signs the chain of one namespace with ``key``, after checkpoints of any of ``keys``.
+
+    ``clock`` returns unix seconds.
+    """
 
     def __init__(
         self,
@@ -52,11 +60,13 @@ class Signer:
         stream: CheckpointStream,
         key: Ed25519PrivateKey,
         *,
+        keys: CheckpointKeys | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._stream = stream
         self._key = key
+        self._keys = keys or CheckpointKeys(key.public_key())
         self._clock = clock
 
     async def sign_once(self) -> Checkpoint | None:
@@ -67,9 +77,12 @@ class Signer:
             RedisError, nats.errors.Error, JetStreamError, OSError: one of the stores is away.
 
         """
-        last, after = await self._last()
+        signed, after = await self._last()
+        last = None if signed is None else signed.checkpoint
         head = await self._store.head()
-        if last is not None and (head.index, head.hash.hex()) == (last.index, last.hash):
+        # What a key signed that was retired since is signed again: that covers all of the past.
+        mine = signed is not None and signed.verify([self._key.public_key()])
+        if last is not None and mine and (head.index, head.hash.hex()) == (last.index, last.hash):
             return None
         if head.index == 0:
             if last is not None:
@@ -88,18 +101,18 @@ class Signer:
         await self._stream.append(SignedCheckpoint.sign(checkpoint, self._key), after)
         return checkpoint
 
-    async def _last(self) -> tuple[Checkpoint | None, int]:
+    async def _last(self) -> tuple[SignedCheckpoint | None, int]:
         try:
             signed, after = await self._stream.last()
         except ValueError as error:
             raise ChainAltered(f"the last checkpoint is damaged: {error}") from error
         if signed is None:
             return None, after
-        if not signed.verify([self._key.public_key()]):
+        if not self._keys.signed(signed):
             raise ChainAltered(
                 f"the last checkpoint (entry {signed.checkpoint.index}) is not signed by this key"
             )
-        return signed.checkpoint, after
+        return signed, after
 
     async def _follow(self, last: Checkpoint | None, head: Head) -> None:
         """Check every link from the last checkpoint to the head."""
@@ -125,21 +138,21 @@ class Signer:
 class SigningRound:
     """Signs every namespace, and remembers which it refuses."""
 
-    def __init__(self, redis: Redis, nc: Client, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self, redis: Redis, nc: Client, key: Ed25519PrivateKey, keys: CheckpointKeys | None = None
+    ) -> None:
         self._redis = redis
         self._nc = nc
         self._key = key
+        self.keys = keys or CheckpointKeys(key.public_key())
         self._signers: dict[str, Signer] = {}
         self._refused: dict[str, float] = {}
 
     async def sign(self) -> None:
         """One round; a refusal is logged at once and then every minute."""
         for namespace in await namespaces(self._redis):
-            if namespace not in self._signers:
-                store = Store(self._redis, namespace)
-                self._signers[namespace] = Signer(store, CheckpointStream(self._nc, namespace), self._key)
             try:
-                await self._signers[namespace].sign_once()
+                await self._signer(namespace).sign_once()
             except ChainAltered as problem:
                 if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
                     self._refused[namespace] = time.monotonic()
@@ -151,6 +164,47 @@ class SigningRound:
                     )
             else:
                 self._refused.pop(namespace, None)
+
+    async def heads(self) -> dict[str, int]:
+        """The last entry of every namespace. Errors as ``sign``."""
+        heads = {name: await Store(self._redis, name).head() for name in await namespaces(self._redis)}
+        return {name: head.index for name, head in heads.items()}
+
+    def use(self, key: Ed25519PrivateKey, keys: CheckpointKeys) -> None:
+        """Sign with ``key`` from here on."""
+        self._key, self.keys = key, keys
+        self._signers.clear()
+
+    def _signer(self, namespace: str) -> Signer:
+        if namespace not in self._signers:
+            stream = CheckpointStream(self._nc, namespace)
+            self._signers[namespace] = Signer(
+                Store(self._redis, namespace), stream, self._key, keys=self.keys
+            )
+        return self._signers[namespace]
+
+
+async def change_key(signing: SigningRound, folder: Path) -> None:
+    """Go over to the key that waits in ``folder``, if there is one; what a crash interrupted goes on.
+
+    Raises:
+        ConfigurationError: the keys cannot be used.
+        RedisError, nats.errors.Error, JetStreamError, OSError: one of the stores is away.
+
+    """
+    keys = SignerKeys.load(folder)
+    if keys.following is None:
+        return
+    public, following = PublicMaterial.load(folder), keys.following.public_key()
+    history = public.checkpoint_keys
+    if history.current != following:
+        history = history.followed_by(following, await signing.heads())
+        write_private(folder / "public" / PublicMaterial.HISTORY, history.encode(keys.following))
+    pem = following.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    write_private(folder / "public" / "checkpoint.pub", pem)
+    (folder / "signer" / SignerKeys.NEXT).replace(folder / "signer" / SignerKeys.FILE)
+    signing.use(keys.following, history)
+    logger.info("signing with a new checkpoint key")
 
 
 async def serve(folder: Path) -> None:
@@ -167,26 +221,27 @@ async def serve(folder: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    nc = await connect_checkpoints(
-        broker.connection(layout, "signer"), keys, PublicMaterial.load(layout.keys)
-    )
+    public = PublicMaterial.load(layout.keys)
+    nc = await connect_checkpoints(broker.connection(layout, "signer"), LiveSignerKeys(layout.keys), public)
     redis = Redis.from_url(broker.redis_url(), socket_timeout=5, socket_connect_timeout=2)
     ready = layout.ready("signer")
     ready.touch()
     try:
-        await _until(stop, SigningRound(redis, nc, keys.checkpoint))
+        signing = SigningRound(redis, nc, keys.checkpoint, public.checkpoint_keys)
+        await _until(stop, signing, layout.keys)
     finally:
         ready.unlink(missing_ok=True)
         await redis.aclose()
         await nc.close()
 
 
-async def _until(stop: asyncio.Event, signing: SigningRound) -> None:
+async def _until(stop: asyncio.Event, signing: SigningRound, keys: Path) -> None:
     away = False
     while not stop.is_set():
         try:
+            await change_key(signing, keys)
             await signing.sign()
-        except (RedisError, JetStreamError, nats.errors.Error, OSError) as error:
+        except (ConfigurationError, RedisError, JetStreamError, nats.errors.Error, OSError) as error:
             if not away:
                 logger.warning("not signing: %s", type(error).__name__)
             away = True

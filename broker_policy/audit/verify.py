@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.examination import Examination, Tally
 from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import BLOCK, SHARDS
 from broker_policy.audit.store import PAGE, Store
 
@@ -25,14 +24,14 @@ _ROUNDS = 20
 async def verify(
     store: Store,
     checkpoints: AsyncIterable[SignedCheckpoint] | None,
-    keys: Sequence[Ed25519PublicKey],
+    keys: CheckpointKeys,
     *,
     overdue: float = OVERDUE,
     now: float | None = None,
 ) -> Report:
     """Verify the whole audit of a namespace, also while it is being written.
 
-    ``checkpoints`` in order, signed by any of ``keys``; None: the chain is checked against itself alone, and
+    ``checkpoints`` in order, signed by ``keys``; None: the chain is checked against itself alone, and
     somebody who rewrote all of Redis is not found. ``overdue`` in seconds.
 
     Raises:

@@ -20,6 +20,7 @@ from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.export import export as export_to
 from broker_policy.audit.export import verify_file
 from broker_policy.audit.findings import Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.store import Store
 from broker_policy.audit.verify import OVERDUE
@@ -45,7 +46,7 @@ class _Sources:
 
     store: Store
     checkpoints: CheckpointStream
-    key: Ed25519PublicKey
+    public: PublicMaterial
 
 
 @asynccontextmanager
@@ -66,8 +67,8 @@ async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
         connection = Broker.read(layout).connection(layout, "controller")
         nc = await connect_control_admin(connection, ControllerKeys.load(layout.keys), name="audit")
         try:
-            key = PublicMaterial.load(layout.keys).checkpoint
-            yield _Sources(Store(redis, namespace), CheckpointStream(nc, namespace), key)
+            public = PublicMaterial.load(layout.keys)
+            yield _Sources(Store(redis, namespace), CheckpointStream(nc, namespace), public)
         finally:
             await nc.close()
 
@@ -89,10 +90,10 @@ async def verify(
     """Check the whole chain, its indexes and outcomes, against itself and against signed checkpoints."""
     out = Output(json=json)
     if file is not None:
-        report = verify_file(file, [_public_key(public_key, folder)], overdue=overdue)
+        report = verify_file(file, _public_key(public_key, folder), overdue=overdue)
     else:
         async with _sources(folder, namespace) as sources:
-            keys = [sources.key if public_key is None else _public_key(public_key, folder)]
+            keys = _checkpoint_keys(sources.public, public_key)
             report = await verify_store(sources.store, sources.checkpoints.all(), keys, overdue=overdue)
     out.result(report.document(), _told(report))
     if not report.intact:
@@ -109,7 +110,8 @@ async def export(
 ) -> None:
     """Write all entries with their hashes and checkpoints to a file that verifies by itself."""
     async with _sources(folder, namespace) as sources:
-        count = await export_to(sources.store, sources.checkpoints.all(), file)
+        history = sources.public.checkpoint_history
+        count = await export_to(sources.store, sources.checkpoints.all(), file, key_history=history)
     Output(json=json).result(
         {"namespace": namespace, "file": str(file), "entries": count}, f"{count} entries in {file}"
     )
@@ -134,6 +136,15 @@ async def query(
         answers = await ask(Store(redis, namespace), question, limit=limit)
     rows = [answer.row() for answer in answers]
     Output(json=json).result({"namespace": namespace, "decisions": rows}, "\n".join(map(_line, rows)))
+
+
+def _checkpoint_keys(public: PublicMaterial, path: Path | None) -> CheckpointKeys:
+    """Those of the installation, or those that the key in ``path`` vouches for."""
+    if path is None:
+        return public.checkpoint_keys
+    key = read_public_key(path.read_bytes())
+    history = public.checkpoint_history
+    return CheckpointKeys.decode(history, key) if history else CheckpointKeys(key)
 
 
 def _public_key(path: Path | None, folder: Path) -> Ed25519PublicKey:

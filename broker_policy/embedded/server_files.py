@@ -7,10 +7,11 @@ TrustedOperators", tried on 2.15.1): for that it is stopped, and its supervisor 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.embedded.nodes import until_formed
 from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
 
@@ -20,9 +21,9 @@ _EVERY = 0.3
 class ServerFiles:
     """Watches ``keys/public``, the server's certificate and the CA."""
 
-    def __init__(self, layout: Layout, server: NatsServer, say: Callable[[str], None]) -> None:
+    def __init__(self, layout: Layout, servers: Sequence[NatsServer], say: Callable[[str], None]) -> None:
         self._layout = layout
-        self._server = server
+        self._servers = servers
         self._say = say
         self._public = PublicMaterial.load(layout.keys)
         self._files = self._read()
@@ -49,17 +50,27 @@ class ServerFiles:
 
         """
         public, files = PublicMaterial.load(self._layout.keys), self._read()
-        before, self._server.public = self._public, public
+        before = self._public
         changed = files != self._files or public.sentinel_jwt != before.sentinel_jwt
         self._public, self._files = public, files
-        if public.operator_jwt != before.operator_jwt:
-            self._say("nats-server starts again with another operator")
-            await self._server.stop()  # and is started by who watches it
-        elif changed:
-            self._say("nats-server reads its configuration and certificates again")
-            self._server.reload()
-        elif public.account_jwts != before.account_jwts:
-            self._server.write_config()  # it has them already: this is for its next start
+        for server in self._servers:
+            server.public = public
+            if public.operator_jwt != before.operator_jwt:
+                await self._start_again(server)
+            elif changed:
+                self._say(f"{server.process.name} reads its configuration and certificates again")
+                server.reload()
+            elif public.account_jwts != before.account_jwts:
+                server.write_config()  # it has them already: this is for its next start
+
+    async def _start_again(self, server: NatsServer) -> None:
+        """Stop one; who watches it starts it. The next one's turn comes when the cluster is whole."""
+        self._say(f"{server.process.name} starts again with another operator")
+        await server.stop()
+        while not server.running:  # noqa: ASYNC110 - who watches it sets no event
+            await asyncio.sleep(_EVERY)
+        if len(self._servers) > 1:
+            await until_formed([each.monitor_url for each in self._servers])
 
     def _read(self) -> tuple[bytes, ...]:
         layout = self._layout

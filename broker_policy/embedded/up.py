@@ -113,7 +113,7 @@ async def _bring_up(
     connection = broker.connection(layout, "controller")
 
     async def complete() -> None:
-        await _provision(connection, material)
+        await _provision(connection, Material.load(layout.keys))  # they may have been rotated
 
     await supervisor.start(redis_server.process)
     # A node of a cluster forgets nothing that the others know, and must be able to come back alone.
@@ -133,7 +133,7 @@ async def _bring_up(
         for number in range(1, plan.workers + 1)
     ]
     await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
-    supervisor.attend(ServerFiles(layout, nats_server, say).follow())
+    supervisor.attend(ServerFiles(layout, nats_servers, say).follow())
     return broker
 
 

@@ -59,8 +59,8 @@ async def rotate_ca(site: Site, *, now: bool) -> None:
         await _change_over(site, overlap)
     if not now:
         site.say(
-            "both CAs are trusted. Give every agent elsewhere the new ca.pem and a new certificate, then end it "
-            "with: mas keys rotate ca --now"
+            "both CAs are trusted. Give every agent elsewhere the new ca.pem and a new certificate, then end "
+            "it with: mas keys rotate ca --now"
         )
         return
     await _end_overlap(site, overlap)
@@ -121,5 +121,3 @@ async def _trust(site: Site, bundle: bytes, what: str) -> None:
 def _leaf(path: Path) -> str:
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     return certificate.fingerprint(hashes.SHA256()).hex()
-
-

@@ -1,4 +1,4 @@
-"""What keys there are: who holds them, what they do, what their loss means. ``docs/keys.md`` says the same."""
+"""What keys there are: who holds them, what they do, what their loss means; as in ``docs/keys.md``."""
 
 from __future__ import annotations
 

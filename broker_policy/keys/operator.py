@@ -1,5 +1,8 @@
-"""Rotating the operator's two keys. nats-server takes a new operator only when it starts, so each step that
-changes what servers trust waits until every server was started again; in a cluster one after the other."""
+"""Rotating the operator's two keys.
+
+nats-server takes a new operator only when it starts, so each step that changes what servers trust waits until
+every server was started again; in a cluster one after the other.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Rotating the sealing key: known to every worker before the first seals with it, the old one kept for what was
-sealed under it."""
+"""Rotating the sealing key.
+
+Every worker knows the new one before the first seals with it; the old one is kept for what it has sealed.
+"""
 
 from __future__ import annotations
 

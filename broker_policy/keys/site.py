@@ -66,8 +66,8 @@ class Site:
         while missing := await done():
             if asyncio.get_running_loop().time() > deadline:
                 raise Unavailable(
-                    f"{what}: {missing}, after {self.patience:g} s. Nothing is lost, both keys are valid: mend "
-                    "that, then give the same command again, and it goes on from here"
+                    f"{what}: {missing}, after {self.patience:g} s. Nothing is lost, both keys are valid: "
+                    "mend that, then give the same command again, and it goes on from here"
                 )
             await asyncio.sleep(_POLL)
 

@@ -1,7 +1,8 @@
 """One nkey file on its way from the current key to the next, in steps that a crash may interrupt anywhere.
 
-``x.nk`` is what the holder uses. ``x.next.nk`` appears first; then the old one is kept as ``x.old.nk`` and the
-next takes its place in one rename; at the end ``x.old.nk`` goes. Which files there are says how far it is.
+``x.nk`` is what the holder uses. ``x.next.nk`` appears first; then the old one is kept as ``x.old.nk`` and
+the next takes its place in one rename; at the end ``x.old.nk`` goes. Which files there are says how far it
+is.
 """
 
 from __future__ import annotations

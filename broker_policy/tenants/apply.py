@@ -86,6 +86,8 @@ async def apply(
         limits=wanted.limits,
     )
     stored = await store.get(wanted.namespace)
+    if stored is not None:  # no manifest's affair
+        document = document.model_copy(update={"revoked": stored.document.revoked})
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
         retired = await retire_absent(controller, store, stored, by=by, progress=progress)
@@ -144,7 +146,7 @@ async def set_permissions(
         NotConfirmed: a live worker did not confirm within ``confirm`` seconds.
 
     """
-    return await _edit(
+    return await edit(
         store,
         namespace,
         lambda document: document.model_copy(
@@ -154,9 +156,10 @@ async def set_permissions(
     )
 
 
-async def _edit(
-    store: PolicyStore, namespace: str, change: Callable[[Document], Document], confirm: float
+async def edit(
+    store: PolicyStore, namespace: str, change: Callable[[Document], Document], confirm: float = 5.0
 ) -> int:
+    """Change a policy; returns the revision when every live worker follows it. Errors as above."""
     for _ in range(_TRIES):
         stored = await store.get(namespace)
         if stored is None:

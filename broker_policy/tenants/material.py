@@ -20,6 +20,7 @@ import secrets
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -32,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.identity.private_files import private_folder, write_private
@@ -121,6 +123,10 @@ class SignerKeys:
 
     checkpoint: Ed25519PrivateKey = field(repr=False)
     control_signer: KeyPair
+    following: Ed25519PrivateKey | None = field(repr=False, default=None)  # takes its place, see signer.py
+
+    FILE: ClassVar[str] = "checkpoint.key"
+    NEXT: ClassVar[str] = "checkpoint.next.key"
 
     @classmethod
     def load(cls, keys: Path) -> SignerKeys:
@@ -131,14 +137,12 @@ class SignerKeys:
 
         """
         folder = keys / "signer"
-        path = folder / "checkpoint.key"
-        try:
-            key = load_pem_private_key(_read(path), None)
-        except ValueError:
-            raise ConfigurationError(f"{path} is damaged: restore it from the backup") from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigurationError(f"{path} is not an Ed25519 key")
-        return cls(key, _read_nkey(folder / "control-signer.nk", Kind.ACCOUNT))
+        following = folder / cls.NEXT
+        return cls(
+            _read_private(folder / cls.FILE),
+            _read_nkey(folder / "control-signer.nk", Kind.ACCOUNT),
+            _read_private(following) if following.exists() else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,24 @@ class PublicMaterial:
     checkpoint: Ed25519PublicKey = field(repr=False)
     tenant_signing: tuple[str, ...]  # public keys; two while it is rotated
     checkpoint_pem: bytes = field(repr=False, default=b"")
+    checkpoint_history: bytes = field(repr=False, default=b"")  # empty while the key was never rotated
+
+    HISTORY: ClassVar[str] = "checkpoint-keys.json"
+
+    @property
+    def checkpoint_keys(self) -> CheckpointKeys:
+        """The checkpoint keys, the retired ones too.
+
+        Raises:
+            ConfigurationError: their list is damaged.
+
+        """
+        if not self.checkpoint_history:
+            return CheckpointKeys(self.checkpoint)
+        try:
+            return CheckpointKeys.decode(self.checkpoint_history)
+        except ValueError as error:
+            raise ConfigurationError(f"{self.HISTORY}: {error}: restore it from the backup") from None
 
     @classmethod
     def load(cls, keys: Path) -> PublicMaterial:
@@ -163,7 +185,7 @@ class PublicMaterial:
         """
         folder = keys / "public"
         path = folder / "accounts.json"
-        pem = _read(folder / "checkpoint.pub")
+        pem, history = _read(folder / "checkpoint.pub"), folder / cls.HISTORY
         try:
             raw = orjson.loads(_read(path))
             names = {name: str(raw["accounts"][name]) for name in ACCOUNT_FILES}
@@ -181,6 +203,7 @@ class PublicMaterial:
             checkpoint=checkpoint,
             tenant_signing=signing,
             checkpoint_pem=pem,
+            checkpoint_history=history.read_bytes() if history.exists() else b"",
         )
 
     def server_config(self, accounts_folder: str | Path = "accounts") -> str:
@@ -280,7 +303,9 @@ def _write_material(keys: Path) -> None:
 
     public = folders["public"]
     fixed = _fixed_accounts(controller, {name: key.public for name, key in signing.items()}, auth_user.public)
-    tokens = {ACCOUNT_FILES[account.name]: jwt.encode(operator_signing, account.claims()) for account in fixed}
+    tokens = {
+        ACCOUNT_FILES[account.name]: jwt.encode(operator_signing, account.claims()) for account in fixed
+    }
     keys_by_name = {account.name: account.public for account in fixed}
     tokens["operator.jwt"] = jwt.encode(
         operator,
@@ -370,6 +395,16 @@ def _read(path: Path) -> bytes:
             f"{path} cannot be read ({error.strerror}): restore it from the backup, or make a new "
             "installation in an empty folder"
         ) from None
+
+
+def _read_private(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(_read(path), None)
+    except ValueError:
+        raise ConfigurationError(f"{path} is damaged: restore it from the backup") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(f"{path} is not an Ed25519 key")
+    return key
 
 
 def _read_nkey(path: Path, kind: Kind) -> KeyPair:

@@ -22,6 +22,7 @@ from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.entry import Entry, WorkerEvent
 from broker_policy.audit.export import export, verify_file
 from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.audit.settled import Settled
@@ -37,7 +38,7 @@ from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import NAMESPACE, connect, line, make_streams
 
 KEY = Ed25519PrivateKey.generate()
-KEYS = [KEY.public_key()]
+KEYS = CheckpointKeys(KEY.public_key())
 Checkpoints = list[SignedCheckpoint]
 Rows = list[tuple[bytes, str]]  # canonical entry and hash
 
@@ -327,7 +328,7 @@ async def exported(store: Store, tmp_path: Path) -> Path:
 
 
 def test_an_export_verifies_offline_with_the_public_key_alone(exported):
-    report = verify_file(exported, KEYS)
+    report = verify_file(exported, KEYS.current)
     assert report.intact
     assert (report.entries, report.checkpoints, report.signed_index) == (300, 2, 300)
 
@@ -387,20 +388,20 @@ def test_an_edited_export_is_found(exported, edit):
     lines = exported.read_bytes().splitlines()
     kind = edit(lines)
     exported.write_bytes(b"\n".join(lines) + b"\n")
-    assert kind in found(verify_file(exported, KEYS))
+    assert kind in found(verify_file(exported, KEYS.current))
 
 
 def test_a_reformatted_export_still_verifies(exported):
     lines = [orjson.dumps(orjson.loads(raw)) for raw in exported.read_bytes().splitlines()]
     exported.write_bytes(b"\n".join(lines))
-    assert verify_file(exported, KEYS).intact
+    assert verify_file(exported, KEYS.current).intact
 
 
 def test_mas_audit_verify_of_a_file(exported, tmp_path):
     from broker_policy.cli import audit  # noqa: F401, PLC0415 - registers the commands
 
     public = tmp_path / "checkpoint.pub"
-    public.write_bytes(KEYS[0].public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    public.write_bytes(KEYS.current.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     arguments = ["audit", "verify", "--file", str(exported), "--public-key", str(public)]
     runner = CliRunner()
     good = runner.invoke(app, [*arguments, "--json"])

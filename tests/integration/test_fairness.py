@@ -109,7 +109,7 @@ def flooder(tenant: ResilientClient) -> Caller:
 async def auditor(system: System, namespace: str) -> AsyncIterator[Projector]:
     """A projector that never projects: it only looks at how far the others are."""
     async with system.tenant(namespace) as nc, system.redis() as redis:
-        yield Projector(namespace, nc, redis, system.material.worker.record_key)
+        yield Projector(namespace, nc, redis, system.material.worker.sealing.record_key)
 
 
 async def sample_lag(projector: Projector, seconds: float) -> list[float]:

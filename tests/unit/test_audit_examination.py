@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 
 from broker_policy.audit import chain, entry
@@ -14,6 +15,7 @@ from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import Alarm, WorkerEvent
 from broker_policy.audit.examination import Examination
 from broker_policy.audit.findings import FindingKind, Report
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.audit.store import StoredEntry
@@ -38,7 +40,9 @@ def make(length: int = 20) -> Chain:
 
 
 def examine(entries: Chain, *, numbered: bool = True, ends_at: StoredEntry | None = None) -> Report:
-    exam = Examination(NAMESPACE, [], numbered=numbered)
+    exam = Examination(
+        NAMESPACE, CheckpointKeys(Ed25519PrivateKey.generate().public_key()), numbered=numbered
+    )
     for stored in entries:
         exam.add(stored)
     exam.flush()

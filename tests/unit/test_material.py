@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hmac
 
 import pytest
@@ -13,11 +12,11 @@ from broker_policy.tenants.material import (
     ControllerKeys,
     Material,
     PublicMaterial,
-    SealingKey,
     SignerKeys,
     WorkerKeys,
     create_material,
 )
+from broker_policy.tenants.sealing_ring import KEPT_MS, OPENS_MS, Retired, SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
 
 
@@ -140,18 +139,6 @@ def test_subkeys_are_hkdf_sha256():
     assert SealingKey("k1", secret).derive("salt") == hmac.digest(extracted, b"salt\x01", "sha256")
 
 
-def test_the_previous_sealing_key_is_found_by_its_id(tmp_path):
-    material = create_material(tmp_path / "keys")
-    folder = tmp_path / "keys" / "worker"
-    (folder / "sealing.key").rename(folder / "sealing-previous.key")
-    (folder / "sealing.key").write_bytes(SealingKey.create().encode())
-    rotated = WorkerKeys.load(tmp_path / "keys")
-    assert rotated.sealing_key(material.worker.sealing.key_id) == material.worker.sealing
-    assert rotated.sealing_key(rotated.sealing.key_id) == rotated.sealing
-    assert rotated.sealing_key("unknown") is None
-    assert rotated.sealing != material.worker.sealing
-
-
 def test_secrets_are_in_no_repr(keys):
     material = Material.load(keys)
     text = repr(material)
@@ -160,7 +147,7 @@ def test_secrets_are_in_no_repr(keys):
             assert file.read_text().strip() not in text
     assert material.controller.accounts_secret.hex() not in text
     assert repr(material.controller.accounts_secret) not in text
-    assert repr(material.worker.sealing.secret) not in text
+    assert repr(material.worker.sealing.current.secret) not in text
 
 
 def test_the_server_configuration_names_every_fixed_account(keys):
@@ -181,12 +168,35 @@ def test_only_control_has_jetstream(keys):
     assert streams == {"SYS": 0, "AUTH": 0, "CONTROL": -1, "WORKERS": 0, "SIGNER": 0}
 
 
-def test_records_written_before_a_rotation_still_verify(tmp_path):
-    keys = create_material(tmp_path / "keys").worker
-    mac = keys.record_key.mac(b"record")
-    rotated = dataclasses.replace(keys, sealing=SealingKey.create(), previous_sealing=keys.sealing)
+def test_a_ring_turns_and_forgets(tmp_path):
+    path = tmp_path / "sealing.key"
+    first, second, third = (SealingKey.create() for _ in range(3))
+    SealingRing(first).write(path)
+    staged = SealingRing.read(path).staged(second)
+    assert list(staged) == [first, second]
+    staged.turned(1_000).write(path)
+    turned = SealingRing.read(path)
+    assert list(turned) == [second, first]
+    assert turned.opening(1_000 + OPENS_MS) == (second, first)
+    assert turned.opening(1_001 + OPENS_MS) == (second,), (
+        "after the longest deadline nothing is opened with it"
+    )
+    again = turned.staged(third).turned(2_000)
+    assert list(again) == [third, second, first], "not only the last one is kept"
+    assert again.pruned(1_001 + KEPT_MS).retired == (Retired(second, 2_000),)
+    with pytest.raises(ValueError, match="no next"):
+        turned.turned(3_000)
+
+
+def test_records_written_before_and_during_a_rotation_verify():
+    old, new = SealingRing(SealingKey.create()), SealingKey.create()
+    mac = old.record_key.mac(b"record")
+    rotated = old.staged(new).turned(1)
     assert rotated.record_key.verify(b"record", mac)
     assert rotated.record_key.mac(b"record") != mac
     assert not rotated.record_key.verify(b"Record", mac)
-    forgotten = dataclasses.replace(rotated, previous_sealing=None)
-    assert not forgotten.record_key.verify(b"record", mac)
+    assert old.staged(new).record_key.verify(b"record", rotated.record_key.mac(b"record")), "a worker ahead"
+    assert not SealingRing(new).record_key.verify(b"record", mac), "forgotten"
+    held = old.record_key
+    held.become(rotated.record_key)
+    assert held.mac(b"record") == rotated.record_key.mac(b"record")
