@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from pydantic import BaseModel, Field, ValidationError
 
 from broker_policy.audit.record import Outcome, Report
