@@ -14,7 +14,7 @@ from waiting import until
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.tenants.connect import Endpoint, _connect
+from broker_policy.tenants.connect import Credentials, Endpoint, _connect
 from mas_nats.errors import ConfigurationError, IdentityRefused
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects
@@ -117,7 +117,7 @@ async def test_a_jwt_of_ones_own_making_opens_nothing(installation, account):
     user, signer = KeyPair.create(Kind.USER), KeyPair.create(Kind.ACCOUNT)
     claims = jwt.user_claims(user.public, "mallory", jwt.EVERYTHING, issuer_account=public)
     with pytest.raises(IdentityRefused):
-        await _connect(endpoint, user, signer, claims, name="mallory", patience=3)
+        await _connect(endpoint, lambda: Credentials(user, signer, claims), name="mallory", patience=3)
 
 
 async def test_what_the_client_says_about_itself_is_ignored(installation):
