@@ -29,8 +29,8 @@ from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
-from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.clock import ServerClock
+from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable

@@ -118,7 +118,7 @@ class _Look:
         self._tenant = tenant
         self._checkpoints = CheckpointStream(control, document.namespace)
         self._store = Store(redis, document.namespace)
-        self._key = material.worker.record_key
+        self._key = material.worker.sealing.record_key
 
     async def state(self) -> NamespaceState:
         head = await self._store.head()

@@ -88,8 +88,9 @@ def _add_keys(keys: Path, draft: Path) -> None:
 
 
 def _require_key(draft: Path, manifest: Manifest) -> None:
-    found = key_name(PublicMaterial.load(draft / "keys").checkpoint)
-    if found != manifest.checkpoint_key:
+    keys = PublicMaterial.load(draft / "keys").checkpoint_keys  # it may have been rotated since
+    found = key_name(keys.current)
+    if manifest.checkpoint_key not in (found, *(key_name(each.public) for each in keys.retired)):
         raise ConfigurationError(
             f"these keys are of another installation: their checkpoint key is {found}, the backup's "
             f"{manifest.checkpoint_key}"
