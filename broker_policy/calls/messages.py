@@ -42,8 +42,8 @@ class Messages:
         if call.op == Op.REQUEST:
             fields[headers.DEADLINE] = str(call.deadline)
             fields[headers.REPLY_TOKEN] = self._capability(call)
-            if call.stream:
-                fields[headers.STREAM] = "1"
+        if call.stream and headers.REPLY_TOKEN in fields:
+            fields[headers.STREAM] = "1"
         line = deciding.allowed(call, "permissions", Way.LONE, committed)
         outgoing = Outgoing(
             subjects.inbox(call.target),

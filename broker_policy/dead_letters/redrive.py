@@ -76,6 +76,7 @@ def errand(op: AdminOp, letter: Letter, by: str, *, target: str = "", attempt: i
         type=letter.text(headers.TYPE),
         deadline=letter.number(headers.DEADLINE),
         reply_token=letter.text(headers.REPLY_TOKEN),
+        stream=letter.text(headers.STREAM) == "1",
         traceparent=letter.text(headers.TRACEPARENT),
         tracestate=letter.text(headers.TRACESTATE),
     )

@@ -174,12 +174,13 @@ async def test_a_request_comes_back_without_its_deadline_and_may_be_answered(her
     """Its requester was told; the handler that answers is told that it is late, and does not fail."""
     sealer = Sealer("w9", [SEALING_KEY])
     asked = ReplyCapability(NAMESPACE, "alice", "0" * 20, correlation("m1"), "bob", "m1", 1700000001000)
-    fields = {headers.DEADLINE: "1700000001000", headers.REPLY_TOKEN: sealer.seal(asked)}
+    fields = {headers.DEADLINE: "1700000001000", headers.REPLY_TOKEN: sealer.seal(asked), headers.STREAM: "1"}
     broken = fields | {headers.REPLY_TOKEN: "sealed under a key of long ago"}
     await redriven(nc, await dead(nc, 1, **fields), to="carol")
     await redriven(nc, await dead(nc, 2, **broken), to="carol")
     for message in await in_inbox(nc, "carol"):
         assert headers.DEADLINE not in message.headers
+        assert message.headers[headers.STREAM] == "1"
         said = {
             headers.MSG_ID: "r" + message.headers[headers.MESSAGE_ID],
             headers.TYPE: "answer",
