@@ -15,16 +15,17 @@ from mas_nats.wire import subjects
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Verdict
 
-_ANSWER = 60.0
-"""Seconds to wait for a worker, which waits thirty for the log."""
+PATIENCE = (10.0, 20.0, 40.0)
+"""Seconds to wait for a worker, each time it is asked: it may have died, and repeating is safe."""
 
 
 class Operations:
     """On a connection inside the tenant account; ``by`` is who asks, as the audit shall name it."""
 
-    def __init__(self, nc: Client, by: str) -> None:
+    def __init__(self, nc: Client, by: str, *, patience: Sequence[float] = PATIENCE) -> None:
         self._nc = nc
         self._by = by
+        self._patience = patience
 
     async def redrive(
         self, sequences: Sequence[int], *, to: str | None = None, dry_run: bool = False
@@ -52,16 +53,19 @@ class Operations:
     ) -> AsyncIterator[dict[str, Any]]:
         for first in range(0, len(sequences), MOST_LETTERS):
             body = {"by": self._by, "letters": list(sequences[first : first + MOST_LETTERS]), **more}
-            try:
-                answer = await self._nc.request(subjects.admin(op), orjson.dumps(body), timeout=_ANSWER)
-            except nats.errors.NoRespondersError:
-                raise Unavailable("no policy worker is there: start one (mas up), then repeat") from None
-            except (nats.errors.Error, OSError) as error:
-                raise Unavailable(
-                    f"no policy worker answered ({type(error).__name__}): repeat, it is safe"
-                ) from None
-            verdict = Verdict.decode(answer.data)
+            verdict = await self._answer(op, orjson.dumps(body))
             if not verdict.ok:
                 raise error_of(verdict)
             for row in verdict.result["letters"]:
                 yield row
+
+    async def _answer(self, op: AdminOp, body: bytes) -> Verdict:
+        for seconds in self._patience:
+            try:
+                answer = await self._nc.request(subjects.admin(op), body, timeout=seconds)
+            except nats.errors.NoRespondersError:
+                raise Unavailable("no policy worker is there: start one (mas up), then repeat") from None
+            except (nats.errors.Error, OSError):
+                continue
+            return Verdict.decode(answer.data)
+        raise Unavailable("no policy worker answered: repeat, it is safe")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from broker_policy.dead_letters.letters import Wanted, letters
+from broker_policy.dead_letters.operations import Operations
+from broker_policy.jetstream import publish
+from mas_nats.errors import Unavailable
+from mas_nats.wire import headers, subjects
 from tests.load import Handling, audit_of, send_all
 from tests.processes import kill
 from tests.system import System, mas
@@ -15,6 +21,7 @@ from tests.system import System, mas
 MESSAGES = 5_000
 CONCURRENCY = 64
 HARMS = 6
+LETTERS = 1_000
 
 
 @pytest.fixture
@@ -85,6 +92,39 @@ async def test_the_projecting_worker_killed(victim: System) -> None:
             kill(victim.broker.pid, name)
 
     await survive(victim, harm)
+
+
+@pytest.mark.slow
+async def test_workers_killed_while_dead_letters_are_redriven(victim: System) -> None:
+    """Asked again until none is left: each message is delivered, and none twice."""
+    namespace = await victim.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    ids = {f"letter-{number}" for number in range(LETTERS)}
+    points = sorted(random.sample(range(50, LETTERS - 50), HARMS))
+    async with pair(victim, namespace) as (_, receiver), victim.tenant(namespace) as nc:
+        for message_id in sorted(ids):
+            fields = {headers.MESSAGE_ID: message_id, headers.SENDER: "sender", headers.TYPE: "work"}
+            fields |= {headers.DEAD_REASON: "EXHAUSTED", headers.DEAD_TIME: "1", headers.SENT: "1"}
+            await publish(nc, subjects.dead_letter("receiver"), b'{"n":1}', fields)
+        operations, done = Operations(nc, "olga", patience=(2.0, 2.0, 4.0)), 0
+        while left := [letter.sequence async for letter in letters(nc, Wanted())]:
+            try:
+                async for row in operations.redrive(left):
+                    done += row["status"] == "redriven"
+                    if points and done >= points[0]:
+                        points.pop(0)
+                        asyncio.get_running_loop().call_later(
+                            random.random() / 10, kill, victim.broker.pid, random.choice(["w1", "w2"])
+                        )
+            except Unavailable:  # both are being started again
+                await asyncio.sleep(0.1)
+        assert not points
+        assert await receiver.wait_handled(ids, 60) == set()
+        assert set(receiver.handled.values()) == {1}
+        audit = await audit_of(victim, namespace, ids, 90)
+    for message_id in ids:
+        assert [each["outcome"] for each in audit["decisions"][message_id]].count("h") == 1
+    verified = mas("audit", "verify", "--folder", str(victim.layout.root), "--namespace", namespace)
+    assert verified.returncode == 0, verified.stdout
 
 
 async def projecting(system: System) -> str:
