@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ from broker_policy.audit.memory import Memory
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.query import Question, ask
+from broker_policy.audit.recall import Recall
 from broker_policy.audit.record import Outcome, RecordKind, Way
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
 from broker_policy.audit.verify import verify
-from broker_policy.dedup import dedup_id
+from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
@@ -484,6 +486,29 @@ async def test_a_probed_id_can_be_told_from_a_stored_message(nc, redis, impatien
     assert await direct_get(nc, subjects.INBOX_STREAM, ack.sequence) is None
     # Another projector comes to the same answer from the probe that is there.
     assert await outcomes(redis, message_id=lost.message_id) == ["n"]
+
+
+async def test_a_redrive_of_a_dead_worker_is_told_from_the_senders_own_message(nc, redis, impatient):
+    """Each dead letter has a dedup id of its own; a probe for it must not take the sender's."""
+    writer = await LogWriter(nc).open()
+    sent = line(Way.LONE)
+    stored, lost = (replace(sent, op="redrive", by="olga", letter=letter) for letter in ("7", "8"))
+    await writer.write(RecordKind.DECISIONS, decisions=(stored, lost))
+    fields = writer.fields(stored, writer.number, 0)
+    fields["Nats-Msg-Id"] = redrive_dedup_id(NAMESPACE, sent.sender, sent.message_id, "7")
+    await publish(nc, subjects.inbox("bob"), b"{}", fields)
+    await project(impatient)
+    await impatient.settle_once()
+    assert await outcomes(redis, message_id=sent.message_id) == ["n", "c"]
+    rows = [each.row() for each in await ask(Store(redis, NAMESPACE), Question(message_id=sent.message_id))]
+    said = {(row["op"], row["by"], row["dead_letter"], row["outcome"]) for row in rows}
+    assert said == {("redrive", "olga", "7", "committed"), ("redrive", "olga", "8", "not_committed")}
+    recall = Recall(Store(redis, NAMESPACE))
+    assert await recall.redriven(sent.sender, sent.message_id, 7) is True
+    assert await recall.redriven(sent.sender, sent.message_id, 8) is False
+    own = {"Nats-Msg-Id": dedup_id(NAMESPACE, sent.sender, sent.message_id)}
+    assert not (await publish(nc, subjects.inbox("bob"), b"{}", own)).duplicate
+    await intact(redis)
 
 
 async def test_probes_stay_as_long_as_their_dedup_ids_and_no_longer(nc, redis, monkeypatch):
