@@ -499,7 +499,7 @@ async def test_a_redrive_of_a_dead_worker_is_told_from_the_senders_own_message(n
     await publish(nc, subjects.inbox("bob"), b"{}", fields)
     await project(impatient)
     await impatient.settle_once()
-    assert await outcomes(redis, message_id=sent.message_id) == ["n", "c"]
+    assert await outcomes(redis, message_id=sent.message_id) == ["c", "n"]
     rows = [each.row() for each in await ask(Store(redis, NAMESPACE), Question(message_id=sent.message_id))]
     said = {(row["op"], row["by"], row["dead_letter"], row["outcome"]) for row in rows}
     assert said == {("redrive", "olga", "7", "committed"), ("redrive", "olga", "8", "not_committed")}
