@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ def subject_full(error: JetStreamError) -> bool:
 
 
 DUPLICATE_IN_BATCH = 10201
+NO_MESSAGE = 10037
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """A lost compare-and-set, as a single and as a replicated stream report it (DESIGN 9)."""
 
@@ -109,6 +111,26 @@ async def last_matching(
     """The last message on any subject that matches ``pattern``, or None."""
     request = orjson.dumps({"last_by_subj": pattern})
     return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout))
+
+
+async def certain(nc: Client, stream: str, *, sequence: int = 0, subject: str = "") -> StoredMessage | None:
+    """The message at ``sequence``, or the last one on ``subject``, as the stream's leader has it.
+
+    A direct get is faster, and on a cluster a replica that is behind may answer it. So where it matters that
+    there is none, the leader is asked before that is believed.
+    """
+    direct = direct_get(nc, stream, sequence) if sequence else last_by_subject(nc, stream, subject)
+    if (found := await direct) is not None:
+        return found
+    request = {"seq": sequence} if sequence else {"last_by_subj": subject}
+    try:
+        raw = (await api(nc, f"STREAM.MSG.GET.{stream}", request))["message"]
+    except JetStreamError as error:
+        if error.code == NO_MESSAGE:
+            return None
+        raise
+    fields = _fields(base64.b64decode(raw.get("hdrs", "")))
+    return StoredMessage(str(raw["subject"]), int(raw["seq"]), base64.b64decode(raw.get("data", "")), fields)
 
 
 async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> list[StoredMessage]:
@@ -180,6 +202,12 @@ async def delete_message(
             return False
         raise
     return True
+
+
+def _fields(raw: bytes) -> dict[str, str]:
+    """Headers as they are stored, behind their first line."""
+    lines = (line.partition(":") for line in raw.decode(errors="replace").split("\r\n")[1:] if line)
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def _stored(message: Any) -> StoredMessage | None:

@@ -301,8 +301,8 @@ class Agent(Generic[S]):
     async def cancel(self, message_id: str, *, timeout: float = 30.0) -> bool:
         """Take back a delayed message of this agent; whether that was in time.
 
-        False: nothing waits under this id, or it is being released, so it was or will be delivered. A message
-        that was cancelled is not delivered. ``timeout`` is in seconds.
+        False: nothing waits under this id, or it is being released at this moment. True: it is not delivered.
+        ``timeout`` is in seconds.
 
         Raises:
             Unavailable: nobody could take it; nothing happened.
