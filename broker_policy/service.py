@@ -131,6 +131,8 @@ class NamespaceService:
         removed = RemovedAgents(nc, undertaker, self._removed)
         self._sweep = Sweep(nc, undertaker, removed, removed_agent=self._removed, every=sweep_every)
         failures = FailureReports(undertaker, self._acts.recorded, deciding, acting)
+        delayed = DelayedStream(nc)
+        delayed_calls = DelayedCalls(delayed, deciding, acting)
         self._operators = OperatorCalls(
             nc,
             asides=self._asides,
@@ -138,10 +140,9 @@ class NamespaceService:
             acting=acting,
             redriver=Redriver(nc, put=self._inbox.put, judge=judge, redriven=recall.redriven),
             removed=removed,
+            withdraw=delayed_calls.withdraw,
         )
         presence = Presence(self._registry, sealer, deciding.table, room=deciding.room)
-        delayed = DelayedStream(nc)
-        delayed_calls = DelayedCalls(delayed, deciding, acting)
         self._releaser = Releaser(
             nc,
             namespace,

@@ -48,12 +48,17 @@ class DelayedCalls:
             self._acting.refuse(call, refusal)
             return
 
+        self.withdraw(call, "own_message")
+
+    def withdraw(self, call: Call, rule: str) -> None:
+        """Record that ``rule`` allows it, then take the message back that ``call`` names, of its sender."""
+
         async def cancel(_: str) -> tuple[Verdict, Outcome]:
             cancelled = await self._delayed.cancel(call.sender, call.message_id)
             outcome = Outcome.APPLIED if cancelled else Outcome.FAILED
             return accepted(call.message_id, cancelled=cancelled), outcome
 
-        self._acting.perform(call, self._deciding.allowed(call, "own_message", Way.ACT, ""), cancel)
+        self._acting.perform(call, self._deciding.allowed(call, rule, Way.ACT, ""), cancel)
 
     def _allowed(self, call: Call) -> Table | Refusal:
         table = self._deciding.table(call)

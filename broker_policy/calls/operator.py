@@ -25,7 +25,7 @@ from broker_policy.dead_letters.undertaker import NoRoom
 from broker_policy.jetstream import delete_message
 from broker_policy.printable import printable
 from mas_nats.policy import refusals
-from mas_nats.policy.call import Call
+from mas_nats.policy.call import Call, Errand
 from mas_nats.policy.document import AgentId
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import AdminOp
@@ -64,6 +64,11 @@ class _Redrive(_Letters):
     dry_run: bool = False
 
 
+class _Withdraw(_Asking):
+    sender: AgentId
+    message_id: str = Field(pattern=r"^[!-~]{1,128}$")
+
+
 class _Retire(_Asking):
     agent: AgentId
     revision: int  # of the policy that lacks the agent
@@ -81,6 +86,7 @@ class OperatorCalls:
         acting: Acting,
         redriver: Redriver,
         removed: RemovedAgents,
+        withdraw: Callable[[Call, str], None],
     ) -> None:
         self._nc = nc
         self._asides = asides
@@ -88,10 +94,12 @@ class OperatorCalls:
         self._acting = acting
         self._redriver = redriver
         self._removed = removed
+        self._withdraw_message = withdraw
         self._operations: dict[str, Callable[[Call], Awaitable[Verdict]]] = {
             AdminOp.REDRIVE: self._redrive,
             AdminOp.PURGE: self._purge,
             AdminOp.RETIRE: self._retire,
+            AdminOp.WITHDRAW: self._withdraw,
         }
         self._subscription: Any = None
 
@@ -145,6 +153,17 @@ class OperatorCalls:
 
         self._acting.perform(about, self._deciding.allowed(about, "operator", Way.ACT, ""), remove)
         return Done(sequence, await told, letter, about.target)
+
+    async def _withdraw(self, call: Call) -> Verdict:
+        asked = _read(_Withdraw, call)
+        if isinstance(asked, Verdict):
+            return asked
+        about = Call(asked.sender, AdminOp.WITHDRAW, b"", "", message_id=asked.message_id)
+        about.target, about.type, about.errand = asked.sender, "withdraw", Errand(asked.name)
+        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        about.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        self._withdraw_message(about, "operator")
+        return await told
 
     async def _retire(self, call: Call) -> Verdict:
         asked = _read(_Retire, call)

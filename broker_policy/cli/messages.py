@@ -58,7 +58,7 @@ async def send(
     payload = _payload(data)
     later = None if delay is None else duration(delay)
     then = None if at is None else moment(at)
-    async with as_agent(sender, namespace, folder) as agent:
+    async with _agent(sender, namespace, folder) as agent:
         accepted = await agent.send(
             target, message_type, payload, id=message_id, delay=later, at=then, timeout=timeout
         )
@@ -81,7 +81,7 @@ async def request(
 ) -> None:
     """Send a request and print the reply."""
     payload = _payload(data)
-    async with as_agent(sender, namespace, folder) as agent:
+    async with _agent(sender, namespace, folder) as agent:
         reply = await agent.request(target, message_type, payload, id=message_id, timeout=timeout)
     text = orjson.dumps(reply.data, option=orjson.OPT_INDENT_2).decode()
     document = {
@@ -113,7 +113,7 @@ async def stream(
     out = Output(json=json)
     try:
         async with (
-            as_agent(sender, namespace, folder) as agent,
+            _agent(sender, namespace, folder) as agent,
             agent.stream(target, message_type, payload, id=message_id, timeout=timeout) as chunks,
         ):
             ends_line = True
@@ -144,7 +144,7 @@ def _print(out: Output, chunk: Chunk, *, ends_line: bool) -> bool:
 
 
 @asynccontextmanager
-async def as_agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Agent[dict[str, Any]]]:
+async def _agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Agent[dict[str, Any]]]:
     """An instance of ``sender`` that takes none of its messages."""
     require_id(sender, "agent id")
     require_id(namespace, "namespace")

@@ -13,10 +13,10 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What an operator does with a dead letter, in its sender's stead."""
+    """What an operator does with a message, in its sender's stead."""
 
     by: str  # who asked: what the operator says of itself
-    letter: int  # the dead letter's sequence
+    letter: int = 0  # the dead letter's sequence; 0: it is none
     attempt: int = 0  # counts the dedup ids that the audit has closed (``audit.probe``)
     sent: str = ""  # when the message was sent first
     redrives: int = 0  # how often it will have been redriven
@@ -24,6 +24,8 @@ class Errand:
     @property
     def reference(self) -> str:
         """The dead letter, and where it is not the first the attempt, as the audit names them."""
+        if not self.letter:
+            return ""
         return f"{self.letter}.{self.attempt}" if self.attempt else str(self.letter)
 
 

@@ -50,6 +50,7 @@ class AdminOp(StrEnum):
     REDRIVE = "redrive"
     PURGE = "purge"
     RETIRE = "retire"
+    WITHDRAW = "withdraw"
 
 
 def admin(op: AdminOp) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,9 +133,15 @@ async def test_delayed_messages(system: System, namespace: str, tmp_path: Path) 
         assert await bob.wait_handled({"now"}, 10) == set()
     listed = await call("delayed", "list", "--sender", "alice", *where)
     assert [each["message_id"] for each in listed["messages"]] == ["sooner", "later"]  # type: ignore[attr-defined]
-    cancelled = await call("delayed", "cancel", "--as", "alice", "later", *where)
+    cancelled = await call("delayed", "cancel", "alice", "later", "--by", "olga", *where)
     assert cancelled["cancelled"] is True
-    late = mas("delayed", "cancel", "--as", "alice", "now", "--json", *where, check=False)
+    async with asyncio.timeout(10):
+        while True:
+            found: Any = await call("audit", "query", "--message-id", "later", *where)
+            told = [(each["op"], each["outcome"], each["by"]) for each in found["decisions"]]
+            if told == [("withdraw", "applied", "olga"), ("delay", "applied", "")]:
+                break
+    late = mas("delayed", "cancel", "alice", "now", "--json", *where, check=False)
     assert (late.returncode, json.loads(late.stdout)["cancelled"]) == (1, False)
     wrong = mas("send", "--as", "alice", "bob", "note", "--delay", "soon", *where, check=False)
     assert wrong.returncode == 1
