@@ -18,6 +18,8 @@ from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 _EXHAUSTED = "EXHAUSTED"
+_REMOVED = "AGENT_REMOVED"
+_UNDELIVERED = "its agent was removed before it was handled"
 _UNREPORTED = "no report: the agent died or went silent"
 
 
@@ -67,6 +69,11 @@ class Graves:
         """Bury a message that was delivered as often as it may, and of which nothing was heard."""
         error = message.last_error or _UNREPORTED
         self._bury(message.fields[headers.TARGET], message, _EXHAUSTED, message.deliveries, error)
+
+    def clear(self, agent: str) -> None:
+        """Bury all that waits for an agent that is not in the policy any more."""
+        for message in tuple(self._consumers[agent].messages.values()):
+            self._bury(agent, message, _REMOVED, 0, message.last_error or _UNDELIVERED)
 
     def _bury(self, agent: str, message: Waiting, reason: str, attempts: int, error: str) -> None:
         fields = message.fields

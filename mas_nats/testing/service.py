@@ -71,6 +71,8 @@ class MemoryService:
         for agent in document.agents:
             if agent not in self.consumers:
                 self.consumers[agent] = Consumer(agent, self._limits, self._graves.exhausted)
+        for removed in self.consumers.keys() - document.agents.keys():
+            self._graves.clear(removed)
 
     def _limits(self) -> Limits:
         return self.deciding.table.limits

@@ -1,4 +1,5 @@
-"""The stage of the behaviour suite: agents ``a``, ``b`` and ``c`` that may all talk, ``d`` that may not."""
+"""The stage of the behaviour suite: agents ``a``, ``b`` and ``c`` that may all talk, ``d`` that may not, and
+``ghost``, that nobody declared."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tests.system import System
 A = TypeVar("A", bound=Agent[Any])
 
 AGENTS = {"a": ("router",), "b": ("qa", "math"), "c": ("qa",), "d": ("hidden",)}
-ALLOW = {"a": ("b", "c"), "b": ("a", "c"), "c": ("a", "b")}
+ALLOW = {"a": ("b", "c", "ghost"), "b": ("a", "c"), "c": ("a", "b")}
 
 
 class Recorder(Agent[Any]):

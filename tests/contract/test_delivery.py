@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from mas_nats import Agent, AgentMessage, Reject, RequestFailed, RequestTimeout
-from tests.contract.broker import LIMITS
-from tests.contract.conftest import Recorder, Stage, eventually, now
+from tests.contract.broker import LIMITS, Broker
+from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
 CARD = "4111 1111 1111 1111"
 
@@ -193,3 +193,64 @@ async def test_an_expired_request_is_not_handled(stage: Stage):
     await stage.all_acknowledged("b")
     assert [message.data for message in b.got] == [{"n": 1}]
     assert await stage.namespace.dead_letter("b") is None
+
+
+async def test_a_message_whose_instances_die_one_after_another_is_dead_in_the_end(stage: Stage):
+    """None of them says why, so the dead letter says that."""
+    (a,) = await stage.recorders("a")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.Event().wait()
+
+    await a.send("b", "note", {})
+    for _ in range(LIMITS.max_deliver):
+        (b,) = await stage.recorders("b")
+        b.work = work
+        await eventually(lambda b=b: b.running)  # type: ignore[misc]
+        await b.stop(timeout=0)
+    (last,) = await stage.recorders("b")
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.reason, dead.attempts) == ("EXHAUSTED", LIMITS.max_deliver)
+    assert "no report" in dead.error
+    assert not last.got
+
+
+async def test_all_instances_together_handle_no_more_than_the_limit(broker: Broker):
+    limits = LIMITS.model_copy(update={"max_ack_pending": 4})
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, limits))
+    a, b, other = await stage.recorders("a", "b", "b")
+    release = asyncio.Event()
+    peak = 0
+
+    async def work(message: AgentMessage) -> None:
+        nonlocal peak
+        peak = max(peak, b.running + other.running)
+        await release.wait()
+
+    b.work = other.work = work
+    await asyncio.gather(*(a.send("b", "note", {"n": n}) for n in range(16)))
+    await eventually(lambda: b.running + other.running == 4)
+    release.set()
+    await eventually(lambda: len(b.got) + len(other.got) == 16)
+    assert peak == 4
+    await stage.close()
+
+
+async def test_dead_letters_say_why_how_often_and_what(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt < 2:
+            raise ValueError("not yet")
+        raise Reject("closed for ever")
+
+    b.work = work
+    await a.send("b", "note", {"n": 1})
+    await eventually(lambda: len(b.got) == 2)
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.reason, dead.attempts, dead.body) == ("Reject", 2, b'{"n":1}')
+    assert dead.error == "Reject: closed for ever"

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from mas_nats import Agent, AgentMessage, IdentityRefused, OutcomeUnknown, PermissionDenied, Unavailable
+from mas_nats import (
+    Agent,
+    AgentMessage,
+    IdentityRefused,
+    OutcomeUnknown,
+    PermissionDenied,
+    RequestFailed,
+    Unavailable,
+    UnknownTarget,
+)
 from tests.contract.broker import LIMITS, Broker
 from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
@@ -109,6 +118,22 @@ async def test_an_agent_that_is_removed_learns_why(stage: Stage):
     await stage.namespace.forget("a")
     with pytest.raises((IdentityRefused, PermissionDenied)):
         await a.send("b", "note", {}, timeout=2)
+
+
+async def test_what_waits_for_a_removed_agent_is_dead_and_its_requester_is_told(stage: Stage):
+    (a,) = await stage.recorders("a")
+    asking = asyncio.ensure_future(a.request("b", "ask", {"n": 1}, timeout=20))
+    async with asyncio.timeout(5):
+        while not await stage.namespace.waiting("b"):
+            await asyncio.sleep(0.01)
+    await stage.namespace.forget("b")
+    with pytest.raises(RequestFailed, match="AGENT_REMOVED"):
+        await asking
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.reason, dead.attempts, dead.body) == ("AGENT_REMOVED", 0, b'{"n":1}')
+    with pytest.raises(UnknownTarget):
+        await a.send("b", "note", {})
 
 
 async def test_a_killed_server_is_survived(own_broker: Broker):

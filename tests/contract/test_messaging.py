@@ -12,13 +12,17 @@ from pydantic import BaseModel
 from mas_nats import (
     Agent,
     AgentMessage,
+    ForeignReply,
+    IdReused,
     InvalidMessage,
+    Overloaded,
     PermissionDenied,
     RequestFailed,
     RequestTimeout,
+    UnknownTarget,
 )
-from tests.contract.broker import LIMITS
-from tests.contract.conftest import Stage, eventually, now
+from tests.contract.broker import LIMITS, Broker
+from tests.contract.conftest import AGENTS, ALLOW, Stage, eventually, now
 
 
 class Ask(BaseModel):
@@ -91,6 +95,21 @@ async def test_work_is_shared_by_instances(stage: Stage):
     assert by <= {desk.instance for desk in desks}
 
 
+async def test_idle_instances_take_turns(stage: Stage):
+    (a,) = await stage.recorders("a")
+    instances = await stage.recorders("b", "b", "b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.Event().wait()
+
+    for each in instances:
+        each.work = work
+    for n in range(6):
+        await a.send("b", "note", {"n": n})
+    await eventually(lambda: sum(each.running for each in instances) == 6)
+    assert all(each.running for each in instances)
+
+
 async def test_nested_requests_do_not_deadlock(stage: Stage):
     a, _, _ = await asyncio.gather(stage.start(Agent, "a"), stage.start(Desk, "b"), stage.start(Desk, "c"))
     many = 10 * LIMITS.in_flight
@@ -138,6 +157,8 @@ async def test_refused_before_anything_happens(stage: Stage):
     for target in ("*", ">", "b.c", "b c", "B", ""):
         with pytest.raises(InvalidMessage, match="is not a valid id"):
             await a.send(target, "note", {})
+    with pytest.raises(PermissionDenied, match="is in another namespace and no rule connects the two"):
+        await a.send("elsewhere/b", "note", {})
     with pytest.raises(InvalidMessage, match="bytes, the limit is"):
         await a.send("b", "note", {"x": "y" * (LIMITS.max_payload + 1)})
 
@@ -160,3 +181,90 @@ async def test_a_stopped_agent_is_not_discovered(stage: Stage):
     async with asyncio.timeout(5):
         while (await a.discover(["qa"]))[0].instances != 1:
             await asyncio.sleep(0.05)
+
+
+async def test_a_known_id_with_other_content_is_refused(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+    await a.send("b", "note", {"n": 1}, id="order-1")
+    await eventually(lambda: b.got)
+    for target, kind, data in (("b", "note", {"n": 2}), ("b", "other", {"n": 1}), ("c", "note", {"n": 1})):
+        with pytest.raises(IdReused):
+            await a.send(target, kind, data, id="order-1")
+    (c,) = await stage.recorders("c")
+    await c.send("b", "note", {"n": 3}, id="order-1")  # an id is its sender's own
+    await eventually(lambda: len(b.got) == 2)
+    assert [message.data["n"] for message in b.got] == [1, 3]
+
+
+async def test_an_allowed_target_that_does_not_exist(stage: Stage):
+    (a,) = await stage.recorders("a")
+    with pytest.raises(UnknownTarget, match="there is no agent 'ghost'"):
+        await a.send("ghost", "note", {})
+
+
+async def test_a_full_inbox_refuses_and_takes_again(broker: Broker):
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, LIMITS.model_copy(update={"inbox_messages": 3})))
+    (a,) = await stage.recorders("a")
+    for n in range(3):
+        await a.send("b", "note", {"n": n})
+    with pytest.raises(Overloaded, match="the inbox of b is full"):
+        await a.send("b", "note", {"n": 3})
+    await a.send("c", "note", {})  # others are not concerned
+    (b,) = await stage.recorders("b")
+    await stage.all_acknowledged("b")
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await a.send("b", "note", {"n": 4})
+                break
+            except Overloaded:
+                await asyncio.sleep(0.1)
+    await eventually(lambda: [message.data["n"] for message in b.got] == [0, 1, 2, 4])
+    await stage.close()
+
+
+async def test_only_the_agent_that_was_asked_may_answer(stage: Stage):
+    a, b, c = await stage.recorders("a", "b", "c")
+
+    async def work(message: AgentMessage) -> None:
+        with pytest.raises(ForeignReply):
+            await c.send_reply_envelope(message, "answer", {"by": "c"})
+        await message.reply("answer", {"by": "b"})
+
+    b.work = work
+    reply = await a.request("b", "ask", {})
+    assert (reply.sender, reply.data) == ("b", {"by": "b"})
+
+
+async def test_a_late_reply_is_told_and_goes_nowhere(stage: Stage):
+    """Clocks may disagree by five seconds, so late is five seconds after the deadline."""
+    a, b = await stage.recorders("a", "b")
+    results: list[Any] = []
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.sleep(6)
+        results.append(await message.reply("answer", {}))
+
+    b.work = work
+    with pytest.raises(RequestTimeout):
+        await a.request("b", "note", {}, timeout=0.3)
+    await eventually(lambda: results, timeout=15)
+    assert (results[0].delivered, results[0].late) == (False, True)
+    await stage.all_acknowledged("b")
+
+
+async def test_a_capability_counts_when_it_is_declared_and_announced(stage: Stage):
+    a = await stage.start(Agent, "a")
+    boasting = Agent("b", capabilities=["qa", "flying"], **stage.namespace.options("b"))
+    async with boasting:
+        assert [each.capabilities for each in await a.discover()] == [("qa",)]
+        assert await a.discover(["flying"]) == []
+        assert await a.discover(["math"]) == []
+
+
+async def test_an_instance_that_only_sends_is_not_found_and_takes_nothing(stage: Stage):
+    a, b = await stage.start(Agent, "a"), await stage.start(Agent, "b", receive=False)
+    assert await a.discover() == []
+    await a.send("b", "note", {})
+    assert [each.agent_id for each in await b.discover()] == ["a"]
+    assert await stage.namespace.waiting("b") == 1

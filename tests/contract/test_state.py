@@ -95,3 +95,8 @@ async def test_each_agent_has_its_own(stage: Stage):
     b, c = await stage.start(Desk, "b"), await stage.start(Desk, "c")
     await b.update_state({"answered": 7})
     assert (await c.refresh_state()).answered == 0
+    await c.update_state({"answered": 8})
+    for agent, answered in ((b, 7), (c, 8)):
+        await agent.stop()
+        again = await stage.start(Desk, agent.agent_id)
+        assert again.state.answered == answered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import mas_nats
 from mas_nats import (
     Agent,
     AgentMessage,
@@ -376,6 +378,16 @@ async def test_mistakes_of_the_test_are_told():
             broker.waiting("dsk")
     with pytest.raises(ValueError, match="is not a valid id"):
         MemoryBroker({"Desk": ()})
+
+
+def test_one_file_of_the_sdk_knows_the_policy_service():
+    package = Path(mas_nats.__file__).parent
+    importing = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) broker_policy", path.read_text(), re.MULTILINE)
+    }
+    assert importing == {"testing/real.py"}
 
 
 def test_agents_import_nothing_of_it():
