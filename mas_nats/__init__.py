@@ -38,12 +38,14 @@ from mas_nats.errors import (
 from mas_nats.message import AgentMessage, ReplyResult, ReplyWriter
 from mas_nats.messenger import AgentInfo
 from mas_nats.stream import Stream
+from mas_nats.wire.frames import Chunk
 from mas_nats.wire.verdict import Decision, Verdict
 
 __all__ = [
     "Agent",
     "AgentInfo",
     "AgentMessage",
+    "Chunk",
     "ConfigurationError",
     "Decision",
     "ForeignReply",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ COALESCE = 0.02
 """Seconds between two frames, unless one is full before (DESIGN 5)."""
 BUFFER = 4 * FRAME_BYTES
 """Bytes that ``write`` takes before it waits for what was written to be on its way."""
+STALLED = 60.0
+"""Seconds that a reader who has as much as may be on its way can take before it reads on."""
 _CALL_TIMEOUT = 30.0
 
 
@@ -147,6 +150,7 @@ class FramedReply:
         self._unread: deque[int] = deque()  # bytes of each frame sent since
         self._short = 0  # units that the next frame must hold at least, to be compared with an earlier one
         self._final = False
+        self._halted = False  # the block has failed: nothing more is sent
         self._done = False  # the requester has the end already: what is written goes nowhere, and is no error
         self._error: MasError | None = None
         self._changed = asyncio.Event()  # something for the sender to look at
@@ -242,11 +246,12 @@ class FramedReply:
 
     async def _tell_failure(self, kind: type[BaseException]) -> None:
         """Tell the reader, where it has something already, that the rest will not come."""
+        if self._sender is not None:
+            self._halted = True
+            self._changed.set()
+            await asyncio.wait({self._sender})  # what is on its way may arrive
         if self._done or not self._number or isinstance(self._error, StreamCancelled):
             return
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.wait({self._sender})
         try:
             while not self._done:
                 await self._frame([], failed=kind.__name__)
@@ -262,26 +267,47 @@ class FramedReply:
         loop = asyncio.get_running_loop()
         not_before = 0.0
         try:
-            while not self._done:
-                while not self._due(rested=loop.time() >= not_before):
-                    self._changed.clear()
-                    wait = not_before - loop.time()
-                    try:
-                        async with asyncio.timeout(wait if wait > 0 else None):
-                            await self._changed.wait()
-                    except TimeoutError:
-                        continue
-                not_before = loop.time() + COALESCE
-                await self._frame(self._pending.head(self._short))
+            while not (self._done or self._halted):
+                if self._behind:
+                    await self._room()
+                elif self._due(rested=loop.time() >= not_before):
+                    not_before = loop.time() + COALESCE
+                    await self._frame(self._pending.head(self._short))
+                else:
+                    await self._change(not_before if loop.time() < not_before else None)
         except MasError as error:
             if isinstance(error, StreamCancelled):
                 self.interrupt(str(error))
             self._fail(error)
 
+    @property
+    def _behind(self) -> bool:
+        """Whether the reader has to read before there may be more."""
+        return self._number - self._read >= WINDOW_FRAMES or sum(self._unread) >= WINDOW_BYTES
+
+    async def _room(self) -> None:
+        """Wait until the reader has read some.
+
+        Raises:
+            StreamCancelled: it has read nothing for ``STALLED`` seconds, and is told so.
+
+        """
+        end = asyncio.get_running_loop().time() + STALLED
+        while self._behind and not self._halted:
+            if asyncio.get_running_loop().time() >= end:
+                await self._frame([], failed="ReaderStalled")
+                raise StreamCancelled(f"its reader has read nothing for {STALLED:g} s")
+            await self._change(end)
+
+    async def _change(self, until: float | None) -> None:
+        """Wait until something happens, or ``until`` by the loop's clock."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._changed.wait()
+
     def _due(self, *, rested: bool) -> bool:
         """Whether there is a frame to send now."""
-        if self._number - self._read >= WINDOW_FRAMES or sum(self._unread) >= WINDOW_BYTES:
-            return False  # the reader is behind
         if self._final:
             return True
         if self._short:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ import orjson
 from mas_nats.calls import Calls
 from mas_nats.errors import MasError, Unavailable
 from mas_nats.message import AgentMessage
+from mas_nats.payload import invalid
 from mas_nats.reply_stream import FramedReply
 from mas_nats.stream import Asked, Reader
 from mas_nats.transport import Connection, Incoming
@@ -32,6 +34,15 @@ _LAST_WORDS = 2.0
 """Seconds that cancellations under way may take when the instance stops."""
 
 
+@dataclass(slots=True)
+class _Left:
+    """A stream that is read no more; without what was asked, which may be large."""
+
+    message_id: str
+    target: str
+    cancelled: float  # when, by the loop's clock
+
+
 class Streams:
     """Who reads and who writes, by request."""
 
@@ -41,7 +52,7 @@ class Streams:
         self._agent = agent
         self._readers: dict[tuple[str, str], Reader] = {}  # instance and correlation
         self._writers: dict[tuple[str, str], FramedReply] = {}  # requester and correlation
-        self._left: OrderedDict[tuple[str, str], tuple[Asked, float]] = OrderedDict()
+        self._left: OrderedDict[tuple[str, str], _Left] = OrderedDict()
         self._telling: dict[Reader, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -49,6 +60,10 @@ class Streams:
     def reader(self, asked: Asked, instance: str) -> Reader:
         """A reader for the answer to what ``instance`` asked."""
         key = instance, correlation(asked.message_id)
+        if key in self._readers:
+            raise invalid(
+                "message_id", f"the answer to {asked.message_id!r} is being read already", "Use another id"
+            )
 
         async def fetch(number: int, left: float) -> Incoming:
             subject = subjects.stored_reply(self._agent, *key, number)
@@ -58,7 +73,7 @@ class Streams:
             if self._readers.get(key) is reader:
                 del self._readers[key]
             if reader.unfinished:
-                self._cancel(key, asked)
+                self._cancel(key, asked.message_id, asked.target)
 
         def tell(producer: str, count: int) -> None:
             self._tell(reader, producer, count)
@@ -83,9 +98,7 @@ class Streams:
             if (reader := self._readers.get(key)) is not None:
                 reader.receive(int(tokens[5]), incoming)
             elif (left := self._left.get(key)) is not None and headers.END not in incoming.headers:
-                asked, last = left
-                if asyncio.get_running_loop().time() - last >= _CANCEL_AGAIN:
-                    self._cancel(key, asked)
+                self._cancel_again(key, left)
 
     # -- writing -------------------------------------------------------------------------------------
     def writer(
@@ -152,25 +165,30 @@ class Streams:
             while (count := self._telling[reader]) != said:
                 said = count
                 body = orjson.dumps({"to": producer, "read": count})
-                await self._say(Op.FLOW, reader.asked, body)
+                await self._say(Op.FLOW, reader.asked.message_id, reader.asked.target, body)
         finally:
             del self._telling[reader]
 
-    def _cancel(self, key: tuple[str, str], asked: Asked) -> None:
-        self._left[key] = asked, asyncio.get_running_loop().time()
+    def _cancel(self, key: tuple[str, str], message_id: str, target: str) -> None:
+        self._left[key] = _Left(message_id, target, asyncio.get_running_loop().time())
         self._left.move_to_end(key)
         if len(self._left) > _REMEMBERED:
             self._left.popitem(last=False)
-        self._spawn(self._say(Op.CANCEL, asked, b"{}"))
+        self._spawn(self._say(Op.CANCEL, message_id, target, b"{}"))
 
-    async def _say(self, op: Op, asked: Asked, body: bytes) -> None:
-        fields = {headers.MSG_ID: asked.message_id, headers.TARGET: asked.target, headers.TYPE: op.value}
+    def _cancel_again(self, key: tuple[str, str], left: _Left) -> None:
+        """Frames still come: the first time was lost, or there was nobody yet to hear it."""
+        if asyncio.get_running_loop().time() - left.cancelled >= _CANCEL_AGAIN:
+            self._cancel(key, left.message_id, left.target)
+
+    async def _say(self, op: Op, message_id: str, target: str, body: bytes) -> None:
+        fields = {headers.MSG_ID: message_id, headers.TARGET: target, headers.TYPE: op.value}
         try:
             verdict = await self._calls.call(op, body, fields, timeout=_CALL_TIMEOUT)
             if not verdict.ok:
-                logger.info("%s: %s of %s: %s", self._agent, op, asked.message_id, verdict.reason)
+                logger.info("%s: %s of %s: %s", self._agent, op, message_id, verdict.reason)
         except MasError as error:
-            logger.info("%s: %s of %s: %s", self._agent, op, asked.message_id, error)
+            logger.info("%s: %s of %s: %s", self._agent, op, message_id, error)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

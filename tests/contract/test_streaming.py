@@ -188,6 +188,44 @@ async def test_a_producer_that_has_written_nothing_yet_learns_of_it_too(stage: S
     await stage.all_acknowledged("b")
 
 
+async def test_a_request_that_nobody_waits_for_any_more_is_stopped_when_it_is_begun(stage: Stage):
+    a = await stage.start(Agent, "a")
+    reading = asyncio.create_task(text_of(a, "forever", {"pause": 0.01}, timeout=60))
+    await asyncio.sleep(0.3)  # so that it waits in the inbox; nobody is there to say so
+    reading.cancel()
+    writer = await stage.start(Writer, "b")
+    await eventually(lambda: writer.ended == ["cancelled"])
+    await stage.all_acknowledged("b")
+
+
+async def test_a_failure_right_after_the_first_words_is_told(stage: Stage):
+    """The frame with them is on its way when the handler fails."""
+
+    async def work(message: AgentMessage) -> None:
+        async with message.reply_stream() as out:
+            await out.write(f"attempt {message.attempt}")
+            await asyncio.sleep(0)
+            raise ValueError
+
+    a, b = await stage.start(Agent, "a"), await stage.start(Recorder, "b")
+    b.work = work
+    with pytest.raises(RequestFailed, match="ValueError"):
+        await text_of(a, "note", {}, timeout=20)
+    assert len(b.got) == 1
+
+
+async def test_a_reader_that_reads_nothing_loses_its_stream(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mas_nats.reply_stream.STALLED", 0.5)
+    a, writer = await stage.start(Agent, "a"), await stage.start(Writer, "b")
+    async with a.stream("b", "forever", {"size": 4096}, timeout=60) as chunks:
+        await anext(chunks)
+        await eventually(lambda: writer.ended == ["cancelled"])
+        with pytest.raises(RequestFailed, match="ReaderStalled"):
+            async for _ in chunks:
+                pass
+    await stage.all_acknowledged("b")
+
+
 async def test_an_exception_ends_the_stream_with_a_failure_that_quotes_nothing(stage: Stage):
     a, _ = await stage.start(Agent, "a"), await stage.start(Writer, "b")
     chunks = a.stream("b", "break", {}, timeout=20)

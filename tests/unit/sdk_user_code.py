@@ -6,7 +6,7 @@ from typing import assert_type
 
 from pydantic import BaseModel
 
-from mas_nats import Agent, AgentInfo, AgentMessage, ReplyResult, TlsClientConfig
+from mas_nats import Agent, AgentInfo, AgentMessage, Chunk, ReplyResult, TlsClientConfig
 
 
 class Ask(BaseModel):
@@ -24,6 +24,13 @@ class HelpDesk(Agent[DeskState]):
         assert_type(payload.question, str)
         await self.update_state({"answered": self.state.answered + 1})
         assert_type(await self.send_reply_envelope(message, "answer", {"text": "x"}), ReplyResult)
+
+    @Agent.on("tell", model=Ask)
+    async def tell(self, message: AgentMessage, payload: Ask) -> None:
+        async with message.reply_stream() as out:
+            await out.write(payload.question)
+            await out.write({"n": 1})
+            await out.write(payload)
 
     @Agent.on("note")
     async def note(self, message: AgentMessage) -> None:
@@ -56,6 +63,12 @@ async def seed() -> None:
     assert_type(reply, AgentMessage)
     print(reply.data["text"])
 
+    async for chunk in router.stream("helpdesk", "tell", Ask(question="?")):
+        assert_type(chunk, Chunk)
+        print(chunk if isinstance(chunk, str) else chunk["n"])
+    async with router.stream("helpdesk", "tell", {"question": "?"}, timeout=5) as chunks:
+        assert_type(await anext(chunks), Chunk)
+
     typed = Agent("typed", state_model=DeskState)
     assert_type(typed.state, DeskState)
     async with MyAgent("mine", metadata={"a": 1}) as mine:
@@ -68,5 +81,6 @@ class Wrong(Agent[DeskState]):
     async def handle_ask(self, message: AgentMessage, payload: DeskState) -> None: ...
 
     async def wrong(self) -> None:
+        self.stream("b", "t", "text")  # type: ignore[arg-type]  # not a JSON object
         await self.send("b", "t", "text")  # type: ignore[arg-type]  # not a JSON object
         self.state.answerd  # type: ignore[attr-defined]  # noqa: B018
