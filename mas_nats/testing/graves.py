@@ -18,14 +18,15 @@ from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 _EXHAUSTED = "EXHAUSTED"
+_LARGEST = 2**53 - 1
 _REMOVED = "AGENT_REMOVED"
 _UNDELIVERED = "its agent was removed before it was handled"
 _UNREPORTED = "no report: the agent died or went silent"
 
 
 class _Failure(BaseModel):
-    sequence: int = Field(ge=1, strict=True)
-    attempt: int = Field(ge=1, strict=True)
+    sequence: int = Field(ge=1, le=_LARGEST, strict=True)
+    attempt: int = Field(ge=1, le=_LARGEST, strict=True)
     error_class: str
     error: str = ""
     retryable: bool
@@ -54,7 +55,8 @@ class Graves:
         if message is None:
             if any(failure.sequence in other.messages for other in self._consumers.values()):
                 text = f"sequence {failure.sequence} is not in the inbox of {call.sender}"
-                return Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", text).verdict(call.message_id)
+                refusal = Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", text)
+                return self._deciding.refuse(call, refusal)
             return accepted(call.message_id, dead=True)
         if failure.error_class == Decision.EXPIRED and headers.DEADLINE in message.fields:
             return accepted(call.message_id, dead=False, expired=True)
