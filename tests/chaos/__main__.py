@@ -19,8 +19,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from broker_policy.embedded.layout import Layout
 from tests.chaos import nemeses, report
 from tests.chaos.run import Outcome, Run
+from tests.route_proxies import RouteProxies
 from tests.system import System
 
 BUILD = Path("build")
@@ -32,8 +34,20 @@ def main() -> int:
     BUILD.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=BUILD)).absolute()
     print(f"seed {arguments.seed}, {arguments.seconds:g} s, evidence in {folder}", flush=True)
-    chosen = [one for one in nemeses.SINGLE if not arguments.only or one.name in arguments.only]
-    outcomes = {"single": single(folder / "single", chosen, arguments)}
+    plan = {
+        where: [one for one in table if not arguments.only or one.name in arguments.only]
+        for where, table in TABLES.items()
+        if where in (arguments.on or TABLES)
+    }
+    faults = sum(len(table) for table in plan.values())
+    if not faults:
+        print("no such nemesis there", file=sys.stderr)
+        return 2
+    outcomes = {
+        where: SYSTEMS[where](folder / where, table, arguments, len(table) / faults)
+        for where, table in plan.items()
+        if table
+    }
     done = report.document(outcomes, arguments.seed, arguments.seconds)
     (BUILD / "chaos.json").write_text(json.dumps(done, indent=2) + "\n")
     print(f"\n{report.table(done)}\n")
@@ -48,15 +62,49 @@ def main() -> int:
     return 1
 
 
-def single(folder: Path, chosen: Sequence[nemeses.Nemesis], arguments: argparse.Namespace) -> Outcome:
-    """The run on one node."""
+def single(
+    folder: Path, table: Sequence[nemeses.Nemesis], arguments: argparse.Namespace, share: float
+) -> Outcome:
+    """The run on one node, in ``share`` of the time."""
     folder.mkdir()
     system = System.up(folder / ".mas")
     try:
-        run = Run(system, chosen, arguments.seconds, arguments.seed, folder, say, rate=arguments.rate)
-        return asyncio.run(run.perform())
+        return _perform(system, table, arguments, share, None)
     finally:
         system.down()
+
+
+def cluster(
+    folder: Path, table: Sequence[nemeses.Nemesis], arguments: argparse.Namespace, share: float
+) -> Outcome:
+    """The run on three nodes, with proxies between them."""
+    proxies = RouteProxies(Layout(folder / ".mas"))
+    try:
+        system = System.up(folder / ".mas", "--nodes", "3")
+        try:
+            return _perform(system, table, arguments, share, proxies)
+        finally:
+            proxies.heal()
+            system.down()
+    finally:
+        proxies.stop()
+
+
+def _perform(
+    system: System,
+    table: Sequence[nemeses.Nemesis],
+    arguments: argparse.Namespace,
+    share: float,
+    proxies: RouteProxies | None,
+) -> Outcome:
+    folder, seconds = system.layout.root.parent, arguments.seconds * share
+    say(f"{'three nodes' if proxies else 'one node'}: {len(table)} nemeses in {seconds:.0f} s")
+    run = Run(system, table, seconds, arguments.seed, folder, say, rate=arguments.rate, proxies=proxies)
+    return asyncio.run(run.perform())
+
+
+TABLES = {"single": nemeses.SINGLE, "cluster": nemeses.CLUSTER}
+SYSTEMS = {"single": single, "cluster": cluster}
 
 
 def say(line: str) -> None:
@@ -73,7 +121,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of load and nemeses together")
     parser.add_argument("--seed", type=int, default=1, help="decides order and moments of the faults")
     parser.add_argument("--rate", type=float, default=500.0, help="messages a second")
-    names = [one.name for one in nemeses.SINGLE]
+    names = sorted({one.name for table in TABLES.values() for one in table})
+    parser.add_argument("--on", action="append", choices=list(TABLES), help="this system; else both in turn")
     parser.add_argument("--only", action="append", choices=names, help="this nemesis; may be repeated")
     parser.add_argument("--keep", action="store_true", help="keep the evidence, whatever it shows")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """What is done to the system. A strike returns how to undo it, or None where the system heals by itself.
 
-To add one: an async function that takes a ``Scene`` and an entry in a table like ``SINGLE``.
+To add one: an async function that takes a ``Scene`` and an entry in a table, ``SINGLE`` or ``CLUSTER``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nats.errors
 from redis.exceptions import RedisError
 
 from broker_policy.audit.layout import Layout
+from broker_policy.jetstream import JetStreamError, api
+from mas_nats import MasError
+from mas_nats.wire import subjects
 from tests.chaos.crew import Crew
 from tests.processes import children
+from tests.route_proxies import RouteProxies
 from tests.system import System, mas
 
+AWAY = (JetStreamError, KeyError, MasError, OSError, RedisError, ValueError, nats.errors.Error)
+"""What is raised while a server cannot say what it is asked."""
 Heal = Callable[[], Awaitable[None]]
 Strike = Callable[["Scene"], Awaitable["Undo | None"]]
 
@@ -36,12 +43,16 @@ class Undo:
 
 @dataclass(slots=True)
 class Scene:
-    """What a nemesis may reach. ``rng`` decides whatever is left to chance."""
+    """What a nemesis may reach. ``rng`` decides whatever is left to chance.
+
+    ``proxies`` are between the nodes of a cluster; None where there is one node.
+    """
 
     system: System
     namespace: str
     crew: Crew
     rng: random.Random
+    proxies: RouteProxies | None = None
 
     async def server(self, name: str) -> int:
         """The process id of a server or worker of ``mas up``, waiting until it runs."""
@@ -54,12 +65,24 @@ class Scene:
 
     async def projecting(self) -> str:
         """The worker that projects the audit now; any, where nobody does at this moment."""
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*AWAY):
             async with self.system.redis() as redis:
                 holder = await redis.get(Layout(self.namespace).lease)
                 if holder:
                     return str(holder.decode().partition(".")[0])
         return self.rng.choice(("w1", "w2"))
+
+    async def leading(self) -> int:
+        """The number of the node that leads the log; any, where nobody does at this moment."""
+        with contextlib.suppress(*AWAY):
+            async with self.system.tenant(self.namespace) as nc:
+                info = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+                return int(str(info["cluster"]["leader"]).removeprefix("nats-"))
+        return self.any_node()
+
+    def any_node(self) -> int:
+        """The number of a node."""
+        return self.rng.choice((1, 2, 3))
 
     def some_workers(self) -> list[str]:
         """One worker or both."""
@@ -173,6 +196,78 @@ SINGLE = (
     Nemesis("everything restarted", everything_killed),
 )
 """On one node."""
+
+
+# -- the nodes of a cluster --------------------------------------------------------------------------------
+async def node_killed(scene: Scene) -> None:
+    kill([await scene.server(f"nats-{scene.any_node()}")])
+
+
+async def node_paused(scene: Scene) -> Undo:
+    return pause([await scene.server(f"nats-{scene.any_node()}")])
+
+
+async def leader_killed(scene: Scene) -> None:
+    kill([await scene.server(f"nats-{await scene.leading()}")])
+
+
+async def leader_paused(scene: Scene) -> Undo:
+    return pause([await scene.server(f"nats-{await scene.leading()}")])
+
+
+async def nodes_killed(scene: Scene) -> None:
+    """All at once: whatever was acknowledged must be on the disks."""
+    kill([await scene.server(f"nats-{number}") for number in (1, 2, 3)])
+
+
+async def leader_isolated(scene: Scene) -> Undo:
+    return isolated(scene, await scene.leading(), silent=False)
+
+
+async def node_isolated(scene: Scene) -> Undo:
+    return isolated(scene, scene.any_node(), silent=False)
+
+
+async def cable_pulled(scene: Scene) -> Undo:
+    """Nothing arrives, and nobody is told."""
+    return isolated(scene, await scene.leading(), silent=True)
+
+
+async def two_parted(scene: Scene) -> Undo:
+    """Two do not hear each other; both hear the third."""
+    proxies = _proxies(scene)
+    one, other = scene.rng.sample((1, 2, 3), 2)
+    await asyncio.to_thread(proxies.part, one, other)
+    return Undo(lambda: asyncio.to_thread(proxies.heal))
+
+
+def isolated(scene: Scene, node: int, *, silent: bool) -> Undo:
+    """Part a node from the two others."""
+    proxies = _proxies(scene)
+    proxies.isolate(node, silent=silent)
+    return Undo(lambda: asyncio.to_thread(proxies.heal))
+
+
+def _proxies(scene: Scene) -> RouteProxies:
+    if scene.proxies is None:
+        raise RuntimeError("there is nothing between the nodes that could be cut")
+    return scene.proxies
+
+
+CLUSTER = (
+    Nemesis("node killed", node_killed),
+    Nemesis("node paused", node_paused),
+    Nemesis("leader killed", leader_killed),
+    Nemesis("leader paused", leader_paused),
+    Nemesis("node isolated", node_isolated),
+    Nemesis("leader isolated", leader_isolated),
+    Nemesis("leader's cable pulled", cable_pulled),
+    Nemesis("two nodes parted", two_parted),
+    Nemesis("all nodes killed", nodes_killed),
+    Nemesis("workers killed", killed(Scene.some_workers)),
+    Nemesis("everything restarted", everything_killed),
+)
+"""On three nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tests.chaos.crew import HANDLERS, SENDERS, Crew
 from tests.chaos.history import History
 from tests.chaos.nemeses import Fault, Nemesis, Scene
 from tests.chaos.program import FORBIDDEN
+from tests.route_proxies import RouteProxies
 from tests.system import System
 
 PATIENCE = 60.0
@@ -74,6 +75,7 @@ class Run:
     rate: float = 500.0  # messages a second
     namespace: str = "chaos"
     patience: float = PATIENCE
+    proxies: RouteProxies | None = None
     history: History = field(default_factory=History)
 
     async def perform(self) -> Outcome:
@@ -100,7 +102,7 @@ class Run:
         rng = random.Random(self.seed)
         order = list(self.nemeses)
         rng.shuffle(order)
-        scene = Scene(self.system, self.namespace, crew, rng)
+        scene = Scene(self.system, self.namespace, crew, rng, self.proxies)
         phases: list[Phase] = []
         finish = time.time() + self.seconds
         for place, nemesis in enumerate(order):
