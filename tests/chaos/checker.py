@@ -6,7 +6,7 @@
     unsettled   decisions without a final outcome
     phantom     handled, though never attempted, or refused for good, or with another message's content
     misplaced   replies that answer another request, or reached another process than the one that asked
-    contradicted the audit says that it was not delivered, and it was; or that it is dead, and it is not
+    contradicted the audit denies that it was delivered, or dead, and it was; or says so, and it was not
     undecided   the sender never learned whether it was accepted
 
 Each of these is a fault. Reported beside them: duplicates (handled more than once, which at-least-once
@@ -29,6 +29,8 @@ OPEN = frozenset(" cv")
 """Outcomes that are not final: unknown yet, in the inbox, to be tried again."""
 DELIVERED = frozenset("hdvxc ?")
 """Outcomes that do not deny that a message came to its handler."""
+DEAD = frozenset("dvc ?")
+"""Outcomes that do not deny that it is dead."""
 FAULTS = ("lost", "unaudited", "unsettled", "phantom", "misplaced", "contradicted", "undecided")
 
 
@@ -166,13 +168,16 @@ def _audited(history: History, audit: Audit, message_id: str) -> bool:
 
 
 def _expired(history: History, audit: Audit) -> frozenset[str]:
-    """Requests that the audit says were too late to be handled. Only a request with a deadline can be."""
+    """Requests that were too late to be handled: only one with a deadline, whose requester was told so.
+
+    The audit says so, or that it cannot know: a worker died before it heard where its message was stored.
+    """
     return frozenset(
         one
-        for one in history.accepted
+        for one in history.unanswered
         if one in history.sent
         and history.sent[one].until
-        and any(each.outcome == "x" for each in audit.by_message.get(one, ()))
+        and any(each.outcome in "x?" for each in audit.by_message.get(one, ()))
     )
 
 
@@ -183,8 +188,10 @@ def _contradicted(history: History, buried: frozenset[str], audit: Audit) -> Ite
             if decision is not None and decision.outcome not in DELIVERED:
                 yield message_id
     for message_id, decisions in audit.by_message.items():
-        said_dead = any(each.outcome == "d" for each in decisions)
-        if said_dead and message_id not in buried:
+        outcomes = {each.outcome for each in decisions}
+        if "d" in outcomes and message_id not in buried:
             yield message_id
-        if message_id in buried and decisions and not any(each.outcome in DELIVERED for each in decisions):
+        if message_id in buried and not outcomes & DEAD:
+            yield message_id
+        if "h" in outcomes and message_id in history.sent and message_id not in history.handled:
             yield message_id

@@ -72,12 +72,13 @@ def test_a_good_history_has_no_faults() -> None:
 
 
 def lost(story: Story) -> None:
-    story.send("victim")
+    story.send("victim", outcome="?")
 
 
-def claims_to_be_handled(story: Story) -> None:
-    """The audit's word is not enough: no handler saw it."""
-    story.send("victim", outcome="h")
+def told_that_there_is_no_reply(story: Story) -> None:
+    """A message is not a request: nobody waits for it, and no deadline excuses anything."""
+    story.send("victim", outcome="?")
+    story.say("unanswered", "victim", why="RequestTimeout")
 
 
 def expired_without_a_deadline(story: Story) -> None:
@@ -103,6 +104,11 @@ def handled_under_a_decision_that_is_not_there(story: Story) -> None:
 def refused_and_not_audited(story: Story) -> None:
     story.say("attempted", "victim", to="vault", y="denied")
     story.say("refused", "victim", why="AUTHZ_DENIED")
+
+
+def dead_and_called_handled(story: Story) -> None:
+    story.send("victim", outcome="h")
+    story.dead.add("victim")
 
 
 def dead_and_not_audited(story: Story) -> None:
@@ -158,7 +164,7 @@ def never_decided(story: Story) -> None:
     ("spoil", "kind"),
     [
         (lost, "lost"),
-        (claims_to_be_handled, "lost"),
+        (told_that_there_is_no_reply, "lost"),
         (expired_without_a_deadline, "lost"),
         (unaudited, "unaudited"),
         (handled_under_another_decision, "unaudited"),
@@ -172,6 +178,7 @@ def never_decided(story: Story) -> None:
         (reply_at_another_instance, "misplaced"),
         (not_committed_and_handled, "contradicted"),
         (said_dead_and_nowhere, "contradicted"),
+        (dead_and_called_handled, "contradicted"),
         (never_decided, "undecided"),
     ],
 )
@@ -192,11 +199,19 @@ def test_a_decision_without_a_final_outcome_is_unsettled(outcome: str) -> None:
 
 def test_a_request_that_expired_is_not_lost() -> None:
     story = Story()
-    story.send("late", y="ask", until=10.0, outcome="x")
-    story.say("unanswered", "late", why="RequestTimeout")
+    for message_id, outcome in (("late", "x"), ("later", "?")):
+        story.send(message_id, y="ask", until=10.0, outcome=outcome)
+        story.say("unanswered", message_id, why="RequestTimeout")
     found = story.check()
     assert found.faults == {}
-    assert found.expired == found.unanswered == {"late"}
+    assert found.expired == found.unanswered == {"late", "later"}
+
+
+def test_a_message_that_the_audit_calls_handled_and_no_handler_saw() -> None:
+    """The audit's word is not enough."""
+    story = Story()
+    story.send("victim", outcome="h")
+    assert story.check().faults == {"lost": {"victim"}, "contradicted": {"victim"}}
 
 
 def test_duplicates_are_counted_and_no_fault() -> None:
