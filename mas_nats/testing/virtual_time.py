@@ -35,14 +35,14 @@ class VirtualTime:
         selector = getattr(loop, "_selector", None)
         if isinstance(selector, _Jumping):
             running = selector.clock
-        elif selector is not None:
+        elif hasattr(selector, "get_map"):
             running = cls(loop)
             loop._selector = _Jumping(running, selector)  # noqa: SLF001
             loop.time = running.time
             loop.run_in_executor = running.run_in_executor
         else:
             raise RuntimeError(
-                f"virtual time needs asyncio's own event loop, not that of {type(loop).__module__}: "
+                f"virtual time needs asyncio's own selector event loop, not that of {type(loop).__module__}: "
                 "run the test on asyncio, or use MemoryBroker(..., virtual_time=False)"
             )
         running._users += 1
