@@ -13,7 +13,7 @@ from typing import Any, Self
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.errors import MasError, StreamCancelled, error_of
+from mas_nats.errors import MasError, StreamCancelled, Unavailable, error_of
 from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.payload import encode, invalid
 from mas_nats.wire import headers
@@ -30,6 +30,8 @@ BUFFER = 4 * FRAME_BYTES
 STALLED = 60.0
 """Seconds that a reader who has as much as may be on its way can take before it reads on."""
 _CALL_TIMEOUT = 30.0
+_PAUSE = 0.25
+"""Seconds between two looks for a worker where there is none."""
 
 
 class Pending:
@@ -326,8 +328,19 @@ class FramedReply:
             headers.REPLY_TOKEN: self._message.reply_token,
             headers.INSTANCE: self._instance,
         }
-        verdict = await self._calls.call(Op.FRAME, body, fields, timeout=_CALL_TIMEOUT)
+        verdict = await self._call(body, fields)
         self._answered(verdict, count, sum(map(size_of, chunks)))
+
+    async def _call(self, body: bytes, fields: dict[str, str]) -> Verdict:
+        """Ask until somebody takes it: an answer that is half said is not given up for a worker's restart."""
+        end = asyncio.get_running_loop().time() + _CALL_TIMEOUT
+        while True:
+            try:
+                return await self._calls.call(Op.FRAME, body, fields, timeout=_CALL_TIMEOUT)
+            except Unavailable:
+                if asyncio.get_running_loop().time() + _PAUSE >= end:
+                    raise
+                await asyncio.sleep(_PAUSE)
 
     def _answered(self, verdict: Verdict, count: int, size: int) -> None:
         if verdict.decision is Decision.REPLY_LATE:

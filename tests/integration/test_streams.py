@@ -70,6 +70,26 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.mark.slow
+async def test_the_server_killed_while_it_carries_streams(victim: System) -> None:
+    """Frames live in memory: each stream is whole, or ends in an error; none has a hole."""
+    namespace = await victim.namespace(["reader", "writer"], {"reader": ["writer"]}, limits=LIMITS)
+    tls = victim.tls("writer", namespace)
+    async with (
+        reading(victim, namespace) as reader,
+        Writer("writer", server_addr=victim.broker.url, tls=tls),
+    ):
+        got: list[list[str]] = [[] for _ in range(8)]
+        telling = [asyncio.create_task(told(reader, each, n, 1000, 40)) for n, each in enumerate(got)]
+        await some(got[0])
+        kill(victim.broker.pid, "nats-server")
+        results = await asyncio.gather(*telling, return_exceptions=True)
+        for number, result in enumerate(results):
+            assert isinstance(result, RequestFailed | RequestTimeout) or result == words(number, 1000)
+            assert words(number, 1000).startswith("".join(got[number])), "a hole, or two answers in one"
+        assert await told(reader, [], "after", 100) == words("after", 100)
+
+
+@pytest.mark.slow
 async def test_workers_killed_while_they_carry_streams(victim: System) -> None:
     """Each stream is whole; each frame has its decision, and the chain of them is intact."""
     namespace = await victim.namespace(["reader", "writer"], {"reader": ["writer"]}, limits=LIMITS)
