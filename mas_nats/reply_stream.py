@@ -119,7 +119,8 @@ class _Interruptible:
         if not self.reason:
             return
         alone = task is None or task.uncancel() <= self._cancelling
-        if alone and (kind is None or issubclass(kind, asyncio.CancelledError)):
+        # A group: tasks of the block that wrote, and learned of it there.
+        if alone and (kind is None or issubclass(kind, asyncio.CancelledError | BaseExceptionGroup)):
             raise StreamCancelled(self.reason)
 
 

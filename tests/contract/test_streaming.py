@@ -13,6 +13,7 @@ from mas_nats import (
     AgentMessage,
     InvalidMessage,
     PermissionDenied,
+    ReplyWriter,
     RequestFailed,
     RequestTimeout,
     StreamCancelled,
@@ -175,6 +176,33 @@ async def test_a_reader_that_leaves_stops_the_producer(stage: Stage, how: str):
     assert now() - before < 3
     await stage.all_acknowledged("b")
     assert await stage.namespace.dead_letter("b") is None
+
+
+async def test_tasks_that_write_together_are_stopped_together(stage: Stage):
+    ended: list[BaseException] = []
+
+    async def work(message: AgentMessage) -> None:
+        async def write(out: ReplyWriter, text: str) -> None:
+            while True:
+                await out.write(text)
+                await asyncio.sleep(0.01)
+
+        try:
+            async with message.reply_stream() as out, asyncio.TaskGroup() as tasks:
+                tasks.create_task(write(out, "a"))
+                tasks.create_task(write(out, "b"))
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    a, b = await stage.start(Agent, "a"), await stage.start(Recorder, "b")
+    b.work = work
+    async with a.stream("b", "note", {}, timeout=30) as chunks:
+        await anext(chunks)
+    await eventually(lambda: ended)
+    assert isinstance(ended[0], StreamCancelled)
+    await stage.all_acknowledged("b")
+    assert len(b.got) == 1
 
 
 async def test_a_producer_that_has_written_nothing_yet_learns_of_it_too(stage: Stage):

@@ -17,8 +17,8 @@ from tests.instances import Instances, instances
 from tests.load import UNSURE, send_all
 from tests.system import System
 
-LIMITS = Limits(ack_wait=2.0, retry_delay=0.1, retry_delay_max=0.5, in_flight=16, max_ack_pending=40)
-MESSAGES = 1500
+LIMITS = Limits(ack_wait=3.0, retry_delay=0.1, retry_delay_max=0.5, in_flight=16, max_ack_pending=40)
+MESSAGES = 1200
 REQUESTS = 200
 
 

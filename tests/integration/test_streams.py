@@ -61,7 +61,7 @@ async def namespace(system: System) -> str:
     return await system.namespace(["reader", "writer"], {"reader": ["writer"]}, limits=LIMITS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system of its own, to be hurt."""
     running = System.up(tmp_path_factory.mktemp("victim") / ".mas")
