@@ -205,6 +205,7 @@ class NamespaceService:
                 await self._subscription.drain()  # what has arrived is still taken
                 await self._operators.stop()
         await end(self._followers)
+        await self._releaser.stop()
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         for lane in (self._inbox, self._slow, self._acts, self._direct_states):
             lane.close()

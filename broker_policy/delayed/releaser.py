@@ -84,16 +84,17 @@ class Releaser:
 
     async def run(self) -> None:
         """Release for ever, whenever this worker holds the lease."""
-        try:
-            while True:
-                if await self._lease.hold():
-                    await self._lead()
-                await asyncio.sleep(RENEW_EVERY)
-        finally:
-            if self._running:
-                await asyncio.wait(self._running, timeout=_STOPPING)
-            await end(self._running)
-            await self._lease.give_up()
+        while True:
+            if await self._lease.hold():
+                await self._lead()
+            await asyncio.sleep(RENEW_EVERY)
+
+    async def stop(self) -> None:
+        """Finish what is under way, after ``run`` was ended; another worker may go on at once."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=_STOPPING)
+        await end(self._running)
+        await self._lease.give_up()
 
     async def _lead(self) -> None:
         """Release until the lease is lost."""

@@ -17,8 +17,8 @@ from tests.load import UNSURE, audit_of
 from tests.processes import kill
 from tests.system import System, mas
 
-MESSAGES = 240
-SPREAD = 6.0
+MESSAGES = 200
+SPREAD = 4.0
 """Seconds over which they are due."""
 
 

@@ -12,16 +12,25 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.audit.record import RELEASE, Outcome
+from broker_policy.delayed import releaser
 from broker_policy.delayed.claims import Claim, Claims, For
 from broker_policy.delayed.lease import Lease
 from broker_policy.delayed.releaser import Releaser
 from broker_policy.jetstream import api, delete_message, direct_get_page
+from broker_policy.tenants import streams
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
 from tests.serving import Serving, document, serving
+
+
+@pytest.fixture(autouse=True)
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead worker held is free after a second."""
+    monkeypatch.setattr(streams, "LEASE_AGE", 1.0)
+    monkeypatch.setattr(releaser, "RENEW_EVERY", 0.25)
 
 
 @pytest.fixture
@@ -121,16 +130,17 @@ async def test_handled_before_it_was_removed(nc: Client):
 
 async def race(here: Serving) -> tuple[set[str], set[str], list[str]]:
     """Cancel messages at the moment when they are due: all, the cancelled, and what was delivered."""
-    names = [f"m{number}" for number in range(150)]
-    begun = time.monotonic()
-    for verdict in await asyncio.gather(
-        *(delay(here, name, 400 + place) for place, name in enumerate(names))
-    ):
-        assert verdict.ok
+    names = [f"m{number}" for number in range(200)]
+    begin = time.time() + 1.0
+    when = [begin + place * 0.001 for place in range(len(names))]
+    sending = (delay(here, name, due=int(due * 1000)) for name, due in zip(names, when, strict=True))
+    assert all(verdict.ok for verdict in await asyncio.gather(*sending))
 
     async def later(place: int) -> bool:
-        due = begun + 0.4 + place * 0.001  # so that cancelling and releasing meet
-        await asyncio.sleep(due - 0.03 + 0.02 * (place % 5) - time.monotonic())
+        offset = -0.05 + 0.03 * (place % 10)  # so that most of them meet their release
+        if place % 10 in (0, 9):
+            offset = -0.5 if place % 10 == 0 else 1.0
+        await asyncio.sleep(when[place] + offset - time.time())
         return await cancel(here, names[place])
 
     told = await asyncio.gather(*(later(place) for place in range(len(names))))
@@ -314,6 +324,16 @@ async def test_a_lease_is_one_workers_at_a_time(nc: Client):
         assert await second.hold()
         assert not await first.hold()
         await until(first.hold)  # nobody renews it
+
+
+async def test_a_worker_that_stops_leaves_nothing_behind(nc: Client):
+    names = [f"m{number}" for number in range(200)]
+    async with serving(nc, document(limits=Limits(release_rate=200))) as here:
+        await asyncio.gather(*(delay(here, name, 100) for name in names))
+        await until(lambda: inbox(nc))
+    left = await held(nc)
+    assert len(await inbox(nc)) + left == len(names), "some were stored and not removed"
+    assert await Lease(nc, "delayed", "another").hold()
 
 
 async def _equal(looking: Any, wanted: Any) -> bool:
