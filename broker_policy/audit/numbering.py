@@ -8,7 +8,7 @@ import orjson
 
 from broker_policy.audit.entry import Alarm, Malformed, require_well_formed
 from broker_policy.audit.log import Stored
-from broker_policy.audit.record import Record, RecordKey, RecordKind, digest
+from broker_policy.audit.record import NewerRecord, Record, RecordKey, RecordKind, digest
 from mas_nats.wire import subjects
 
 
@@ -71,14 +71,23 @@ class Step:
 
 
 def receive(stored: Stored, namespace: str, key: RecordKey) -> Received:
-    """Read a record and authenticate it."""
+    """Read a record and authenticate it.
+
+    Raises:
+        NewerRecord: a worker of a newer version wrote it; this one must leave it where it is.
+
+    """
     record: Record | None
+    authentic = bool(stored.mac) and stored.mac.isascii() and key.verify(stored.body, stored.mac)
     try:
         record = Record.decode(stored.body)
         require_well_formed(record)
+    except NewerRecord:
+        if authentic:
+            raise
+        record = None
     except (ValueError, AttributeError, Malformed):
         record = None
-    authentic = bool(stored.mac) and stored.mac.isascii() and key.verify(stored.body, stored.mac)
     if record is not None and record.namespace != namespace:
         authentic = False
     return Received(stored, record, authentic, digest(stored.body))

@@ -34,7 +34,7 @@ from broker_policy.audit.projection import (
     decode_reports,
     wanted,
 )
-from broker_policy.audit.record import RecordKey
+from broker_policy.audit.record import NewerRecord, RecordKey
 from broker_policy.audit.removal import Removal
 from broker_policy.audit.state_marks import StateMark, state_agents
 from broker_policy.audit.store import Store
@@ -50,6 +50,7 @@ DECISIONS = 500
 SETTLE_EVERY = 0.7
 REMOVE_EVERY = 1.0
 _RESTART_CHECK_EVERY = 5.0
+_REPEAT_ALARM = 60.0
 _BACKOFF = (0.2, 5.0)  # seconds, first and longest
 
 AWAY = (RedisError, JetStreamError, nats.errors.Error, OSError, TimeoutError)
@@ -129,6 +130,10 @@ class Projector:
                             self.namespace,
                             type(error).__name__,
                         )
+                except NewerRecord as newer:
+                    leading = False
+                    pause = _BACKOFF[1]
+                    await self._leave_to_newer(newer)
                 except Exception:  # it must not end unnoticed: no other projector would do better
                     leading = False
                     pause = _BACKOFF[1]
@@ -138,6 +143,18 @@ class Projector:
         finally:
             with contextlib.suppress(*AWAY):
                 await asyncio.shield(asyncio.wait_for(self._lease.give_up(), 1.0))
+
+    async def _leave_to_newer(self, newer: NewerRecord) -> None:
+        """Let a worker of a newer version project; say so once a minute while it goes on."""
+        if self._due("newer", _REPEAT_ALARM):
+            logger.critical(
+                "audit of %s: a newer version wrote what this one does not know (%s). It is left to workers "
+                "of that version; records wait in the log until one runs",
+                self.namespace,
+                newer,
+            )
+        with contextlib.suppress(*AWAY):
+            await self._lease.give_up()
 
     def _lead(self) -> None:
         """Begin, or begin again: what was known may be out of date."""
@@ -175,6 +192,7 @@ class Projector:
         """Project one page of records; returns how many, 0 when there are none.
 
         Raises:
+            NewerRecord: a worker of a newer version wrote the next record; what came before it is projected.
             Overtaken: another projector appended first; call again.
             redis.exceptions.RedisError, nats.errors.Error, JetStreamError, OSError, TimeoutError: Redis or
                 NATS is away; call again.
@@ -186,8 +204,8 @@ class Projector:
             if self._due("restart", _RESTART_CHECK_EVERY):
                 await self._notice_restart()
             return 0
-        received = (receive(stored, self.namespace, self._key) for stored in page.messages)
-        for portion in _portions(received):
+        received, newer = self._received(page.messages)
+        for portion in _portions(iter(received)):
             known = await self._known(portion)
             projection = Projection(self._tail.draft(), self._tail.writers, known)
             for record in portion:
@@ -195,7 +213,19 @@ class Projector:
             projection.finish(self._tail.now())
             await self._tail.append(projection.draft, projection.seen)
             self._removal.projected(portion)
+        if newer is not None:
+            raise newer
         return len(page.messages)
+
+    def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
+        """The records up to the first that only a newer version can read."""
+        received: list[Received] = []
+        for stored in messages:
+            try:
+                received.append(receive(stored, self.namespace, self._key))
+            except NewerRecord as newer:
+                return received, newer
+        return received, None
 
     async def settle_once(self) -> int:
         """Find outcomes that no record reports; returns how many were found. Errors as ``project_once``."""

@@ -21,6 +21,10 @@ RELEASE = "release"
 """The operation of a delayed message that has come due. No agent can call it."""
 
 
+class NewerRecord(ValueError):
+    """A record says something that this version does not know; a newer one wrote it."""
+
+
 class Outcome(StrEnum):
     """What became of a decision, as one letter."""
 
@@ -140,13 +144,15 @@ class Record:
         """Read a record.
 
         Raises:
+            NewerRecord: it has another version, or a key or a value that this one does not know. What is
+                not known must not be left out of the chain, so nobody reads around it.
             ValueError: it is none.
 
         """
+        raw = orjson.loads(body)
         try:
-            raw = orjson.loads(body)
-            if raw["v"] != 1:
-                raise ValueError(f"record version {raw['v']} is newer than this worker: upgrade it")
+            if raw["v"] != 1 or not raw.keys() <= _KEYS:
+                raise NewerRecord(f"a record of version {raw['v']} with {sorted(raw.keys() - _KEYS)}")  # noqa: TRY301
             return cls(
                 namespace=raw["ns"],
                 writer=raw["writer"],
@@ -165,10 +171,17 @@ class Record:
                     for agent, sequence, outcome, attempt, reason, time in raw.get("reports", ())
                 ),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an audit record: {error!r}") from error
+        except NewerRecord:
+            raise
+        except ValueError as error:  # of an enumeration, or a settlement of another length
+            raise NewerRecord(f"an unknown value in a record: {error}") from error
 
 
+_KEYS = frozenset(
+    ("v", "ns", "writer", "n", "prev", "kind", "time", "rev", "decisions", "settled", "reports")
+)
 _LINE_KEYS = {
     "op": "op",
     "message_id": "id",
@@ -187,11 +200,16 @@ _LINE_KEYS = {
 }
 
 
+_KNOWN_LINE_KEYS = frozenset(_LINE_KEYS.values())
+
+
 def _line_out(line: DecisionLine) -> dict[str, Any]:
     return {key: value for name, key in _LINE_KEYS.items() if (value := getattr(line, name)) != ""}
 
 
 def _line_in(raw: dict[str, Any]) -> DecisionLine:
+    if not raw.keys() <= _KNOWN_LINE_KEYS:
+        raise NewerRecord(f"a decision with {sorted(raw.keys() - _KNOWN_LINE_KEYS)}")
     values = {name: raw.get(key, "") for name, key in _LINE_KEYS.items()}
     values["way"] = Way(values["way"])
     return DecisionLine(**values)

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from broker_policy.audit import log
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.numbering import WriterState, follow, receive
-from broker_policy.audit.record import RecordKind, Way
+from broker_policy.audit.record import NewerRecord, RecordKind, Way
 from broker_policy.audit.store import Store
 from broker_policy.backup.manifest import NamespaceState, StreamState
 from broker_policy.embedded.durability import monitor
@@ -147,7 +147,11 @@ class _Look:
             for stored in page.messages:
                 at = stored.sequence
                 waiting += 1
-                received = receive(stored, self._namespace, self._key)
+                try:
+                    received = receive(stored, self._namespace, self._key)
+                except NewerRecord as newer:
+                    self._found(f"the record at {at} of the log is of a newer version ({newer})")
+                    return waiting
                 if (record := received.record) is None:
                     self._found(f"the record at {at} of the log cannot be read")
                     continue

@@ -20,7 +20,7 @@ Folders are 0700 and files 0600: whoever may read ``keys/`` is the operator.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from broker_policy.embedded.errors import NotRunning
@@ -169,8 +169,11 @@ class Broker:
     nodes: int = 1
 
     def write(self, layout: Layout) -> None:
-        """Write it to ``endpoint.json``."""
-        write_private(layout.endpoint, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        """Write it to ``endpoint.json``; what an older version would not know only where it is in use."""
+        content = asdict(self)
+        if self.nodes == 1:
+            del content["nodes"]
+        write_private(layout.endpoint, (json.dumps(content, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, layout: Layout) -> Broker:
@@ -182,10 +185,12 @@ class Broker:
 
         """
         try:
-            return cls(**json.loads(layout.endpoint.read_bytes()))
+            raw = json.loads(layout.endpoint.read_bytes())
+            known = {each.name for each in fields(cls)}
+            return cls(**{name: value for name, value in raw.items() if name in known})
         except FileNotFoundError:
             raise NotRunning(f"no broker runs in {layout.root}: start one with mas up") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
                 f"{layout.endpoint} is damaged ({error}): run mas down, then mas up"
             ) from None

@@ -70,6 +70,8 @@ class Ports:
     def _last(cls, layout: Layout) -> Ports:
         try:
             raw = json.loads(layout.ports.read_bytes())
+            if "nodes" not in raw:
+                return cls((NodePorts(int(raw["nats"]), int(raw["monitor"])),), int(raw["redis"]))
             return cls(tuple(NodePorts(**node) for node in raw["nodes"]), int(raw["redis"]))
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             return cls((NodePorts(client=DEFAULT_PORT),), 0)
@@ -80,8 +82,12 @@ class Ports:
         return ",".join(f"tls://{LOOPBACK}:{node.client}" for node in self.nodes)
 
     def write(self, layout: Layout) -> None:
-        """Keep them for the next start."""
-        write_private(layout.ports, json.dumps(asdict(self)).encode())
+        """Keep them for the next start; one node's in the form that every version reads."""
+        kept: dict[str, object] = asdict(self)
+        if len(self.nodes) == 1:
+            [node] = self.nodes
+            kept = {"nats": node.client, "monitor": node.monitor, "redis": self.redis}
+        write_private(layout.ports, json.dumps(kept).encode())
 
 
 def settle(layout: Layout, wanted: int | None) -> int:

@@ -6,6 +6,7 @@ which account), for authorization, and for discovery.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
@@ -79,12 +80,13 @@ class Document(Strict):
     revoked: dict[str, Revocation] = Field(default_factory=dict)  # by SHA-256, lower-case hexadecimal
 
     def stored(self) -> bytes:
-        """As it lies in the bucket.
+        """As it lies in the bucket: what differs from the defaults.
 
-        A worker that cannot refuse revoked certificates yet does not know the field, and closes the namespace
-        that has any (fail closed); where there are none it is left out.
+        A worker that does not know a field closes the namespace (fail closed). So only a feature in use asks
+        for workers that know it, and a default never changes: it would mean something else to each version.
         """
-        return self.model_dump_json(exclude=None if self.revoked else {"revoked"}).encode()
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps({"version": self.version, **said}, separators=(",", ":")).encode()
 
 
 def key(namespace: str) -> str:
