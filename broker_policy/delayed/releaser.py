@@ -43,6 +43,7 @@ _PAUSE = (0.5, 30.0)
 """Seconds, first and longest, for which a full inbox, or everything while the log is full, is left alone."""
 _LATER = 30_000
 """Milliseconds until a release that could not be decided is tried again."""
+_WHILE_TRYING = 0.1
 _STOPPING = 5.0
 _NOT_STORED = (Decision.INBOX_FULL, Decision.LOG_FULL, Decision.POLICY_STALE)
 """Refusals for now after which the inbox surely has no message of this release."""
@@ -80,6 +81,7 @@ class Releaser:
         self._loaded = False  # what waited before has been heard, so that the oldest is known
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._trying: dict[str, Waiting] = {}  # by target, "" for all: what tries whether a pause is over
         self._pauses: dict[str, tuple[float, float]] = {}  # by target, "" for all: until when, how long
 
     async def run(self) -> None:
@@ -138,8 +140,9 @@ class Releaser:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
                 continue
-            if until := self._paused(one.target):
-                self._queue.put_back(one, now + int(1000 * until))
+            if wait := self._held_up(one):
+                self._queue.put_back(one, now + int(1000 * wait))
+                await asyncio.sleep(0)
                 continue
             task = asyncio.create_task(self._release(one))
             self._running.add(task)
@@ -156,6 +159,17 @@ class Releaser:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._wake.set()
+
+    def _held_up(self, one: Waiting) -> float:
+        """Seconds that ``one`` has to wait: after a pause a single message tries whether it is over."""
+        if wait := self._paused(one.target):
+            return wait
+        doubtful = [target for target in ("", one.target) if target in self._pauses]
+        if any(target in self._trying for target in doubtful):
+            return _WHILE_TRYING
+        for target in doubtful:
+            self._trying[target] = one
+        return 0.0
 
     def _paused(self, target: str) -> float:
         """Seconds for which nothing is released to ``target`` ("": to anybody)."""
@@ -180,6 +194,7 @@ class Releaser:
         except Exception:
             log.exception("a delayed message of %s could not be released, trying again", one.sender)
             done = False
+        self._trying = {target: other for target, other in self._trying.items() if other is not one}
         if done:
             self._queue.done(one)
         else:

@@ -21,6 +21,7 @@ from broker_policy.tenants import streams
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
+from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
 from tests.serving import Serving, document, serving
@@ -229,6 +230,27 @@ async def test_a_full_inbox_keeps_it_and_does_not_hold_up_others(nc: Client):
         await until(lambda: _equal(inbox(nc), ["m1"]))
 
 
+async def test_a_full_inbox_is_tried_by_one_message_at_a_time(nc: Client):
+    async with serving(nc, document(limits=Limits(inbox_messages=1))) as here:
+        assert (await here.send("alice", "bob", id="first")).ok
+        for verdict in await asyncio.gather(*(delay(here, f"m{number}", 0) for number in range(100))):
+            assert verdict.ok
+
+        async def refused() -> int:
+            lines = [line for record in await here.records() for line in record.decisions]
+            return sum(line.decision == Decision.INBOX_FULL for line in lines)
+
+        await until(refused)
+        await asyncio.sleep(0.4)  # what was under way when it turned out to be full
+        before = await refused()
+
+        async def tried() -> bool:
+            return await refused() >= before + 2
+
+        await until(tried)
+        assert await refused() < before + 6
+
+
 async def test_while_the_inbox_is_full_it_can_be_cancelled(nc: Client):
     async with serving(nc, document(limits=Limits(inbox_messages=1))) as here:
         assert (await here.send("alice", "bob", id="first")).ok
@@ -261,6 +283,10 @@ async def test_the_same_id_sent_and_delayed_is_one_message(here: Serving):
     assert await inbox(here.nc) == ["m1", "m2"]
     dead = await direct_get_page(here.nc, subjects.DLQ_STREAM, subjects.dead_letter("bob"), 1)
     assert [each.headers[headers.DEAD_REASON] for each in dead] == [Decision.ID_REUSED]
+    wanted = orjson.dumps({"by": "olga", "letters": [dead[0].sequence]})
+    redriven = await here.nc.request(subjects.admin(AdminOp.REDRIVE), wanted, timeout=10)
+    assert Verdict.decode(redriven.data).ok
+    assert await inbox(here.nc) == ["m1", "m2", "m2"]
 
 
 async def test_hostile_headers_of_a_call(here: Serving):
