@@ -264,7 +264,8 @@ class NamespaceService:
             self._asides.tell(call, refusals.unavailable())
 
     def _take_message(self, call: Call) -> None:
-        if not self._inbox.put(call):
+        lane = self._slow if call.repeated else self._inbox  # a repetition may make a whole batch fail
+        if not lane.put(call):
             self._asides.tell(call, refusals.busy())
 
     def _removed(self, agent: str) -> bool:

@@ -11,15 +11,14 @@ import asyncio
 from collections.abc import Mapping
 
 from mas_nats.errors import OutcomeUnknown, PermissionDenied, Unavailable
+from mas_nats.patience import Patience
 from mas_nats.transport import Connection, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import subjects
-from mas_nats.wire.headers import MSG_ID
+from mas_nats.wire.headers import MSG_ID, REPEATED
 from mas_nats.wire.verdict import Decision, Verdict
 
 MAX_TIMEOUT = 120.0
 """Seconds after which a call is never repeated: well within the broker's window for duplicates."""
-FIRST_TRY = 2.0
-"""Seconds to wait for the first answer before asking again; doubles with each try."""
 _PAUSE = 0.1
 """Seconds between tries while nobody can take it; doubles, up to one second."""
 _DENIED_FOR_GOOD = 1.0
@@ -32,6 +31,7 @@ class Calls:
     def __init__(self, connection: Connection, agent: str) -> None:
         self._connection = connection
         self._agent = agent
+        self._patience = Patience()
 
     async def call(
         self,
@@ -59,12 +59,11 @@ class Calls:
         end = loop.time() + min(timeout, MAX_TIMEOUT)
         subject = subjects.call(self._agent, op)
         may_have_arrived, denied_since = False, 0.0
-        wait, pause = FIRST_TRY, _PAUSE
+        wait, pause = self._patience.wait, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
             try:
-                answer = await self._connection.exchange(subject, body, headers, this_try)
-                verdict = Verdict.decode(answer.data)
+                verdict = await self._ask(subject, body, headers, this_try, again=may_have_arrived)
                 passing = verdict.decision is Decision.UNAVAILABLE or may_have_arrived
                 if not (verdict.retry and passing):
                     return verdict
@@ -96,6 +95,23 @@ class Calls:
                     f"no answer to {op} within {timeout:g} s. "
                     "It may have happened; repeating it with the same id is safe",
                 )
+
+    async def _ask(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None, wait: float, *, again: bool
+    ) -> Verdict:
+        """Ask once; the answers teach how long to wait for one."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        if again:
+            headers = {**(headers or {}), REPEATED: "1"}
+        try:
+            answer = await self._connection.exchange(subject, body, headers, wait)
+        except NoAnswer:
+            self._patience.unanswered(loop.time() - asked)
+            raise
+        if not again:
+            self._patience.answered(loop.time() - asked)
+        return Verdict.decode(answer.data)
 
 
 async def _rest(pause: float, end: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from mas_nats.calls import FIRST_TRY, MAX_TIMEOUT, Calls
+from mas_nats.calls import MAX_TIMEOUT, Calls
 from mas_nats.errors import (
     MasError,
     OutcomeUnknown,
@@ -25,6 +25,7 @@ from mas_nats.errors import (
     Unavailable,
     error_of,
 )
+from mas_nats.patience import FIRST_TRY
 from mas_nats.session import Session
 from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import headers, subjects

@@ -49,6 +49,9 @@ MAX_BATCH = 512
 """Messages in a batch; the server's limit is 1000."""
 MAX_BATCH_BYTES = 3_500_000
 """Bytes of messages in a batch; the server's limit is 4 MB with headers and record."""
+BISECTIONS = 2
+"""How often a rejected batch is halved. One bad message is left among an eighth of them then, and many are in
+all parts: to publish those one by one, all at once, takes less than to halve on."""
 LONE_MAX = 4
 """Up to so many go as plain publishes: an atomic batch costs about 4 ms however small (DESIGN 5)."""
 MARK_AFTER = 0.5
@@ -220,19 +223,19 @@ class InboxLane:
         else:
             gathered.add(judged)
 
-    async def _commit(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
+    async def _commit(self, told: Sequence[Judged], items: Sequence[Judged], *, halved: int = 0) -> None:
         try:
             if not items:
                 lines = [judged.line for judged in told]
                 await self._writer.write(RecordKind.DECISIONS, lines, revision=_revision(told))
-            elif len(items) <= LONE_MAX or self._slow is None:
+            elif len(items) <= LONE_MAX or self._slow is None or halved > BISECTIONS:
                 await self._commit_lone(told, items)
             else:
                 match await self._commit_batch(told, items):
                     case _Fate.REJECTED:
                         half = len(items) // 2
-                        await self._commit(told, items[:half])
-                        await self._commit((), items[half:])
+                        await self._commit(told, items[:half], halved=halved + 1)
+                        await self._commit((), items[half:], halved=halved + 1)
                         return
                     case _Fate.UNANSWERED:  # that took long: policy may be another by now
                         self._waiting.put_back([judged.call for judged in (*items, *told)])
@@ -349,7 +352,7 @@ class InboxLane:
         self._writer.settle(
             number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
         )
-        if not gone:
+        if not gone and not call.repeated:
             self._suspects.duplicate(call.sender)
         await self._tell(told)
 

@@ -50,6 +50,7 @@ class Call:
     instance: str = ""
     reply_token: str = ""
     stream: bool = False  # the requester can take its answer in frames
+    repeated: bool = False  # its sender says that it asked before and was not answered
     traceparent: str = ""
     tracestate: str = ""
     malformed: str = ""  # why the headers could not be read
@@ -74,6 +75,7 @@ class Call:
             call.instance = call._header(fields, headers.INSTANCE)
             call.reply_token = call._header(fields, headers.REPLY_TOKEN)
             call.stream = call._header(fields, headers.STREAM) == "1"
+            call.repeated = call._header(fields, headers.REPEATED) == "1"
             call.traceparent = call._header(fields, headers.TRACEPARENT)
             call.tracestate = call._header(fields, headers.TRACESTATE)
             call.deadline = call._milliseconds(fields, headers.DEADLINE)

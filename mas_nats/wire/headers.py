@@ -16,11 +16,25 @@ DUE = "Mas-Due"  # when a delayed message shall be delivered, unix time in milli
 DELAY = "Mas-Delay"  # the same, in milliseconds after the call arrived
 INSTANCE = "Mas-Instance"  # which of its own instances a reply shall reach
 STREAM = "Mas-Stream"  # "1" on a request whose answer may come in frames; also on its delivery
+REPEATED = "Mas-Repeated"  # "1" on a call that was made before, under the same id, and not answered
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 READ_FROM_AGENTS = frozenset(
-    {MSG_ID, TARGET, TYPE, DEADLINE, DUE, DELAY, REPLY_TOKEN, INSTANCE, STREAM, TRACEPARENT, TRACESTATE}
+    {
+        MSG_ID,
+        TARGET,
+        TYPE,
+        DEADLINE,
+        DUE,
+        DELAY,
+        REPLY_TOKEN,
+        INSTANCE,
+        STREAM,
+        REPEATED,
+        TRACEPARENT,
+        TRACESTATE,
+    }
 )
 
 # -- on deliveries and replies -------------------------------------------------------------------

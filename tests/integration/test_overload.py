@@ -137,3 +137,41 @@ async def test_redis_without_memory_does_not_stop_traffic(tmp_path: Path) -> Non
             assert not any(worker._broken.done() for worker in up.workers)
         verified = mas("audit", "verify", "--folder", str(up.layout.root), "--namespace", namespace)
         assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+async def test_a_stall_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Senders that were not answered ask again; that must not be more work than the service can do.
+
+    Before repetitions were marked and senders grew patient, the rate stayed at a fifth while they sent.
+    """
+    async with parts(tmp_path, workers=2) as up:
+        namespace = await up.namespace(["a", "b"], {"a": ["b"]})
+        sender, receiver = pair(up, namespace)
+        accepted: list[str] = []
+        ended = asyncio.Event()
+
+        async def work() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(*UNSURE):
+                    accepted.append(await sender.send("b", "work", {"text": "x" * 500}))
+
+        async def rate(seconds: float) -> float:
+            before = len(accepted)
+            await asyncio.sleep(seconds)
+            return (len(accepted) - before) / seconds
+
+        async with sender, receiver:
+            working = [asyncio.create_task(work()) for _ in range(600)]
+            await rate(1)  # warm
+            usual = await rate(2)
+            up.nats.pause()
+            await asyncio.sleep(3)
+            up.nats.resume()
+            rates = [await rate(1) for _ in range(8)]
+            ended.set()
+            await asyncio.gather(*working)
+            assert await receiver.wait_handled(set(accepted), 30) == set()
+        assert max(rates[2:]) > usual / 3, (
+            f"{usual:.0f} a second before, then {rates}"
+        )

@@ -14,6 +14,7 @@ from mas_nats import calls as calls_module
 from mas_nats.calls import Calls
 from mas_nats.connection import NatsConnection
 from mas_nats.errors import OutcomeUnknown, Unavailable
+from mas_nats.patience import Patience
 from mas_nats.wire.headers import MSG_ID, TARGET, TYPE
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict, accepted
@@ -23,7 +24,7 @@ FIELDS = {MSG_ID: "id-1", TARGET: "b", TYPE: "t"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls_module, "FIRST_TRY", 0.2)
+    monkeypatch.setattr(calls_module, "Patience", lambda: Patience(0.2))
 
 
 @pytest.fixture

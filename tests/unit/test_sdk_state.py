@@ -22,6 +22,7 @@ from mas_nats import (
     StateInvalid,
     Unavailable,
 )
+from mas_nats.patience import Patience
 from mas_nats.state import StateShape
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import accepted
@@ -162,7 +163,7 @@ async def test_every_instance_retrying_loses_nothing(make: Make):
 
 
 async def test_own_write_whose_answer_was_lost(make: Make, worker: ScriptedWorker, monkeypatch: Any):
-    monkeypatch.setattr("mas_nats.calls.FIRST_TRY", 0.2)
+    monkeypatch.setattr("mas_nats.calls.Patience", lambda: Patience(0.2))
     async with make() as agent:
         worker.mute[Op.STATE] = 1
         await agent.update_state({"answered": 1})
@@ -170,7 +171,7 @@ async def test_own_write_whose_answer_was_lost(make: Make, worker: ScriptedWorke
 
 
 async def test_outcome_unknown_shows_what_is_stored(make: Make, worker: ScriptedWorker, monkeypatch: Any):
-    monkeypatch.setattr("mas_nats.calls.FIRST_TRY", 0.1)
+    monkeypatch.setattr("mas_nats.calls.Patience", lambda: Patience(0.1))
     async with make() as agent:
         worker.mute[Op.STATE] = 1
         with pytest.raises(OutcomeUnknown):
