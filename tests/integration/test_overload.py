@@ -172,6 +172,4 @@ async def test_a_stall_leaves_nothing_behind(tmp_path: Path) -> None:
             ended.set()
             await asyncio.gather(*working)
             assert await receiver.wait_handled(set(accepted), 30) == set()
-        assert max(rates[2:]) > usual / 3, (
-            f"{usual:.0f} a second before, then {rates}"
-        )
+        assert max(rates[2:]) > usual / 3, f"{usual:.0f} a second before, then {rates}"
