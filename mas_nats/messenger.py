@@ -15,9 +15,9 @@ import orjson
 from mas_nats.calls import Calls
 from mas_nats.due import Due
 from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
+from mas_nats.gathered_reply import GatheredReply
 from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
 from mas_nats.payload import encode, invalid
-from mas_nats.reply_stream import GatheredReply
 from mas_nats.session import Session
 from mas_nats.stream import Asked, Reader, Stream, failure_of
 from mas_nats.streams import Streams

@@ -14,10 +14,12 @@ import orjson
 
 from mas_nats.calls import Calls
 from mas_nats.errors import MasError, StreamCancelled, Unavailable, error_of
-from mas_nats.message import AgentMessage, Payload, ReplyResult
+from mas_nats.interruptible import Interruptible
+from mas_nats.message import AgentMessage, Payload
 from mas_nats.payload import encode, invalid
+from mas_nats.pending import Pending, size_of
 from mas_nats.wire import headers
-from mas_nats.wire.frames import FRAME_BYTES, WINDOW_BYTES, WINDOW_FRAMES, Chunk, joined, split, units
+from mas_nats.wire.frames import FRAME_BYTES, WINDOW_BYTES, WINDOW_FRAMES, Chunk, joined, units
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
@@ -32,96 +34,6 @@ STALLED = 60.0
 _CALL_TIMEOUT = 30.0
 _PAUSE = 0.25
 """Seconds between two looks for a worker where there is none."""
-
-
-class Pending:
-    """What was written and is not on its way yet; neighbouring texts are one."""
-
-    def __init__(self) -> None:
-        self._chunks: list[Chunk] = []
-        self.size = 0  # bytes
-
-    def add(self, chunk: Chunk, size: int) -> None:
-        """Append ``chunk`` of ``size`` bytes."""
-        if isinstance(chunk, str) and self._chunks and isinstance(self._chunks[-1], str):
-            self._chunks[-1] += chunk
-        else:
-            self._chunks.append(chunk)
-        self.size += size
-
-    @property
-    def units(self) -> int:
-        """How much it is, in units."""
-        return units(self._chunks)
-
-    def head(self, at_least: int) -> list[Chunk]:
-        """What the next frame holds: ``FRAME_BYTES``, one larger object, or ``at_least`` so many units."""
-        if at_least:
-            return split(self._chunks, max(at_least, 1))[0]
-        out: list[Chunk] = []
-        room = FRAME_BYTES
-        for chunk in self._chunks:
-            if isinstance(chunk, str):
-                piece = chunk.encode()[:room].decode(errors="ignore")
-                if piece:
-                    out.append(piece)
-                if len(piece) < len(chunk):
-                    break
-                room -= size_of(piece)
-            else:
-                if out and size_of(chunk) > room:
-                    break
-                out.append(chunk)
-                room -= size_of(chunk)
-            if room <= 0:
-                break
-        return out
-
-    def drop(self, count: int) -> None:
-        """Forget the first ``count`` units: they are on their way."""
-        _, self._chunks = split(self._chunks, count)
-        self.size = sum(map(size_of, self._chunks))
-
-
-def size_of(chunk: Chunk) -> int:
-    """Bytes of a chunk."""
-    return len(chunk.encode()) if isinstance(chunk, str) else len(orjson.dumps(chunk))
-
-
-class _Interruptible:
-    """Ends a block from outside, as ``asyncio.timeout`` does: by cancelling its task once."""
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self.reason = ""
-
-    def enter(self) -> None:
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
-
-    def interrupt(self, reason: str) -> None:
-        """End the block, if it runs."""
-        if self.reason:
-            return
-        self.reason = reason
-        if self._task is not None:
-            self._task.cancel()
-
-    def leave(self, kind: type[BaseException] | None) -> None:
-        """Turn the cancellation that ``interrupt`` caused into what it means.
-
-        Raises:
-            StreamCancelled: the block was interrupted, and nothing else was the matter.
-
-        """
-        task, self._task = self._task, None
-        if not self.reason:
-            return
-        alone = task is None or task.uncancel() <= self._cancelling
-        # A group: tasks of the block that wrote, and learned of it there.
-        if alone and (kind is None or issubclass(kind, asyncio.CancelledError | BaseExceptionGroup)):
-            raise StreamCancelled(self.reason)
 
 
 class FramedReply:
@@ -158,7 +70,7 @@ class FramedReply:
         self._error: MasError | None = None
         self._changed = asyncio.Event()  # something for the sender to look at
         self._moved = asyncio.Event()  # something for a waiting writer to look at
-        self._block = _Interruptible()
+        self._block = Interruptible()
         self._sender: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -372,49 +284,3 @@ class FramedReply:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
-
-
-class GatheredReply:
-    """The same for a requester that takes one reply: what is written is gathered and sent at the end."""
-
-    def __init__(self, message: AgentMessage, message_type: str, *, max_payload: int) -> None:
-        self._message = message
-        self._type = message_type
-        self._max_payload = max_payload
-        self._pending: list[Chunk] = []
-        self._size = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            await self._reply()
-
-    async def write(self, chunk: str | Payload) -> None:
-        """Add a chunk; see ``message.ReplyWriter``."""
-        taken: Chunk = chunk if isinstance(chunk, str) else orjson.loads(encode(chunk))
-        self._size += size_of(taken)
-        if self._size > self._max_payload:
-            raise invalid(
-                "max_payload",
-                f"the reply has more than {self._max_payload} bytes, and its requester takes one",
-                "Let the requester use stream() for an answer of this size",
-                Decision.TOO_LARGE,
-            )
-        self._pending.append(taken)
-
-    async def _reply(self) -> ReplyResult:
-        return await self._message.reply(self._type, gathered(self._pending))
-
-
-def gathered(chunks: list[Chunk]) -> dict[str, Any]:
-    """Chunks as one JSON object: the one object they are, else ``text``, else ``chunks``."""
-    whole = joined(chunks)
-    if len(whole) == 1 and isinstance(whole[0], dict):
-        return whole[0]
-    if all(isinstance(chunk, str) for chunk in whole):
-        return {"text": "".join(str(chunk) for chunk in whole)}
-    return {"chunks": whole}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -112,6 +113,19 @@ async def test_a_reply_and_a_stream_to_one_request_are_not_mixed(here: Serving):
     fields[headers.REPLY_TOKEN] = ANOTHER_WORKER.seal(other)
     assert (await here.call("bob", "reply", {"n": 1}, **fields)).duplicate
     assert len(await stored(here)) == 2
+
+
+async def test_a_frame_does_not_wait_behind_messages(here: Serving):
+    """It comes after two thousand of them, and is answered while most still wait to be committed."""
+    sends = [asyncio.create_task(here.send("alice", "bob", {"n": n})) for n in range(2000)]
+    await asyncio.sleep(0)  # every one is on its way
+    last = asyncio.create_task(here.send("alice", "bob", {"n": "the control"}))
+    await asyncio.sleep(0)
+    assert (await frame(here, capability(), chunks=["a"])).ok
+    waiting = sum(not task.done() for task in sends)
+    assert waiting > len(sends) / 2
+    assert not last.done()
+    assert all(verdict.ok for verdict in await asyncio.gather(*sends, last))
 
 
 def about(target: str, message_id: str = "q1") -> dict[str, str]:
