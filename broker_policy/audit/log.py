@@ -15,7 +15,7 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from broker_policy.jetstream import JetStreamError, api
+from broker_policy.jetstream import NO_MESSAGE, JetStreamError, api
 from mas_nats.wire import headers, subjects
 
 MAX_BYTES = 8 << 20
@@ -98,6 +98,19 @@ async def remove(nc: Client, pattern: str, last: int) -> int:
     request = {"filter": pattern, "seq": last + 1}
     result = await api(nc, f"STREAM.PURGE.{subjects.INBOX_STREAM}", request)
     return int(result.get("purged", 0))
+
+
+async def newest_record(nc: Client) -> int:
+    """The sequence of the newest record as the leader has it, 0 when there is none. Errors as ``read``."""
+    try:
+        found = await api(
+            nc, f"STREAM.MSG.GET.{subjects.INBOX_STREAM}", {"last_by_subj": subjects.AUDIT_SUBJECTS}
+        )
+    except JetStreamError as error:
+        if error.code == NO_MESSAGE:
+            return 0
+        raise
+    return int(found["message"]["seq"])
 
 
 async def last_sequence(nc: Client) -> int:

@@ -15,7 +15,7 @@ from itertools import islice
 
 from nats.aio.client import Client
 
-from broker_policy.audit import entry
+from broker_policy.audit import entry, log
 from broker_policy.audit.draft import Draft
 from broker_policy.audit.entry import WorkerEvent
 from broker_policy.audit.inbox_view import Gone, InboxView
@@ -84,7 +84,10 @@ class Settler:
         Raises: as ``Projector.project_once``.
         """
         gone, empty = await self._look()
+        newest = await log.newest_record(self._nc)
         await self._catch_up()
+        if self._tail.head.sequence < newest:  # read from a copy that is behind: what it lacks may matter
+            return 0
         found = await self._settle_gone(gone)
         await self._forget_agents(empty)
         found += await self._settle_dead()

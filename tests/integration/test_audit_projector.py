@@ -17,7 +17,9 @@ import pytest
 from nats.aio.client import Client
 from redis.asyncio import Redis
 
+from broker_policy.audit import log
 from broker_policy.audit.findings import FindingKind
+from broker_policy.audit.log import Page
 from broker_policy.audit.memory import Memory
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.projector import Projector
@@ -348,6 +350,31 @@ async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, project
     await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["?"]
     await intact(redis)
+
+
+async def test_nothing_is_called_handled_by_a_copy_of_the_log_that_is_behind(
+    nc, redis, projector, monkeypatch
+):
+    """The message is gone from the inbox, and the record that says why is not on the node that was asked."""
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH)])
+    await project(projector)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
+    await pull.fetch(1, timeout=5)
+    report = await writer.report("bob", record + 1, Outcome.DEAD)
+    await delete_message(nc, "INBOX", record + 1)
+    read = log.read
+
+    async def behind(nc: Client, first: int, pattern: str = subjects.AUDIT_SUBJECTS, **options: int) -> Page:
+        page = await read(nc, first, pattern, **options)
+        return Page([each for each in page.messages if each.sequence < report], 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "read", behind)
+        await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c"]
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["d"]
 
 
 # -- dead workers ----------------------------------------------------------------------------------------
