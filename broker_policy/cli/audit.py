@@ -176,7 +176,8 @@ def _told(report: Report) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     way = f"{row['sender']} → {row['target']}"
+    by = f" by {row['by']}" if row["by"] else ""
     return (
         f"{row['index']:>8} {_time(row['time'])} {row['op']:<8} {way:<32} {row['decision']:<14} "
-        f"{row['outcome']:<12} {row['rule']:<18} {row['message_id']}"
+        f"{row['outcome']:<12} {row['rule']:<18} {row['message_id']}{by}"
     )

@@ -257,7 +257,7 @@ def _payload(body: bytes) -> Any:
 def _line(row: dict[str, Any]) -> str:
     died = datetime.fromtimestamp(row["died"] / 1000, UTC).isoformat(timespec="seconds")
     way = f"{row['sender']} → {row['agent']}"
+    attempts = f" after {row['attempts']} attempts" if row["attempts"] > 1 else ""
     return (
-        f"{row['sequence']:>6} {died} {way:<28} {row['type']:<16} "
-        f"{row['reason']} after {row['attempts']}: {row['error']}"
+        f"{row['sequence']:>6} {died} {way:<28} {row['type']:<12} {row['reason']}{attempts}: {row['error']}"
     )
