@@ -98,6 +98,19 @@ async def audit_of(
         await asyncio.sleep(0.5)
 
 
+async def audited(
+    system: System, namespace: str, op: str, count: int, timeout: float = 60.0
+) -> dict[str, Any]:
+    """The same, complete with ``count`` decisions of the kind ``op``."""
+    async with asyncio.timeout(timeout):
+        while True:
+            audit = await audit_of(system, namespace, set(), timeout)
+            lines = [each for decisions in audit["decisions"].values() for each in decisions]
+            if sum(each["o"] == op for each in lines) >= count:
+                return audit
+            await asyncio.sleep(0.1)
+
+
 async def _decisions(store: Store) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
     entries = [stored.entry() async for stored in store.entries()]
     lines = [entry for entry in entries if entry["k"] == "d"]
@@ -108,4 +121,4 @@ async def _decisions(store: Store) -> tuple[dict[str, list[dict[str, Any]]], lis
     return decisions, entries, sum(outcome in (" ", "c", "v") for outcome in outcomes)
 
 
-__all__ = ["UNSURE", "Handling", "MasError", "audit_of", "send_all"]
+__all__ = ["UNSURE", "Handling", "MasError", "audit_of", "audited", "send_all"]

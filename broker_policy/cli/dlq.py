@@ -25,6 +25,7 @@ from broker_policy.tenants.connect import connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.resilient import ResilientClient
+from mas_nats.wire import headers
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 dlq = typer.Typer(help="List, show, redrive and purge dead letters.", no_args_is_help=True)
@@ -93,8 +94,11 @@ async def show(
         letter = await stored.find(nc, sequence)
     if letter is None:
         raise ConfigurationError(f"there is no dead letter {sequence} in namespace {namespace}")
-    document = {**letter.row(), "headers": dict(letter.fields)}
-    lines = [f"{name}: {value}" for name, value in letter.fields.items()]
+    fields = dict(letter.fields)
+    if headers.REPLY_TOKEN in fields:
+        fields[headers.REPLY_TOKEN] = "(sealed)"  # worth something to its holder
+    document = {**letter.row(), "headers": fields}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
     if body:
         document["body"] = _payload(letter.body)
         lines += ["", letter.body.decode(errors="replace")]
@@ -258,6 +262,5 @@ def _line(row: dict[str, Any]) -> str:
     died = datetime.fromtimestamp(row["died"] / 1000, UTC).isoformat(timespec="seconds")
     way = f"{row['sender']} → {row['agent']}"
     attempts = f" after {row['attempts']} attempts" if row["attempts"] > 1 else ""
-    return (
-        f"{row['sequence']:>6} {died} {way:<28} {row['type']:<12} {row['reason']}{attempts}: {row['error']}"
-    )
+    error = row["error"].removeprefix(f"{row['reason']}: ")
+    return f"{row['sequence']:>6} {died} {way:<28} {row['type']:<12} {row['reason']}{attempts}: {error}"

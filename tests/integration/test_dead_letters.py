@@ -19,7 +19,7 @@ from broker_policy.dead_letters.letters import Letter, Wanted, letters
 from mas_nats import Agent, AgentMessage, Reject, RequestFailed
 from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
-from tests.load import Handling, audit_of, send_all
+from tests.load import Handling, audited, send_all
 from tests.parts import Parts, parts
 from tests.system import System
 
@@ -159,7 +159,8 @@ async def test_dead_letters_from_the_command_line(system: System) -> None:
         assert await all_dead(system, namespace) == []
         assert (await run_json("dlq", "redrive", "--all", *where))["redriven"] == 0
 
-    audit = await audit_of(system, namespace, set(ids))
+    await audited(system, namespace, "purge", 1)
+    audit = await audited(system, namespace, "redrive", 4)
     lines = [each for decisions in audit["decisions"].values() for each in decisions]
     purged = [each for each in lines if each["o"] == "purge"]
     assert [(each["b"], each["y"], each["outcome"]) for each in purged] == [("olga", "ask", "a")]

@@ -12,10 +12,11 @@ import pytest
 
 from broker_policy.dead_letters.inboxes import consumers, waiting
 from broker_policy.dead_letters.letters import Letter, Wanted, letters
+from broker_policy.jetstream import publish
 from broker_policy.tenants import retire
 from mas_nats import Agent, AgentMessage, IdentityRefused, RequestFailed
 from tests.contract.broker import LIMITS
-from tests.load import Handling, audit_of
+from tests.load import Handling, audit_of, audited
 from tests.parts import Parts, parts
 from tests.system import System, mas_json, wanted
 
@@ -68,7 +69,8 @@ async def test_the_backlog_of_a_removed_agent_is_dead_and_its_requesters_are_tol
     assert await left(system, namespace) == ({}, {"asker", "new"})
     with pytest.raises(IdentityRefused):
         await (await stuck(system, namespace)).start()
-    audit = await audit_of(system, namespace, set())
+    await audited(system, namespace, "request", 1)
+    audit = await audited(system, namespace, "send", 40)
     sent = [each[0] for each in audit["decisions"].values() if each[0]["o"] in ("send", "request")]
     assert len(sent) == 41
     assert {each["outcome"] for each in sent} == {"d"}
@@ -86,7 +88,7 @@ async def test_a_renamed_agent_gets_what_its_old_name_left(system: System) -> No
             assert await new.wait_handled(ids, timeout=20) == set()
             assert set(new.handled.values()) == {1}
     assert await dead(system, namespace) == []
-    audit = await audit_of(system, namespace, ids)
+    audit = await audited(system, namespace, "redrive", len(ids))
     for message_id in ids:
         lines = [
             (each["o"], each["t"], each.get("b", ""), each["outcome"])
@@ -191,7 +193,7 @@ async def test_a_message_that_comes_after_the_consumer_is_gone_is_found(up: Part
     namespace = await up.namespace(AGENTS, ALLOW, limits=LIMITS)
     await up.apply(wanted(namespace, ["asker", "new"], {"asker": ["new"]}, limits=LIMITS))
     async with up.tenant(namespace) as nc:
-        await nc.jetstream().publish("mas.inbox.old", b"{}", headers={"Mas-Sender": "asker"})
+        await publish(nc, "mas.inbox.old", b"{}", {"Mas-Sender": "asker"})
         async with asyncio.timeout(20):
             while not await dead(up, namespace, reason="AGENT_REMOVED"):
                 await asyncio.sleep(0.1)
@@ -232,8 +234,7 @@ async def test_a_namespace_whose_policy_was_deleted_is_put_back(up: Parts) -> No
     await up.start_worker()
     namespace = await up.namespace(AGENTS, ALLOW, limits=LIMITS)
     async with up.control() as (_, store):
-        await store._nc.publish(f"$KV.policy.ns.{namespace}", b"", headers={"KV-Operation": "DEL"})
-        await store._nc.flush()
+        await publish(store._nc, f"$KV.policy.ns.{namespace}", b"", {"KV-Operation": "DEL"})
         assert await store.get(namespace) is None
     applied = await up.apply(wanted(namespace, AGENTS, ALLOW, limits=LIMITS))
     assert applied.changed

@@ -219,6 +219,18 @@ async def test_interrupted_and_done_again(
     assert await left(nc) == []
 
 
+async def test_two_that_redrive_the_same_letter_deliver_it_once(here: Serving, nc: Client):
+    """By two workers at the same time, to two agents."""
+    sequences = [await dead(nc, number) for number in range(32)]
+    async with serving(nc, document(AGENTS)):
+        asked = (redriven(nc, *sequences, to=to) for to in ("bob", "carol") * 2)
+        rows = [row for rows in await asyncio.gather(*asked) for row in rows]
+    assert {row["status"] for row in rows} <= {"redriven", "gone"}
+    ids = [message.headers[headers.MESSAGE_ID] for message in await in_inbox(nc)]
+    assert sorted(ids) == sorted(f"m{number}" for number in range(32))
+    assert await left(nc) == []
+
+
 async def test_the_control_an_id_of_its_own_each_time_delivers_twice(
     here: Serving, lossy: Lossy, nc: Client, monkeypatch: pytest.MonkeyPatch
 ):
