@@ -13,9 +13,10 @@ from nats.aio.client import Client
 
 from broker_policy.direct_state.changes import History
 from broker_policy.direct_state.mark import Marker
-from broker_policy.jetstream import WRONG_LAST_SEQUENCE, JetStreamError, last_by_subject, publish
+from broker_policy.jetstream import JetStreamError, get_last, publish
 from mas_nats.policy.state_call import StateCall
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 
 class Conflict(Exception):
@@ -42,7 +43,7 @@ class StateBucket:
 
     async def get(self, agent: str) -> StoredState:
         """What is stored."""
-        stored = await last_by_subject(self._nc, self._stream, _key(agent))
+        stored = await get_last(self._nc, self._stream, _key(agent))
         if stored is None:
             return StoredState(0)
         if not stored.data:

@@ -1,9 +1,16 @@
-"""JetStream requests that nats-py has no call for: batched direct gets, purge by filter, message delete."""
+"""JetStream requests that nats-py has no call for: reads by the leader, batched direct gets, removal.
+
+A *direct get* is answered by any node that keeps a copy, and a copy may be behind: what it lacks may be
+there, what it has may be gone. Where that would matter, ``get_message`` and its like ask the stream's leader
+(ADR 12).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +19,7 @@ import orjson
 from nats.aio.client import Client
 
 from mas_nats.wire import headers
+from mas_nats.wire.stored import unsettled
 
 
 class JetStreamError(Exception):
@@ -21,6 +29,13 @@ class JetStreamError(Exception):
         super().__init__(f"{description} ({code})")
         self.code = code
         self.description = description
+
+
+class Unsettled(nats.errors.Error):
+    """The stream said neither yes nor no: it elects a leader, or an earlier try is still under way. Repeat.
+
+    What was published may be stored, or yet be.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +53,33 @@ async def api(nc: Client, subject: str, request: dict[str, Any], *, timeout: flo
 
     Raises:
         JetStreamError: the server refused it.
+        Unsettled: there is no leader at the moment; repeat.
 
     """
     answer = await nc.request(f"$JS.API.{subject}", orjson.dumps(request), timeout=timeout)
-    result: dict[str, Any] = orjson.loads(answer.data)
-    if error := result.get("error"):
-        raise JetStreamError(int(error.get("err_code", error.get("code", 0))), str(error.get("description")))
-    return result
+    return checked(answer.data)
+
+
+def checked(answer: bytes) -> dict[str, Any]:
+    """The answer of a stream, or of the API, unless it is an error.
+
+    Raises:
+        JetStreamError: it is, and nothing was done.
+        Unsettled: it is, and says nothing for sure.
+
+    """
+    result: dict[str, Any] = orjson.loads(answer)
+    if not (error := result.get("error")):
+        return result
+    code, description = int(error.get("err_code", error.get("code", 0))), str(error.get("description"))
+    if unsettled(error):
+        raise Unsettled(f"{description} ({code})")
+    raise JetStreamError(code, description)
+
+
+_LEASE = 3.0
+"""Seconds: a leader that heard from a majority within them is the only one. The others wait for four at least
+before they elect another (measured: one that is cut off calls itself leader for ten)."""
 
 
 MESSAGE_LIMIT = 10077
@@ -60,8 +95,6 @@ def subject_full(error: JetStreamError) -> bool:
 
 DUPLICATE_IN_BATCH = 10201
 NO_MESSAGE = 10037
-WRONG_LAST_SEQUENCE = (10071, 10164)
-"""A lost compare-and-set, as a single and as a replicated stream report it (DESIGN 9)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +117,109 @@ async def publish(
 
     """
     answer = await nc.request(subject, body, timeout=timeout, headers=fields)
-    result = orjson.loads(answer.data)
-    if error := result.get("error"):
-        raise JetStreamError(int(error.get("err_code", error.get("code", 0))), str(error.get("description")))
+    result = checked(answer.data)
     return Ack(int(result["seq"]), bool(result.get("duplicate")))
 
 
+# -- by the leader ---------------------------------------------------------------------------------------
+async def stream_info(
+    nc: Client, stream: str, options: Mapping[str, Any] | None = None, *, timeout: float = 5.0
+) -> dict[str, Any]:
+    """What the leader says of a stream: at least what was acknowledged before the call.
+
+    Raises:
+        Unsettled: the leader may have been replaced without knowing it; repeat.
+        JetStreamError: there is no such stream.
+
+    """
+    info = await api(nc, f"STREAM.INFO.{stream}", dict(options or {}), timeout=timeout)
+    copies = (info.get("cluster") or {}).get("replicas") or []
+    heard = sum(copy.get("active", 0) < _LEASE * 1e9 and not copy.get("offline") for copy in copies)
+    if heard < (len(copies) + 1) // 2:
+        raise Unsettled(f"the leader of stream {stream} has lost sight of the other nodes")
+    return info
+
+
+async def get_message(
+    nc: Client, stream: str, sequence: int, *, timeout: float = 5.0
+) -> StoredMessage | None:
+    """The message at ``sequence``; None when the leader has none there (any more).
+
+    Raises: as ``stream_info``.
+    """
+    return await _get(nc, stream, {"seq": sequence}, timeout)
+
+
+async def get_known(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The message at ``sequence``, where one was surely stored; None when it was removed.
+
+    Raises: as ``stream_info``.
+    """
+    found = await get_message(nc, stream, sequence, timeout=timeout)
+    if found is None and (await stream_info(nc, stream, timeout=timeout))["state"]["last_seq"] < sequence:
+        raise Unsettled(f"stream {stream} has not caught up with its message {sequence}")
+    return found
+
+
+async def get_next(
+    nc: Client, stream: str, sequence: int, subject: str, *, timeout: float = 5.0
+) -> StoredMessage | None:
+    """The first message on ``subject`` from ``sequence`` on, or None. Raises: as ``stream_info``."""
+    return await _get(nc, stream, {"seq": sequence, "next_by_subj": subject}, timeout)
+
+
+async def get_last(nc: Client, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The last message on ``subject``, or None. Raises: as ``stream_info``."""
+    return await _get(nc, stream, {"last_by_subj": subject}, timeout)
+
+
+async def get_last_of_each(
+    nc: Client, stream: str, pattern: str, *, timeout: float = 5.0
+) -> list[StoredMessage]:
+    """The last message of every subject that matches ``pattern``, in the order of the stream.
+
+    Raises: as ``stream_info``.
+    """
+    names: set[str] = set()
+    while True:
+        page = await stream_info(
+            nc, stream, {"subjects_filter": pattern, "offset": len(names)}, timeout=timeout
+        )
+        found = page["state"].get("subjects") or {}
+        names.update(found)
+        if not found or len(names) >= int(page.get("total", 0)):
+            break
+    latest = await _at_once(nc, stream, sorted(names), timeout)
+    return sorted(latest, key=lambda message: message.sequence)
+
+
+async def _at_once(nc: Client, stream: str, names: Iterable[str], timeout: float) -> list[StoredMessage]:
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def get(name: str) -> StoredMessage | None:
+        async with limit:
+            return await get_last(nc, stream, name, timeout=timeout)
+
+    return [each for each in await asyncio.gather(*map(get, names)) if each is not None]
+
+
+_AT_ONCE = 64
+
+
+async def _get(nc: Client, stream: str, request: dict[str, Any], timeout: float) -> StoredMessage | None:
+    try:
+        found = (await api(nc, f"STREAM.MSG.GET.{stream}", request, timeout=timeout))["message"]
+    except JetStreamError as error:
+        if error.code == NO_MESSAGE:
+            return None
+        raise
+    raw = base64.b64decode(found.get("hdrs", "")).decode(errors="replace")
+    pairs = (line.partition(":") for line in raw.split("\r\n")[1:] if line)
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    return StoredMessage(found["subject"], int(found["seq"]), base64.b64decode(found.get("data", "")), fields)
+
+
+# -- by any node that keeps a copy -----------------------------------------------------------------------
 async def direct_get(nc: Client, stream: str, sequence: int, *, timeout: float = 5.0) -> StoredMessage | None:
     """The message at ``sequence``, or None when there is none (any more)."""
     request = orjson.dumps({"seq": sequence})

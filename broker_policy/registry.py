@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from nats.aio.client import Client
 
-from broker_policy.jetstream import last_of_each, publish
+from broker_policy.jetstream import get_last_of_each, publish
 from mas_nats.policy.instances import Instances
 from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
@@ -38,7 +38,7 @@ class Registry:
             (subjects.REGISTRY_BUCKET, self._instance_changed),
             (subjects.IDENTITIES_BUCKET, self._identity_changed),
         ):
-            for entry in await last_of_each(
+            for entry in await get_last_of_each(
                 self._nc, subjects.kv_stream(bucket), subjects.kv_key(bucket, ">")
             ):
                 handle(entry.subject, entry.data)

@@ -31,16 +31,17 @@ from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, Not
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.state_mode import StateMode
+from mas_nats.wire.stored import WRONG_LAST_SEQUENCE, unsettled
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
 _REFUSED_VALUE = frozenset({Decision.TOO_LARGE, Decision.INVALID})
-_WRONG_LAST_SEQUENCE = (10071, 10164)
-"""A lost compare-and-set, as a single and as a replicated stream report it."""
 _TOO_LARGE = 10054
 _NO_ANSWER = "no answer from the state bucket in time; refresh_state() shows what is stored"
 _PAUSE = 0.1
-"""Seconds before the way is asked for again after it turned out to be closed."""
+"""Seconds before something is asked for again: the way after it turned out to be closed, or a copy."""
+_LOOKS = 10
+"""How often a copy that is behind is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +170,20 @@ class _Direct:
         try:
             return Stored(_read_ack(await self._ask(subject, body, fields)), value)
         except StateConflict:
-            return Stored(await self._written_before(fields[headers.MSG_ID]), value)
+            return Stored(await self._written_before(fields[headers.MSG_ID], revision), value)
 
-    async def _written_before(self, message_id: str) -> int:
+    async def _written_before(self, message_id: str, expected: int) -> int:
         """The revision of an earlier try that was stored, and whose answer was lost.
 
         The server looks at the expected revision before the id, so it refuses the repetition of a write that
         it has stored (tried on nats-server 2.15.1).
         """
         answer = await self._ask(subjects.stored_state(self._agent), b"", {})
+        for _ in range(_LOOKS):
+            if int(answer.headers.get(headers.STORED_SEQUENCE, "0")) > expected:
+                break
+            await asyncio.sleep(_PAUSE)  # a copy that is behind: there must be something newer
+            answer = await self._ask(subjects.stored_state(self._agent), b"", {})
         if answer.headers.get(headers.MSG_ID) == message_id:
             return int(answer.headers[headers.STORED_SEQUENCE])
         if self.unanswered:  # another instance may have written on top of it
@@ -190,7 +196,11 @@ class _Direct:
         while True:
             this_try = max(0.0, min(wait, self._end - loop.time()))
             try:
-                return await self._connection.exchange(subject, body, fields, this_try)
+                answer = await self._connection.exchange(subject, body, fields, this_try)
+                if not fields or not _unsettled(answer):
+                    return answer
+                self.unanswered = True
+                await asyncio.sleep(_PAUSE)
             except NoAnswer:
                 self.unanswered = True
                 wait *= 2
@@ -203,6 +213,14 @@ class _Direct:
                 raise OutcomeUnknown(self._id, _NO_ANSWER)
 
 
+def _unsettled(answer: Incoming) -> bool:
+    try:
+        error = orjson.loads(answer.data).get("error")
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(error, dict) and unsettled(error)
+
+
 def _read_ack(answer: Incoming) -> int:
     try:
         raw = orjson.loads(answer.data)
@@ -212,7 +230,7 @@ def _read_ack(answer: Incoming) -> int:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Unavailable("the state bucket gave an answer that is none") from None
     code = error.get("err_code")
-    if code in _WRONG_LAST_SEQUENCE:
+    if code in WRONG_LAST_SEQUENCE:
         raise StateConflict("the state was changed by another instance")
     if code == _TOO_LARGE:
         raise StateInvalid("the state was refused: it is larger than the bucket takes")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from nats.aio.client import Client
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
-from broker_policy.jetstream import direct_get_page, last_by_subject, publish
+from broker_policy.jetstream import Unsettled, direct_get_page, get_last, last_by_subject, publish
 from mas_nats.wire import headers, subjects
 
 
@@ -43,9 +43,13 @@ class CheckpointStream:
         return (await publish(self._nc, self._subject, signed.encode(), fields)).sequence
 
     async def all(self) -> AsyncIterator[SignedCheckpoint]:
-        """Every checkpoint in order, read in pages. Errors as ``last``."""
+        """Every checkpoint in order, read in pages; takes full rights in CONTROL. Errors as ``last``."""
+        newest = await get_last(self._nc, subjects.CHECKPOINTS_STREAM, self._subject)
         sequence = 1
-        while page := await direct_get_page(self._nc, subjects.CHECKPOINTS_STREAM, self._subject, sequence):
+        while newest is not None and sequence <= newest.sequence:
+            page = await direct_get_page(self._nc, subjects.CHECKPOINTS_STREAM, self._subject, sequence)
+            if not page:
+                raise Unsettled("a copy of the checkpoints is behind the others")
             for stored in page:
                 yield SignedCheckpoint.decode(stored.data)
             sequence = page[-1].sequence + 1

@@ -6,6 +6,7 @@ in the stream to be dead-lettered (tried on nats-server 2.15).
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from nats.aio.client import Client
@@ -13,13 +14,15 @@ from nats.aio.client import Client
 from broker_policy.audit import log
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.tail import Tail
-from broker_policy.jetstream import JetStreamError, api
+from broker_policy.jetstream import JetStreamError, api, get_known, get_next
 from mas_nats.wire import subjects
 
 MOST = 20_000
 """Messages found gone in one look at one agent."""
 _PAGE, _PAGE_BYTES = 64, 1 << 20
 _PAGES = 16
+_MOST_BEHIND = 1_000
+_AT_ONCE = 64
 _NO_CONSUMER = 10014
 _EVERYTHING = 1 << 53
 """A consumer is deleted when its inbox is empty, and what did not leave by the agent was reported dead."""
@@ -58,7 +61,7 @@ class InboxView:
         if delivered < oldest[0][0] and not search:
             return []
         front = await self._first(oldest[0][0])
-        limit = "+inf" if front is None else f"({front}"
+        limit = f"({front}" if front is not None else str(await log.last_sequence(self.nc))
         gone = await self._open(tail, "-inf", limit, MOST)
         if search and front is not None and len(gone) < MOST:
             gone += await self._behind(tail, front, delivered)
@@ -68,7 +71,7 @@ class InboxView:
         first = max(front + 1, self._cursor)
         gone: list[tuple[int, int]] = []
         for _ in range(_PAGES):
-            if first > delivered or len(gone) >= MOST:
+            if first > delivered or len(gone) >= _MOST_BEHIND:
                 break
             page = await log.read(
                 self.nc, first, subjects.inbox(self.agent), most=_PAGE, max_bytes=_PAGE_BYTES
@@ -76,7 +79,7 @@ class InboxView:
             there = {message.sequence for message in page.messages}
             last = page.messages[-1].sequence if page.pending else delivered
             candidates = await self._open(tail, str(first), str(last), MOST)
-            gone += [(seq, index) for seq, index in candidates if seq not in there]
+            gone += await self._surely([pair for pair in candidates if pair[0] not in there])
             first = last + 1
         self._cursor = 0 if first > delivered else first
         return gone
@@ -87,9 +90,20 @@ class InboxView:
         flat = [float(row) for pair in rows for row in (pair if isinstance(pair, tuple | list) else (pair,))]
         return [(int(score), int(member)) for member, score in zip(flat[::2], flat[1::2], strict=True)]
 
+    async def _surely(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those that are gone, and do not only lack in a copy of the log that is behind."""
+
+        async def get(sequence: int) -> object:
+            async with limit:
+                return await get_known(self.nc, subjects.INBOX_STREAM, sequence)
+
+        limit = asyncio.Semaphore(_AT_ONCE)
+        found = await asyncio.gather(*(get(sequence) for sequence, _ in missing))
+        return [pair for pair, message in zip(missing, found, strict=True) if message is None]
+
     async def _first(self, sequence: int) -> int | None:
-        page = await log.read(self.nc, sequence, subjects.inbox(self.agent), most=1)
-        return page.messages[0].sequence if page.messages else None
+        found = await get_next(self.nc, subjects.INBOX_STREAM, sequence, subjects.inbox(self.agent))
+        return found.sequence if found else None
 
     async def _delivered(self) -> int:
         try:

@@ -15,7 +15,7 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from broker_policy.jetstream import NO_MESSAGE, JetStreamError, api
+from broker_policy.jetstream import JetStreamError, api, get_last, stream_info
 from mas_nats.wire import headers, subjects
 
 MAX_BYTES = 8 << 20
@@ -102,18 +102,11 @@ async def remove(nc: Client, pattern: str, last: int) -> int:
 
 async def newest_record(nc: Client) -> int:
     """The sequence of the newest record as the leader has it, 0 when there is none. Errors as ``read``."""
-    try:
-        found = await api(
-            nc, f"STREAM.MSG.GET.{subjects.INBOX_STREAM}", {"last_by_subj": subjects.AUDIT_SUBJECTS}
-        )
-    except JetStreamError as error:
-        if error.code == NO_MESSAGE:
-            return 0
-        raise
-    return int(found["message"]["seq"])
+    found = await get_last(nc, subjects.INBOX_STREAM, subjects.AUDIT_SUBJECTS)
+    return found.sequence if found else 0
 
 
 async def last_sequence(nc: Client) -> int:
     """The sequence of the log's last message, removed ones included."""
-    result = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+    result = await stream_info(nc, subjects.INBOX_STREAM)
     return int(result["state"]["last_seq"])

@@ -20,7 +20,7 @@ from nats.aio.client import Client
 
 from broker_policy.audit.record import Record, RecordKey, RecordKind, digest
 from broker_policy.dedup import dedup_id, redrive_dedup_id
-from broker_policy.jetstream import direct_get, publish
+from broker_policy.jetstream import get_known, publish
 from mas_nats.wire import headers, subjects
 
 PREFIX = "probe-"
@@ -77,7 +77,7 @@ class Prober:
         taken = await self._write(RecordKind.MARK, dedup)
         if taken is None:
             return Probed(0)
-        found = await direct_get(self._nc, subjects.INBOX_STREAM, taken)
+        found = await get_known(self._nc, subjects.INBOX_STREAM, taken)
         if found is None:
             return Probed(taken)
         if is_probe(found.subject):

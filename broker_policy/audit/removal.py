@@ -18,7 +18,7 @@ from broker_policy.audit import log
 from broker_policy.audit.numbering import Received
 from broker_policy.audit.probe import KEEP_PROBES, is_probe
 from broker_policy.audit.tail import Tail
-from broker_policy.jetstream import last_by_subject
+from broker_policy.jetstream import get_last
 from mas_nats.wire import subjects
 
 _MARK_EVERY = 60.0
@@ -49,7 +49,7 @@ class Removal:
                 subject = subjects.audit_record(writer, state.number)
                 if is_probe(subject):
                     continue
-                newest = await last_by_subject(self._nc, subjects.INBOX_STREAM, subject)
+                newest = await get_last(self._nc, subjects.INBOX_STREAM, subject)
                 self._newest.setdefault(_records_of(subject), newest.sequence if newest else last + 1)
             self._began = True
         removed = 0

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import nats.errors
-import orjson
 from nats.aio.client import Client
 
 from broker_policy.audit.probe import is_probe
@@ -34,7 +33,8 @@ from broker_policy.jetstream import (
     NO_ROOM,
     JetStreamError,
     StoredMessage,
-    direct_get,
+    checked,
+    get_known,
     subject_full,
 )
 from broker_policy.sealing import commitment
@@ -295,9 +295,7 @@ class InboxLane:
             else:
                 fields[headers.BATCH_COMMIT] = "1"
                 answer = await self._nc.request(outgoing.subject, outgoing.body, timeout=10, headers=fields)
-                result = orjson.loads(answer.data)
-                if error := result.get("error"):
-                    raise JetStreamError(int(error["err_code"]), str(error["description"]))
+                checked(answer.data)
 
     # -- plain publishes -------------------------------------------------------------------------------
     async def _commit_lone(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
@@ -357,7 +355,7 @@ class InboxLane:
         await self._tell(told)
 
     async def _look(self, sequence: int) -> StoredMessage | None:
-        return await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence))
+        return await until_answered(lambda: get_known(self._nc, subjects.INBOX_STREAM, sequence))
 
     async def _compare(self, judged: Judged, stored: StoredMessage | None) -> Judged:
         """Tell a repetition of a message the stream knows from another one under its id."""

@@ -29,7 +29,7 @@ from broker_policy.commit.answered import (
 )
 from broker_policy.commit.lines import weight
 from broker_policy.commit.log_room import LogRoom
-from broker_policy.jetstream import NO_ROOM, JetStreamError, api, direct_get
+from broker_policy.jetstream import NO_ROOM, JetStreamError, get_known, get_message, stream_info
 from mas_nats.wire import headers, subjects
 
 log = logging.getLogger(__name__)
@@ -247,18 +247,18 @@ class RecordWriter:
 
     async def _last_sequence(self) -> int:
         async def ask() -> int:
-            info = await api(self._nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+            info = await stream_info(self._nc, subjects.INBOX_STREAM)
             return int(info["state"]["last_seq"])
 
         return await until_answered(ask)
 
     async def _batch_at(self, sequence: int, prepared: Prepared, void: bytes) -> bool:
         """Whether the record at ``sequence`` is the batch's, and not the ``void`` one."""
-        found = await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence))
+        found = await until_answered(lambda: get_known(self._nc, subjects.INBOX_STREAM, sequence))
         if found is not None and found.data in (prepared.body, void):
             return found.data == prepared.body
         # Projected and removed by now: the batch's first message would come after it.
-        message = await until_answered(lambda: direct_get(self._nc, subjects.INBOX_STREAM, sequence + 1))
+        message = await until_answered(lambda: get_message(self._nc, subjects.INBOX_STREAM, sequence + 1))
         if message is not None and message.headers.get(headers.AUDIT) == prepared.reference(0):
             return True
         raise LogUnreachable(f"whether record {prepared.record.number} was stored cannot be known any more")

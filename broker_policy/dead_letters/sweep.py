@@ -85,11 +85,13 @@ class Sweep:
         buried = 0
         for consumer in (await consumers(self._nc)).values():
             left = self._again(await self._left_behind(consumer), before)
+            left = await self._there_still(consumer["name"], left)
             await for_all(functools.partial(self._exhausted, consumer), left)
             buried += len(left)
         for agent in await waiting(self._nc):
             if self._removed_agent(agent):
                 left = self._again(await self._page(agent), before)
+                left = await self._there_still(agent, left)
                 await for_all(functools.partial(self._removed.bury, agent), left)
                 buried += len(left)
         return buried
@@ -98,6 +100,10 @@ class Sweep:
         """Those that the look before has seen too; the others are remembered for the next."""
         self._seen |= {stored.sequence for stored in found}
         return [stored for stored in found if stored.sequence in before]
+
+    async def _there_still(self, agent: str, found: list[StoredMessage]) -> list[StoredMessage]:
+        """Without those that only a copy still has which is behind."""
+        return [one for one in found if await self._undertaker.find(agent, one.sequence) is not None]
 
     async def _exhausted(self, consumer: dict[str, Any], stored: StoredMessage) -> None:
         error = await self._undertaker.last_error(stored.sequence) or UNREPORTED

@@ -22,8 +22,8 @@ from broker_policy.jetstream import (
     JetStreamError,
     StoredMessage,
     delete_message,
-    direct_get,
-    last_by_subject,
+    get_last,
+    get_message,
     publish,
 )
 from broker_policy.printable import printable
@@ -93,7 +93,7 @@ class Undertaker:
             NotYours: there is something, but not for ``agent``.
 
         """
-        stored = await direct_get(self._nc, subjects.INBOX_STREAM, sequence)
+        stored = await get_message(self._nc, subjects.INBOX_STREAM, sequence)
         if stored is not None and stored.subject != subjects.inbox(agent):
             raise NotYours(f"sequence {sequence} is not in the inbox of {agent}")
         return stored
@@ -112,7 +112,7 @@ class Undertaker:
         stream = subjects.kv_stream(subjects.ATTEMPTS_BUCKET)
         subject = subjects.kv_key(subjects.ATTEMPTS_BUCKET, str(sequence))
         with contextlib.suppress(*UNANSWERED):
-            if stored := await last_by_subject(self._nc, stream, subject, timeout=1):
+            if stored := await get_last(self._nc, stream, subject, timeout=1):
                 return stored.data.decode(errors="replace")
         return ""
 

@@ -11,13 +11,13 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.jetstream import (
-    WRONG_LAST_SEQUENCE,
     JetStreamError,
-    last_by_subject,
-    last_of_each,
+    get_last,
+    get_last_of_each,
     publish,
 )
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Positions:
     async def all(self) -> dict[str, Position]:
         """Every agent's."""
         stream = subjects.kv_stream(subjects.AUDITED_BUCKET)
-        stored = await last_of_each(self._nc, stream, subjects.kv_key(subjects.AUDITED_BUCKET, "*"))
+        stored = await get_last_of_each(self._nc, stream, subjects.kv_key(subjects.AUDITED_BUCKET, "*"))
         found = {
             each.subject.rpartition(".")[2]: Position.decode(each.data, each.sequence) for each in stored
         }
@@ -59,7 +59,7 @@ class Positions:
     async def get(self, agent: str) -> tuple[Position | None, int]:
         """One agent's, and its revision in this bucket also where it was removed."""
         stream = subjects.kv_stream(subjects.AUDITED_BUCKET)
-        stored = await last_by_subject(self._nc, stream, _key(agent))
+        stored = await get_last(self._nc, stream, _key(agent))
         if stored is None:
             return None, 0
         return Position.decode(stored.data, stored.sequence), stored.sequence

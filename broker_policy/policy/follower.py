@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from broker_policy.clock import ServerClock
 from broker_policy.ending import end
-from broker_policy.jetstream import StoredMessage, api, last_of_each
+from broker_policy.jetstream import StoredMessage, Unsettled, last_of_each, stream_info
 from mas_nats.policy.document import Document, key
 from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
@@ -125,7 +125,7 @@ class PolicyFollower:
         asked_at = self._clock()
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
         asked_when = self._server_clock.local()
-        info = await api(self._nc, f"STREAM.INFO.{stream}", {}, timeout=1.0)
+        info = await stream_info(self._nc, stream, timeout=1.0)
         self._server_clock.observe(str(info.get("ts", "")), asked_when, self._server_clock.local())
         last, bucket = int(info["state"]["last_seq"]), str(info["created"])
         if (last, bucket) != (self._revision, self._bucket):
@@ -136,7 +136,11 @@ class PolicyFollower:
 
     async def _load(self, stream: str, revision: int) -> None:
         tables: dict[str, Table] = {}
-        for entry in await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">")):
+        found = await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
+        if revision and (not found or found[-1].sequence < revision):
+            # A copy that is behind. In this bucket the last message is never removed.
+            raise Unsettled(f"policy revision {revision} is not on every node yet")
+        for entry in found:
             if (document := _read(entry)) is not None:
                 tables[document.namespace] = Table.compile(document, revision)
         self._tables = MappingProxyType(tables)

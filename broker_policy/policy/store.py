@@ -13,14 +13,14 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.jetstream import (
-    WRONG_LAST_SEQUENCE,
     JetStreamError,
-    last_by_subject,
-    last_of_each,
+    get_last,
+    get_last_of_each,
     publish,
 )
 from mas_nats.policy.document import Document, key
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 
 class PolicyConflict(Exception):
@@ -56,7 +56,7 @@ class PolicyStore:
     async def get(self, namespace: str) -> Stored | None:
         """The current document of ``namespace``."""
         stream, subject = subjects.kv_stream(subjects.POLICY_BUCKET), _subject(namespace)
-        entry = await last_by_subject(self._nc, stream, subject)
+        entry = await get_last(self._nc, stream, subject)
         if entry is None or not entry.data:
             return None
         return Stored(Document.model_validate_json(entry.data), entry.sequence)
@@ -64,7 +64,7 @@ class PolicyStore:
     async def namespaces(self) -> list[Stored]:
         """Every document."""
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
-        found = await last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
+        found = await get_last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
         return [
             Stored(Document.model_validate_json(entry.data), entry.sequence) for entry in found if entry.data
         ]
@@ -129,7 +129,7 @@ class PolicyStore:
     async def beats(self) -> dict[str, dict[str, Any]]:
         """What every live worker last said of itself, by its name."""
         stream = subjects.kv_stream(subjects.WORKERS_BUCKET)
-        beats = await last_of_each(self._nc, stream, subjects.kv_key(subjects.WORKERS_BUCKET, "*"))
+        beats = await get_last_of_each(self._nc, stream, subjects.kv_key(subjects.WORKERS_BUCKET, "*"))
         return {beat.subject.rpartition(".")[2]: orjson.loads(beat.data) for beat in beats}
 
     async def _behind(self, revision: int) -> list[str]:
