@@ -120,7 +120,7 @@ class NatsServer:
         self.log = (log or self.folder / "nats-server.log").absolute()
         self.config = self.folder / "nats-server.conf"
         # Says in the greeting that it is ours, and stays the same over restarts.
-        self._name = f"mas-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
+        self._name = server_name(self.folder)
         self._values = {
             "server_name": quoted(self._name),
             "listen": f"{LOOPBACK}:{self.port}",
@@ -247,6 +247,11 @@ def write_error(monitor_url: str) -> str:
         connection.close()
     text = str(health.get("error", "")) if isinstance(health, dict) else ""
     return "a stream could not be written" if "write error" in text else ""
+
+
+def server_name(folder: Path) -> str:
+    """What the server in ``folder`` calls itself towards clients and other servers."""
+    return f"mas-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
 
 
 def template() -> str:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from broker_policy.embedded.layout import Layout
+from broker_policy.embedded.nats_server import server_name
+from broker_policy.embedded.nodes import until_formed
+from broker_policy.jetstream import Unsettled, stream_info
+from broker_policy.tenants.connect import connect_tenant_admin
+from mas_nats.resilient import ResilientClient
+from tests.processes import children
 from tests.route_proxies import RouteProxies
 from tests.system import System
+
+NODES = (1, 2, 3)
 
 
 @dataclass
@@ -17,6 +30,42 @@ class Cluster(System):
     """A broker of three nodes, and what can come between them."""
 
     proxies: RouteProxies
+
+    def url(self, node: int) -> str:
+        """Where clients reach one node."""
+        return self.broker.url.split(",")[node - 1]
+
+    def number(self, name: str) -> int:
+        """The number of the node that calls itself ``name``."""
+        return {server_name(self.layout.node(number, 3)): number for number in NODES}[name]
+
+    def signal(self, node: int, what: signal.Signals) -> None:
+        """Send a signal to one node's process."""
+        os.kill(children(self.broker.pid)[f"nats-{node}"], what)
+
+    async def leader(self, client: ResilientClient, stream: str) -> int:
+        """The node that leads a stream, waiting until there is one for certain."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    info = await stream_info(client, stream, timeout=1)
+                    return self.number(info["cluster"]["leader"])
+                except (Unsettled, TimeoutError):
+                    await asyncio.sleep(0.1)
+
+    async def whole(self) -> None:
+        """Return when all nodes are there again and have caught up."""
+        await until_formed(self.broker.monitor.split(","))
+
+    @asynccontextmanager
+    async def tenant_at(self, node: int, namespace: str) -> AsyncIterator[ResilientClient]:
+        """A connection with full rights in the tenant account, to one node only."""
+        endpoint = dataclasses.replace(self.broker.connection(self.layout, "controller"), url=self.url(node))
+        client = await connect_tenant_admin(endpoint, self.material.controller, namespace)
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,6 @@ async def installation(
     """Two tenants with two agents each, and something in every stream."""
     server = await start_nats(material.public, relaxed=True)
     async with AsyncExitStack() as stack:
-        running = Installation(server, ca, material, tmp_path / "certificates", stack)
+        running = Installation([server], ca, material, tmp_path / "certificates", stack)
         await running.open()
         yield running

@@ -72,7 +72,7 @@ class Peer:
 class Installation:
     """Start with ``open``; everything is closed by the exit stack."""
 
-    server: NatsServer
+    servers: list[NatsServer]
     ca: CertificateAuthority
     material: Material
     certificates: Path
@@ -87,6 +87,11 @@ class Installation:
     change: Change = field(default=lambda _, grant: grant)
     """What the callout makes of a grant; a test may open or misplace it."""
 
+    @property
+    def server(self) -> NatsServer:
+        """The first server; the only one, but for ``test_cluster.py``."""
+        return self.servers[0]
+
     def identity(self, name: str, namespace: str = "alpha", role: Role = Role.AGENT) -> Identity:
         return Identity(DEFAULT_TRUST_DOMAIN, namespace, role, name)
 
@@ -96,7 +101,8 @@ class Installation:
     async def open(self) -> None:
         keys, public = self.material.worker, self.material.public
         paths = self.certificate(self.identity("worker", "default", Role.POLICY))
-        self.endpoint = Endpoint(self.server.url, paths.ca, paths.cert, paths.key)
+        everywhere = ",".join(server.url for server in self.servers)
+        self.endpoint = Endpoint(everywhere, paths.ca, paths.cert, paths.key, nodes=len(self.servers))
         self.controller = await self.stack.enter_async_context(
             TenantController(self.endpoint, self.material.controller, public)
         )
@@ -122,8 +128,10 @@ class Installation:
         self.stack.push_async_callback(client.close)
         return client
 
-    async def connect(self, identity: Identity, paths: CertificatePaths | None = None) -> Peer:
-        """Connect with nothing but a certificate, as an agent does."""
+    async def connect(
+        self, identity: Identity, paths: CertificatePaths | None = None, *, node: int = 0
+    ) -> Peer:
+        """Connect to one of the servers with nothing but a certificate, as an agent does."""
         paths = paths or self.certificate(identity)
         peer = Peer(ResilientClient())
 
@@ -134,8 +142,8 @@ class Installation:
         ca = self.certificates / "ca.pem"
         await peer.client.connect_within(
             5.0,
-            servers=[self.server.url],
-            tls=Endpoint(self.server.url, ca, paths.cert, paths.key).ssl_context(),
+            servers=[self.servers[node].url],
+            tls=Endpoint(self.servers[node].url, ca, paths.cert, paths.key).ssl_context(),
             tls_hostname="localhost",
             error_cb=on_error,
             skip_subject_validation=True,
@@ -143,9 +151,10 @@ class Installation:
         return peer
 
     async def accounts(self) -> dict[str, Any]:
-        """What the server has of every account."""
-        names = (await self.controller._ask("$SYS.REQ.CLAIMS.LIST", b""))["data"]
-        return {name: (await self.controller._stored(name) or [None])[0] for name in names}
+        """What the servers have of every account."""
+        listed = await self.controller._ask_all("$SYS.REQ.CLAIMS.LIST", b"")
+        names = {name for answer in listed for name in answer["data"]}
+        return {name: await self.controller._stored(name) for name in names}
 
     def _resolve(self, identity: Identity) -> Grant | None:
         policy = self.documents.get(identity.namespace)

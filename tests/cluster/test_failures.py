@@ -1,0 +1,162 @@
+"""Nodes that die, halt, or are cut off, under load: nothing that was accepted is lost (promise 1)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mas_nats.wire import subjects
+from tests.cluster.conftest import NODES, Cluster
+from tests.load import Handling, audit_of, send_all
+from tests.processes import kill
+
+
+class Traffic:
+    """A sender and a receiver, and the longest time between two acceptances."""
+
+    def __init__(self, cluster: Cluster, namespace: str, sender: Handling, receiver: Handling) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.sender = sender
+        self.receiver = receiver
+        self.accepted: set[str] = set()
+        self.longest = 0.0
+        self._last = time.monotonic()
+        self._enough = asyncio.Event()
+
+    async def flow(self) -> None:
+        """Send until told that it is enough."""
+        while not self._enough.is_set():
+            self.accepted |= await send_all(
+                self.sender, self.receiver.agent_id, 400, 32, progress=self._progress
+            )
+
+    async def _progress(self, _: int) -> None:
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self._last)
+        self._last = now
+
+    async def end(self) -> None:
+        """Stop sending, and see that all is handled and settled."""
+        self._enough.set()
+
+
+@asynccontextmanager
+async def traffic(cluster: Cluster, record_property: Any) -> AsyncIterator[Traffic]:
+    """Send for the length of the block; afterwards nothing is missing, in the inbox or in the audit."""
+    namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    where = cluster.broker.url
+    async with (
+        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
+        Handling("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
+    ):
+        running = Traffic(cluster, namespace, sender, receiver)
+        flowing = asyncio.create_task(running.flow())
+        while not running.longest:
+            await asyncio.sleep(0.01)
+        try:
+            yield running
+        finally:
+            await running.end()
+            await flowing
+        assert await receiver.wait_handled(running.accepted, 60) == set()
+        await cluster.whole()
+        # After a change of leader the server's word on deliveries is behind until the next one.
+        running.accepted.add(await sender.send("receiver", "work", {"n": -1}))
+        audit = await audit_of(cluster, namespace, running.accepted)
+        assert not [entry for entry in audit["entries"] if entry["k"] == "a"]  # no alarm
+        record_property("longest pause", f"{running.longest:.1f} s")
+        record_property("accepted", len(running.accepted))
+
+
+async def progress(running: Traffic, more: int = 200) -> None:
+    """Wait until that many more messages were handled."""
+    wanted = len(running.receiver.handled) + more
+    async with asyncio.timeout(60):
+        while len(running.receiver.handled) < wanted:
+            await asyncio.sleep(0.05)
+
+
+async def test_the_leader_of_the_log_is_killed(cluster: Cluster, record_property: Any) -> None:
+    async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
+        leader = await cluster.leader(tenant, subjects.INBOX_STREAM)
+        kill(cluster.broker.pid, f"nats-{leader}")
+        await progress(running)
+        assert await cluster.leader(tenant, subjects.INBOX_STREAM)
+    assert running.longest < 30
+
+
+async def test_a_follower_is_killed(cluster: Cluster, record_property: Any) -> None:
+    async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
+        leader = await cluster.leader(tenant, subjects.INBOX_STREAM)
+        follower = next(node for node in NODES if node != leader)
+        kill(cluster.broker.pid, f"nats-{follower}")
+        await progress(running)
+    assert running.longest < 30
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+async def test_a_node_is_paused(cluster: Cluster, who: str, record_property: Any) -> None:
+    """It notices nothing, and its connections stay: what it says when it goes on may be out of date."""
+    async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
+        leader = await cluster.leader(tenant, subjects.INBOX_STREAM)
+        node = leader if who == "leader" else next(each for each in NODES if each != leader)
+        cluster.signal(node, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(3)  # what is tested is a length of time
+        finally:
+            cluster.signal(node, signal.SIGCONT)
+        await progress(running)
+    assert running.longest < 30
+
+
+async def test_nodes_are_restarted_one_by_one(cluster: Cluster, record_property: Any) -> None:
+    """As for an upgrade. No error reaches the agents' own code: the SDK repeats."""
+    namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    where = cluster.broker.url
+    enough = asyncio.Event()
+    accepted: set[str] = set()
+
+    async def flow(sender: Handling) -> None:
+        while not enough.is_set():
+            accepted.add(await sender.send("receiver", "work", {"n": 1}, timeout=60))
+
+    async with (
+        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
+        Handling("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
+    ):
+        flowing = [asyncio.create_task(flow(sender)) for _ in range(16)]
+        for node in NODES:
+            before = len(accepted)
+            cluster.signal(node, signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            await cluster.whole()
+            async with asyncio.timeout(30):
+                while len(accepted) < before + 50:
+                    await asyncio.sleep(0.02)
+        enough.set()
+        await asyncio.gather(*flowing)
+        assert await receiver.wait_handled(accepted, 60) == set()
+    record_property("accepted", len(accepted))
+
+
+async def test_all_nodes_are_killed_at_once(cluster: Cluster, record_property: Any) -> None:
+    async with traffic(cluster, record_property) as running:
+        for node in NODES:
+            kill(cluster.broker.pid, f"nats-{node}")
+        await progress(running)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
+async def test_the_leader_is_cut_off(cluster: Cluster, record_property: Any, *, silent: bool) -> None:
+    """Alone it goes on for seconds as if it led; what it says then must not count."""
+    async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
+        leader = await cluster.leader(tenant, subjects.INBOX_STREAM)
+        with cluster.proxies.isolated(leader, silent=silent):
+            await progress(running)
