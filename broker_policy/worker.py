@@ -51,9 +51,11 @@ from broker_policy.tenants.connect import (
 )
 from broker_policy.tenants.live_keys import LiveWorkerKeys
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
+from broker_policy.tenants.reach import keep_in_reach
 from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.policy.table import Table
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 
 log = logging.getLogger(__name__)
@@ -155,6 +157,9 @@ class PolicyWorker:
         self._follower = PolicyFollower(
             self._control, self.worker_id, server_clock=self._clock, keys=self._keys.names
         )
+        if config.endpoint.nodes > 1:
+            stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+            self._spawn(keep_in_reach(self._control, stream, self.worker_id))
         self._follower.on_change(self._serve)
         await self._follower.start()
         self._callout_nc = await connect_callout(
@@ -314,6 +319,8 @@ class PolicyWorker:
         projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")
         projecting.add_done_callback(self._ended)
         self._namespaces[namespace] = _Served(nc, service, projector, projecting)
+        if config.endpoint.nodes > 1:
+            self._spawn(keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}"))
         self._spawn(service.wait_broken())
 
     async def _remember(self, nc: Client) -> Memory:

@@ -38,6 +38,11 @@ _RECONNECT_WAIT = 0.25
 """Seconds between two attempts to reconnect."""
 _RECONNECT_JITTER = 0.5
 """Seconds at most by which an attempt is put off at random, so that not all agents come at once."""
+_GATHERING = 2.0
+"""Seconds for which workers are waited for that are about to reconnect, where there are several nodes."""
+_GATHER_PAUSE = 0.1
+_DEAF = 8.0
+"""Seconds without any answer after which another node is tried, where there are several."""
 _BUFFER = 8 << 20
 """Bytes kept for a server that is away."""
 _DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
@@ -86,6 +91,8 @@ class NatsConnection:
         self._refusal = ""
         self._logged = ""
         self._opened = False
+        self._several = len(endpoint.servers) > 1
+        self._in_vain_since: float | None = None
         self._stamps: tuple[int, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -154,6 +161,37 @@ class NatsConnection:
             PermissionDenied: this identity may not publish to ``subject``.
 
         """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        end = begun + timeout
+        while True:
+            try:
+                answer = await self._exchange(subject, body, headers, max(0.0, end - loop.time()))
+            except NoAnswer:
+                self._asked_in_vain(begun)
+                raise
+            except NoResponders:
+                # With several nodes, who was connected to one that was lost is about to be back.
+                if not self._several or loop.time() + _GATHER_PAUSE > min(end, begun + _GATHERING):
+                    self._asked_in_vain(begun)
+                    raise
+                await asyncio.sleep(_GATHER_PAUSE)
+            else:
+                self._in_vain_since = None
+                return answer
+
+    def _asked_in_vain(self, begun: float) -> None:
+        """Go to another node when this one has answered nothing for long: it may be cut off."""
+        if self._in_vain_since is None:
+            self._in_vain_since = begun
+        if self._several and asyncio.get_running_loop().time() - self._in_vain_since > _DEAF:
+            self._in_vain_since = None
+            logger.warning("%s: no answers through this node, trying another", self._name)
+            self._spawn(self._client.force_reconnect())
+
+    async def _exchange(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
+    ) -> Incoming:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         await self._connected(timeout)

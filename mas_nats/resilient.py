@@ -86,6 +86,8 @@ class ResilientClient(Client):
             await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if connecting.done():
                 connecting.result()
+                # The servers were shuffled; from here on the order stays, so that after one comes another.
+                self.options["dont_randomize"] = True
                 return
         finally:
             if not connecting.done():
