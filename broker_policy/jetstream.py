@@ -215,9 +215,7 @@ async def _get(nc: Client, stream: str, request: dict[str, Any], timeout: float)
         if error.code == NO_MESSAGE:
             return None
         raise
-    raw = base64.b64decode(found.get("hdrs", "")).decode(errors="replace")
-    pairs = (line.partition(":") for line in raw.split("\r\n")[1:] if line)
-    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    fields = _fields(base64.b64decode(found.get("hdrs", "")))
     return StoredMessage(found["subject"], int(found["seq"]), base64.b64decode(found.get("data", "")), fields)
 
 
@@ -243,26 +241,6 @@ async def last_matching(
     """The last message on any subject that matches ``pattern``, or None."""
     request = orjson.dumps({"last_by_subj": pattern})
     return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout))
-
-
-async def certain(nc: Client, stream: str, *, sequence: int = 0, subject: str = "") -> StoredMessage | None:
-    """The message at ``sequence``, or the last one on ``subject``, as the stream's leader has it.
-
-    A direct get is faster, and on a cluster a replica that is behind may answer it. So where it matters that
-    there is none, the leader is asked before that is believed.
-    """
-    direct = direct_get(nc, stream, sequence) if sequence else last_by_subject(nc, stream, subject)
-    if (found := await direct) is not None:
-        return found
-    request = {"seq": sequence} if sequence else {"last_by_subj": subject}
-    try:
-        raw = (await api(nc, f"STREAM.MSG.GET.{stream}", request))["message"]
-    except JetStreamError as error:
-        if error.code == NO_MESSAGE:
-            return None
-        raise
-    fields = _fields(base64.b64decode(raw.get("hdrs", "")))
-    return StoredMessage(str(raw["subject"]), int(raw["seq"]), base64.b64decode(raw.get("data", "")), fields)
 
 
 async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> list[StoredMessage]:

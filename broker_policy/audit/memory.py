@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.embedded.durability import server_variables
-from broker_policy.jetstream import api
+from broker_policy.jetstream import stream_info
 from mas_nats.wire import subjects
 
 _PATIENCE = 1.0
@@ -40,7 +40,7 @@ async def memory_of(nc: Client, observer: Client, nodes: int) -> Memory:
         JetStreamError, nats.errors.Error: no answer, or not from that server; ask again later.
 
     """
-    info = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+    info = await stream_info(nc, subjects.INBOX_STREAM)
     leader = str((info.get("cluster") or {}).get("leader") or "")
     for varz in await server_variables(observer, servers=nodes, timeout=_PATIENCE):
         if leader in ("", varz.get("server_name")):

@@ -13,7 +13,7 @@ from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
 from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.answered import publish_until_answered
-from broker_policy.jetstream import Ack, StoredMessage, last_by_subject, last_matching
+from broker_policy.jetstream import Ack, StoredMessage, get_last, last_matching
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
@@ -97,7 +97,7 @@ class Replies:
     async def stored(self, capability: ReplyCapability, number: int) -> StoredMessage | None:
         """Frame ``number`` as it was stored; None when it is not there (any more)."""
         subject = subjects.answer(capability.requester, capability.instance, capability.correlation, number)
-        return await last_by_subject(self.nc, subjects.REPLIES_STREAM, subject)
+        return await get_last(self.nc, subjects.REPLIES_STREAM, subject)
 
     async def give_up(self, capability: ReplyCapability, decision: Decision, reason: str) -> None:
         """Tell the requester that there will be no reply, or no more of it; not where it has all of it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from broker_policy.jetstream import api
+from broker_policy.jetstream import api, stream_info
 from mas_nats.wire import subjects
 
 
@@ -20,7 +20,7 @@ async def waiting(nc: Client) -> dict[str, int]:
     found: dict[str, int] = {}
     while True:
         request = {"subjects_filter": subjects.INBOX_SUBJECTS, "offset": len(found)}
-        info = await api(nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", request)
+        info = await stream_info(nc, subjects.INBOX_STREAM, request)
         some: dict[str, int] = info["state"].get("subjects") or {}
         found |= {subject.rpartition(".")[2]: count for subject, count in some.items()}
         if not some or len(found) >= int(info.get("total", 0)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from broker_policy.jetstream import StoredMessage, api, direct_get, direct_get_page
+from broker_policy.jetstream import StoredMessage, api, direct_get_page, get_message
 from mas_nats.wire import headers, subjects
 
 _PAGE = 256
@@ -89,7 +89,7 @@ async def find(nc: Client, sequence: int) -> Letter | None:
         JetStreamError, nats.errors.Error: no stream, or no answer.
 
     """
-    stored = await direct_get(nc, subjects.DLQ_STREAM, sequence)
+    stored = await get_message(nc, subjects.DLQ_STREAM, sequence)
     return None if stored is None else Letter.of(stored)
 
 

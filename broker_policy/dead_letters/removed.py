@@ -6,6 +6,7 @@ can redrive it to the agent that took its place.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from nats.aio.client import Client
 
 from broker_policy.dead_letters.undertaker import AGENT_REMOVED, Undertaker, for_all
-from broker_policy.jetstream import StoredMessage, direct_get_page
+from broker_policy.jetstream import StoredMessage, direct_get_page, get_next
 from mas_nats.wire import subjects
 
 UNDELIVERED = "its agent was removed before it was handled"
 """The error of a dead letter of which its agent had reported none."""
 _AT_ONCE = 64
 _PAGE_BYTES = 8 << 20
+_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,14 @@ class RemovedAgents:
                 max_bytes=_PAGE_BYTES,
             )
             if not page:
-                return Cleared(buried, empty=True)
-            await for_all(functools.partial(self.bury, agent), page)
-            buried += len(page)
-            first = page[-1].sequence + 1
+                if await get_next(self._nc, subjects.INBOX_STREAM, 1, subjects.inbox(agent)) is None:
+                    return Cleared(buried, empty=True)
+                first = 1  # it was a copy that is behind, or something came meanwhile
+                await asyncio.sleep(_PAUSE)
+            else:
+                await for_all(functools.partial(self.bury, agent), page)
+                buried += len(page)
+                first = page[-1].sequence + 1
             if time.monotonic() > ends:
                 break
         return Cleared(buried, empty=False)
@@ -74,5 +80,7 @@ class RemovedAgents:
 
         Raises: as ``clear``.
         """
+        if await self._undertaker.find(agent, stored.sequence) is None:
+            return  # only a copy that is behind still has it
         error = await self._undertaker.last_error(stored.sequence) or UNDELIVERED
         await self._undertaker.bury(agent, stored, reason=AGENT_REMOVED, attempt=0, error=error)

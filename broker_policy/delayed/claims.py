@@ -15,8 +15,8 @@ from broker_policy.commit.answered import MaybeStored, publish_until_answered
 from broker_policy.jetstream import (
     JetStreamError,
     StoredMessage,
-    certain,
     delete_message,
+    get_last,
     subject_full,
 )
 from mas_nats.wire import headers, subjects
@@ -84,7 +84,7 @@ class Claims:
 
     async def find(self, sender: str, token: str) -> Claim | None:
         """The claim about a message, if there is one."""
-        stored = await certain(self._nc, subjects.CLAIMS_STREAM, subject=subjects.claim(sender, token))
+        stored = await get_last(self._nc, subjects.CLAIMS_STREAM, subjects.claim(sender, token))
         return None if stored is None else _read(stored)
 
     async def drop(self, claim: Claim) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import nats.errors
 from nats.aio.client import Client
 
-from broker_policy.jetstream import WRONG_LAST_SEQUENCE, JetStreamError, last_by_subject, publish
+from broker_policy.jetstream import JetStreamError, get_last, publish
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 RENEW_EVERY = 1.0
 _UNANSWERED = (nats.errors.Error, JetStreamError, OSError)
@@ -58,7 +59,7 @@ class Lease:
         """Whether nobody else has it; then the next write expects what is there."""
         stream = subjects.kv_stream(subjects.LEASES_BUCKET)
         try:
-            there = await last_by_subject(self._nc, stream, self._subject, timeout=1)
+            there = await get_last(self._nc, stream, self._subject, timeout=1)
         except _UNANSWERED:
             return False
         self._sequence = there.sequence if there is not None and there.data in (b"", self._holder) else 0

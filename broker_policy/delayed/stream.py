@@ -14,9 +14,10 @@ from broker_policy.jetstream import (
     NO_ROOM,
     JetStreamError,
     StoredMessage,
-    certain,
     count_by_subject,
     delete_message,
+    get_last,
+    get_message,
     subject_full,
 )
 from mas_nats.wire import headers, subjects
@@ -78,7 +79,7 @@ class DelayedStream:
 
     async def get(self, sequence: int) -> StoredMessage | None:
         """The message at ``sequence``; None when it was released or cancelled."""
-        return await certain(self._nc, subjects.DELAYED_STREAM, sequence=sequence)
+        return await get_message(self._nc, subjects.DELAYED_STREAM, sequence)
 
     async def cancel(self, sender: str, message_id: str) -> bool:
         """Take a message back; False when it is not there, or is being released.
@@ -86,7 +87,7 @@ class DelayedStream:
         Raises: as ``hold``.
         """
         token = correlation(message_id)
-        stored = await certain(self._nc, subjects.DELAYED_STREAM, subject=subjects.delayed(sender, token))
+        stored = await get_last(self._nc, subjects.DELAYED_STREAM, subjects.delayed(sender, token))
         if stored is None:  # a repetition of a cancellation is told the same
             claim = await self.claims.find(sender, token)
             return claim is not None and claim.what is For.CANCEL
@@ -101,7 +102,7 @@ class DelayedStream:
         await delete_message(self._nc, subjects.DELAYED_STREAM, sequence)
 
     async def _compare(self, subject: str, body: bytes, fields: dict[str, str]) -> Held | None:
-        there = await certain(self._nc, subjects.DELAYED_STREAM, subject=subject)
+        there = await get_last(self._nc, subjects.DELAYED_STREAM, subject)
         if there is None:
             return None
         if there.headers.get(headers.AUDIT) == fields[headers.AUDIT]:

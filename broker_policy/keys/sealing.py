@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from broker_policy.audit import log
 from broker_policy.audit.store import Store
-from broker_policy.jetstream import api
+from broker_policy.jetstream import stream_info
 from broker_policy.keys import followers
 from broker_policy.keys.inventory import BY_NAME
 from broker_policy.keys.site import Site
@@ -69,7 +69,7 @@ async def _projected(site: Site) -> None:
         for name in names:
             client = await connect_tenant_admin(endpoint, keys, name)
             try:
-                info = await api(client, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
+                info = await stream_info(client, subjects.INBOX_STREAM)
                 last, audit = int(info["state"]["last_seq"]), Store(redis, name)
 
                 async def waiting(

@@ -81,7 +81,7 @@ class PolicyStore:
             return await self._put(subject, document, expected)
         except PolicyConflict:
             stream = subjects.kv_stream(subjects.POLICY_BUCKET)
-            last = None if expected else await last_by_subject(self._nc, stream, subject)
+            last = None if expected else await get_last(self._nc, stream, subject)
             if last is None or last.data:
                 raise
             return await self._put(subject, document, last.sequence)  # a deleted one leaves a mark
