@@ -48,8 +48,9 @@ AUDIT_GUARD = "AUDIT"
 
 _MEBIBYTE = 1 << 20
 _NAME_IN_USE = 10058
-_NOT_NOW = (10005, 10008, 10009, 10035)
-"""No suitable peers, system temporarily unavailable, not the leader, account not found (errors.json)."""
+_NOT_NOW = (10005, 10008, 10009, 10035, 10039)
+"""No suitable peers, system temporarily unavailable, not the leader, account not found, JetStream not enabled
+for the account (errors.json): the last two of a node that has just heard of the account."""
 _PATIENCE = 15.0
 """Seconds for which that is repeated; an election takes up to nine."""
 _PAUSE = 0.1
@@ -240,8 +241,7 @@ async def add_missing_stream(js: JetStreamContext, config: StreamConfig) -> None
 
 async def ensure_tenant_streams(js: JetStreamContext, limits: Limits, copies: int = 1) -> None:
     """Everything in a tenant account that does not depend on its agents."""
-    for config in tenant_streams(limits, copies):
-        await ensure_stream(js, config)
+    await asyncio.gather(*(ensure_stream(js, config) for config in tenant_streams(limits, copies)))
     await ensure_consumer(js, audit_guard())
 
 
