@@ -2,7 +2,7 @@
 
 A *direct get* is answered by any node that keeps a copy, and a copy may be behind: what it lacks may be
 there, what it has may be gone. Where that would matter, ``get_message`` and its like ask the stream's leader
-(ADR 12).
+(ADR 20).
 """
 
 from __future__ import annotations
@@ -233,14 +233,6 @@ async def last_by_subject(
     """The last message on ``subject``, or None."""
     answer = await nc.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=timeout)
     return _stored(answer)
-
-
-async def last_matching(
-    nc: Client, stream: str, pattern: str, *, timeout: float = 5.0
-) -> StoredMessage | None:
-    """The last message on any subject that matches ``pattern``, or None."""
-    request = orjson.dumps({"last_by_subj": pattern})
-    return _stored(await nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout))
 
 
 async def last_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> list[StoredMessage]:

@@ -13,7 +13,7 @@ from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
 from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.answered import publish_until_answered
-from broker_policy.jetstream import Ack, StoredMessage, get_last, last_matching
+from broker_policy.jetstream import Ack, StoredMessage, get_last
 from broker_policy.sealing import ReplyCapability, SealBroken, Sealer, commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
@@ -122,7 +122,7 @@ class Replies:
 
     async def _last(self, capability: ReplyCapability) -> StoredMessage | None:
         everything = subjects.answers_to(capability.requester, capability.instance, capability.correlation)
-        return await last_matching(self.nc, subjects.REPLIES_STREAM, everything)
+        return await get_last(self.nc, subjects.REPLIES_STREAM, everything)
 
     async def tell_failure(self, token: str, reason: str) -> None:
         """Tell a requester that there will be no reply."""

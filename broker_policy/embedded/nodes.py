@@ -1,6 +1,6 @@
 """The nats-server nodes of one folder: how many, on which ports, and how they reach one another.
 
-One node, or three in a cluster (ADR 12). The number is settled by the first start: a stream's copies lie on
+One node, or three in a cluster (ADR 20). The number is settled by the first start: a stream's copies lie on
 the nodes that were there when it was made.
 """
 
