@@ -92,7 +92,7 @@ async def test_the_leader_of_the_log_is_killed(cluster: Cluster, record_property
     assert running.longest < 30
 
 
-@pytest.mark.chaos
+@pytest.mark.cluster
 async def test_a_follower_is_killed(cluster: Cluster, record_property: Any) -> None:
     async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
         leader = await cluster.leader(tenant, subjects.INBOX_STREAM)
@@ -102,7 +102,7 @@ async def test_a_follower_is_killed(cluster: Cluster, record_property: Any) -> N
     assert running.longest < 30
 
 
-@pytest.mark.parametrize("who", [pytest.param("leader", marks=pytest.mark.chaos), "follower"])
+@pytest.mark.parametrize("who", [pytest.param("leader", marks=pytest.mark.cluster), "follower"])
 async def test_a_node_is_paused(cluster: Cluster, who: str, record_property: Any) -> None:
     """It notices nothing, and its connections stay: what it says when it goes on may be out of date."""
     async with traffic(cluster, record_property) as running, cluster.tenant(running.namespace) as tenant:
@@ -117,7 +117,7 @@ async def test_a_node_is_paused(cluster: Cluster, who: str, record_property: Any
     assert running.longest < 30
 
 
-@pytest.mark.chaos
+@pytest.mark.cluster
 async def test_nodes_are_restarted_one_by_one(cluster: Cluster, record_property: Any) -> None:
     """As for an upgrade. No error reaches the agents' own code: the SDK repeats."""
     namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]})
@@ -148,7 +148,7 @@ async def test_nodes_are_restarted_one_by_one(cluster: Cluster, record_property:
     record_property("accepted", len(accepted))
 
 
-@pytest.mark.chaos
+@pytest.mark.cluster
 async def test_all_nodes_are_killed_at_once(cluster: Cluster, record_property: Any) -> None:
     async with traffic(cluster, record_property) as running:
         for node in NODES:
@@ -156,7 +156,7 @@ async def test_all_nodes_are_killed_at_once(cluster: Cluster, record_property: A
         await progress(running)
 
 
-@pytest.mark.chaos
+@pytest.mark.cluster
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
 async def test_the_leader_is_cut_off(cluster: Cluster, record_property: Any, *, silent: bool) -> None:
