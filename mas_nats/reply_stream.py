@@ -67,7 +67,7 @@ class FramedReply:
         self._final = False
         self._halted = False  # the block has failed: nothing more is sent
         self._done = False  # the requester has the end already: what is written goes nowhere, and is no error
-        self._error: MasError | None = None
+        self._error: Exception | None = None
         self._changed = asyncio.Event()  # something for the sender to look at
         self._moved = asyncio.Event()  # something for a waiting writer to look at
         self._block = Interruptible()
@@ -190,9 +190,9 @@ class FramedReply:
                     await self._frame(self._pending.head(self._short))
                 else:
                     await self._change(not_before if loop.time() < not_before else None)
-        except MasError as error:
-            if isinstance(error, StreamCancelled):
-                self.interrupt(str(error))
+        except StreamCancelled as error:
+            self.interrupt(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, who writes must learn of it
             self._fail(error)
 
     @property
@@ -259,6 +259,8 @@ class FramedReply:
         if verdict.decision is Decision.REPLY_LATE:
             raise StreamCancelled("the requester has stopped waiting")
         if not verdict.ok:
+            # The requester was told of a second attempt that differs; a third one would not help.
+            self._message.course.told |= verdict.decision is Decision.ID_REUSED
             raise error_of(verdict)
         result: Mapping[str, Any] = verdict.result
         if "ended" in result:
@@ -276,7 +278,7 @@ class FramedReply:
             self.read(self._number if verdict.duplicate else self._told)  # a duplicate needs no room
         self._moved.set()
 
-    def _fail(self, error: MasError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = self._error or error
         self._moved.set()
         self._changed.set()

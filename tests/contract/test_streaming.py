@@ -422,3 +422,7 @@ async def test_a_second_attempt_that_says_something_else_is_an_error_not_a_splic
     assert caught.value.decision == "ID_REUSED"
     assert got == ["once upon a time"]
     await stage.all_acknowledged("b")
+    assert len(second.got) == 1, "a third attempt would not help"
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.reason, dead.attempts) == ("IdReused", 2)
