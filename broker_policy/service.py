@@ -96,7 +96,7 @@ class NamespaceService:
         self._room = LogRoom(nc, self._log_bytes, disk)
         self._asides = Asides(self._answer)
         deciding = Deciding(
-            namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM
+            namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM, clock
         )
 
         def writer(lane: str) -> RecordWriter:
@@ -151,6 +151,7 @@ class NamespaceService:
             judge=self._inbox.put,
             rate=self._release_rate,
             confirmed=lambda: not follower.stale,
+            clock=lambda: clock() / 1000,
         )
         self._calls: dict[str, Callable[[Call], None]] = {
             Op.SEND: self._take_message,
@@ -238,7 +239,7 @@ class NamespaceService:
             received=self._clock(),
         )
         decision = Decision.AUTHZ_DENIED if refused else Decision.ALLOWED
-        line = line_of(call, decision, refused or "certificate", Way.NONE, "", fingerprint)
+        line = line_of(call, decision, refused or "certificate", Way.NONE, "", fingerprint, call.received)
 
         async def perform(_: str | None) -> Outcome:
             if agent and not refused:

@@ -171,6 +171,7 @@ class PolicyWorker:
             config.public,
             self._resolve,
             revoked=self._revoked,
+            clock=self._clock,
             on_accept=self._on_accept,
             on_refuse=self._on_refuse,
         )

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import Kind
 from broker_policy.identity.pki import Holder, IdentityError, identity_from_chain
@@ -75,6 +76,7 @@ class CalloutService:
         on_accept: Listener | None = None,
         on_refuse: Listener | None = None,
         trust_domain: str = DEFAULT_TRUST_DOMAIN,
+        clock: Milliseconds = wall_clock,
     ) -> None:
         self._nc = nc
         self._keys = keys
@@ -84,6 +86,7 @@ class CalloutService:
         self._on_accept = on_accept
         self._on_refuse = on_refuse
         self._trust_domain = trust_domain
+        self._clock = clock
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
@@ -99,7 +102,7 @@ class CalloutService:
 
     async def _on_request(self, message: Msg) -> None:
         try:
-            request = _request(message.data)
+            request = _request(message.data, self._clock() / 1000)
         except (jwt.InvalidToken, KeyError, TypeError) as error:
             log.warning("an authorization request that is none: %s", error)
             return
@@ -123,7 +126,8 @@ class CalloutService:
             user_jwt=token,
             error=reason,
         )
-        await message.respond(jwt.encode(self._keys.auth_signing, answer).encode())
+        token = jwt.encode(self._keys.auth_signing, answer, issued_at=self._clock() // 1000)
+        await message.respond(token.encode())
         self._report(attempt)
 
     def _admit(self, request: dict[str, Any]) -> tuple[Holder, str]:
@@ -149,7 +153,7 @@ class CalloutService:
             issuer_account=grant.account,
             expires=int(holder.not_after.timestamp()),
         )
-        return holder, jwt.encode(self._keys.tenant_signing, claims)
+        return holder, jwt.encode(self._keys.tenant_signing, claims, issued_at=self._clock() // 1000)
 
     def _report(self, attempt: Attempt) -> None:
         if attempt.reason:
@@ -163,14 +167,14 @@ class CalloutService:
             listener(attempt)
 
 
-def _request(data: bytes) -> dict[str, Any]:
-    """The claims of a request that the server it names has signed.
+def _request(data: bytes, now: float) -> dict[str, Any]:
+    """The claims of a request that the server it names has signed, not long before ``now``.
 
     Raises:
         InvalidToken: it is not such a request.
 
     """
-    claims = jwt.decode(data.decode(), issued_by=Kind.NODE)
+    claims = jwt.decode(data.decode(), issued_by=Kind.NODE, now=now)
     request: dict[str, Any] = claims["nats"]
     if claims.get("aud") != _AUDIENCE or claims["iss"] != request["server_id"]["id"]:
         raise jwt.InvalidToken("not signed by the server it names")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker_policy.audit.record import DecisionLine, Way
+from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.lines import line_of
 from broker_policy.pipeline import Call, Refusal, judge
 from broker_policy.policy.follower import PolicyFollower
@@ -26,6 +27,7 @@ class Deciding:
     registry: Registry
     sealer: Sealer
     room: Callable[[], int]
+    clock: Milliseconds = wall_clock
 
     @property
     def revision(self) -> int:
@@ -72,4 +74,5 @@ class Deciding:
         return fields
 
     def _line(self, call: Call, decision: Decision, rule: str, way: Way, commitment: str) -> DecisionLine:
-        return line_of(call, decision, rule, way, commitment, self.registry.fingerprint(call.sender))
+        fingerprint = self.registry.fingerprint(call.sender)
+        return line_of(call, decision, rule, way, commitment, fingerprint, self.clock())

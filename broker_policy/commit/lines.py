@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from broker_policy.audit.record import DecisionLine, Way
+from broker_policy.clock import wall_clock
 from broker_policy.printable import printable
 from mas_nats.policy.call import Call
 from mas_nats.wire.verdict import Decision
@@ -12,9 +13,15 @@ _LONGEST = 128
 
 
 def line_of(
-    call: Call, decision: Decision, rule: str, way: Way, commitment: str, fingerprint: str
+    call: Call,
+    decision: Decision,
+    rule: str,
+    way: Way,
+    commitment: str,
+    fingerprint: str,
+    time: int | None = None,
 ) -> DecisionLine:
-    """The line about ``call``."""
+    """The line about ``call``, decided at ``time`` (unix milliseconds; None: now by this machine's clock)."""
     return DecisionLine(
         op=call.op,
         message_id=printable(call.message_id, _LONGEST),
@@ -25,7 +32,7 @@ def line_of(
         decision=decision,
         rule=rule,
         way=way,
-        time=call.received,
+        time=wall_clock() if time is None else time,
         commitment=commitment,
         fingerprint=fingerprint,
         by=call.errand.by if call.errand else "",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from nats.aio.client import Client
 
 from broker_policy.dead_letters.undertaker import KEPT
@@ -14,8 +12,10 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict
 
 
-async def bury(nc: Client, namespace: str, one: Waiting, stored: StoredMessage, verdict: Verdict) -> None:
-    """Store the dead letter of ``stored``, once, however often this is called.
+async def bury(
+    nc: Client, namespace: str, one: Waiting, stored: StoredMessage, verdict: Verdict, now: int
+) -> None:
+    """Store the dead letter of ``stored``, once, however often this is called. ``now`` in unix milliseconds.
 
     Raises:
         JetStreamError, nats.errors.Error: the dead letters are full or did not answer; call again.
@@ -28,6 +28,6 @@ async def bury(nc: Client, namespace: str, one: Waiting, stored: StoredMessage, 
         headers.DEAD_ATTEMPTS: "0",
         headers.DEAD_ERROR: printable(f"refused when due: {verdict.rule}: {verdict.reason}", 300),
         headers.DEAD_SEQUENCE: "0",  # it never was in the inbox
-        headers.DEAD_TIME: str(time.time_ns() // 1_000_000),
+        headers.DEAD_TIME: str(now),
     }
     await publish(nc, subjects.dead_letter(one.target), stored.data, fields)

@@ -223,7 +223,7 @@ class Releaser:
                 if not given_up:
                     self._pause(one.target if verdict.decision is Decision.INBOX_FULL else "")
                 return False
-            await bury(self._nc, self._namespace, one, stored, verdict)
+            await bury(self._nc, self._namespace, one, stored, verdict, int(self._clock() * 1000))
         for paused in ("", one.target):
             self._pauses.pop(paused, None)
         await self._delayed.remove(one.sequence)

@@ -31,11 +31,29 @@ async def rotate_signing(site: Site) -> None:
     site.say(f"operator-signing: {old[:8]}… is replaced by {new[:8]}…")
     await _trust(site, identity, (old, new))
     staged.turn()
-    async with Resolver(site) as resolver:
-        pushed = await resolver.change_all(lambda claims: claims, always=True)
-    site.say(f"{pushed} accounts signed by the new key")
+    await _sign_again(site)
     await _trust(site, identity, (new,))
     staged.finish()
+
+
+async def _sign_again(site: Site) -> None:
+    """Sign the accounts that policy knows, and bring them to what they should be, as nobody but policy says."""
+    async with site.control() as (controller, store):
+        documents = [stored.document for stored in await store.namespaces()]
+        known = {document.account for document in documents}
+        for document in documents:
+            known |= {agent.account for agent in document.agents.values()} | set(document.inspectors.values())
+        async with Resolver(site) as resolver:
+            pushed, unknown = await resolver.sign_again(known)
+        for document in documents:
+            name, limits = document.namespace, document.limits
+            await controller.ensure_tenant(name, limits)
+            for agent, policy in document.agents.items():
+                await controller.ensure_agent(name, agent, limits, policy.state)
+            for inspector in document.inspectors:
+                await controller.ensure_inspector(name, inspector)
+    ending = f"; {unknown} that policy does not know end" if unknown else ""
+    site.say(f"{pushed} accounts signed by the new key{ending}")
 
 
 async def rotate_identity(site: Site) -> None:

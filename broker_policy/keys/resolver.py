@@ -43,10 +43,26 @@ class Resolver:
     ) -> None:
         await self._system.close()
 
-    async def change_all(self, change: Change, *, always: bool = False) -> int:
+    async def sign_again(self, known: set[str]) -> tuple[int, int]:
+        """Push the fixed accounts and those of ``known``, signed by the operator's key of today.
+
+        Returns how many were pushed, and how many are nobody's: whoever stole the key may have made those.
+        Errors as ``change_all``.
+        """
+        pushed, unknown = 0, 0
+        for account in await self._accounts():
+            if account in known or account in self._public.accounts.values():
+                claims = await self._lookup(account)
+                await self._push(account, claims, int(claims["iat"]))
+                pushed += 1
+            else:
+                unknown += 1
+        return pushed, unknown
+
+    async def change_all(self, change: Change) -> int:
         """Push every account that ``change`` makes another, signed by the operator's key of today.
 
-        ``always``: also those that stay as they are. Returns how many were pushed.
+        Returns how many were pushed.
 
         Raises:
             Unavailable: the server refused one, or does not answer; call again.
@@ -56,7 +72,7 @@ class Resolver:
         for account in await self._accounts():
             claims = await self._lookup(account)
             changed = change(claims)
-            if always or changed["nats"] != claims["nats"]:
+            if changed["nats"] != claims["nats"]:
                 await self._push(account, changed, int(claims["iat"]))
                 pushed += 1
         return pushed

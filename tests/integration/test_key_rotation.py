@@ -9,8 +9,9 @@ import pytest
 from broker_policy.keys.inventory import KEYS
 from broker_policy.keys.rotate import rotate
 from broker_policy.keys.site import Site
-from mas_nats import Agent
-from mas_nats.policy.document import Limits
+from broker_policy.tenants.revoke import revoke
+from mas_nats import Agent, IdentityRefused, MasError
+from mas_nats.policy.document import Limits, Revocation
 from tests.load import Handling, audit_of, send_all
 from tests.system import System, mas_json
 
@@ -41,10 +42,31 @@ def rotating(tmp_path_factory):
     system.down()
 
 
+async def expel(site: Site, namespace: str, agent: Agent) -> None:
+    """Revoke the certificate of ``agent``: within a second of that it is out."""
+    accepted = await agent.send("bob", "work", {})
+    assert accepted
+    async with site.control() as (controller, store):
+        shown = await controller.certificates_of(f"spiffe://mas/ns/{namespace}/agent/{agent.agent_id}")
+        found = {each: Revocation(identity="", at=0) for each in shown}
+        done = await revoke(controller, store, namespace, found)
+    assert done.disconnected == 1
+    async with asyncio.timeout(1):
+        while True:
+            try:
+                await agent.send("bob", "work", {}, timeout=0.2)
+            except IdentityRefused:
+                return
+            except MasError:
+                continue
+
+
 async def test_every_key_is_rotated_under_load(rotating):
     system = rotating
     limits = Limits(ack_wait=6, max_deliver=20)
-    namespace = await system.namespace(("alice", "bob"), {"alice": ("bob",)}, limits=limits)
+    names = ("alice", "bob", "carol", "dave")
+    allow = {"alice": ("bob",), "carol": ("bob",), "dave": ("bob",)}
+    namespace = await system.namespace(names, allow, limits=limits)
     lines: list[str] = []
     site = Site(system.layout, lines.append)
     url = system.broker.url
@@ -54,6 +76,8 @@ async def test_every_key_is_rotated_under_load(rotating):
         Agent("alice", server_addr=url, tls=system.tls("alice", namespace)) as alice,
     ):
         accepted: set[str] = set()
+        carol = Agent("carol", server_addr=url, tls=system.tls("carol", namespace))
+        await carol.start()
         stop = asyncio.Event()
 
         async def load() -> None:
@@ -62,20 +86,25 @@ async def test_every_key_is_rotated_under_load(rotating):
 
         running = asyncio.create_task(load())
         try:
-            for name in (*QUICK, *WITH_RESTART):
+            for place, name in enumerate((*QUICK, *WITH_RESTART)):
                 count = len(accepted)
-                started = asyncio.get_running_loop().time()
+                if place % 4 == 0:  # certificates replaced, agents kicked
+                    system.tls("bob", namespace)
+                    system.tls("alice", namespace)
+                    async with site.control() as (controller, _):
+                        assert await controller.kick(f"spiffe://mas/ns/{namespace}/agent/alice")
+                if place == 6:
+                    await expel(site, namespace, carol)
                 await rotate(site, name)
-                print(f"{name}: {asyncio.get_running_loop().time() - started:.2f} s", flush=True)
                 async with asyncio.timeout(30):
                     while len(accepted) == count:  # traffic goes on
                         await asyncio.sleep(0.05)
                         if running.done():
                             running.result()
         finally:
-            print("\n".join(lines))
             stop.set()
             await running
+            await carol.stop()
         assert await bob.wait_handled(accepted, 60) == set()
         # A reload of the server can swallow an acknowledgement: the message comes again after the ack wait.
         await audit_of(system, namespace, accepted)
