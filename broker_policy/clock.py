@@ -2,7 +2,7 @@
 
 A machine's clock may be wrong by seconds or minutes. Deadlines, audit times and the age of keys are judged
 by every worker alike all the same: each measures how far its own clock is from the server's, and corrects
-itself. The measure comes with what a worker asks anyway (ADR 12).
+itself. The measure comes with what a worker asks anyway (ADR 21).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ async def rotate_signing(site: Site) -> None:
 
 
 async def _sign_again(site: Site) -> None:
-    """Sign the accounts that policy knows, and bring them to what they should be, as nobody but policy says."""
+    """Sign the accounts that policy knows, and bring them to what policy wants."""
     async with site.control() as (controller, store):
         documents = [stored.document for stored in await store.namespaces()]
         known = {document.account for document in documents}

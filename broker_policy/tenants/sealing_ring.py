@@ -2,7 +2,7 @@
 
 One file, ``sealing.key``, replaced whole: ``{"id", "key", "next": {"id", "key"}, "retired": [{"id", "key",
 "at"}]}``. ``next`` is accepted before anybody seals with it, so that workers may change over one by one; a
-retired key stays accepted for what was sealed under it (ADR 12).
+retired key stays accepted for what was sealed under it (ADR 21).
 """
 
 from __future__ import annotations
