@@ -169,24 +169,21 @@ async def test_a_checkpoint_of_a_retired_key(rotating, tmp_path):
     namespace = await rotating.namespace(("alice", "bob"), {"alice": ("bob",)})
     stolen = load_pem_private_key(BY_NAME["checkpoint"].path(layout).read_bytes(), None)
 
-    async def traffic() -> None:
+    async def traffic(beyond: int = 0) -> int:
         async with agent(rotating, namespace) as alice:
             for _ in range(5):
                 await alice.send("bob", "work", {})
-        await signed_after()
-
-    async def signed_after() -> None:
         endpoint = rotating.broker.connection(layout, "controller")
         client = await connect_control_admin(endpoint, rotating.material.controller)
         async with asyncio.timeout(30), rotating.redis() as redis:
-            head = await Store(redis, namespace).head()
             while True:
-                head = head if head.index else await Store(redis, namespace).head()
+                head = await Store(redis, namespace).head()
                 signed, _ = await CheckpointStream(client, namespace).last()
-                if head.index and signed is not None and signed.checkpoint.index >= head.index:
+                if signed is not None and signed.checkpoint.index == head.index > beyond:
                     break
                 await asyncio.sleep(0.1)
         await client.close()
+        return head.index
 
     async def verified(*more: str) -> dict[str, object]:
         done = await asyncio.to_thread(
@@ -206,9 +203,11 @@ async def test_a_checkpoint_of_a_retired_key(rotating, tmp_path):
         await stream.append(SignedCheckpoint.sign(checkpoint, stolen), after)
         await client.close()
 
-    await traffic()
+    before = await traffic()
     await rotate(site_of(rotating), "checkpoint")
-    await traffic()
+    async with rotating.redis() as redis:
+        before = max(before, (await Store(redis, namespace).head()).index)
+    await traffic(before)
     report = await verified()
     assert report["intact"], report
     export = tmp_path / "audit.jsonl"
