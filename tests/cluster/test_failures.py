@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from tests.cluster.conftest import NODES, Cluster
 from tests.load import Handling, audit_of, send_all
@@ -53,7 +54,9 @@ async def traffic(cluster: Cluster, record_property: Any, *, settled: bool = Tru
 
     Without ``settled`` the audit's last outcomes are not waited for, which can take half a minute.
     """
-    namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]})
+    namespace = await cluster.namespace(
+        ["sender", "receiver"], {"sender": ["receiver"]}, limits=Limits(ack_wait=5)
+    )
     where = cluster.broker.url
     async with (
         Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
