@@ -111,6 +111,7 @@ class Projection:
         self._pending: dict[DecisionName, Pending] = {}
         self._answered: list[DecisionName] = []
         self._opened: dict[MessageName, int] = {}
+        self._also_opened: list[tuple[MessageName, int]] = []
         self._closed: dict[str, list[str]] = {}
         self._early = {name: list(reports) for name, reports in known.early.items()}
         self._states = dict(known.states)
@@ -173,7 +174,7 @@ class Projection:
             if mark != self._known.states.get(agent):
                 draft.command("HSET", layout.states, agent, mark.encode())
         opened: dict[str, list[str]] = {}
-        for (agent, sequence), index in self._opened.items():
+        for (agent, sequence), index in (*self._opened.items(), *self._also_opened):
             opened.setdefault(agent, []).extend((str(sequence), str(index)))
         for agent, words in opened.items():
             draft.command_on_many("ZADD", layout.open(agent), words)
@@ -240,6 +241,9 @@ class Projection:
         self._settled.add(pending.index, settlement.outcome, message=settlement.sequence)
         if settlement.outcome is Outcome.COMMITTED and pending.way is Way.LONE:
             message = (pending.agent, settlement.sequence)
+            if message in self._opened:  # a delayed message that two workers released: both are followed
+                self._also_opened.append((message, pending.index))
+                return None
             self._opened[message] = pending.index
             for report in self._early.pop(message, ()):
                 self._report(report)

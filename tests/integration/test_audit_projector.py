@@ -226,6 +226,22 @@ async def test_settled_outcomes(nc, redis, projector):
     await intact(redis)
 
 
+async def test_two_decisions_about_one_message_are_both_followed(nc, redis, projector):
+    """Two workers released the same delayed message: the second found it stored, and both say where."""
+    writers = [await LogWriter(nc).open(), await LogWriter(nc).open()]
+    released = line(Way.LONE, op="release")
+    for writer in writers:
+        await writer.write(RecordKind.DECISIONS, decisions=(released,))
+    sequence = await writers[0].deliver(released)
+    for writer in writers:
+        await writer.settle((2, 0, Outcome.COMMITTED, sequence))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "c"]
+    await handle(nc, "bob", 1)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h", "h"]
+
+
 async def test_accepted_without_effect_is_not_refused(nc, redis, projector):
     """A repetition that the worker answers by itself, and a connection."""
     writer = await LogWriter(nc).open()
