@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from cryptography.exceptions import InvalidSignature
@@ -21,6 +22,16 @@ _CONTEXT = b"mas audit checkpoint v1\0"
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """Entries ``first`` to ``last`` were signed before and are lost; ``hash`` is what the last one had."""
+
+    first: int
+    last: int
+    hash: str  # hexadecimal
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """At ``time`` the chain of ``namespace`` had ``hash`` at ``index`` and held the log to ``sequence``."""
 
@@ -29,10 +40,20 @@ class Checkpoint:
     hash: str  # hexadecimal
     sequence: int
     time: int  # unix milliseconds
+    lost: Loss | None = None  # what somebody accepted with this checkpoint
 
-    def body(self) -> dict[str, str | int]:
+    def body(self) -> dict[str, Any]:
         """As it is written."""
-        return {"at": self.time, "h": self.hash, "i": self.index, "ns": self.namespace, "s": self.sequence}
+        out: dict[str, Any] = {
+            "at": self.time,
+            "h": self.hash,
+            "i": self.index,
+            "ns": self.namespace,
+            "s": self.sequence,
+        }
+        if self.lost is not None:
+            out["lost"] = [self.lost.first, self.lost.last, self.lost.hash, self.lost.reason]
+        return out
 
     def _signed(self) -> bytes:
         return _CONTEXT + canonical(self.body())
@@ -83,6 +104,7 @@ class SignedCheckpoint:
                 hash=str(body["h"]),
                 sequence=int(body["s"]),
                 time=int(body["at"]),
+                lost=Loss(*body["lost"]) if "lost" in body else None,
             )
             return cls(checkpoint, base64.urlsafe_b64decode(out["signature"]), str(out["key"]))
         except (KeyError, TypeError, AttributeError) as error:

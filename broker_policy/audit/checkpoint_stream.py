@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 from nats.aio.client import Client
 
-from broker_policy.audit.checkpoint import SignedCheckpoint
+from broker_policy.audit.checkpoint import Loss, SignedCheckpoint
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.jetstream import Unsettled, direct_get_page, get_last, last_by_subject, publish
 from mas_nats.wire import headers, subjects
 
@@ -53,3 +54,21 @@ class CheckpointStream:
             for stored in page:
                 yield SignedCheckpoint.decode(stored.data)
             sequence = page[-1].sequence + 1
+
+    async def standing(self, keys: CheckpointKeys) -> AsyncIterator[SignedCheckpoint]:
+        """Those that the chain must still hold, in the order of its entries: all but what was given up.
+
+        Errors as ``last``.
+        """
+        losses: list[tuple[int, Loss]] = []
+        place = 0
+        async for signed in self.all():
+            place += 1
+            if (lost := signed.checkpoint.lost) is not None and keys.accepted(signed):
+                losses.append((place, lost))
+        place = 0
+        async for signed in self.all():
+            place += 1
+            index = signed.checkpoint.index
+            if not any(place < at and lost.first <= index <= lost.last for at, lost in losses):
+                yield signed

@@ -12,6 +12,7 @@ Keys are short because an entry is kept for years:
                   g agent, where the message's decision is not known
     worker        e open, close, void, lost   w writer   n its record
     alarm         e what is wrong   w writer   n first number   to last number
+    loss          n first and to last entry that Redis lost   h hash of the last   r why, as the operator says
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Kind(StrEnum):
     OUTCOME = "o"
     WORKER = "w"
     ALARM = "a"
+    LOSS = "l"
 
 
 class Alarm(StrEnum):
@@ -167,6 +169,20 @@ def alarm(index: int, sequence: int, time: int, what: Alarm, writer: str, first:
         "s": sequence,
         "to": last,
         "w": writer,
+    }
+
+
+def loss(index: int, sequence: int, time: int, first: int, last: int, digest: str, reason: str) -> Entry:
+    """The entry by which somebody accepts that Redis lost the entries ``first`` to ``last``."""
+    return {
+        "at": time,
+        "h": digest,
+        "i": index,
+        "k": "l",
+        "n": first,
+        "r": reason,
+        "s": sequence,
+        "to": last,
     }
 
 

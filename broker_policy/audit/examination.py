@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import orjson
 
 from broker_policy.audit import chain
-from broker_policy.audit.checkpoint import SignedCheckpoint
+from broker_policy.audit.checkpoint import Loss, SignedCheckpoint
 from broker_policy.audit.entry import (
     NOT_A_DECISION,
     UNSETTLED,
@@ -234,7 +234,21 @@ class Examination:
             )
             self._rewritten = True
         elif not self._rewritten:
+            if checkpoint.lost is not None and self.keys.accepted(signed):
+                self._accept(checkpoint.index, checkpoint.lost)
             self.report.signed_index, self.report.signed_time = checkpoint.index, checkpoint.time
+
+    def _accept(self, index: int, lost: Loss) -> None:
+        """What the projector found in between is part of that loss."""
+        known = [
+            finding
+            for finding in self.report.findings
+            if finding.kind is FindingKind.ALARM and lost.first <= finding.index < index
+        ]
+        self.report.findings = [finding for finding in self.report.findings if finding not in known]
+        self.report.losses.append(
+            {"first": lost.first, "last": lost.last, "reason": lost.reason, "alarms": len(known)}
+        )
 
     def end_at(self, index: int, digest: str, last: int) -> None:
         """The chain says that it ends at ``index`` with ``digest``; its last entry is ``last``."""

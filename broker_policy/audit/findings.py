@@ -50,6 +50,7 @@ class Report:
     signed_time: int = 0  # unix milliseconds
     outcomes: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)  # what was lost and accepted as that
     more: int = 0  # findings beyond the first thousand
 
     @property
@@ -76,6 +77,7 @@ class Report:
             "signed_time": self.signed_time,
             "outcomes": self.outcomes,
             "findings": [finding.row() for finding in self.findings],
+            "accepted_losses": self.losses,
             "more_findings": self.more,
         }
 

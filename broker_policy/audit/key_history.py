@@ -46,6 +46,17 @@ class CheckpointKeys:
             for key in self.retired
         )
 
+    def accepted(self, signed: SignedCheckpoint) -> bool:
+        """Whether the loss in ``signed`` counts: a retired key cannot give up what came after it."""
+        checkpoint = signed.checkpoint
+        if checkpoint.lost is None or signed.verify([self.current]):
+            return checkpoint.lost is not None
+        return any(
+            max(checkpoint.index, checkpoint.lost.last) <= key.last.get(checkpoint.namespace, 0)
+            and signed.verify([key.public])
+            for key in self.retired
+        )
+
     def followed_by(self, following: Ed25519PublicKey, last: Mapping[str, int]) -> CheckpointKeys:
         """The keys after the current one was retired, its last entries being ``last``."""
         return CheckpointKeys(following, (*self.retired, RetiredKey(self.current, last)))

@@ -90,7 +90,7 @@ class Signer:
             return None
         if (end := await self._store.end()).highest > end.last:
             raise ChainAltered(f"entries {end.last + 1} to {end.highest} are gone")
-        await self._follow(last, head)
+        await follow(self._store, last, head)
         checkpoint = Checkpoint(
             namespace=self._store.layout.namespace,
             index=head.index,
@@ -114,25 +114,31 @@ class Signer:
             )
         return signed, after
 
-    async def _follow(self, last: Checkpoint | None, head: Head) -> None:
-        """Check every link from the last checkpoint to the head."""
-        index, previous = 0, chain.genesis(self._store.layout.namespace)
-        if last is not None:
-            if head.index < last.index:
-                raise ChainAltered(f"entry {last.index} was signed, but the chain ends at {head.index}")
-            signed = (await self._store.entries_at([last.index])).get(last.index)
-            if signed is None or signed.hash != last.hash:
-                raise ChainAltered(f"entry {last.index} is not the one that was signed")
-            index, previous = last.index, bytes.fromhex(last.hash)
-        async for stored in self._store.entries(index + 1):
-            if index == head.index:
-                break
-            index += 1
-            previous = chain.link(previous, stored.body)
-            if stored.index != index or stored.hash != previous.hex():
-                raise ChainAltered(f"entry {index} does not follow the one before it")
-        if index != head.index or previous != head.hash:
-            raise ChainAltered(f"the chain does not lead to its head (entry {head.index})")
+
+async def follow(store: Store, last: Checkpoint | None, head: Head) -> None:
+    """Check every link from the last checkpoint to the head.
+
+    Raises:
+        ChainAltered: one does not hold.
+
+    """
+    index, previous = 0, chain.genesis(store.layout.namespace)
+    if last is not None:
+        if head.index < last.index:
+            raise ChainAltered(f"entry {last.index} was signed, but the chain ends at {head.index}")
+        signed = (await store.entries_at([last.index])).get(last.index)
+        if signed is None or signed.hash != last.hash:
+            raise ChainAltered(f"entry {last.index} is not the one that was signed")
+        index, previous = last.index, bytes.fromhex(last.hash)
+    async for stored in store.entries(index + 1):
+        if index == head.index:
+            break
+        index += 1
+        previous = chain.link(previous, stored.body)
+        if stored.index != index or stored.hash != previous.hex():
+            raise ChainAltered(f"entry {index} does not follow the one before it")
+    if index != head.index or previous != head.hash:
+        raise ChainAltered(f"the chain does not lead to its head (entry {head.index})")
 
 
 class SigningRound:
@@ -157,7 +163,8 @@ class SigningRound:
                 if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
                     self._refused[namespace] = time.monotonic()
                     logger.critical(
-                        "REFUSED to sign the audit of %s: %s. Run 'mas audit verify --namespace %s'",
+                        "REFUSED to sign the audit of %s: %s. Run 'mas audit verify --namespace %s'; if Redis"
+                        " lost it for good, 'mas audit accept-loss'",
                         namespace,
                         problem,
                         namespace,

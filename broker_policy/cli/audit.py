@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker_policy.audit import loss
 from broker_policy.audit.checkpoint import read_public_key
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.export import export as export_to
@@ -29,14 +30,15 @@ from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
 from broker_policy.tenants.connect import connect_control_admin
-from broker_policy.tenants.material import ControllerKeys, PublicMaterial
-from mas_nats.errors import Unavailable
+from broker_policy.tenants.material import ControllerKeys, PublicMaterial, SignerKeys
+from mas_nats.errors import ConfigurationError, Unavailable
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 
 audit = typer.Typer(help="Verify, export and query the audit.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
 _SHOWN = 20
+_REASON = 200
 _FIXES = "Compare with a backup or an export, and find out who could write to Redis or the log."
 
 
@@ -94,7 +96,9 @@ async def verify(
     else:
         async with _sources(folder, namespace) as sources:
             keys = _checkpoint_keys(sources.public, public_key)
-            report = await verify_store(sources.store, sources.checkpoints.all(), keys, overdue=overdue)
+            report = await verify_store(
+                sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue
+            )
     out.result(report.document(), _told(report))
     if not report.intact:
         raise typer.Exit(ExitCode.ALTERED)
@@ -111,10 +115,40 @@ async def export(
     """Write all entries with their hashes and checkpoints to a file that verifies by itself."""
     async with _sources(folder, namespace) as sources:
         history = sources.public.checkpoint_history
-        count = await export_to(sources.store, sources.checkpoints.all(), file, key_history=history)
+        checkpoints = sources.checkpoints.standing(sources.public.checkpoint_keys)
+        count = await export_to(sources.store, checkpoints, file, key_history=history)
     Output(json=json).result(
         {"namespace": namespace, "file": str(file), "entries": count}, f"{count} entries in {file}"
     )
+
+
+@command("accept-loss", group=audit, example="mas audit accept-loss --reason 'disk of redis-1 lost' --yes")
+async def accept_loss(
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the audit for ever.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what is lost.")] = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Accept that Redis lost entries that were signed, so that the audit is signed onward.
+
+    Names what is lost in an entry and in a signed checkpoint; nothing hides it afterwards. Needs the
+    checkpoint key. Prefer a backup that still has the entries.
+    """
+    if not 0 < len(reason) <= _REASON:
+        raise ConfigurationError(f"the reason must have 1 to {_REASON} characters")
+    signing = SignerKeys.load(Layout(folder.resolve()).keys).checkpoint
+    async with _sources(folder, namespace) as sources:
+        missing = await loss.find(sources.store, sources.checkpoints, sources.public.checkpoint_keys)
+        what = f"entries {missing.first} to {missing.last} of {namespace}"
+        if yes:
+            await loss.accept(sources.store, sources.checkpoints, signing, missing, reason)
+    document = {"namespace": namespace, "first": missing.first, "last": missing.last, "accepted": yes}
+    text = f"{what} are lost: accepted, and signed onward" if yes else f"{what} are lost; accept with --yes"
+    Output(json=json).result(document, text)
+    if not yes:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @command("query", group=audit, example="mas audit query --sender planner --decision AUTHZ_DENIED")
@@ -163,6 +197,10 @@ def _told(report: Report) -> str:
         f"signed up to entry {report.signed_index} at {_time(report.signed_time)}"
         if report.signed_index
         else "no signed checkpoint covers any entry yet",
+    ]
+    lines += [
+        f"lost: entries {lost['first']} to {lost['last']}, accepted because: {lost['reason']}"
+        for lost in report.losses
     ]
     if report.intact:
         return "\n".join([*lines, f"the audit of {report.namespace} is intact"])
