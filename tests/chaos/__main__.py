@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker_policy.embedded.layout import Layout
+from broker_policy.embedded.ports import free_port
 from tests.chaos import nemeses, report
 from tests.chaos.run import Outcome, Run
 from tests.route_proxies import RouteProxies
@@ -67,7 +68,7 @@ def single(
 ) -> Outcome:
     """The run on one node, in ``share`` of the time."""
     folder.mkdir()
-    system = System.up(folder / ".mas")
+    system = System.up(folder / ".mas", "--port", str(free_port()))  # nobody else's when it is started again
     try:
         return _perform(system, table, arguments, share, None)
     finally:
@@ -80,7 +81,7 @@ def cluster(
     """The run on three nodes, with proxies between them."""
     proxies = RouteProxies(Layout(folder / ".mas"))
     try:
-        system = System.up(folder / ".mas", "--nodes", "3")
+        system = System.up(folder / ".mas", "--nodes", "3", "--port", str(free_port()))
         try:
             return _perform(system, table, arguments, share, proxies)
         finally:

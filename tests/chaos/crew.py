@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.supervisor import Backoff, Supervisor
 from mas_nats import TlsClientConfig
@@ -75,8 +77,9 @@ class Crew:
         for role in SENDERS:
             if any(one.startswith(f"{role.name}-") for one in undecided()):
                 process = self._processes[role.name]  # it was down: once more, only to decide
-                await process.start(60)
-                await process.stop(_UNTIL_DECIDED)
+                with contextlib.suppress(ServerDied):  # then they stay undecided, which is a fault
+                    await process.start(60)
+                    await process.stop(_UNTIL_DECIDED)
 
     async def stop(self) -> None:
         """End everything."""

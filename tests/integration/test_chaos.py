@@ -10,6 +10,7 @@ import pytest
 
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.store import Store
+from broker_policy.embedded.ports import free_port
 from broker_policy.jetstream import delete_message, direct_get_page
 from mas_nats.wire import headers, subjects
 from tests.chaos import report
@@ -22,7 +23,7 @@ SEED = 20
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[System]:
-    running = System.up(tmp_path / ".mas")
+    running = System.up(tmp_path / ".mas", "--port", str(free_port()))
     yield running
     running.down()
 
