@@ -9,6 +9,7 @@ import nats.errors
 
 from broker_policy.keys.resolver import Resolver
 from broker_policy.keys.site import Site
+from mas_nats.errors import MasError
 
 Names = dict[str, Any]
 
@@ -52,8 +53,8 @@ async def servers(site: Site, loaded: Callable[[dict[str, Any]], bool], what: st
         try:
             async with Resolver(site) as resolver:
                 settings = await resolver.ask_all("$SYS.REQ.SERVER.PING.VARZ", {})
-        except (nats.errors.Error, OSError) as error:
-            return f"the server does not answer ({type(error).__name__})"
+        except (MasError, nats.errors.Error, OSError) as error:  # it is just being started again
+            return f"the server does not answer ({error or type(error).__name__})"
         behind = sorted(each["server_name"] for each in settings if not loaded(each))
         if behind:
             return f"{', '.join(behind)} have not loaded it"
