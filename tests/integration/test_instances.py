@@ -18,8 +18,8 @@ from tests.load import UNSURE, send_all
 from tests.system import System
 
 LIMITS = Limits(ack_wait=3.0, retry_delay=0.1, retry_delay_max=0.5, in_flight=16, max_ack_pending=40)
-MESSAGES = 1200
-REQUESTS = 200
+MESSAGES = 1000
+REQUESTS = 100
 
 
 def lost(sent: set[str], worked: Instances) -> set[str]:

@@ -20,7 +20,8 @@ from tests.instances import instances
 from tests.processes import kill
 from tests.system import System, mas, mas_json
 
-LIMITS = Limits(ack_wait=2.0, retry_delay=0.1, retry_delay_max=0.5)
+LIMITS = Limits(ack_wait=1.5, retry_delay=0.1, retry_delay_max=0.5)
+WORDS = 1000
 
 
 class Writer(Agent[dict[str, Any]]):
@@ -79,13 +80,13 @@ async def test_the_server_killed_while_it_carries_streams(victim: System) -> Non
         Writer("writer", server_addr=victim.broker.url, tls=tls),
     ):
         got: list[list[str]] = [[] for _ in range(8)]
-        telling = [asyncio.create_task(told(reader, each, n, 1000, 40)) for n, each in enumerate(got)]
+        telling = [asyncio.create_task(told(reader, each, n, WORDS, 40)) for n, each in enumerate(got)]
         await some(got[0])
         kill(victim.broker.pid, "nats-server")
         results = await asyncio.gather(*telling, return_exceptions=True)
         for number, result in enumerate(results):
-            assert isinstance(result, RequestFailed | RequestTimeout) or result == words(number, 1000)
-            assert words(number, 1000).startswith("".join(got[number])), "a hole, or two answers in one"
+            assert isinstance(result, RequestFailed | RequestTimeout) or result == words(number, WORDS)
+            assert words(number, WORDS).startswith("".join(got[number])), "a hole, or two answers in one"
         assert await told(reader, [], "after", 100) == words("after", 100)
 
 
@@ -99,13 +100,13 @@ async def test_workers_killed_while_they_carry_streams(victim: System) -> None:
         Writer("writer", server_addr=victim.broker.url, tls=tls),
     ):
         got: list[list[str]] = [[] for _ in range(8)]
-        telling = asyncio.gather(*(told(reader, each, n, 1500) for n, each in enumerate(got)))
+        telling = asyncio.gather(*(told(reader, each, n, WORDS) for n, each in enumerate(got)))
         await some(got[0])
         for name in ("w1", "w2", "w1"):
             kill(victim.broker.pid, name)
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.5)
         texts = await telling
-    assert texts == [words(n, 1500) for n in range(8)]
+    assert texts == [words(n, WORDS) for n in range(8)]
     async with victim.tenant(namespace) as client:
         frames = await direct_get_page(client, subjects.REPLIES_STREAM, ">", 1)
     stored = {frame.headers[headers.MESSAGE_ID] for frame in frames}
@@ -166,7 +167,7 @@ async def test_a_killed_producer_that_nobody_replaces_is_a_timeout(
         first = writers.start("--pause", "0.02")
         async with reading(system, namespace) as reader:
             got: list[str] = []
-            telling = asyncio.create_task(told(reader, got, "x", 10_000, timeout=4))
+            telling = asyncio.create_task(told(reader, got, "x", 10_000, timeout=2.5))
             await some(got)
             first.kill()
             with pytest.raises(RequestTimeout, match="did not end its answer"):
@@ -187,10 +188,10 @@ async def test_a_reader_that_reconnects_misses_nothing(system: System, namespace
     tls = system.tls("writer", namespace)
     async with reading(system, namespace) as reader, Writer("writer", server_addr=system.broker.url, tls=tls):
         got: list[str] = []
-        telling = asyncio.create_task(told(reader, got, "again", 1500))
+        telling = asyncio.create_task(told(reader, got, "again", WORDS))
         await some(got)
         await cut_off(reader, telling, 5)
-        assert await telling == words("again", 1500)
+        assert await telling == words("again", WORDS)
 
 
 async def test_the_control_without_fetching_frames_are_missed(
@@ -206,9 +207,9 @@ async def test_the_control_without_fetching_frames_are_missed(
     tls = system.tls("writer", namespace)
     async with reading(system, namespace) as reader, Writer("writer", server_addr=system.broker.url, tls=tls):
         got: list[str] = []
-        telling = asyncio.create_task(told(reader, got, "again", 1000, timeout=4))
+        telling = asyncio.create_task(told(reader, got, "again", WORDS, timeout=3))
         await some(got)
         await cut_off(reader, telling, 5)
         with pytest.raises(MasError):
             await telling
-    assert words("again", 1000).startswith("".join(got))
+    assert words("again", WORDS).startswith("".join(got))
