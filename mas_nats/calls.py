@@ -21,6 +21,8 @@ MAX_TIMEOUT = 120.0
 """Seconds after which a call is never repeated: well within the broker's window for duplicates."""
 _PAUSE = 0.1
 """Seconds between tries while nobody can take it; doubles, up to one second."""
+_PASSING = frozenset({Decision.UNAVAILABLE, Decision.POLICY_STALE})
+"""Refusals that say nothing about the call itself."""
 _DENIED_FOR_GOOD = 1.0
 """Seconds after which a denial by the server is believed."""
 
@@ -43,7 +45,8 @@ class Calls:
     ) -> Verdict:
         """Ask for ``op`` and return the verdict, accepted or not.
 
-        A worker that cannot take it at the moment (it is busy, or a store does not answer) is asked again. So
+        A worker that cannot take it at the moment (it is busy, a store does not answer, the policy cannot be
+        confirmed) is asked again, or another: while a cluster elects a leader that passes by itself. So
         is one that refuses for the moment (an inbox is full) what an earlier, unanswered try may have done.
 
         ``timeout`` is in seconds, for all tries together; at most 120 are used.
@@ -64,7 +67,7 @@ class Calls:
             this_try = max(0.0, min(wait, end - loop.time()))
             try:
                 verdict = await self._ask(subject, body, headers, this_try, again=may_have_arrived)
-                passing = verdict.decision is Decision.UNAVAILABLE or may_have_arrived
+                passing = verdict.decision in _PASSING or may_have_arrived
                 if not (verdict.retry and passing):
                     return verdict
                 if loop.time() + pause >= end and not may_have_arrived:

@@ -92,8 +92,9 @@ async def test_worker_back_within_the_timeout_answers(worker: ScriptedWorker, ca
     assert (await calling).ok
 
 
-async def test_busy_worker_is_asked_again(worker: ScriptedWorker, calls: Calls):
-    busy = Verdict(Decision.UNAVAILABLE, ok=False, reason="too much to do", retry=True)
+@pytest.mark.parametrize("decision", [Decision.UNAVAILABLE, Decision.POLICY_STALE])
+async def test_busy_worker_is_asked_again(worker: ScriptedWorker, calls: Calls, decision: Decision):
+    busy = Verdict(decision, ok=False, reason="too much to do", retry=True)
     worker.say[Op.SEND] = lambda: busy
     assert await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.5) == busy
     tries = worker.count(Op.SEND)
