@@ -67,7 +67,9 @@ class FailureReports:
             call.target, call.type, call.message_id = call.sender, "fail", str(failure.sequence)
             return await self._acting.refused(call, refusal)
         if stored is None:
-            return accepted(call.message_id, dead=True)
+            # Never "dead", which the agent acknowledges: a node that led, or will lead, may not know of the
+            # message (found by make chaos). Where it is gone, giving it back does nothing.
+            return accepted(call.message_id, dead=False)
         return await self._settle(call, stored, failure, table.limits.max_deliver)
 
     async def _settle(

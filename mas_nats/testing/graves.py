@@ -57,7 +57,7 @@ class Graves:
                 text = f"sequence {failure.sequence} is not in the inbox of {call.sender}"
                 refusal = Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", text)
                 return self._deciding.refuse(call, refusal)
-            return accepted(call.message_id, dead=True)
+            return accepted(call.message_id, dead=False)
         if failure.error_class == Decision.EXPIRED and headers.DEADLINE in message.fields:
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < self._deciding.table.limits.max_deliver:

@@ -65,3 +65,23 @@ async def test_a_report_about_the_message_of_another_is_refused_and_audited(here
     said = (line.sender, line.target, line.message_id, line.decision, line.rule)
     assert said == ("alice", "alice", str(sequence), "AUTHZ_DENIED", "own_inbox")
     assert (await here.call("bob", "fail", {"sequence": sequence, **GOOD})).ok
+
+
+async def test_a_message_that_cannot_be_found_is_not_called_dead(
+    here: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    """An agent acknowledges what is dead, and a node that leads no more, or not yet, may not know of it."""
+    await here.send("alice", "bob")
+    sequence = (await here.log())[-1].sequence
+
+    async def behind(*_: object, **__: object) -> None:
+        return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr("broker_policy.dead_letters.undertaker.get_message", behind)
+        verdict = await here.call("bob", "fail", {"sequence": sequence, **GOOD, "retryable": False})
+    assert (verdict.ok, verdict.result) == (True, {"dead": False})
+    verdict = await here.call("bob", "fail", {"sequence": sequence, **GOOD, "retryable": False})
+    assert verdict.result == {"dead": True}
+    verdict = await here.call("bob", "fail", {"sequence": sequence, **GOOD, "retryable": False})
+    assert verdict.result == {"dead": False}
