@@ -96,6 +96,10 @@ class FrameCalls:
         chunks, token = body.get("chunks", []), body.get("cursor", "")
         if not isinstance(chunks, list) or not all(isinstance(each, str | dict) for each in chunks):
             return refusals.invalid("frame", "the chunks of a frame are texts and objects")
+        try:
+            orjson.dumps({"chunks": chunks})
+        except orjson.JSONEncodeError:  # orjson reads deeper objects than it writes
+            return refusals.invalid("frame", "the objects of a frame are nested too deeply")
         if not isinstance(token, str) or (call.instance and not _INSTANCE.fullmatch(call.instance)):
             return refusals.invalid("frame", "the frame's cursor or instance is none")
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 Chunk = str | dict[str, Any]
@@ -50,11 +51,12 @@ class FrameMark:
 def joined(chunks: Sequence[Chunk]) -> list[Chunk]:
     """``chunks`` with neighbouring texts made one, and without empty ones."""
     out: list[Chunk] = []
-    for chunk in chunks:
-        if isinstance(chunk, str) and out and isinstance(out[-1], str):
-            out[-1] += chunk
-        elif chunk or isinstance(chunk, dict):
-            out.append(chunk)
+    for is_text, neighbours in groupby(chunks, lambda chunk: isinstance(chunk, str)):
+        if is_text:
+            text = "".join(map(str, neighbours))  # at once: added one by one, a megabyte takes seconds
+            out += [text] if text else []
+        else:
+            out += neighbours
     return out
 
 

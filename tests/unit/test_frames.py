@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -91,8 +92,11 @@ class Worker:
         self.performing = perform
 
     async def take(self, **body: Any) -> Verdict:
+        return await self.take_raw(orjson.dumps(body))
+
+    async def take_raw(self, body: bytes) -> Verdict:
         self.verdict = self.performing = None
-        self._calls.take(Call("bob", "frame", orjson.dumps(body), ""))
+        self._calls.take(Call("bob", "frame", body, ""))
         if self.performing is not None:
             self.verdict, _ = await self.performing("a.1.0")
         assert self.verdict is not None
@@ -282,3 +286,19 @@ def test_split_and_joined_lose_nothing(chunks: list[Chunk], count: int):
     first, rest = split(chunks, count)
     assert joined([*first, *rest]) == joined(chunks)
     assert units(first) == min(count, units(chunks))
+
+
+def test_many_small_texts_are_joined_in_no_time():
+    """A frame of a megabyte must not keep its worker from everybody else for seconds."""
+    begun = time.perf_counter()
+    assert joined(["\N{GRINNING FACE}b"] * 120_000) == ["\N{GRINNING FACE}b" * 120_000]
+    assert time.perf_counter() - begun < 1
+
+
+@pytest.mark.parametrize("failed", ["", "Boom"])
+async def test_objects_too_deep_to_be_written_are_refused(failed: str):
+    store, (worker, *_) = stage(let_through)
+    deep = b'{"a":' * 300 + b"1" + b"}" * 300
+    raw = b'{"chunks": [%b], "failed": "%b"}' % (deep, failed.encode())
+    assert (await worker.take_raw(raw)).decision is Decision.INVALID
+    assert not store.frames
