@@ -62,8 +62,10 @@ class DelayedStream:
         subject = subjects.delayed(sender, correlation(message_id))
         if await self._count(sender) >= most:
             return await self._compare(subject, body, fields) or Held.TOO_MANY
+        # A try that was not answered may be stored and cancelled since: repeated, it must not be held anew.
+        named = {**fields, headers.MSG_ID: fields[headers.AUDIT]}
         try:
-            await publish_until_answered(self._nc, subject, body, fields, patience=_PATIENCE)
+            await publish_until_answered(self._nc, subject, body, named, patience=_PATIENCE)
         except (JetStreamError, MaybeStored) as error:
             refused = error.__cause__ if isinstance(error, MaybeStored) else error
             if not isinstance(refused, JetStreamError) or refused.code not in NO_ROOM:
@@ -73,7 +75,7 @@ class DelayedStream:
             if not subject_full(refused):
                 return Held.NO_ROOM
             raise  # what was in the way has gone meanwhile
-        count, counted = self._counts[sender]
+        count, counted = self._counts.get(sender, (0, -COUNT_EVERY))
         self._counts[sender] = (count + 1, counted)
         return Held.STORED
 
