@@ -27,10 +27,10 @@ from broker_policy.delayed.lease import RENEW_EVERY, Lease
 from broker_policy.delayed.queue import DueQueue, Waiting
 from broker_policy.delayed.stream import DelayedStream
 from broker_policy.ending import end
-from broker_policy.jetstream import StoredMessage
+from broker_policy.jetstream import NO_ROOM, JetStreamError, StoredMessage, stream_info
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call
-from mas_nats.wire import headers
+from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,14 @@ _ANSWER_WITHIN = 60.0
 _PAUSE = (0.5, 30.0)
 """Seconds, first and longest, for which a full inbox, or everything while the log is full, is left alone."""
 _LATER = 30_000
-"""Milliseconds until a release that could not be decided is tried again."""
+"""Milliseconds until a message is tried again that could not be decided, or that meets what only it meets."""
+_SPARE = 10_000
+"""Messages that may be queued, though they were cancelled, before it is looked how many there are."""
 _WHILE_TRYING = 0.1
 _STOPPING = 5.0
-_NOT_STORED = (Decision.INBOX_FULL, Decision.LOG_FULL, Decision.POLICY_STALE)
+_ALL = (Decision.LOG_FULL, Decision.POLICY_STALE)
+"""Refusals for now that every message would meet. Others must not hold up anybody else's."""
+_NOT_STORED = (Decision.INBOX_FULL, *_ALL)
 """Refusals for now after which the inbox surely has no message of this release."""
 _AWAY = (*UNANSWERED, nats.js.errors.Error, Missed)
 
@@ -79,6 +83,7 @@ class Releaser:
         self._clock = clock
         self._queue = DueQueue()
         self._loaded = False  # what waited before has been heard, so that the oldest is known
+        self._look_at = _SPARE  # when so many are queued it is looked how many of them still wait
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._trying: dict[str, Waiting] = {}  # by target, "" for all: what tries whether a pause is over
@@ -99,18 +104,31 @@ class Releaser:
         await self._lease.give_up()
 
     async def _lead(self) -> None:
-        """Release until the lease is lost."""
-        self._queue, self._loaded = DueQueue(), False
+        """Release until the lease is lost, or most of what is queued is gone."""
+        self._queue, self._loaded, self._look_at = DueQueue(), False, _SPARE
         tasks = [asyncio.create_task(part) for part in (self._listen(), self._release_due())]
         try:
             while await self._lease.hold():
                 done, _ = await asyncio.wait(tasks, timeout=RENEW_EVERY, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                if await self._mostly_gone():
+                    break
         except Exception:
             log.exception("delayed messages of %s cannot be released, trying again", self._namespace)
         finally:
             await end(tasks)
+
+    async def _mostly_gone(self) -> bool:
+        """Whether most of what is queued was cancelled: nobody says so, and it would be kept until due."""
+        if len(self._queue) <= self._look_at:
+            return False
+        try:
+            info = await stream_info(self._nc, subjects.DELAYED_STREAM)
+        except UNANSWERED:
+            return False
+        self._look_at = 2 * int(info["state"]["messages"]) + _SPARE
+        return len(self._queue) > self._look_at
 
     async def _listen(self) -> None:
         while True:
@@ -189,7 +207,8 @@ class Releaser:
             done = await self._attempt(one)
         except UNANSWERED as error:
             log.warning("a delayed message of %s stays for now: %r", one.sender, error)
-            self._pause("")
+            if not (isinstance(error, JetStreamError) and error.code in NO_ROOM):  # for its dead letter only
+                self._pause("")
             done = False
         except Exception:
             log.exception("a delayed message of %s could not be released, trying again", one.sender)
@@ -220,8 +239,10 @@ class Releaser:
             if verdict.retry or given_up:
                 if claim.new and verdict.decision in _NOT_STORED:
                     await self._delayed.claims.drop(claim)  # it can still be cancelled
-                if not given_up:
-                    self._pause(one.target if verdict.decision is Decision.INBOX_FULL else "")
+                if verdict.decision is Decision.INBOX_FULL:
+                    self._pause(one.target)
+                elif verdict.decision in _ALL:
+                    self._pause("")
                 return False
             await bury(self._nc, self._namespace, one, stored, verdict, int(self._clock() * 1000))
         for paused in ("", one.target):

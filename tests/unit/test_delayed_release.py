@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import nats.errors
 import orjson
 import pytest
 from nats.aio.client import Client
@@ -265,6 +266,76 @@ async def test_while_the_inbox_is_full_it_can_be_cancelled(nc: Client):
         assert await held(nc) == 0
 
 
+async def test_what_only_one_message_meets_holds_up_nobody_else(nc: Client):
+    """Ids that were used before, of messages that nobody can compare any more: any sender can have them."""
+    policy = document(("alice", "carol", "bob"), limits=Limits(release_rate=40))
+    names = [f"m{number}" for number in range(30)]
+    async with serving(nc, policy) as here:
+        for name in names:
+            assert (await here.send("alice", "bob", {"id": name}, id=name)).ok
+        for stored in await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox("bob"), 1):
+            await delete_message(nc, subjects.INBOX_STREAM, stored.sequence)
+    async with serving(nc, policy) as here:  # it remembers none of them, and nor does the audit
+        due = int(time.time() * 1000) + 300
+        for name in names:
+            assert (await delay(here, name, due=due)).ok
+            assert (await delay(here, f"c{name}", due=due, sender="carol")).ok
+        await until(lambda: _equal(inbox(nc), [f"c{name}" for name in names]), timeout=6)
+        assert await held(nc) == len(names)
+
+
+async def test_full_dead_letters_hold_up_only_what_is_refused(nc: Client):
+    names = [f"m{number}" for number in range(30)]
+    limits = Limits(log_bytes=400_000, release_rate=40)
+    everybody = document(("alice", "carol", "bob"), limits=limits)
+    async with serving(nc, everybody) as here:
+        for name in names:
+            assert (await delay(here, name, 2_000)).ok
+            assert (await delay(here, f"c{name}", 2_000, sender="carol")).ok
+        allow = {"carol": ("bob",)}
+        await nc.request(subjects.dead_letter("bob"), b"x" * 399_800, timeout=5)
+    async with serving(nc, document(("alice", "carol", "bob"), allow=allow, limits=limits)):
+        await until(lambda: _counts(inbox(nc), len(names)), timeout=8)
+        assert await held(nc) == len(names)
+
+
+async def test_what_is_cancelled_is_not_kept_in_memory_until_it_would_be_due(
+    nc: Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(releaser, "_SPARE", 10)
+    async with serving(nc) as here:
+        queued = here.service._releaser
+        assert (await delay(here, "stays", 3_600_000)).ok
+        for number in range(60):
+            assert (await delay(here, f"m{number}", 3_600_000)).ok
+            assert await cancel(here, f"m{number}")
+        await until(lambda: _at_most(queued, 12))
+        assert (await delay(here, "due", 0)).ok
+        await until(lambda: _equal(inbox(nc), ["due"]))
+
+
+async def test_what_was_cancelled_is_not_held_again_by_a_try_that_was_not_answered(nc: Client):
+    class Between(Lossy):
+        """Has a message cancelled that was stored, before its worker repeats it for want of an answer."""
+
+        told: bool | None = None
+
+        async def request(self, subject: str, *args: Any, **more: Any) -> Any:
+            answer = await self.nc.request(subject, *args, **more)
+            if subject.startswith("mas.delayed.") and self.told is None:
+                self.told = await cancel(here, "m1")
+                raise nats.errors.TimeoutError
+            return answer
+
+    between = Between(nc)
+    async with serving(nc, through=between) as here:
+        assert (await delay(here, "m1", 60_000)).ok
+        assert between.told
+        assert await held(nc) == 0
+        assert (await delay(here, "m1", 60_000)).ok, "asked for anew it is another message"
+        assert await held(nc) == 1
+
+
 async def test_the_stream_takes_no_more_than_its_bytes(nc: Client):
     async with serving(nc, document(limits=Limits(log_bytes=100_000))) as here:
         body = {"text": "x" * 30_000}
@@ -365,6 +436,14 @@ async def test_a_worker_that_stops_leaves_nothing_behind(nc: Client):
 
 async def _equal(looking: Any, wanted: Any) -> bool:
     return bool(await looking == wanted)
+
+
+async def _counts(looking: Any, wanted: int) -> bool:
+    return len(await looking) == wanted
+
+
+async def _at_most(queued: Releaser, count: int) -> bool:
+    return 0 < len(queued._queue) <= count
 
 
 async def _empty(nc: Client) -> bool:
