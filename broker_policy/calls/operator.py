@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker_policy.audit.record import Outcome, Way
-from broker_policy.calls.acting import Acting
+from broker_policy.calls.acting import Acting, Perform
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.dead_letters import letters
@@ -144,15 +144,13 @@ class OperatorCalls:
         if letter is None:
             return Done(sequence, None)
         about = errand(AdminOp.PURGE, letter, by)
-        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        about.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
 
         async def remove(_: str) -> tuple[Verdict, Outcome]:
             there = await delete_message(self._nc, subjects.DLQ_STREAM, sequence, erase=True)
             return accepted(about.message_id), Outcome.APPLIED if there else Outcome.DUPLICATE
 
-        self._acting.perform(about, self._deciding.allowed(about, "operator", Way.ACT, ""), remove)
-        return Done(sequence, await told, letter, about.target)
+        verdict = await self._performed(about, remove)
+        return Done(sequence, verdict, letter, about.target)
 
     async def _withdraw(self, call: Call) -> Verdict:
         asked = _read(_Withdraw, call)
@@ -177,13 +175,25 @@ class OperatorCalls:
             return refusals.policy_behind(asked.revision).verdict("")
         if table.agent(asked.agent) is not None:
             return refusals.still_declared(asked.agent).verdict("")
-        try:
-            cleared = await self._removed.clear(asked.agent, patience=_CLEARING)
-        except NoRoom as full:
-            return refusals.not_buried(str(full)).verdict("")
-        if cleared.buried:
-            log.info("%d messages of the removed agent %s are dead letters", cleared.buried, asked.agent)
-        return accepted(agent=asked.agent, buried=cleared.buried, empty=cleared.empty)
+        about = Call(asked.agent, AdminOp.RETIRE, b"", "", target=asked.agent, type="retire")
+        about.errand = Errand(asked.name)
+
+        async def clear(_: str) -> tuple[Verdict, Outcome]:
+            try:
+                cleared = await self._removed.clear(asked.agent, patience=_CLEARING)
+            except NoRoom as full:
+                return refusals.not_buried(str(full)).verdict(""), Outcome.FAILED
+            verdict = accepted(agent=asked.agent, buried=cleared.buried, empty=cleared.empty)
+            return verdict, Outcome.APPLIED
+
+        return await self._performed(about, clear)
+
+    async def _performed(self, about: Call, perform: Perform) -> Verdict:
+        """What came of an act, which is recorded first."""
+        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        about.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        self._acting.perform(about, self._deciding.allowed(about, "operator", Way.ACT, ""), perform)
+        return await told
 
 
 def _read(kind: type[_Asked], call: Call) -> _Asked | Verdict:

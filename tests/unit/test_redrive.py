@@ -12,7 +12,7 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.audit.probe import Prober
-from broker_policy.audit.record import DecisionLine
+from broker_policy.audit.record import DecisionLine, Outcome
 from broker_policy.calls import messages as calls_messages
 from broker_policy.dead_letters import redrive
 from broker_policy.dead_letters.letters import Letter, Wanted, letters
@@ -400,6 +400,13 @@ async def test_the_backlog_of_a_removed_agent_becomes_dead_letters(here: Serving
         ("bob", "d", "AGENT_REMOVED")
     }
     assert len(reports) == 70
+    retired = [line for line in await lines(here) if line.op == "retire"]
+    assert [(line.target, line.decision, line.by) for line in retired] == [("bob", "ALLOWED", "olga")]
+
+    async with asyncio.timeout(5):
+        while not (settled := [each for record in await here.records("a") for each in record.settlements]):
+            await asyncio.sleep(0.02)
+    assert [each.outcome for each in settled] == [Outcome.APPLIED]
 
 
 async def test_the_inbox_of_an_agent_in_the_policy_is_its_own(here: Serving, nc: Client):
