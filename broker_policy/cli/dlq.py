@@ -101,7 +101,7 @@ async def show(
     lines = [f"{name}: {value}" for name, value in fields.items()]
     if body:
         document["body"] = _payload(letter.body)
-        lines += ["", letter.body.decode(errors="replace")]
+        lines += ["", _legible(letter.body)]
     else:
         lines.append(f"({len(letter.body)} bytes of body: --body shows them)")
     Output(json=json).result(document, "\n".join(lines))
@@ -256,6 +256,14 @@ def _payload(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return body.decode(errors="replace")
+
+
+def _legible(body: bytes) -> str:
+    """A payload for a terminal: JSON may hold, as it is, what a terminal obeys or what reverses a line."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else f"\\u{ord(each):04x}"
+        for each in body.decode(errors="replace")
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

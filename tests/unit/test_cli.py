@@ -11,6 +11,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from broker_policy import cli
+from broker_policy.cli import dlq
 from broker_policy.cli.app import ExitCode, app, command, describe, exit_code
 from broker_policy.embedded.errors import AlreadyRunning, BinaryMissing, NotRunning
 from broker_policy.identity.pki import identity_from_chain
@@ -133,3 +134,10 @@ def test_certs_for_a_name_that_is_no_id_are_refused_and_nothing_is_made(tmp_path
     assert done.exit_code == 1
     assert "not a valid id" in json.loads(done.stdout)["error"]["text"]
     assert not (tmp_path / "f").exists()
+
+
+def test_a_payload_that_is_shown_does_not_command_the_terminal():
+    body = json.dumps({"a": "é \x7f\x9b31m\u202e"}, ensure_ascii=False)
+    shown = dlq._legible(body.encode())
+    assert shown == '{"a": "é \\u007f\\u009b31m\\u202e"}'
+    assert json.loads(shown) == json.loads(body)
