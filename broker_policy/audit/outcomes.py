@@ -78,6 +78,12 @@ class Settler:
         """The log was out of sight: silence until now says nothing about anybody."""
         self._watching = self._tail.now()
 
+    async def has_work(self) -> bool:
+        """Whether any decision or report waits for an outcome. Errors as ``Projector.project_once``."""
+        layout = self._layout
+        [there] = await self._tail.pipeline([("EXISTS", layout.opened, layout.unsettled, layout.early)])
+        return bool(there)
+
     async def settle_once(self) -> int:
         """One look at everything; returns how many outcomes were found.
 

@@ -48,6 +48,8 @@ RECORDS = 1000
 DECISIONS = 500
 """Decisions appended at once: few enough that the event loop and Redis are never held up for long."""
 SETTLE_EVERY = 0.7
+ASK_EVERY = 1.0
+"""Seconds after which a worker that does not project asks again whether it may."""
 REMOVE_EVERY = 1.0
 _RESTART_CHECK_EVERY = 5.0
 _REPEAT_ALARM = 60.0
@@ -112,9 +114,10 @@ class Projector:
                             self._lead()
                         leading = True
                         await self._round()
+                        pause = self._interval
                     else:
                         leading = False
-                    pause = self._interval
+                        pause = max(self._interval, ASK_EVERY)
                     if away:
                         away = False
                         logger.info("audit of %s: projecting again", self.namespace)
@@ -163,7 +166,7 @@ class Projector:
 
     async def _round(self) -> None:
         await self.catch_up()
-        if self._due("settle", SETTLE_EVERY):
+        if self._due("settle", SETTLE_EVERY) and await self._settler.has_work():
             await self._settler.settle_once()
         if self._due("remove", REMOVE_EVERY):
             await self._removal.remove(self._tail)

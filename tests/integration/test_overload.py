@@ -7,11 +7,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker_policy.embedded.nats_server import write_error
-from mas_nats import Overloaded
+from mas_nats import Agent, AgentMessage, Overloaded
 from mas_nats.wire.verdict import Decision
 from tests.load import UNSURE, Handling, audit_of, send_all
 from tests.parts import parts
@@ -173,3 +174,49 @@ async def test_a_stall_leaves_nothing_behind(tmp_path: Path) -> None:
             await asyncio.gather(*working)
             assert await receiver.wait_handled(set(accepted), 30) == set()
         assert max(rates[2:]) > usual / 3, f"{usual:.0f} a second before, then {rates}"
+
+
+class Library(Agent[dict[str, Any]]):
+    """Answers with as much as was asked for."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        await message.reply("book", {"text": "x" * int(message.data["size"])})
+
+
+@pytest.mark.slow
+async def test_who_does_not_read_is_cut_off_and_gets_everything_after(system: System) -> None:
+    """The server keeps 64 MB for a slow consumer; its replies are more. Nobody else waits for it."""
+    size, count = 800_000, 100
+    allow = {"slow": ["library"], "quick": ["desk"]}
+    namespace = await system.namespace(["slow", "quick", "library", "desk"], allow)
+
+    def options(agent: str) -> dict[str, Any]:
+        return {"server_addr": system.broker.url, "tls": system.tls(agent, namespace)}
+
+    slow: Agent[dict[str, Any]] = Agent("slow", receive=False, **options("slow"))
+    quick: Agent[dict[str, Any]] = Agent("quick", receive=False, **options("quick"))
+    async with slow, quick, Library("library", **options("library")), Library("desk", **options("desk")):
+
+        async def ask(agent: Agent[dict[str, Any]], target: str, size: int) -> int:
+            return len((await agent.request(target, "borrow", {"size": size}, timeout=100)).data["text"])
+
+        assert await ask(slow, "library", size) == size
+        transport = _socket(slow)
+        asked = [asyncio.create_task(ask(slow, "library", size)) for _ in range(count)]
+        await asyncio.sleep(0)
+        transport.pause_reading()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(12):
+                while not transport.is_closing():
+                    assert await ask(quick, "desk", 10) == 10
+        assert not any(each.done() for each in asked), "it reads: the test shows nothing"
+        if not transport.is_closing():
+            transport.resume_reading()
+        assert await asyncio.gather(*asked) == [size] * count
+
+
+def _socket(agent: Agent[dict[str, Any]]) -> asyncio.Transport:
+    """The transport below an agent's connection, as asyncio has it."""
+    running: Any = agent._running
+    transport: asyncio.Transport = running.connection._client._transport._io_writer.transport
+    return transport
