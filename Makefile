@@ -7,6 +7,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types unit chaos cluster soak setup clean
@@ -26,8 +27,10 @@ help:
 demo: setup
 	@$(BIN)/python -m examples.demo
 
+# In several processes, each with servers of its own; then what compares speeds, by itself. 5: nothing selected.
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster and not alone" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -31,6 +31,8 @@ from tests.busy_worker import busy_worker, subject
 from tests.system import System
 from tests.traffic import Caller, at_rate, callers
 
+pytestmark = pytest.mark.alone
+
 # -- one worker under full batches -------------------------------------------------------------------
 
 ORDINARY = ("o1", "o2", "o3", "o4")

@@ -141,6 +141,7 @@ async def test_redis_without_memory_does_not_stop_traffic(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_stall_leaves_nothing_behind(tmp_path: Path) -> None:
     """Senders that were not answered ask again; that must not be more work than the service can do.
 
