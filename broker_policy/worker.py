@@ -256,6 +256,7 @@ class PolicyWorker:
     # -- namespaces ------------------------------------------------------------------------------------
     async def _serve(self, table: Table) -> None:
         """Begin to serve a namespace, and wait for it a moment: who applied a policy may use it at once."""
+        self._take_ring()  # the server's time is known by now
         namespace = table.namespace
         if namespace in self._namespaces or namespace in self._starting or self._stopping:
             return
@@ -362,9 +363,9 @@ class PolicyWorker:
 
     def _take_ring(self) -> None:
         """Seal and recognise by the keys as they are now; some may have had their time."""
-        ring = self._keys.sealing
+        ring = self._keys.sealing.pruned(self._clock())
         opening = ring.opening(self._clock())
-        if ring is not self._ring or opening != self._opening:
+        if ring != self._ring or opening != self._opening:
             self._ring, self._opening = ring, opening
             self._sealer.use(tuple(ring), opening)
             self._record_key.become(ring.record_key)
@@ -377,8 +378,8 @@ class PolicyWorker:
         return None if table is None else grant_for(table.document, identity)
 
     def _revoked(self, holder: Holder) -> bool:
-        table = self._follower.table(holder.identity.namespace)
-        return table is not None and holder.fingerprint in table.document.revoked
+        # Wherever it was revoked: who does that by fingerprint may have named another namespace.
+        return any(holder.fingerprint in table.document.revoked for table in self._follower.tables())
 
     def _on_accept(self, attempt: Attempt) -> None:
         self._audit_attempt(attempt)

@@ -101,6 +101,22 @@ class Signer:
         await self._stream.append(SignedCheckpoint.sign(checkpoint, self._key), after)
         return checkpoint
 
+    async def reach(self) -> int:
+        """How far this key may have signed: to the head, where the chain leads there.
+
+        Else to the last checkpoint: whoever writes Redis could say that the head is far ahead, and a stolen
+        key would be good for all that is still to come.
+        """
+        last = None
+        try:
+            signed, _ = await self._last()
+            last = None if signed is None else signed.checkpoint
+            head = await self._store.head()
+            await follow(self._store, last, head)
+        except ChainAltered:
+            return 0 if last is None else last.index
+        return head.index
+
     async def _last(self) -> tuple[SignedCheckpoint | None, int]:
         try:
             signed, after = await self._stream.last()
@@ -172,10 +188,9 @@ class SigningRound:
             else:
                 self._refused.pop(namespace, None)
 
-    async def heads(self) -> dict[str, int]:
-        """The last entry of every namespace. Errors as ``sign``."""
-        heads = {name: await Store(self._redis, name).head() for name in await namespaces(self._redis)}
-        return {name: head.index for name, head in heads.items()}
+    async def reaches(self) -> dict[str, int]:
+        """The last entry of every namespace that may be signed by now. Errors as ``sign``."""
+        return {name: await self._signer(name).reach() for name in await namespaces(self._redis)}
 
     def use(self, key: Ed25519PrivateKey, keys: CheckpointKeys) -> None:
         """Sign with ``key`` from here on."""
@@ -205,7 +220,7 @@ async def change_key(signing: SigningRound, folder: Path) -> None:
     public, following = PublicMaterial.load(folder), keys.following.public_key()
     history = public.checkpoint_keys
     if history.current != following:
-        history = history.followed_by(following, await signing.heads())
+        history = history.followed_by(following, await signing.reaches())
         write_private(folder / "public" / PublicMaterial.HISTORY, history.encode(keys.following))
     pem = following.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     write_private(folder / "public" / "checkpoint.pub", pem)

@@ -10,7 +10,7 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from broker_policy.cli.app import Folder, Json, Namespace, Output, command
+from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, command
 from broker_policy.cli.certs import certs
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Layout
 from broker_policy.keys.site import Site
@@ -75,9 +75,11 @@ async def revoke(
             "revision": done.revision,
             "revoked": done.fingerprints,
             "disconnected": done.disconnected,
+            "unseen_nodes": done.unseen,
         },
         "\n".join((*done.fingerprints, f"revoked, {done.disconnected} connections ended")),
     )
+    _require_all_seen(out, done.unseen)
 
 
 @command("kick", example="mas kick alice")
@@ -93,8 +95,19 @@ async def kick(
     out = Output(json=json)
     uri = _uri(namespace, role, name)
     async with Site(Layout(folder.absolute()), out.progress).control() as (controller, _):
-        count = await controller.kick(uri)
-    out.result({"identity": uri, "disconnected": count}, f"{count} connections of {uri} ended")
+        count, unseen = await controller.kick(uri), controller.unseen
+    document = {"identity": uri, "disconnected": count, "unseen_nodes": unseen}
+    out.result(document, f"{count} connections of {uri} ended")
+    _require_all_seen(out, unseen)
+
+
+def _require_all_seen(out: Output, unseen: int) -> None:
+    if unseen:
+        out.warn(
+            f"{unseen} nodes do not answer: connections that they have were not ended. Give the same command "
+            "again when they are back"
+        )
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _uri(namespace: str, role: Role, name: str) -> str:

@@ -14,11 +14,12 @@ from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.identity.private_files import write_private
 from broker_policy.keys import followers
 from broker_policy.keys.site import Site
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, Unavailable
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
 
 _YEAR = timedelta(days=365)
 _AGENTS = timedelta(days=30)
+_AGAIN = "give the same command again when they are back"
 
 
 async def rotate_server(site: Site) -> None:
@@ -105,7 +106,9 @@ async def _end_overlap(site: Site, overlap: Path) -> None:
     new = (site.layout.authority / "ca.pem").read_bytes()
     await _trust(site, new, "only the new CA trusted")
     async with site.control() as (controller, _):
-        count = await controller.kick_certificate(_leaf(overlap))
+        count, unseen = await controller.kick_certificate(_leaf(overlap)), controller.unseen
+    if unseen:
+        raise Unavailable(f"{unseen} nodes do not answer, and may have connections of the old CA: {_AGAIN}")
     overlap.unlink()
     site.say(f"the old CA is trusted no more, {count} connections of its certificates ended")
 

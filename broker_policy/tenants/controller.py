@@ -57,6 +57,7 @@ class TenantController:
         self._tenants: dict[str, ResilientClient] = {}
         self._pushed: set[str] = set()
         self._live = endpoint.nodes  # nodes that answer
+        self._unseen = 0
 
     async def start(self) -> None:
         """Connect to the system account.
@@ -176,6 +177,11 @@ class TenantController:
         log.info("account of %s in %s deleted", agent_id, namespace)
         return True
 
+    @property
+    def unseen(self) -> int:
+        """How many nodes did not answer the last look at connections: what they have goes on."""
+        return self._unseen
+
     async def kick(self, uri: str) -> int:
         """Disconnect all connections of the identity ``uri``; the number of them.
 
@@ -287,13 +293,14 @@ class TenantController:
     async def _connections(self, which: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Server and description of every connection that matches, on every server."""
         found: list[tuple[str, dict[str, Any]]] = []
-        offset, more = 0, True
+        offset, more, self._unseen = 0, True, 0
         while more:
             more = False
             page = orjson.dumps(which | {"limit": _PAGE, "offset": offset})
             answers = await self._ask_all("$SYS.REQ.SERVER.PING.CONNZ", page)
-            if len(answers) < self._endpoint.nodes:
+            if lacking := max(self._endpoint.nodes - len(answers), 0):
                 log.warning("a node does not answer: connections that it has are not seen")
+                self._unseen = max(self._unseen, lacking)
             for answer in answers:
                 connections = answer["data"]["connections"]
                 found += [(answer["server"]["id"], connection) for connection in connections]

@@ -15,6 +15,9 @@ from broker_policy.tenants.apply import edit
 from broker_policy.tenants.controller import TenantController
 from mas_nats.policy.document import Document, Revocation
 
+_LOOKS = 10
+"""Until nobody is found: who was just being let in, or moved to another page of the list, is seen then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
@@ -23,6 +26,7 @@ class Revoked:
     revision: int
     fingerprints: tuple[str, ...]
     disconnected: int
+    unseen: int = 0  # nodes that did not answer: connections that they have go on
 
 
 async def revoke(
@@ -45,8 +49,14 @@ async def revoke(
         return document.model_copy(update={"revoked": _current(document.revoked) | dict(certificates)})
 
     revision = await edit(store, namespace, add, confirm)
-    disconnected = [await controller.kick_certificate(fingerprint) for fingerprint in certificates]
-    return Revoked(revision, tuple(certificates), sum(disconnected))
+    disconnected, unseen = 0, 0
+    for fingerprint in certificates:
+        for _ in range(_LOOKS):
+            kicked = await controller.kick_certificate(fingerprint)
+            disconnected, unseen = disconnected + kicked, max(unseen, controller.unseen)
+            if not kicked:
+                break
+    return Revoked(revision, tuple(certificates), disconnected, unseen)
 
 
 def _current(revoked: Mapping[str, Revocation]) -> dict[str, Revocation]:
