@@ -9,6 +9,7 @@ import typer
 
 from broker_policy.cli.app import ExitCode, Folder, Json, Output, command, operator_name
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.keys.turns import unchanged
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply as apply_wanted
 from broker_policy.tenants.connect import connect_control_admin
@@ -39,15 +40,16 @@ async def apply(
     wanted = mas_yaml.load(path).wanted()
     layout = Layout(folder.absolute())
     endpoint = Broker.read(layout).connection(layout, "controller")
-    keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)
-    async with TenantController(endpoint, keys, public) as controller:
-        control = await connect_control_admin(endpoint, keys)
-        try:
-            applied = await apply_wanted(
-                controller, PolicyStore(control), wanted, by=operator_name(), progress=out.progress
-            )
-        finally:
-            await control.close()
+    with unchanged(layout.keys):
+        keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)
+        async with TenantController(endpoint, keys, public) as controller:
+            control = await connect_control_admin(endpoint, keys)
+            try:
+                applied = await apply_wanted(
+                    controller, PolicyStore(control), wanted, by=operator_name(), progress=out.progress
+                )
+            finally:
+                await control.close()
     for notice in applied.notices:
         out.warn(notice)
     lines = [f"+ {name}" for name in applied.added] + [f"- {name}" for name in applied.removed]

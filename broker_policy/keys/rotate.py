@@ -6,7 +6,8 @@ from pathlib import Path
 
 from broker_policy.keys import certificates, checkpoint, operator, sealing, signing
 from broker_policy.keys.inventory import BY_NAME
-from broker_policy.keys.site import Site, only_one
+from broker_policy.keys.site import Site
+from broker_policy.keys.turns import only_one
 from mas_nats.errors import ConfigurationError
 
 _IN_PLACE = (
@@ -22,7 +23,7 @@ async def rotate(site: Site, name: str, *, now: bool = False) -> None:
     ``now`` does not wait for holders that do not follow, and leaves no overlap: for a key that was stolen.
 
     Raises:
-        ConfigurationError: there is no such key, it cannot be rotated, or another rotation is under way.
+        ConfigurationError: there is no such key, it cannot be rotated, or somebody else is at work with keys.
         NotRunning: the broker does not run.
         Unavailable: a holder does not follow; both keys are valid meanwhile.
 

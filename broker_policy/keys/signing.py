@@ -47,7 +47,8 @@ async def rotate(site: Site, name: str, *, now: bool) -> None:
         await followers.workers(site, lambda keys: keys.get(name) == new, f"{name} taken up")
     if name == "tenant-signing":
         write_tenant_signing(site, new)
-    await _change(site, lambda claims: without_key(claims, old), "trust the new one only")
+    # Both again: another machine's mas apply may have pushed an account as it was before.
+    await _change(site, lambda claims: without_key(with_key(claims, old, new), old), "trust the new one only")
     if name == "auth-user":  # no signing key: the server lets its connections be
         async with site.control() as (controller, _):
             await controller.kick(old)

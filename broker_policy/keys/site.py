@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
-from mas_nats.errors import ConfigurationError, Unavailable
+from mas_nats.errors import Unavailable
 
 _POLL = 0.1
 
@@ -70,22 +68,3 @@ class Site:
                     "mend that, then give the same command again, and it goes on from here"
                 )
             await asyncio.sleep(_POLL)
-
-
-@contextlib.contextmanager
-def only_one(keys: Path) -> Iterator[None]:
-    """Hold the lock of the rotations in ``keys``.
-
-    Raises:
-        ConfigurationError: another process holds it.
-
-    """
-    descriptor = os.open(keys / ".rotating", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"another rotation is under way in {keys}: wait for its end") from None
-        yield
-    finally:
-        os.close(descriptor)
