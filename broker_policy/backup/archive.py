@@ -64,7 +64,7 @@ def read(path: Path, passphrase: str | None, into: Path | None = None) -> Manife
         sealed = SealedReader(file, passphrase)
         try:
             found, manifest = _members(sealed, into)
-        except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, ValueError, OverflowError) as error:
             raise BackupDamaged(f"the backup's content is damaged: {error}") from None
     if manifest is None:
         raise BackupDamaged("the backup has no manifest")
@@ -136,7 +136,8 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _safe(member: tarfile.TarInfo) -> str:
     path = PurePosixPath(member.name)
-    if not member.isreg() or path.is_absolute() or ".." in path.parts or not path.parts:
+    plain = member.isreg() and not member.issparse() and "\0" not in member.name
+    if not plain or path.is_absolute() or ".." in path.parts or not path.parts:
         raise BackupDamaged(f"{member.name!r} does not belong into a backup")
     return member.name
 

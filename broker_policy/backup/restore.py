@@ -10,12 +10,13 @@ from pathlib import Path
 
 from broker_policy.audit.checkpoint import key_name
 from broker_policy.backup import archive
-from broker_policy.backup.errors import BackupInconsistent, FolderInUse
+from broker_policy.backup.errors import BackupDamaged, BackupError, BackupInconsistent, FolderInUse
 from broker_policy.backup.examination import examine, remove_traces
 from broker_policy.backup.manifest import Manifest
 from broker_policy.backup.staging import secret
 from broker_policy.embedded.layout import Layout
 from broker_policy.identity.private_files import private_folder
+from broker_policy.keys.agreement import strangers
 from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
 
@@ -35,6 +36,7 @@ async def restore(
         BackupDamaged: the file is no backup, altered or truncated; nothing was written.
         WrongPassphrase: it needs a passphrase, or another one.
         FolderInUse: ``folder`` is not empty.
+        BackupError: there is no room for it.
         BackupInconsistent: the audit and the log in it are not of the same moment.
         ConfigurationError: it needs keys, or other ones.
 
@@ -48,14 +50,17 @@ async def restore(
             "the installation with --keys"
         )
     private_folder(folder.parent)
+    _require_room(folder.parent, manifest)
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         private_folder(draft)
         say(f"unpacking {len(manifest.files)} files ...")
-        await asyncio.to_thread(archive.read, file, passphrase, draft)
+        if await asyncio.to_thread(archive.read, file, passphrase, draft) != manifest:
+            raise BackupDamaged(f"{file} became another file while it was restored")
         if not manifest.keys and keys is not None:
             _add_keys(keys, draft)
         _require_key(draft, manifest)
+        _require_same_age(draft)
         say("bringing its servers up once ...")
         await _require_agreement(Layout(draft), manifest)
         if folder.exists():
@@ -77,6 +82,14 @@ def require_empty(folder: Path) -> None:
         raise FolderInUse(f"{folder} is not empty: a backup is restored into a new folder only")
 
 
+def _require_room(folder: Path, manifest: Manifest) -> None:
+    size, room = sum(file.bytes for file in manifest.files.values()), shutil.disk_usage(folder).free
+    if size > room:
+        raise BackupError(
+            f"the backup unpacks to {size >> 20} MB, and {folder} has room for {room >> 20} MB only"
+        )
+
+
 def _add_keys(keys: Path, draft: Path) -> None:
     for part in _WITH_KEYS:
         for path in (keys / part).rglob("*") if (keys / part).is_dir() else ():
@@ -94,6 +107,14 @@ def _require_key(draft: Path, manifest: Manifest) -> None:
         raise ConfigurationError(
             f"these keys are of another installation: their checkpoint key is {found}, the backup's "
             f"{manifest.checkpoint_key}"
+        )
+
+
+def _require_same_age(draft: Path) -> None:
+    if others := strangers(draft / "keys"):
+        raise ConfigurationError(
+            f"these keys are not those of the backup: {', '.join(others)}. They were rotated since, or "
+            "belong to another installation: name the keys as they were when it was taken"
         )
 
 

@@ -52,8 +52,13 @@ def secret(name: str) -> bool:
 def files(root: Path) -> Iterator[str]:
     """The files under ``root`` that belong into a backup, sorted, relative, with slashes."""
     found = []
-    for folder, inner, names in os.walk(root):
+    entered = {root.resolve()}
+    for folder, inner, names in os.walk(root, followlinks=True):  # data may lie on another disk
         inner[:] = [name for name in inner if not name.startswith(_STAGE)]
+        for name in list(inner):
+            if (at := (Path(folder) / name).resolve()) in entered:
+                inner.remove(name)
+            entered.add(at)
         here = Path(folder).relative_to(root)
         found += [(here / name).as_posix() for name in names]
     for name in sorted(found):

@@ -28,6 +28,7 @@ from broker_policy.embedded import lock
 from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity.private_files import private_folder
+from broker_policy.keys.turns import PATIENCE, only_one
 from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
 
@@ -65,13 +66,14 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
     """
     _require_sense(wanted)
     stage = wanted.layout.root / stage_name(secrets.token_hex(4))
-    part = wanted.file.with_name(wanted.file.name + ".part")
+    part = wanted.file.with_name(f".{wanted.file.name}.{secrets.token_hex(4)}.part")
     _remove_old_stages(wanted.layout.root)
     try:
         for attempt in range(1, _TRIES + 1):
             private_folder(stage)
-            taken, pause, durable = await asyncio.to_thread(_stage, wanted, stage, say)
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            taken, pause, durable = await asyncio.to_thread(_stage_alone, wanted, stage, say)
+            part.unlink(missing_ok=True)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 manifest = await _write(wanted, stage, file, (taken, pause, durable), say)
             if manifest is not None:
                 break
@@ -85,6 +87,7 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
         say("reading it back ...")
         if await asyncio.to_thread(archive.read, part, wanted.passphrase) != manifest:
             raise BackupError("what was written is not what is read: the disk may be failing")
+        _require_new(wanted.file)
         part.replace(wanted.file)
     finally:
         part.unlink(missing_ok=True)
@@ -100,8 +103,7 @@ def _require_sense(wanted: Wanted) -> None:
             "the backup holds secret keys, so it needs a passphrase: give a file with --passphrase-file, or "
             "MAS_BACKUP_PASSPHRASE; or leave the keys out with --without-keys"
         )
-    if wanted.file.exists():
-        raise ConfigurationError(f"{wanted.file} exists: a backup never overwrites a file")
+    _require_new(wanted.file)
     if any(wanted.layout.root.glob("nats-[0-9]")):
         raise BackupError(
             "this folder holds a cluster of nats-servers, which mas backup cannot restore yet: see "
@@ -109,11 +111,22 @@ def _require_sense(wanted: Wanted) -> None:
         )
 
 
+def _require_new(file: Path) -> None:
+    if file.exists() or file.is_symlink():
+        raise ConfigurationError(f"{file} exists: a backup never overwrites a file")
+
+
 def _remove_old_stages(root: Path) -> None:
     """What a backup left that was killed; one that is running would lose its copy, and say so."""
     for old in root.glob(stage_name("*")):
         if time.time() - old.stat().st_mtime > 86_400:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _stage_alone(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool]:
+    """As ``_stage``, while nobody rotates keys, and no other backup lets the servers go on."""
+    with only_one(wanted.layout.keys, PATIENCE):
+        return _stage(wanted, stage, say)
 
 
 def _stage(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool]:
@@ -201,7 +214,7 @@ async def _write(
     examined = await examine(Layout(stage))
     if examined.torn:
         return None
-    manifest = _manifest(wanted, writer, point, examined)
+    manifest = _manifest(wanted, Layout(stage), writer, point, examined)
     writer.close(manifest)
     file.flush()
     os.fsync(file.fileno())
@@ -209,7 +222,11 @@ async def _write(
 
 
 def _manifest(
-    wanted: Wanted, writer: archive.ArchiveWriter, point: tuple[datetime, float, bool], examined: Examined
+    wanted: Wanted,
+    copy: Layout,
+    writer: archive.ArchiveWriter,
+    point: tuple[datetime, float, bool],
+    examined: Examined,
 ) -> Manifest:
     taken, pause, durable = point
     return Manifest(
@@ -217,7 +234,7 @@ def _manifest(
         mas=importlib.metadata.version("mas-nats"),
         durable=durable,
         keys=wanted.keys,
-        checkpoint_key=key_name(PublicMaterial.load(wanted.layout.keys).checkpoint),
+        checkpoint_key=key_name(PublicMaterial.load(copy.keys).checkpoint),
         pause=round(pause, 4),
         files=writer.files,
         parts=parts_of(writer.files),

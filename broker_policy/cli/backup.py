@@ -97,7 +97,7 @@ def _passphrase(file: Path | None) -> str | None:
         if not text:
             raise ConfigurationError(f"{file} is empty: put the passphrase into it")
         return text
-    return os.environ.get(_VARIABLE) or None
+    return os.environ.pop(_VARIABLE, None) or None  # not for the servers that are started on the copy
 
 
 def _tell(out: Output, file: Path, manifest: Manifest, more: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 
 from broker_policy.backup import archive, sealed
 from broker_policy.backup.archive import ArchiveWriter
-from broker_policy.backup.errors import BackupDamaged, WrongPassphrase
+from broker_policy.backup.errors import BackupDamaged, BackupError, WrongPassphrase
 from broker_policy.backup.manifest import Manifest, parts_of
+from broker_policy.backup.restore import restore
 from broker_policy.backup.sealed import SealedReader, SealedWriter
 from broker_policy.backup.staging import Staging, belongs, files, secret
+from broker_policy.cli.backup import _passphrase
 
 PASSPHRASE = "correct horse battery"
 CONTENT = b"attack at dawn " * 40
@@ -187,3 +191,61 @@ def test_the_second_pass_brings_everything_up_to_date(tmp_path: Path) -> None:
     assert {name: (stage / name).read_bytes() for name in files(stage)} == {
         name: (source / name).read_bytes() for name in files(source)
     }
+
+
+def test_data_that_lies_on_another_disk_is_part_of_it(tmp_path: Path) -> None:
+    root, disk = tmp_path / ".mas", tmp_path / "disk"
+    (root / "keys").mkdir(parents=True)
+    (disk / "jetstream").mkdir(parents=True)
+    (disk / "jetstream" / "1.blk").write_bytes(b"one")
+    (root / "nats").symlink_to(disk)
+    (disk / "round").symlink_to(root)  # a loop ends
+    assert list(files(root)) == ["nats/jetstream/1.blk"]
+    staging = Staging(root, tmp_path / "stage")
+    staging.copy()
+    staging.complete()
+    assert (tmp_path / "stage/nats/jetstream/1.blk").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("field", ["GNU.sparse.map", "GNU.sparse.size", "path"])
+def test_a_tar_that_nobody_wrote_so_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    def odd(name: str, size: int) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        member.pax_headers = {field: "nats/x\0y"}
+        return member
+
+    monkeypatch.setattr(archive, "_member", odd)
+    with pytest.raises(BackupDamaged):
+        archive.read(packed(tmp_path), PASSPHRASE, tmp_path / "out")
+
+
+async def test_a_file_that_is_swapped_while_it_is_restored(tmp_path: Path) -> None:
+    file = packed(tmp_path)
+    (tmp_path / "two").mkdir()
+    other = packed(tmp_path / "two", names=("nats/other",))
+
+    def say(line: str) -> None:
+        if line.startswith("unpacking"):
+            other.replace(file)
+
+    with pytest.raises(BackupDamaged, match="became another"):
+        await restore(file, tmp_path / "new", PASSPHRASE, say=say)
+    assert not (tmp_path / "new").exists()
+
+
+async def test_a_backup_that_is_too_big_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2000, 1000, 1000))
+    with pytest.raises(BackupError, match="has room for"):
+        await restore(packed(tmp_path), tmp_path / "new", PASSPHRASE)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_passphrase_is_not_handed_to_the_servers_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAS_BACKUP_PASSPHRASE", PASSPHRASE)
+    assert _passphrase(None) == PASSPHRASE
+    assert "MAS_BACKUP_PASSPHRASE" not in os.environ
