@@ -149,7 +149,8 @@ async def compare(
         await sender.send("sleeper", "work", {"n": list(load.begun).index(waiting)}, id=waiting)
         sleeper = await enter("sleeper", Handling)
         assert await receiver.refresh_state() == {"colour": "blue"}
-        audit = await audit_of(restored, namespace, earlier, 60)
+        # What was acknowledged, and of whose delivery the copied server does not know, waits half a minute.
+        audit = await audit_of(restored, namespace, earlier, 100)
         decisions = audit["decisions"]
         outcomes = {
             one: {each["outcome"] for each in decisions[one] if each["o"] == "send"} for one in earlier
