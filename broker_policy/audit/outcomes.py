@@ -57,7 +57,7 @@ class Settler:
         tail: Tail,
         nc: Client,
         prober: Prober,
-        catch_up: Callable[[], Awaitable[None]],
+        catch_up: Callable[[], Awaitable[int]],
         *,
         alive: Callable[[str], bool | None] | None = None,
         remember: Remember | None = None,

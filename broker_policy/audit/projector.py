@@ -48,6 +48,8 @@ RECORDS = 1000
 DECISIONS = 500
 """Decisions appended at once: few enough that the event loop and Redis are never held up for long."""
 SETTLE_EVERY = 0.7
+LONGEST_INTERVAL = 1.5
+"""Seconds between two looks at a log in which nothing happens; less than a lease holds."""
 ASK_EVERY = 1.0
 """Seconds after which a worker that does not project asks again whether it may."""
 REMOVE_EVERY = 1.0
@@ -105,7 +107,7 @@ class Projector:
     # -- for ever ------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Project until cancelled. Nothing ends it: while Redis or NATS is away, records wait in the log."""
-        pause, away, leading = 0.0, False, False
+        pause, idle, away, leading = 0.0, self._interval, False, False
         try:
             while True:
                 try:
@@ -113,8 +115,9 @@ class Projector:
                         if not leading:
                             self._lead()
                         leading = True
-                        await self._round()
-                        pause = self._interval
+                        found = await self._round()
+                        idle = self._interval if found else min(idle * 1.25, LONGEST_INTERVAL)
+                        pause = max(self._interval, idle)
                     else:
                         leading = False
                         pause = max(self._interval, ASK_EVERY)
@@ -164,12 +167,14 @@ class Projector:
         self._tail.forget()
         self._settler.interrupted()
 
-    async def _round(self) -> None:
-        await self.catch_up()
+    async def _round(self) -> int:
+        """One look at everything; how many records were found."""
+        found = await self.catch_up()
         if self._due("settle", SETTLE_EVERY) and await self._settler.has_work():
             await self._settler.settle_once()
         if self._due("remove", REMOVE_EVERY):
             await self._removal.remove(self._tail)
+        return found
 
     def _due(self, what: str, every: float) -> bool:
         now = time.monotonic()
@@ -179,17 +184,20 @@ class Projector:
         return True
 
     # -- once ----------------------------------------------------------------------------------------
-    async def catch_up(self) -> None:
-        """Project until no record is left.
+    async def catch_up(self) -> int:
+        """Project until no record is left; returns how many there were.
 
         Raises:
             Overtaken: another projector took over.
 
         """
-        while await self.project_once():
+        found = 0
+        while some := await self.project_once():
+            found += some
             _raise_if_cancelled()
             if not await self._lease.hold():
                 raise Overtaken
+        return found
 
     async def project_once(self) -> int:
         """Project one page of records; returns how many, 0 when there are none.

@@ -88,11 +88,10 @@ class ActLane:
                 continue
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), MARK_AFTER)
+                await asyncio.wait_for(self._wake.wait(), MARK_AFTER if self._writer.owes else None)
                 continue
-            if self._writer.owes:
-                with contextlib.suppress(LogFull):
-                    await self._writer.write(RecordKind.MARK)
+            with contextlib.suppress(LogFull):
+                await self._writer.write(RecordKind.MARK)
         await asyncio.gather(*self._running, return_exceptions=True)
         if self._writer.opened:
             await self._writer.close()
@@ -141,6 +140,7 @@ class ActLane:
             outcome = Outcome.UNKNOWN
         if act.line is not None and reference is not None and act.line.way is Way.ACT:
             self._writer.settle(number, position, outcome)
+            self._wake.set()  # it is owed now
 
 
 def _not_done(line: DecisionLine) -> DecisionLine:

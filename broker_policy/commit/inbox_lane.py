@@ -175,11 +175,10 @@ class InboxLane:
                 continue
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), MARK_AFTER)
+                await asyncio.wait_for(self._wake.wait(), MARK_AFTER if self._writer.owes else None)
             except TimeoutError:
-                if self._writer.owes:
-                    with contextlib.suppress(LogFull):  # the next record will carry it
-                        await self._writer.write(RecordKind.MARK)
+                with contextlib.suppress(LogFull):  # the next record will carry it
+                    await self._writer.write(RecordKind.MARK)
         if self._writer.opened:
             await self._writer.close()
 
