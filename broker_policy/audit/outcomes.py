@@ -40,8 +40,8 @@ UNDELIVERED_GRACE = 30.0
 word on deliveries is behind until the next one."""
 EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
-CLOCKS = 30.0
-"""Seconds by which the clocks of a worker and of a server may differ."""
+CLOCKS = 2.0
+"""Seconds by which the clock of a worker, which follows the server's, may differ from it."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
 

@@ -57,6 +57,7 @@ async def namespace(system: System) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_instances_come_and_go_under_load(system: System, namespace: str, tmp_path: Path) -> None:
     options = {"server_addr": system.broker.url, "tls": system.tls("asker", namespace), "receive": False}
     pending: list[int] = []
