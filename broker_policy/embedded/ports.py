@@ -9,6 +9,8 @@ LOOPBACK = "127.0.0.1"
 _FIRST, _LAST = 15_000, 32_000
 """Below the range from which systems take the ports of outgoing connections: a client that reconnects to a
 server that is down could otherwise be given the server's own port, and connect to itself."""
+_given: set[int] = set()
+"""What this process was given already: three nodes choose nine ports before the first of them is taken."""
 
 
 def is_free(port: int) -> bool:
@@ -23,7 +25,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now, chosen at random so that two callers hardly ever get the same.
+    """A port that is free now: another at each call, and at random, so that two processes hardly ever get the same.
 
     Raises:
         OSError: none was found.
@@ -31,6 +33,7 @@ def free_port() -> int:
     """
     for _ in range(200):
         port = random.randint(_FIRST, _LAST)
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise OSError(f"no free port between {_FIRST} and {_LAST} on {LOOPBACK}")

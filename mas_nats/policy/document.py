@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import require_id
 from mas_nats.wire.state_mode import StateMode
 
@@ -77,6 +78,7 @@ class Document(Strict):
     operators: tuple[AgentId, ...] = ()  # people and CI jobs, inside the tenant account
     permissions: dict[AgentId, Permissions] = Field(default_factory=dict)
     limits: Limits = Limits()
+    governance: Governance = Governance()
     revoked: dict[str, Revocation] = Field(default_factory=dict)  # by SHA-256, lower-case hexadecimal
 
     def stored(self) -> bytes:

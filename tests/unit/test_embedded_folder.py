@@ -120,6 +120,13 @@ def test_a_damaged_ports_file_is_no_obstacle(tmp_path):
     assert Ports.choose(layout, 23456).urls == "tls://127.0.0.1:23456"
 
 
+def test_a_free_port_is_given_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ports, "_FIRST", 20_000)
+    monkeypatch.setattr(ports, "_LAST", 20_015)
+    found = [ports.free_port() for _ in range(5)]
+    assert len(set(found)) == 5
+
+
 def test_free_ports_are_below_those_of_outgoing_connections():
     found = {ports.free_port() for _ in range(20)}
     assert all(port < 32_768 and ports.is_free(port) for port in found)

@@ -1,0 +1,92 @@
+"""The governance of one namespace as it is part of its policy: what may be said, how often, and by which role.
+
+Off or empty is the default of what a system must ask for (rates, roles); on is the default of what protects it
+(data-loss prevention, circuit breaking). A default never changes: see ``Document.stored``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mas_nats.wire.identity import require_id
+
+_AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RateLimits(_Strict):
+    """How many messages and requests a sender may send; 0 is no limit. Exact over all workers."""
+
+    per_minute: int = Field(0, ge=0)
+    per_hour: int = Field(0, ge=0)
+    pair_per_minute: int = Field(0, ge=0)  # to each target
+    pair_per_hour: int = Field(0, ge=0)
+    burst: int = Field(0, ge=0)  # at once; 0: as many as the limit itself
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is limited."""
+        return bool(self.per_minute or self.per_hour or self.pair_per_minute or self.pair_per_hour)
+
+
+class CircuitBreaker(_Strict):
+    """When messages to a failing target are refused, and when it is tried again."""
+
+    enabled: bool = True
+    failure_threshold: int = Field(5, gt=0)  # failures of handlers within the window
+    success_threshold: int = Field(2, gt=0)  # handled probes after which it is closed again
+    timeout_seconds: float = Field(60.0, gt=0)  # open for so long, then probes are let through
+    window_seconds: float = Field(300.0, gt=0)
+
+
+class DlpAction(StrEnum):
+    """What becomes of a message in which a rule finds something."""
+
+    BLOCK = "block"
+    REDACT = "redact"
+    ALERT = "alert"  # delivered as it is, and audited as ALERT
+
+
+class DlpRule(_Strict):
+    """A rule of a user's own. ``pattern`` is RE2 syntax; ``type`` names what it finds."""
+
+    id: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    type: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    pattern: str = Field(min_length=1, max_length=1_000)
+    action: DlpAction = DlpAction.REDACT
+    severity: Literal["low", "medium", "high", "critical"] = "medium"
+    description: str = Field("", max_length=500)
+    enabled: bool = True
+    case_insensitive: bool = False
+
+
+class Dlp(_Strict):
+    """Data-loss prevention: the built-in classes, changed as it says, and rules of a user's own."""
+
+    enabled: bool = True
+    merge_strategy: Literal["append", "replace"] = "append"  # replace: own rules only
+    disable_defaults: tuple[str, ...] = ()  # types of built-in rules
+    policy_overrides: dict[str, DlpAction] = Field(default_factory=dict)  # by type
+    rules: tuple[DlpRule, ...] = Field((), max_length=1_000)
+
+
+class Role(_Strict):
+    """What the agents of a role may do: patterns such as ``send:billing`` or ``send:worker-*``."""
+
+    permissions: tuple[str, ...] = ()
+    agents: tuple[_AgentId, ...] = ()
+
+
+class Governance(_Strict):
+    """Everything of it."""
+
+    rate_limit: RateLimits = RateLimits()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+    dlp: Dlp = Dlp()
+    roles: dict[str, Role] = Field(default_factory=dict)
