@@ -25,7 +25,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now: another at each call, and at random, so that two processes hardly ever get the same.
+    """A port that is free now: another at each call, at random: two processes hardly ever get the same.
 
     Raises:
         OSError: none was found.

@@ -1,6 +1,6 @@
-"""The governance of one namespace as it is part of its policy: what may be said, how often, and by which role.
+"""The governance of one namespace, as a part of its policy: what may be said, how often, in which role.
 
-Off or empty is the default of what a system must ask for (rates, roles); on is the default of what protects it
+Off or empty is the default of what a system asks for (rates, roles); on is the default of what protects it
 (data-loss prevention, circuit breaking). A default never changes: see ``Document.stored``.
 """
 
