@@ -10,13 +10,14 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit chaos cluster soak setup clean
+.PHONY: help demo test lint format types unit chaos fuzz cluster soak setup clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
+	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
@@ -51,6 +52,10 @@ unit: setup
 # The result is in build/chaos.json too. More: python -m tests.chaos --help
 chaos: setup
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
+
+# Payloads, calls, policies and manifests that nobody would write.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
 
 # What tests/cluster has that takes minutes: nodes restarted one by one, all killed, one cut off.
 cluster: setup
