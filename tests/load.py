@@ -92,7 +92,8 @@ async def audit_of(
             missing = accepted - decisions.keys()
             if not unsettled and not missing:
                 return {"decisions": decisions, "entries": entries}
-            lacking = f"an outcome of {unsettled} decisions, a decision of {len(missing)} messages"
+            open_ones = [{key: each[key] for key in _NAMED if key in each} for each in unsettled[:5]]
+            lacking = f"an outcome of {len(unsettled)} decisions ({open_ones}), {len(missing)} decisions"
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"the audit lacks {lacking}")
         await asyncio.sleep(0.5)
@@ -111,14 +112,20 @@ async def audited(
             await asyncio.sleep(0.1)
 
 
-async def _decisions(store: Store) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
+_NAMED = ("i", "s", "q", "o", "f", "t", "wy", "at", "outcome")
+
+
+async def _decisions(
+    store: Store,
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], list[dict[str, Any]]]:
     entries = [stored.entry() async for stored in store.entries()]
     lines = [entry for entry in entries if entry["k"] == "d"]
     outcomes = await store.outcomes_at([entry["i"] for entry in lines])
     decisions: dict[str, list[dict[str, Any]]] = {}
     for entry, outcome in zip(lines, outcomes, strict=True):
         decisions.setdefault(entry["id"], []).append({**entry, "outcome": outcome})
-    return decisions, entries, sum(outcome in (" ", "c", "v") for outcome in outcomes)
+    told = [each for found in decisions.values() for each in found]
+    return decisions, entries, [each for each in told if each["outcome"] in (" ", "c", "v")]
 
 
 __all__ = ["UNSURE", "Handling", "MasError", "audit_of", "audited", "send_all"]

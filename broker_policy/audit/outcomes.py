@@ -44,6 +44,7 @@ CLOCKS = 2.0
 """Seconds by which the clock of a worker, which follows the server's, may differ from it."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
+_MOST_UNDELIVERED = 100_000
 
 
 class Settler:
@@ -72,7 +73,7 @@ class Settler:
         self._views: dict[str, InboxView] = {}
         self._searched = 0.0
         self._watching = tail.now()
-        self._undelivered: dict[tuple[str, int], float] = {}
+        self._undelivered: dict[tuple[str, int], float] = {}  # since when; only searches find all of them
 
     def interrupted(self) -> None:
         """The log was out of sight: silence until now says nothing about anybody."""
@@ -151,18 +152,15 @@ class Settler:
     def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:
         """Those whose outcome is certain, or will not become more certain."""
         now = time.monotonic()
-        waiting: dict[tuple[str, int], float] = {}
         ready: list[Gone] = []
         for one in gone:
-            if one.delivered:
+            name = (one.agent, one.sequence)
+            since = self._undelivered.setdefault(name, now)
+            if one.delivered or now - since >= UNDELIVERED_GRACE:
+                del self._undelivered[name]
                 ready.append(one)
-                continue
-            since = self._undelivered.get((one.agent, one.sequence), now)
-            if now - since >= UNDELIVERED_GRACE:
-                ready.append(one)
-            else:
-                waiting[one.agent, one.sequence] = since
-        self._undelivered = waiting
+        if len(self._undelivered) > _MOST_UNDELIVERED:  # those that were reported since are not seen again
+            self._undelivered.clear()
         return iter(ready)
 
     async def _forget_agents(self, agents: Sequence[str]) -> None:

@@ -368,6 +368,23 @@ async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, project
     await intact(redis)
 
 
+async def test_a_message_removed_unseen_is_waited_for_over_looks_that_do_not_search(
+    nc, redis, projector, monkeypatch
+):
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH)])
+    await project(projector)
+    await delete_message(nc, "INBOX", record + 1)
+    await projector.settle_once()  # searches
+    await projector.settle_once()  # does not, within SEARCH_EVERY: what was found is not forgotten
+    assert await outcomes(redis, sender="alice") == ["c"]
+    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    now = time.monotonic() + 31
+    monkeypatch.setattr("broker_policy.audit.outcomes.time.monotonic", lambda: now)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["?"]
+
+
 async def test_nothing_is_called_handled_by_a_copy_of_the_log_that_is_behind(
     nc, redis, projector, monkeypatch
 ):

@@ -51,6 +51,20 @@ FAULTS = (
         ),
     ),
     Fault(
+        4,
+        "DLP misses a number after a newline, and a card on its own line",
+        "decoded strings are what is judged",
+        (),
+        missing="data-loss prevention",
+    ),
+    Fault(
+        5,
+        "its e-mail pattern is quadratic: 80 KB stall the whole broker",
+        "linear time",
+        (),
+        missing="data-loss prevention",
+    ),
+    Fault(
         6,
         "editing or deleting an entry and one field of the next verifies as intact",
         "every such edit is found",
@@ -79,6 +93,13 @@ FAULTS = (
         ),
     ),
     Fault(
+        9,
+        "bad payloads of one sender open the target's circuit for all",
+        "only the target's own failures count",
+        (),
+        missing="circuit breaking",
+    ),
+    Fault(
         10,
         "two instances overwrite each other's state; 1 MB states pass, unaudited",
         "compare-and-set, own key only, a limit of size, every change audited",
@@ -88,6 +109,23 @@ FAULTS = (
             "contract/test_state.py::test_what_does_not_fit_is_refused",
             "integration/test_direct_state.py::test_each_change_is_audited_once",
         ),
+    ),
+    Fault(
+        11,
+        "a reply that DLP blocks cannot be corrected",
+        "the replier may correct it",
+        (),
+        missing="data-loss prevention",
+    ),
+    Fault(
+        12,
+        "delivered messages and index copies grow for ever",
+        "what was handled and projected leaves the log; what stays is bounded",
+        (
+            "integration/test_audit_projector.py::test_projected_records_leave_the_log_and_messages_stay",
+            "integration/test_audit_projector.py::test_probes_stay_as_long_as_their_dedup_ids_and_no_longer",
+        ),
+        missing="members of rate limits come with rate limits",
     ),
     Fault(
         13,
@@ -146,6 +184,13 @@ FAULTS = (
         "sends to a receiver that is down are refused as permission denied",
         "accepted and kept",
         ("contract/test_messaging.py::test_send_to_an_agent_that_is_not_running_waits_for_it",),
+    ),
+    Fault(
+        20,
+        "DLP misses secrets by field name and flags order numbers",
+        "context and validators",
+        (),
+        missing="data-loss prevention",
     ),
     Fault(
         21,
