@@ -84,6 +84,7 @@ async def apply(
         operators=wanted.operators,
         permissions=wanted.permissions,
         limits=wanted.limits,
+        governance=wanted.governance,
     )
     stored = await store.get(wanted.namespace)
     if stored is not None:  # no manifest's affair

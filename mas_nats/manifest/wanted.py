@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.state_mode import StateMode
 
@@ -29,4 +30,5 @@ class Wanted:
     inspectors: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    governance: Governance = field(default_factory=Governance)
     notices: tuple[str, ...] = ()
