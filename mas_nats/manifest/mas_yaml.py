@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,13 +19,20 @@ from pydantic import (
 )
 
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest.gateway import SECTION, GatewaySettings, variables
+from mas_nats.manifest.mistakes import mistakes
 from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.document import AgentId, Limits, Permissions
+from mas_nats.policy.governance import Role
 from mas_nats.policy.table import ANY
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
+
+_NOT_YET = ("redis", "rate_limit", "dlp", "circuit_breaker", "audit", "telemetry")
+"""The sections of ``gateway:`` on which nothing acts in this version."""
 
 
 class _Model(BaseModel):
@@ -134,7 +140,8 @@ class MasYaml(_Model):
     inspectors: tuple[AgentId, ...] = ()
     operators: tuple[AgentId, ...] = ()
     limits: Limits = Limits()
-    gateway: dict[str, JsonValue] = Field(default_factory=dict)
+    roles: dict[str, Role] = Field(default_factory=dict)
+    gateway: GatewaySettings | None = None  # none: ``GatewaySettings.unsaid``
 
     @field_validator("agents")
     @classmethod
@@ -170,15 +177,30 @@ class MasYaml(_Model):
             inspectors=self.inspectors,
             operators=self.operators,
             limits=self.limits,
-            notices=tuple(f"{name} is read but has no effect in this version" for name in self._unused()),
+            governance=(self.gateway or GatewaySettings.unsaid()).governance(self.roles),
+            notices=tuple(self._notices()),
         )
+
+    def _notices(self) -> Iterable[str]:
+        """What the reader of the file should know."""
+        for name in self._unused():
+            yield f"{name} is read but has no effect in this version"
+        if self.roles and self.gateway is not None and not self.gateway.features.rbac:
+            yield "roles grant nothing while gateway.features.rbac is false"
+        if named := variables():
+            yield f"the environment beats the file: {', '.join(named)}"
 
     def _unused(self) -> list[str]:
         """What the file sets and nothing acts upon."""
         files = ("server_listen_addr", "tls_ca_path", "tls_server_cert_path", "tls_server_key_path")
+        gateway = self.gateway or GatewaySettings.unsaid()
+        said = (
+            *((name, name) for name in gateway.model_fields_set),
+            *((f"features.{name}", name) for name in gateway.features.model_fields_set),
+        )
         return [
             *(name for name in files if getattr(self, name) is not None),
-            *(f"gateway.{name}" for name in sorted(self.gateway)),
+            *(f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in _NOT_YET),
         ]
 
 
@@ -186,25 +208,29 @@ def load(path: Path) -> MasYaml:
     """Read and check a ``mas.yaml``.
 
     Raises:
-        ConfigurationError: it cannot be read, is no YAML, or a field is wrong; the text names the fields.
+        ConfigurationError: it cannot be read, is no YAML, or a field is wrong; the text names line, field,
+            what is allowed there and what was probably meant.
 
     """
-    try:
-        raw: Any = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
+    file = YamlFile.read(path)
+    if not isinstance(file.content, dict):
         raise ConfigurationError(f"{path} must hold a mapping with agents: and permissions:")
+    raw = {str(key): value for key, value in file.content.items()}
+    problems = []
     try:
-        return MasYaml.model_validate(raw)
+        if SECTION in raw:
+            raw[SECTION] = GatewaySettings.of_section(file, raw[SECTION], (SECTION,))
+    except ConfigurationError as error:
+        problems.append(str(error))
+        del raw[SECTION]
+    try:
+        manifest = MasYaml.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(
-            f"- {'.'.join(map(str, each['loc']))}: {each['msg']}"
-            for each in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"{path} is not a valid manifest:\n{problems}") from error
+        found = mistakes(error, MasYaml, lambda place: f"line {file.line(place)}")
+        problems.insert(0, "\n- ".join((f"{path} is not a valid manifest:", *found)))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return manifest
 
 
 def find(start: Path) -> Path | None:

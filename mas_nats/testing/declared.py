@@ -45,6 +45,7 @@ def document(content: Wanted) -> Document:
         agents={agent: agent_policy(each) for agent, each in content.agents.items()},
         permissions=content.permissions,
         limits=content.limits,
+        governance=content.governance,
     )
 
 

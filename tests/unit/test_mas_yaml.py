@@ -10,6 +10,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.governance import Governance, Role
 
 WHOLE = r"""
 # As people wrote it for the gateway of before.
@@ -88,7 +89,8 @@ def test_a_whole_file_of_before_loads_unchanged(tmp_path: Path):
     assert [entry.instances for entry in manifest.agents] == [3, 1]
     assert manifest.agents[0].class_path == "clinic.agents:Triage"
     assert manifest.agents[0].init_kwargs == {"language": "en"}
-    assert manifest.gateway["dlp"]["rules"][0]["pattern"] == r"\bCASE-[0-9]{6}\b"  # type: ignore[index, call-overload]
+    assert manifest.gateway is not None
+    assert manifest.gateway.dlp.rules[0].pattern == r"\bCASE-[0-9]{6}\b"
     what = manifest.wanted()
     assert what.namespace == "default"
     assert what.agents == {"triage": WantedAgent(("sorting",), {"ward": "north"}), "intake": WantedAgent()}
@@ -101,12 +103,43 @@ def test_a_whole_file_of_before_loads_unchanged(tmp_path: Path):
         "overseer": ("*",),
     }
     assert what.limits == Limits()
+    governance = what.governance
+    assert (governance.rate_limit.per_minute, governance.rate_limit.per_hour) == (30, 900)
+    assert governance.dlp.policy_overrides == {"email": "redact"}
+    assert governance.dlp.disable_defaults == ("phone",)
+    assert (governance.dlp.enabled, governance.circuit_breaker.enabled) == (True, True)
+
+
+def test_governance_where_the_file_says_nothing_and_where_it_says_little(tmp_path: Path):
+    assert wanted(tmp_path, "agents: []").governance == Governance()
+    little = wanted(tmp_path, "gateway: {features: {dlp: false}}").governance
+    assert (little.rate_limit.per_minute, little.rate_limit.per_hour) == (100, 1000)
+    assert (little.dlp.enabled, little.circuit_breaker.enabled) == (False, True)
+    assert wanted(tmp_path, "gateway:").governance.rate_limit.per_minute == 100
+
+
+def test_the_environment_beats_the_file_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MAS_GATEWAY__RATE_LIMIT__PER_MINUTE", "7")
+    what = wanted(tmp_path, "gateway: {rate_limit: {per_minute: 30, per_hour: 900}}")
+    assert (what.governance.rate_limit.per_minute, what.governance.rate_limit.per_hour) == (7, 900)
+    assert "the environment beats the file: MAS_GATEWAY__RATE_LIMIT__PER_MINUTE" in what.notices
+    alone = wanted(tmp_path, "agents: []").governance.rate_limit
+    assert (alone.per_minute, alone.per_hour) == (7, 0)
+
+
+def test_roles_become_policy_unless_they_are_off(tmp_path: Path):
+    text = "roles: {clerk: {permissions: ['send:desk-*'], agents: [a]}}"
+    roles = wanted(tmp_path, text).governance.roles
+    assert roles == {"clerk": Role(permissions=("send:desk-*",), agents=("a",))}
+    off = wanted(tmp_path, f"{text}\ngateway: {{features: {{rbac: false}}}}")
+    assert off.governance.roles == {}
+    assert any("roles grant nothing" in notice for notice in off.notices)
 
 
 def test_what_has_no_effect_is_said(tmp_path: Path):
     """Nobody may believe that a rule is enforced when it is not."""
     notices = "\n".join(wanted(tmp_path, WHOLE).notices)
-    for name in ("redis", "rate_limit", "features", "dlp", "audit", "telemetry", "circuit_breaker"):
+    for name in mas_yaml._NOT_YET:
         assert f"gateway.{name} " in notices
     assert "server_listen_addr" in notices
 
@@ -203,6 +236,59 @@ def test_a_mistake_is_named_by_its_field(tmp_path: Path, text: str, named: str):
     with pytest.raises(ConfigurationError, match=named) as caught:
         load(tmp_path, text)
     assert "mas.yaml" in str(caught.value)
+
+
+WRONG = """\
+agents:
+  - agent_id: a
+    capabilty: [x]
+permissions:
+  - {type: alow, sender: a}
+  - type: allow
+    sender: a
+    targts: [b]
+gateway:
+  features:
+    dpl: true
+  rate_limit: {per_minute: -1}
+  dlp:
+    rules:
+      - &one {id: one, type: one, pattern: x, action: blok}
+      - {<<: *one, id: two, sevrity: high}
+limits: {max_paylod: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        r"line 3, agents.0.capabilty: .*did you mean 'capabilities'\?; known are agent_id, ",
+        r"line 5, permissions.0: .*'allow_network'.*did you mean 'allow'\?",
+        r"line 6, permissions.1.allow.targets: Field required",
+        r"line 8, permissions.1.allow.targts: .*did you mean 'targets'\?",
+        r"line 11, features.dpl: .*did you mean 'dlp'\?; known are circuit_breaker, dlp, rbac",
+        r"line 12, rate_limit.per_minute: .*greater than or equal to 0",
+        r"line 15, dlp.rules.0.action: .*'block', 'redact' or 'alert'; did you mean 'block'\?",
+        r"line 16, dlp.rules.1.sevrity: .*did you mean 'severity'\?",
+        r"line 17, limits.max_paylod: .*did you mean 'max_payload'\?",
+    ],
+)
+def test_every_mistake_is_named_by_line_and_field_with_what_was_meant(tmp_path: Path, words: str):
+    with pytest.raises(ConfigurationError, match=words):
+        load(tmp_path, WRONG)
+
+
+def test_a_mistake_does_not_repeat_what_was_written(tmp_path: Path):
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, "gateway: {redis: {url: 'http://:hunter2@x'}, telemetry: {headers: [hunter2]}}")
+    assert "redis.url" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_key_given_twice_is_no_choice(tmp_path: Path):
+    text = "agents:\n  - agent_id: a\n    state: direct\n    state: mediated\n"
+    with pytest.raises(ConfigurationError, match="line 4: state is given twice"):
+        load(tmp_path, text)
 
 
 @pytest.mark.parametrize(
