@@ -1,4 +1,4 @@
-"""Step 2: may this sender reach this target? Block beats allow; nothing is allowed by default."""
+"""Step 2: may this sender reach this target? Block beats allow and role; nothing is allowed by default."""
 
 from __future__ import annotations
 

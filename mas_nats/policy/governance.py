@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from mas_nats.policy.roles import require_pattern
 from mas_nats.wire.identity import require_id
 
+_Pattern = Annotated[str, AfterValidator(require_pattern)]
 _AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
 
 
@@ -79,7 +81,7 @@ class Dlp(_Strict):
 class Role(_Strict):
     """What the agents of a role may do: patterns such as ``send:billing`` or ``send:worker-*``."""
 
-    permissions: tuple[str, ...] = ()
+    permissions: tuple[_Pattern, ...] = ()
     agents: tuple[_AgentId, ...] = ()
 
 

@@ -6,10 +6,13 @@ import difflib
 from dataclasses import dataclass, field
 
 from mas_nats.policy.document import AgentPolicy, Document, Limits
+from mas_nats.policy.roles import Granted
 
 ANY = "*"
 _MOST_COMPARED = 50
 """Targets among which a mistyped one is looked for: ten thousand would take 40 ms for each refusal."""
+
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Table:
     revision: int
     _allowed: dict[str, frozenset[str]] = field(default_factory=dict)
     _blocked: dict[str, frozenset[str]] = field(default_factory=dict)
+    _granted: Granted = field(default_factory=Granted.none)
 
     @classmethod
     def compile(cls, document: Document, revision: int) -> Table:
@@ -38,6 +42,10 @@ class Table:
             revision,
             {sender: frozenset(rule.allowed_targets) for sender, rule in document.permissions.items()},
             {sender: frozenset(rule.blocked_targets) for sender, rule in document.permissions.items()},
+            Granted.expand(
+                {name: (role.permissions, role.agents) for name, role in document.governance.roles.items()},
+                document.agents,
+            ),
         )
 
     @property
@@ -55,20 +63,32 @@ class Table:
         return self.document.agents.get(agent_id)
 
     def allows(self, sender: str, target: str) -> bool:
-        """Whether ``sender`` may reach ``target``: block beats allow, and nothing is allowed by default."""
+        """Whether ``sender`` may reach ``target``: block beats allow and role, deny by default."""
         blocked = self._blocked.get(sender)
         if blocked and (target in blocked or ANY in blocked):
             return False
         allowed = self._allowed.get(sender)
-        return bool(allowed) and (target in allowed or ANY in allowed)  # type: ignore[operator]
+        if allowed and (target in allowed or ANY in allowed):
+            return True
+        granted = self._granted.by_sender.get(sender)
+        return granted is not None and target in granted
+
+    def grant(self, sender: str, target: str) -> str:
+        """The rule by which ``allows`` says yes, as ``role:<name>`` where it is a role; for explanations."""
+        allowed = self._allowed.get(sender, frozenset())
+        if target in allowed or ANY in allowed:
+            return "allowed_targets"
+        return f"role:{self._granted.granting(sender, target)}"
 
     def denial(self, sender: str, target: str) -> Denial:
         """Why ``allows`` said no, in words for the person who wrote the sender or the policy."""
         blocked = self._blocked.get(sender, frozenset())
         if target in blocked or ANY in blocked:
+            role = self._granted.granting(sender, target)
+            beaten = f"; role {role!r} would allow it, but a block beats every role" if role else ""
             return Denial(
                 "blocked_targets",
-                f"{sender} is blocked from sending to {target}",
+                f"{sender} is blocked from sending to {target}{beaten}",
                 f"Remove {target} from the blocked targets of {sender} if this is meant to work",
             )
         allowed = self._allowed.get(sender, frozenset())
@@ -78,5 +98,10 @@ class Table:
         return Denial(
             "deny_by_default",
             f"no rule allows {sender} to send to {target}{hint}",
-            f"Allow it in the manifest (permissions: type: allow, sender: {sender}, targets: [{target}])",
+            f"Allow it in the manifest (permissions: type: allow, sender: {sender}, targets: [{target}])"
+            f"{self._of_roles(sender)}",
         )
+
+    def _of_roles(self, sender: str) -> str:
+        names = self._granted.roles_of.get(sender, ())
+        return f", or by one of its roles ({', '.join(names[:_MOST_NAMED])})" if names else ""
