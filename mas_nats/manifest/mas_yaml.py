@@ -31,7 +31,7 @@ from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 
-_NOT_YET = ("redis", "rate_limit", "dlp", "circuit_breaker", "audit", "telemetry")
+NOT_YET = ("redis", "rate_limit", "dlp", "circuit_breaker", "audit", "telemetry")
 """The sections of ``gateway:`` on which nothing acts in this version."""
 
 
@@ -200,7 +200,7 @@ class MasYaml(_Model):
         )
         return [
             *(name for name in files if getattr(self, name) is not None),
-            *(f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in _NOT_YET),
+            *(f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET),
         ]
 
 

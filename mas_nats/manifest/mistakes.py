@@ -83,8 +83,9 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 
 
 def _guess(said: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(said.lower(), choices, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(said.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def _said(each: Any) -> str:

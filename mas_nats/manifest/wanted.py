@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.state_mode import StateMode
@@ -18,6 +18,12 @@ class WantedAgent:
     capabilities: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     state: StateMode = StateMode.MEDIATED
+
+    def policy(self, account: str = "") -> AgentPolicy:
+        """The policy of this agent, whose NATS account has the public key ``account``."""
+        return AgentPolicy(
+            account=account, capabilities=self.capabilities, metadata=self.metadata, state=self.state
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +38,15 @@ class Wanted:
     limits: Limits = field(default_factory=Limits)
     governance: Governance = field(default_factory=Governance)
     notices: tuple[str, ...] = ()
+
+    def document(self) -> Document:
+        """The policy that this becomes where there are no accounts: in memory, and in dry runs."""
+        return Document(
+            namespace=self.namespace,
+            account="",
+            agents={name: each.policy() for name, each in self.agents.items()},
+            operators=self.operators,
+            permissions=self.permissions,
+            limits=self.limits,
+            governance=self.governance,
+        )

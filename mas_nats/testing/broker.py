@@ -20,7 +20,7 @@ from mas_nats.manifest.wanted import WantedAgent
 from mas_nats.policy.call import Refusal
 from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing.connection import MemoryTransport
-from mas_nats.testing.declared import Agents, Reach, agent_policy, document, wanted, wanted_agent
+from mas_nats.testing.declared import Agents, Reach, wanted, wanted_agent
 from mas_nats.testing.faults import Effect, Fault
 from mas_nats.testing.seen import DeadLetter, SeenDecision, SentMessage
 from mas_nats.testing.server import MemoryServer
@@ -62,7 +62,7 @@ class MemoryBroker:
         namespace: str = DEFAULT_NAMESPACE,
         virtual_time: bool = True,
     ) -> None:
-        self._document = document(wanted(agents, allow, block, limits, namespace))
+        self._document = wanted(agents, allow, block, limits, namespace).document()
         self._virtual = virtual_time
         self._clock: VirtualTime | None = None
         self._server: MemoryServer | None = None
@@ -82,7 +82,7 @@ class MemoryBroker:
             text = "reading a mas.yaml needs PyYAML: pip install 'mas-nats[server]'"
             raise ConfigurationError(text) from None
         made = cls(virtual_time=virtual_time)
-        made._document = document(mas_yaml.load(Path(path)).wanted())
+        made._document = mas_yaml.load(Path(path)).wanted().document()
         return made
 
     # -- lifecycle ---------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class MemoryBroker:
 
     def declare(self, agent_id: str, declared: Iterable[str] | WantedAgent = ()) -> None:
         """Declare an agent with its capabilities, or declare it anew."""
-        self._change(agents={**self._running.document.agents, agent_id: agent_policy(wanted_agent(declared))})
+        self._change(agents={**self._running.document.agents, agent_id: wanted_agent(declared).policy()})
 
     def forget(self, agent_id: str) -> None:
         """Take an agent out of the policy; it is disconnected."""

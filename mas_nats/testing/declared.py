@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.document import Limits, Permissions
 
 Agents = Mapping[str, Iterable[str] | WantedAgent] | Iterable[str]
 """Agents with the capabilities each declares, or with all that a manifest says of it; or just their names."""
@@ -35,22 +35,3 @@ def wanted(
 def wanted_agent(declared: Iterable[str] | WantedAgent) -> WantedAgent:
     """One agent, from its capabilities or all that is declared about it."""
     return declared if isinstance(declared, WantedAgent) else WantedAgent(tuple(declared))
-
-
-def document(content: Wanted) -> Document:
-    """The policy that this becomes; there are no accounts in memory."""
-    return Document(
-        namespace=content.namespace,
-        account="",
-        agents={agent: agent_policy(each) for agent, each in content.agents.items()},
-        permissions=content.permissions,
-        limits=content.limits,
-        governance=content.governance,
-    )
-
-
-def agent_policy(agent: WantedAgent) -> AgentPolicy:
-    """The policy of one agent."""
-    return AgentPolicy(
-        account="", capabilities=agent.capabilities, metadata=agent.metadata, state=agent.state
-    )

@@ -1,0 +1,165 @@
+"""``mas policy check`` and ``mas policy test``: what policy decides, and whether that is what it should."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from broker_policy.cli.app import ExitCode, Json, Namespace, Output, command
+from broker_policy.cli.policy import policy_app
+from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.pipeline import cases
+from broker_policy.pipeline.explain import Explanation, explain, message
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.material import ControllerKeys
+from mas_nats.errors import ConfigurationError
+from mas_nats.manifest import mas_yaml
+from mas_nats.policy.table import Table
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
+from mas_nats.wire.verdict import Decision
+
+_DELIVERED = (Decision.ALLOWED, Decision.ALERT, Decision.DLP_REDACTED)
+
+Manifest = Annotated[
+    Path | None, typer.Option("--manifest", help="The manifest; the nearest mas.yaml when not given.")
+]
+
+
+@command(
+    "check",
+    group=policy_app,
+    example="""mas policy check router helpdesk --type ask --data '{"question": "…?"}'""",
+)
+async def check(
+    sender: Annotated[str, typer.Argument(metavar="SENDER", help="Who would send it.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Whom it would be for.")],
+    *,
+    message_type: Annotated[str, typer.Option("--type", help="The message type.")] = "test",
+    data: Annotated[
+        str, typer.Option("--data", help="The body; @FILE reads it from a file, - from standard input.")
+    ] = "{}",
+    manifest: Manifest = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Ask the policy of the broker that runs there instead.")
+    ] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    json: Json = False,
+) -> None:
+    """Say what would become of a message, step by step; nothing is sent.
+
+    From the manifest alone, or with --folder from the policy of a running broker. Exits with 1 when it would
+    be refused.
+    """
+    out = Output(json=json)
+    if folder is not None and manifest is not None:
+        raise ConfigurationError("give --manifest or --folder, not both")
+    table, source = await _running(folder, namespace) if folder is not None else _declared(manifest)
+    found = explain(message(sender, target, message_type, _body(data)), table)
+    document = {"sender": sender, "target": target, "policy": source, **asdict(found)}
+    out.result(document, _shown(found, sender, target, source))
+    if found.decision not in _DELIVERED:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@command("test", group=policy_app, example="mas policy test policy-tests/")
+def run_tests(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Files or folders; else policy-tests/*.yaml and *_test.yaml beside the nearest mas.yaml.",
+        ),
+    ] = None,
+    *,
+    manifest: Manifest = None,
+    json: Json = False,
+) -> None:
+    """Run policy tests: what each message would become, and whether that is what its file expects.
+
+    Needs no broker. Exits with 1 when a test fails.
+    """
+    results = list(cases.run(cases.discover(files or [], Path.cwd()), manifest))
+    failed = sum(bool(each.differences) for each in results)
+    document = {
+        "passed": len(results) - failed,
+        "failed": failed,
+        "tests": [
+            {
+                "file": str(each.file),
+                "name": each.case.name,
+                "ok": not each.differences,
+                "decision": each.got.decision,
+                "rule": each.got.rule,
+                "types": each.got.types,
+                "differences": each.differences,
+            }
+            for each in results
+        ],
+    }
+    Output(json=json).result(document, _table(results, failed))
+    if failed:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _declared(named: Path | None) -> tuple[Table, str]:
+    path = named or mas_yaml.find(Path.cwd())
+    if path is None:
+        raise ConfigurationError(f"there is no {mas_yaml.FILE_NAME} here or above: name it with --manifest")
+    return Table.compile(mas_yaml.load(path).wanted().document(), 0), str(path)
+
+
+async def _running(folder: Path, namespace: str) -> tuple[Table, str]:
+    layout = Layout(folder.absolute())
+    endpoint = Broker.read(layout).connection(layout, "controller")
+    control = await connect_control_admin(endpoint, ControllerKeys.load(layout.keys))
+    try:
+        stored = await PolicyStore(control).get(namespace)
+    finally:
+        await control.close()
+    if stored is None:
+        raise ConfigurationError(f"there is no namespace {namespace!r} in {layout.root}")
+    revision = f"revision {stored.sequence} of namespace {namespace}"
+    return Table.compile(stored.document, stored.sequence), revision
+
+
+def _body(data: str) -> bytes:
+    """The body as it would be sent: what is no JSON is for the pipeline to refuse."""
+    if data == "-":
+        return sys.stdin.buffer.read()
+    return Path(data[1:]).read_bytes() if data.startswith("@") else os.fsencode(data)
+
+
+def _shown(found: Explanation, sender: str, target: str, source: str) -> str:
+    lines = [f"{sender} -> {target} under {source}"]
+    for each in found.findings:
+        said = ": ".join(part for part in (each.rule, each.text) if part)
+        lines.append(f"  {each.step:<16} {each.outcome:<12} {said}".rstrip())
+    types = f" ({', '.join(found.types)})" if found.types else ""
+    lines.append(f"{found.decision}{types} by {found.rule or 'no rule'}")
+    if found.fix:
+        lines.append(found.fix)
+    return "\n".join(lines)
+
+
+def _table(results: list[cases.Result], failed: int) -> str:
+    lines: list[str] = []
+    width = max(len(each.case.name) for each in results)
+    file: Any = None
+    for each in results:
+        if each.file != file:
+            file = each.file
+            lines.append(str(file))
+        mark = "FAIL" if each.differences else "ok"
+        what = f"{each.got.decision} by {each.got.rule or 'no rule'}"
+        lines.append(
+            f"  {mark:<4}  {each.case.name:<{width}}  {each.case.sender} -> {each.case.target}  {what}"
+        )
+        lines += [f"        {line}" for line in each.differences]
+    lines.append(f"{len(results) - failed} passed, {failed} failed")
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""What the pipeline would say of a message, step by step, without sending it.
+
+The steps are asked as the service asks them. What depends on traffic, the rates and the state of a circuit,
+is not known here: it is said how it is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from broker_policy.pipeline import STEPS, Call, Refusal, Step
+from mas_nats.manifest.mas_yaml import NOT_YET
+from mas_nats.policy import refusals
+from mas_nats.policy.table import Table
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision
+
+
+class Outcome(StrEnum):
+    """What a step says."""
+
+    PASSES = "passes"
+    REFUSES = "refuses"
+    DEPENDS = "depends"  # on traffic
+    OFF = "off"
+    NOT_REACHED = "not reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One step's answer."""
+
+    step: str
+    outcome: Outcome
+    rule: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The decision and how it came about. ``types`` are what data-loss prevention found."""
+
+    decision: Decision
+    rule: str
+    findings: tuple[Finding, ...]
+    types: tuple[str, ...] = ()
+    fix: str = ""
+
+
+def message(sender: str, target: str, message_type: str, body: bytes) -> Call:
+    """A message that is well-formed where it does not say otherwise."""
+    return Call(sender, Op.SEND, body, "", message_id="dry-run", target=target, type=message_type)
+
+
+def explain(call: Call, table: Table) -> Explanation:
+    """What would become of ``call`` under ``table``."""
+    call = replace(call)  # a step may complete it
+    findings: list[Finding] = []
+    refusal: Refusal | None = None
+    rule = ""
+    for step, ask, passed in _steps(table):
+        if refusal is not None:
+            findings.append(Finding(step, Outcome.NOT_REACHED))
+        elif ask is None:
+            findings.append(passed(call))
+        elif (refusal := ask(call)) is not None:
+            findings.append(Finding(step, Outcome.REFUSES, refusal.rule, refusal.reason))
+        else:
+            findings.append(passed(call))
+            rule = findings[-1].rule or rule
+    if refusal is not None:
+        return Explanation(refusal.decision, refusal.rule, tuple(findings), fix=refusal.fix)
+    return Explanation(Decision.ALLOWED, rule, tuple(findings))
+
+
+_Ask = Callable[[Call], Refusal | None]
+_Said = Callable[[Call], Finding]
+
+
+def _steps(table: Table) -> Iterator[tuple[str, _Ask | None, _Said]]:
+    yield "identity", lambda call: _known(call, table), _says("identity", "the sender is declared")
+    for step in STEPS:
+        name = step.__name__
+        yield name, _asking(step, table), _PASSED.get(name, _plainly(name))(table)
+    for name, said in (("rate_limit", _rates), ("circuit_breaker", _breaker), ("dlp", _dlp)):
+        unused = Finding(name, Outcome.OFF, "", "has no effect in this version")
+        yield name, None, _always(unused if name in NOT_YET else said(table))
+
+
+def _asking(step: Step, table: Table) -> _Ask:
+    return lambda call: step(call, table)
+
+
+def _always(finding: Finding) -> _Said:
+    return lambda _: finding
+
+
+def _known(call: Call, table: Table) -> Refusal | None:
+    return refusals.unknown_sender(call.sender) if table.agent(call.sender) is None else None
+
+
+def _authorized(table: Table) -> _Said:
+    def said(call: Call) -> Finding:
+        rule = table.grant(call.sender, call.target)
+        how = "a rule of the manifest" if rule == "allowed_targets" else "a role of the sender"
+        return Finding(
+            "authorize", Outcome.PASSES, rule, f"{how} allows {call.sender} to reach {call.target}"
+        )
+
+    return said
+
+
+def _shaped(table: Table) -> _Said:
+    def said(call: Call) -> Finding:
+        text = f"well-formed, {len(call.body)} of {table.limits.max_payload} bytes"
+        return Finding("shape", Outcome.PASSES, "", text)
+
+    return said
+
+
+_PASSED: dict[str, Callable[[Table], _Said]] = {"shape": _shaped, "authorize": _authorized}
+
+
+def _plainly(name: str) -> Callable[[Table], _Said]:
+    return lambda _: _says(name, "")
+
+
+def _says(step: str, text: str) -> _Said:
+    return lambda _: Finding(step, Outcome.PASSES, "", text)
+
+
+def _rates(table: Table) -> Finding:
+    limits = table.document.governance.rate_limit
+    if not limits.any:
+        return Finding("rate_limit", Outcome.OFF, "", "nothing is limited")
+    said = [f"{name} {value}" for name, value in limits.model_dump().items() if value]
+    return Finding("rate_limit", Outcome.DEPENDS, "", f"on what was sent before: {', '.join(said)}")
+
+
+def _breaker(table: Table) -> Finding:
+    breaker = table.document.governance.circuit_breaker
+    if not breaker.enabled:
+        return Finding("circuit_breaker", Outcome.OFF)
+    text = (
+        f"on the target's failures: open for {breaker.timeout_seconds:g} s after "
+        f"{breaker.failure_threshold} in {breaker.window_seconds:g} s"
+    )
+    return Finding("circuit_breaker", Outcome.DEPENDS, "", text)
+
+
+def _dlp(table: Table) -> Finding:
+    return Finding("dlp", Outcome.PASSES if table.document.governance.dlp.enabled else Outcome.OFF)
