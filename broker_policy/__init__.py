@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from broker_policy.server import AgentDefinition, MASServer, MASServerSettings, TlsConfig
     from mas_nats.manifest.gateway import GatewaySettings
 
-__all__ = ["GatewaySettings"]
+__all__ = ["AgentDefinition", "GatewaySettings", "MASServer", "MASServerSettings", "TlsConfig"]
 
-_HOMES = {"GatewaySettings": "mas_nats.manifest.gateway"}
+_SERVER, _GATEWAY = "broker_policy.server", "mas_nats.manifest.gateway"
+_HOMES = {name: _GATEWAY if name == "GatewaySettings" else _SERVER for name in __all__}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role
 
 DEFAULT_FOLDER = Path(".mas")
+DEFAULT_TLS_HOSTNAME = "localhost"
 POLICY_HOLDERS = ("controller", "worker", "signer")
 """Who connects with a certificate of role ``policy``."""
 
@@ -118,6 +119,16 @@ class Layout:
         return self.certs / "server.key"
 
     @property
+    def given_tls(self) -> Path:
+        """There while the server's certificate and the agents' CA are given ones (given_tls.py)."""
+        return self.certs / "given"
+
+    @property
+    def joined_redis(self) -> Path:
+        """The address of the Redis that this folder has joined (redis_choice.py)."""
+        return self.redis / "joined"
+
+    @property
     def redis_password(self) -> Path:
         """The file with the Redis password."""
         return self.redis / "password"
@@ -167,12 +178,15 @@ class Broker:
     since: str  # ISO 8601, UTC
     durable: bool
     nodes: int = 1
+    tls_hostname: str = DEFAULT_TLS_HOSTNAME  # what the server's certificate is for
 
     def write(self, layout: Layout) -> None:
         """Write it to ``endpoint.json``; what an older version would not know only where it is in use."""
         content = asdict(self)
         if self.nodes == 1:
             del content["nodes"]
+        if self.tls_hostname == DEFAULT_TLS_HOSTNAME:
+            del content["tls_hostname"]
         write_private(layout.endpoint, (json.dumps(content, indent=2) + "\n").encode())
 
     @classmethod
@@ -198,9 +212,17 @@ class Broker:
     def connection(self, layout: Layout, holder: str) -> Endpoint:
         """How ``holder`` of the policy side (worker, signer, controller) reaches NATS."""
         paths = layout.policy_certificate(holder)
-        return Endpoint(url=self.url, ca=paths.ca, cert=paths.cert, key=paths.key, nodes=self.nodes)
+        return Endpoint(
+            url=self.url,
+            ca=paths.ca,
+            cert=paths.cert,
+            key=paths.key,
+            tls_hostname=self.tls_hostname,
+            nodes=self.nodes,
+        )
 
     def redis_url(self) -> str:
         """The Redis URL with its password: do not log it."""
-        password = Path(self.redis_password).read_text()
-        return self.redis.replace("redis://", f"redis://:{password}@", 1)
+        secret = Path(self.redis_password).read_text()
+        user = secret if ":" in secret or not secret else f":{secret}"  # that of a Redis of its own is bare
+        return self.redis.replace("://", f"://{user}@", 1) if user else self.redis

@@ -91,11 +91,11 @@ ${routes}
 class NatsServer:
     """The server and its configuration.
 
-    ``public`` is the identity part of the configuration, or the text itself (the empty text: no operator
-    and no accounts, for tests of the server alone). Ports that are 0 are chosen free, once: a restart keeps
-    them. ``relaxed`` flushes every two minutes instead of before each acknowledgement, and so loses
-    acknowledged messages in a power cut. ``membership`` makes it a node of a cluster. ``extra`` is appended
-    to the configuration. ``name`` is the process's.
+    ``public`` is the identity part of the configuration, or the text itself (the empty text: no operator and
+    no accounts, for tests of the server alone). ``host`` is where it listens for clients. Ports that are 0
+    are chosen free, once: a restart keeps them. ``relaxed`` flushes every two minutes instead of before each
+    acknowledgement, and so loses acknowledged messages in a power cut. ``membership`` makes it a node of a
+    cluster. ``extra`` is appended to the configuration. ``name`` is the process's.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class NatsServer:
         server_cert: Path,
         server_key: Path,
         ca: Path,
+        host: str = LOOPBACK,
         port: int = 0,
         monitor_port: int = 0,
         relaxed: bool = False,
@@ -123,7 +124,7 @@ class NatsServer:
         self._name = server_name(self.folder)
         self._values = {
             "server_name": quoted(self._name),
-            "listen": f"{LOOPBACK}:{self.port}",
+            "listen": f"{host}:{self.port}",
             "monitor": f"{LOOPBACK}:{self.monitor_port}",
             "log_file": quoted(self.log),
             "store_dir": quoted(self.folder),

@@ -116,7 +116,12 @@ def _made(layout: Layout) -> int | None:
 
 
 def servers(
-    layout: Layout, public: ServerIdentity, ports: Ports, *, relaxed: bool = False
+    layout: Layout,
+    public: ServerIdentity,
+    ports: Ports,
+    *,
+    relaxed: bool = False,
+    host: str = LOOPBACK,
 ) -> list[NatsServer]:
     """The nats-servers of ``layout``, not started.
 
@@ -130,6 +135,7 @@ def servers(
         NatsServer(
             layout.node(number, size),
             public,
+            host=host,
             port=node.client,
             monitor_port=node.monitor,
             server_cert=layout.server_cert,

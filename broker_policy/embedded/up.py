@@ -10,14 +10,15 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
-from broker_policy.embedded import durability, lock
-from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
+from broker_policy.embedded import durability, given_tls, lock, redis_choice
+from broker_policy.embedded.given_tls import TlsFiles
+from broker_policy.embedded.layout import DEFAULT_TLS_HOSTNAME, POLICY_HOLDERS, Broker, Layout
 from broker_policy.embedded.nodes import Ports, servers, settle, until_formed
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
@@ -45,7 +46,10 @@ class Plan:
 
     A ``port`` of 0 is the port of the last start, else 4222, else a free one. ``manifest`` is a ``mas.yaml``
     to apply. ``relaxed`` gives up that an accepted message survives a power cut. ``nodes`` of nats-server: as
-    many as the last time, else one, when it is None.
+    many as the last time, else one, when it is None. ``host`` is where the server listens: the loopback
+    address, or ``0.0.0.0`` for all. ``tls`` are the server's files and the agents' CA; None: those of the
+    folder. ``redis`` is the URL of a Redis to join; one of its own is started where it is empty, and where
+    nothing answers on this machine (``redis_choice``).
     """
 
     workers: int = 2
@@ -53,6 +57,10 @@ class Plan:
     manifest: Path | None = None
     relaxed: bool = False
     nodes: int | None = None
+    host: str = LOOPBACK
+    tls: TlsFiles | None = None
+    redis: str = field(default="", repr=False)
+    redis_timeout: float | None = None  # seconds
 
 
 @contextlib.asynccontextmanager
@@ -90,32 +98,37 @@ async def _bring_up(
 ) -> Broker:
     layout.create()
     ports.write(layout)
-    _certify(layout)
+    hostname = _certify(layout, plan.tls)
     if len(ports.nodes) > 1:
         _certify_routes(layout)
     material = create_material(layout.keys)
-    nats_servers = servers(layout, material.public, ports, relaxed=plan.relaxed)
+    nats_servers = servers(layout, material.public, ports, relaxed=plan.relaxed, host=plan.host)
     monitors = [server.monitor_url for server in nats_servers]
-    redis_server = RedisServer(
-        layout.redis, port=ports.redis, relaxed=plan.relaxed, log=layout.log("redis-server")
+    joined = await redis_choice.choose(
+        layout, plan.redis, say, relaxed=plan.relaxed, socket_timeout=plan.redis_timeout
     )
     broker = Broker(
         url=ports.urls,
         ca=str(layout.ca),
         monitor=",".join(monitors),
-        redis=f"redis://{LOOPBACK}:{redis_server.port}/0",
+        redis=joined.address if joined else f"redis://{LOOPBACK}:{ports.redis}/0",
         redis_password=str(layout.redis_password),
         pid=os.getpid(),
         since=since,
         durable=not plan.relaxed,
         nodes=len(nats_servers),
+        tls_hostname=hostname,
     )
     connection = broker.connection(layout, "controller")
 
     async def complete() -> None:
         await _provision(connection, Material.load(layout.keys))  # they may have been rotated
 
-    await supervisor.start(redis_server.process)
+    if joined is None:
+        own = RedisServer(
+            layout.redis, port=ports.redis, relaxed=plan.relaxed, log=layout.log("redis-server")
+        )
+        await supervisor.start(own.process)
     # A node of a cluster forgets nothing that the others know, and must be able to come back alone.
     await supervisor.start(
         *(server.process for server in nats_servers), restarted=complete if broker.nodes == 1 else None
@@ -134,6 +147,8 @@ async def _bring_up(
     ]
     await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
     supervisor.attend(ServerFiles(layout, nats_servers, say).follow())
+    if plan.tls is not None:
+        supervisor.attend(given_tls.follow(layout, plan.tls, say))
     return broker
 
 
@@ -156,15 +171,21 @@ def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = (
     )
 
 
-def _certify(layout: Layout) -> None:
-    """The certificates of the server and of the policy side, made anew when they are about to expire."""
+def _certify(layout: Layout, given: TlsFiles | None) -> str:
+    """The certificates of the server and of the policy side, made anew when they are about to expire.
+
+    Returns what the server's is for.
+    """
     authority = CertificateAuthority.open_or_create(layout.authority)
-    if _expires_soon(layout.server_cert):
-        authority.issue_server(["localhost"], [LOOPBACK, "::1"], layout.certs, name="server")
+    if given is None:
+        given_tls.forget(layout)
+        if _expires_soon(layout.server_cert):
+            authority.issue_server(["localhost"], [LOOPBACK, "::1"], layout.certs, name="server")
     for holder in POLICY_HOLDERS:
         if _expires_soon(layout.policy_certificate(holder).cert):
             identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.POLICY, holder)
             authority.issue(identity, layout.certs, lifetime=_YEAR)
+    return DEFAULT_TLS_HOSTNAME if given is None else given_tls.install(layout, given)
 
 
 def _certify_routes(layout: Layout) -> None:

@@ -26,9 +26,11 @@ async def rotate_server(site: Site) -> None:
     """A new certificate and key for the server; connections stay.
 
     Raises:
+        ConfigurationError: its certificate was given.
         Unavailable: the server did not load it.
 
     """
+    _require_own(site)
     before = await followers.loads(site)
     authority = CertificateAuthority.load(site.layout.authority)
     authority.issue_server(["localhost"], [LOOPBACK, "::1"], site.layout.certs, name="server")
@@ -54,6 +56,7 @@ async def rotate_ca(site: Site, *, now: bool) -> None:
         Unavailable: the server did not load it; call again.
 
     """
+    _require_own(site)
     authority = site.layout.authority
     overlap = authority / "retiring.pem"
     if not overlap.exists() or (authority / "next").exists():
@@ -65,6 +68,13 @@ async def rotate_ca(site: Site, *, now: bool) -> None:
         )
         return
     await _end_overlap(site, overlap)
+
+
+def _require_own(site: Site) -> None:
+    if site.layout.given_tls.exists():
+        raise ConfigurationError(
+            "the server's certificate and the agents' CA were given: replace those files, they are followed"
+        )
 
 
 async def _change_over(site: Site, overlap: Path) -> None:
