@@ -1,0 +1,213 @@
+"""What the running broker says: servers, durability, policy, workers, clocks, and how far the audit is."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
+
+import nats.errors
+import redis.exceptions
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from broker_policy.audit import log as audit_log
+from broker_policy.audit.store import Store
+from broker_policy.doctor.check import Check, fail, ok, warn
+from broker_policy.embedded import durability, lock
+from broker_policy.embedded.errors import NotRunning
+from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.jetstream import JetStreamError, get_last_of_each
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.connect import Endpoint, connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.material import ControllerKeys
+from mas_nats.errors import MasError
+from mas_nats.policy.document import Document
+from mas_nats.wire import subjects
+
+_PATIENCE = 3.0
+"""Seconds for which a server may keep silent."""
+_CLOCK_WARN, _CLOCK_FAIL = 1.0, 60.0
+_LAG_WARN, _LAG_FAIL = 5.0, 60.0
+_FIELDS = 3
+_SILENT = (OSError, ValueError, http.client.HTTPException)
+_NO_ANSWER = (MasError, nats.errors.Error, JetStreamError, OSError)
+
+
+async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[Check]:
+    """Every check of what runs from the folder; ``clock`` is this machine's, unix seconds."""
+    try:
+        broker = Broker.read(layout)
+    except NotRunning:
+        return [fail("broker", f"nothing runs in {layout.root}", "mas up")]
+    except MasError as error:
+        return [fail("broker", str(error), "mas down, then mas up")]
+    checks = [_held(layout, broker)]
+    checks += await _nats(broker, clock)
+    async with AsyncExitStack() as stack:
+        client = Redis.from_url(
+            broker.redis_url(),
+            socket_timeout=_PATIENCE,
+            socket_connect_timeout=_PATIENCE,
+            retry=Retry(NoBackoff(), 0),
+        )
+        stack.push_async_callback(client.aclose)
+        found, answers = await _redis(client, broker)
+        checks += found
+        try:
+            keys = ControllerKeys.load(layout.keys)
+            endpoint = broker.connection(layout, "controller")
+            control = await connect_control_admin(endpoint, keys, name="doctor", patience=_PATIENCE)
+            stack.push_async_callback(control.close)
+            documents, found = await _policy(control)
+            checks += [*found, await _workers(control)]
+        except _NO_ANSWER as error:
+            fix = "Look at the checks above, and at the logs of nats-server and the workers"
+            return [*checks, fail("policy", f"it cannot be asked ({type(error).__name__}: {error})", fix)]
+        if answers:
+            lags = [_projection(endpoint, keys, client, each.namespace, clock) for each in documents]
+            checks += await asyncio.gather(*lags)
+    return checks
+
+
+def _held(layout: Layout, broker: Broker) -> Check:
+    holder = lock.holder_of(layout.lock)
+    if holder is None:
+        text = f"{layout.endpoint} says process {broker.pid}, which is gone"
+        return fail("broker", text, "mas up: what was accepted is kept")
+    return ok("broker", f"process {holder.pid} since {holder.since}")
+
+
+async def _nats(broker: Broker, clock: Callable[[], float]) -> list[Check]:
+    """Each node: whether it is well, flushes before it acknowledges, and agrees with this clock."""
+    checks = []
+    for url in broker.monitor.split(","):
+        try:
+            asked = clock()
+            varz = await asyncio.to_thread(durability.monitor, url, "/varz")
+            offset = _offset(varz, (asked + clock()) / 2)
+            health = await asyncio.to_thread(durability.monitor, url, "/healthz")
+        except _SILENT as error:
+            text = f"{url} does not answer ({type(error).__name__})"
+            checks.append(fail("nats-server", text, "Look at its log; mas up starts it"))
+            continue
+        name, status = varz.get("server_name", "?"), health.get("status", "?")
+        if status == "ok":
+            checks.append(ok("nats-server", f"{name} {varz.get('version', '?')} is well"))
+        else:
+            text = f"{name} says {health.get('error') or status}"
+            checks.append(fail("nats-server", text, "Look at its log"))
+        checks.append(judge_clock(offset))
+        checks += _durable("nats durability", await durability.monitor_findings(url), broker)
+    return checks
+
+
+async def _redis(client: Redis, broker: Broker) -> tuple[list[Check], bool]:
+    place = broker.redis.partition("?")[0]
+    try:
+        await client.execute_command("PING")  # type: ignore[no-untyped-call]
+    except (redis.exceptions.RedisError, OSError) as error:
+        text = f"{place} does not answer ({type(error).__name__})"
+        fix = "Look at its log: messages are accepted, the audit waits in the log until that is full"
+        return [fail("redis-server", text, fix)], False
+    findings = await durability.redis_findings(client)
+    return [ok("redis-server", f"{place} answers"), *_durable("redis durability", findings, broker)], True
+
+
+def _durable(name: str, findings: Sequence[durability.Finding], broker: Broker) -> list[Check]:
+    if not findings:
+        return [ok(name, "what is acknowledged is on disk")]
+    if broker.durable:
+        return [fail(name, f"{each.server}: {each.problem}", each.fix) for each in findings]
+    said = "; ".join(each.problem for each in findings)
+    return [warn(name, f"relaxed: a power cut loses accepted messages ({said})", "mas up without --relaxed")]
+
+
+def _offset(varz: Any, now: float) -> float:
+    """Seconds that the server's clock is ahead of this one."""
+    return datetime.fromisoformat(str(varz["now"])).timestamp() - now
+
+
+def judge_clock(offset: float) -> Check:
+    """What a difference between the server's clock and this one means."""
+    if abs(offset) <= _CLOCK_WARN:
+        return ok("clock", "agrees with the server's")
+    text = f"this machine's is {abs(offset):.1f} s {'behind' if offset > 0 else 'ahead of'} the server's"
+    make = fail if abs(offset) > _CLOCK_FAIL else warn
+    return make("clock", text, "Set it right (NTP): workers correct it, certificates and agents do not")
+
+
+async def _policy(control: Any) -> tuple[list[Document], list[Check]]:
+    """Every namespace's policy, and whether it can be read: what cannot closes its namespace."""
+    stream = subjects.kv_stream(subjects.POLICY_BUCKET)
+    found = await get_last_of_each(control, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
+    documents, checks = [], []
+    for entry in found:
+        if not entry.data:
+            continue
+        name = entry.subject.rpartition(".")[2]
+        try:
+            documents.append(Document.model_validate_json(entry.data))
+        except ValidationError as error:
+            fields = ", ".join(".".join(map(str, each["loc"])) or "all" for each in error.errors()[:_FIELDS])
+            text = f"namespace {name} is closed, its policy cannot be read ({fields})"
+            fix = "Apply its manifest again; where a newer version wrote it, upgrade this one"
+            checks.append(fail("policy", text, fix))
+    if not checks:
+        checks.append(ok("policy", f"{len(documents)} namespaces can be read"))
+    return documents, checks
+
+
+async def _workers(control: Any) -> Check:
+    beats = await PolicyStore(control).beats()
+    return judge_workers({name: int(beat["revision"]) for name, beat in beats.items()})
+
+
+def judge_workers(revisions: dict[str, int]) -> Check:
+    """Whether workers live and agree on the policy."""
+    if not revisions:
+        return fail(
+            "workers", "none is alive: nothing can be sent", "Look at the logs of the workers; mas up"
+        )
+    counted = Counter(revisions.values())
+    if len(counted) == 1:
+        [revision] = counted
+        return ok("workers", f"{len(revisions)} alive, all on revision {revision}")
+    said = ", ".join(f"{count} on {revision}" for revision, count in sorted(counted.items()))
+    return warn(
+        "workers", f"they disagree: {said}", "Ask again in a second; else look at the logs of the slow ones"
+    )
+
+
+async def _projection(
+    endpoint: Endpoint, keys: ControllerKeys, client: Redis, namespace: str, clock: Callable[[], float]
+) -> Check:
+    name = f"audit of {namespace}"
+    try:
+        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=_PATIENCE)
+        try:
+            head = await Store(client, namespace).head()
+            page = await audit_log.read(tenant, head.sequence + 1, most=1)
+        finally:
+            await tenant.close()
+    except (*_NO_ANSWER, redis.exceptions.RedisError) as error:
+        return fail(name, f"it cannot be asked ({type(error).__name__}: {error})", "Look at the checks above")
+    waiting = len(page.messages) + page.pending
+    age = clock() - page.messages[0].time / 1000 if page.messages else 0.0
+    return judge_projection(name, waiting, age)
+
+
+def judge_projection(name: str, waiting: int, age: float) -> Check:
+    """What ``waiting`` records mean that are not in the audit yet, the oldest ``age`` seconds old."""
+    if not waiting or age <= _LAG_WARN:
+        return ok(name, f"{waiting} records wait")
+    make = fail if age > _LAG_FAIL else warn
+    fix = "Look at the workers' logs and at Redis: when the log is full, messages are refused"
+    return make(name, f"{waiting} records wait, the oldest for {age:.0f} s", fix)

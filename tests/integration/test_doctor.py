@@ -1,0 +1,133 @@
+"""``mas doctor`` on a running broker, whole and with one part after another broken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from broker_policy.doctor import running
+from broker_policy.doctor.check import Check, Status
+from broker_policy.jetstream import publish
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.connect import connect_control_admin
+from mas_nats.wire import subjects
+from tests.processes import children
+from tests.system import System, mas, mas_json
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A broker of this module's own, since it is broken here."""
+    made = System.up(tmp_path_factory.mktemp("doctor") / ".mas")
+    yield made
+    made.down()
+
+
+async def bad(system: System) -> dict[str, Check]:
+    return {each.name: each for each in await running.look(system.layout) if each.status is not Status.OK}
+
+
+async def until_whole(system: System) -> None:
+    async with asyncio.timeout(30):
+        while await bad(system):
+            await asyncio.sleep(0.2)
+
+
+def test_a_whole_broker_is_in_order(system: System):
+    found = mas_json("doctor", "--folder", str(system.layout.root))
+    checks = found["checks"]
+    names = {each["name"] for each in checks}
+    assert {each["name"] for each in checks if each["status"] == "FAIL"} == set()
+    assert names >= {
+        "file modes", "keys", "certificates", "disk", "broker", "nats-server", "clock", "nats durability",
+        "redis-server", "redis durability", "policy", "workers", "audit of default",
+    }  # fmt: skip
+    assert any("2 alive, all on revision" in each["text"] for each in checks)
+
+
+async def test_a_wrong_clock_is_seen(system: System):
+    found = await running.look(system.layout, lambda: time.time() + 5)
+    assert [each.status for each in found if each.name == "clock"] == [Status.WARN]
+
+
+async def test_a_redis_that_would_lose_entries(system: System):
+    async with Redis.from_url(system.broker.redis_url()) as client:
+        await client.config_set("appendfsync", "everysec")
+        try:
+            found = await bad(system)
+            done = mas("doctor", "--folder", str(system.layout.root), check=False)
+        finally:
+            await client.config_set("appendfsync", "always")
+    assert found["redis durability"].status is Status.FAIL
+    assert "appendfsync is everysec" in found["redis durability"].text
+    assert (done.returncode, "-> Put 'appendfsync always'" in done.stdout) == (1, True)
+    await until_whole(system)
+
+
+async def test_a_policy_that_cannot_be_read(system: System):
+    control = await connect_control_admin(
+        system.broker.connection(system.layout, "controller"), system.material.controller
+    )
+    try:
+        subject = subjects.kv_key(subjects.POLICY_BUCKET, "ns.broken")
+        await publish(control, subject, b'{"version": 9, "namespace": "broken", "account": "A"}', {})
+        found = await bad(system)
+        assert found["policy"].status is Status.FAIL
+        assert "namespace broken is closed" in found["policy"].text
+        assert "version" in found["policy"].text
+        await publish(control, subject, b"", {"KV-Operation": "DEL"})
+        await PolicyStore(control).wait_confirmed(1)
+    finally:
+        await control.close()
+    await until_whole(system)
+
+
+@contextlib.contextmanager
+def paused(system: System, *names: str) -> Iterator[None]:
+    running_now = children(system.broker.pid)
+    pids = [running_now[name] for name in names]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_workers_that_hang(system: System):
+    with paused(system, "w1", "w2"):
+        async with asyncio.timeout(30):
+            while "workers" not in (found := await bad(system)):
+                await asyncio.sleep(0.2)
+        assert found["workers"].status is Status.FAIL
+        assert "none is alive" in found["workers"].text
+    await until_whole(system)
+
+
+async def test_a_redis_that_hangs(system: System):
+    with paused(system, "redis-server"):
+        found = await bad(system)
+        assert found["redis-server"].status is Status.FAIL
+        assert not any(name.startswith("audit of") for name in found)
+    await until_whole(system)
+
+
+def test_a_relaxed_broker_is_a_warning(tmp_path: Path):
+    relaxed = System.up(tmp_path / ".mas", "--relaxed", "--workers", "1")
+    try:
+        found = mas_json("doctor", "--folder", str(relaxed.layout.root))
+    finally:
+        relaxed.down()
+    assert {each["name"] for each in found["checks"] if each["status"] == "WARN"} >= {
+        "nats durability",
+        "redis durability",
+    }
