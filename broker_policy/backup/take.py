@@ -104,6 +104,12 @@ def _require_sense(wanted: Wanted) -> None:
             "MAS_BACKUP_PASSPHRASE; or leave the keys out with --without-keys"
         )
     _require_new(wanted.file)
+    if wanted.layout.joined_redis.exists():
+        place = wanted.layout.joined_redis.read_text()
+        raise BackupError(
+            f"the audit is in the Redis on {place}, which is not this folder's to halt "
+            "and copy: back it up together with the folder, with both stopped"
+        )
     if any(wanted.layout.root.glob("nats-[0-9]")):
         raise BackupError(
             "this folder holds a cluster of nats-servers, which mas backup cannot restore yet: see "

@@ -214,6 +214,8 @@ async def test_a_redis_that_answers_is_joined_and_stays_the_one(authority: Certi
                 await router.request("helpdesk", "ask", {"question": "?"}, timeout=10)
             assert "intact" in mas("audit", "verify", "--folder", str(Path.cwd() / ".mas")).stdout
         assert not Path(".mas/redis/redis.conf").exists()
+        done = mas("backup", "x", "--without-keys", "--folder", str(Path.cwd() / ".mas"), check=False)
+        assert (done.returncode, "not this folder's to halt" in done.stderr) == (1, True)
         with pytest.raises(ConfigurationError, match="name that one"):
             await seed_server(port).start()
     finally:

@@ -16,7 +16,9 @@ from mas_nats.manifest.gateway import (
     GatewaySettings,
     RateLimitSettings,
 )
+from mas_nats.manifest.reference import current
 from mas_nats.policy.governance import CircuitBreaker, Dlp, DlpRule, Governance, RateLimits, Role
+from tests.system import REPOSITORY
 
 PER_MINUTE = "MAS_GATEWAY__RATE_LIMIT__PER_MINUTE"
 
@@ -170,6 +172,12 @@ def test_the_settings_are_the_policy_s_own_part_for_part():
     assert set(RateLimitSettings.model_fields) == set(RateLimits.model_fields)
     assert {"enabled", *DlpSettings.model_fields} == set(Dlp.model_fields)
     assert {"enabled", *CircuitBreakerSettings.model_fields} == set(CircuitBreaker.model_fields)
+
+
+def test_the_reference_in_the_docs_is_current():
+    page = (REPOSITORY / "docs" / "settings.md").read_text()
+    assert page == current(page), "python -m mas_nats.manifest.reference docs/settings.md"
+    assert "| `per_minute` | whole number, at least 0 | `100` |" in page
 
 
 def test_importing_it_brings_no_server_code():
