@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats import Agent, AgentMessage, TlsClientConfig
 from mas_nats.errors import ConfigurationError, IdentityRefused, PermissionDenied, Unavailable
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
+from mas_nats.policy.governance import Role
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity
+from mas_nats.wire.identity import Role as HolderRole
 from tests.system import mas
 
 
@@ -39,7 +42,7 @@ class HelpDesk(Agent[DeskState]):
 
 
 def issue(authority: CertificateAuthority, agent: str, folder: Path) -> TlsClientConfig:
-    identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.AGENT, agent)
+    identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, HolderRole.AGENT, agent)
     paths = authority.issue(identity, folder, flat=True)
     return TlsClientConfig(paths.ca, paths.cert, paths.key)
 
@@ -113,6 +116,26 @@ async def test_the_program_of_the_seed(authority: CertificateAuthority):
         assert "intact" in mas("audit", "verify", "--folder", str(Path.cwd() / ".mas")).stdout
     finally:
         await server.stop()
+
+
+async def test_roles_hold_on_a_running_broker_and_a_block_beats_them(authority: CertificateAuthority):
+    settings = dataclasses.replace(
+        seed_server(free_port()).settings,
+        roles={"clerk": Role(permissions=("send:help*",), agents=("router",))},
+    )
+    async with MASServer(settings=settings) as server:
+        desk = HelpDesk("helpdesk", capabilities=["qa"], state_model=DeskState, tls=agent_tls("helpdesk"))
+        async with desk, Agent("router", tls=agent_tls("router")) as router:
+            reply = await router.request("helpdesk", "ask", {"question": "?"}, timeout=10)
+            assert reply.data["text"] == "about: ?"
+            assert [match.agent_id for match in await router.discover(capabilities=["qa"])] == ["helpdesk"]
+            await server.authz.set_permissions("router", blocked_targets=["*"])
+            with pytest.raises(PermissionDenied, match="a block beats every role"):
+                await router.request("helpdesk", "ask", {"question": "?"}, timeout=10)
+            assert await router.discover(capabilities=["qa"]) == []
+        told = mas("policy", "check", "router", "helpdesk", "--folder", str(Path.cwd() / ".mas"), check=False)
+        assert told.returncode == 1
+        assert "AUTHZ_DENIED by blocked_targets" in told.stdout
 
 
 async def test_permissions_at_run_time_outlive_a_restart(authority: CertificateAuthority):
