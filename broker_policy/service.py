@@ -16,6 +16,10 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
+from broker_policy.admission.admission import Admission
+from broker_policy.admission.census import Census
+from broker_policy.admission.counters import Counters
+from broker_policy.admission.rates import Rates
 from broker_policy.agent_state import StateBucket
 from broker_policy.audit.recall import Memory
 from broker_policy.audit.record import Outcome, RecordKey, Way
@@ -25,7 +29,7 @@ from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
-from broker_policy.calls.messages import Messages
+from broker_policy.calls.messages import Messages, dedup_of
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
@@ -87,6 +91,7 @@ class NamespaceService:
         sweep_every: float = SWEEP_EVERY,
         disk: DiskRoom | None = None,
         clock: Milliseconds = wall_clock,
+        counters: Counters | None = None,
     ) -> None:
         self._nc = nc
         self._clock = clock
@@ -102,11 +107,19 @@ class NamespaceService:
         def writer(lane: str) -> RecordWriter:
             return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room, clock=clock)
 
+        counters = counters or Counters(None)
+        recent = RecentIds()
+        self._census = Census(nc, worker, needed=self._limited, urgent=lambda: counters.away)
+        admission = Admission(
+            Rates(counters, namespace, workers=lambda: self._census.workers),
+            known=lambda call: recent.get(dedup_of(namespace, call)) is not None,
+        )
+        messages = Messages(deciding, admission)
         lanes: dict[str, Any] = {
-            "judge": (judge := Messages(deciding).judge),
+            "judge_all": messages.judge_all,
             "answer": self._answer,
             "recall": recall,
-            "recent": RecentIds(),
+            "recent": recent,
             "suspects": Suspects(),
         }
         self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
@@ -132,13 +145,15 @@ class NamespaceService:
         self._sweep = Sweep(nc, undertaker, removed, removed_agent=self._removed, every=sweep_every)
         failures = FailureReports(undertaker, self._acts.recorded, deciding, acting)
         delayed = DelayedStream(nc)
-        delayed_calls = DelayedCalls(delayed, deciding, acting)
+        self._delayed = delayed_calls = DelayedCalls(
+            delayed, deciding, acting, admission=admission, asides=self._asides
+        )
         self._operators = OperatorCalls(
             nc,
             asides=self._asides,
             deciding=deciding,
             acting=acting,
-            redriver=Redriver(nc, put=self._inbox.put, judge=judge, redriven=recall.redriven),
+            redriver=Redriver(nc, put=self._inbox.put, judge=messages.judge, redriven=recall.redriven),
             removed=removed,
             withdraw=delayed_calls.withdraw,
         )
@@ -175,6 +190,7 @@ class NamespaceService:
     async def start(self) -> None:
         """Take calls from here on."""
         await self._registry.start()
+        await self._census.start()
         await self._room.look()
         self._lanes = [
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
@@ -187,6 +203,7 @@ class NamespaceService:
                 ("sweep", self._sweep.run()),
                 ("log-room", self._room.follow()),
                 ("releaser", self._releaser.run()),
+                ("census", self._census.run()),
             )
         ]
         self._subscription = await self._nc.subscribe(
@@ -205,8 +222,10 @@ class NamespaceService:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
                 await self._operators.stop()
+        await self._census.stop()
         await end(self._followers)
         await self._releaser.stop()
+        await self._delayed.stop()
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         for lane in (self._inbox, self._slow, self._acts, self._direct_states):
             lane.close()
@@ -273,6 +292,10 @@ class NamespaceService:
         """Whether policy, which is known for certain, does not have ``agent``."""
         table = self._follower.table(self._namespace)
         return not self._follower.stale and table is not None and table.agent(agent) is None
+
+    def _limited(self) -> bool:
+        table = self._follower.table(self._namespace)
+        return table is not None and table.limited
 
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)

@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker_policy.admission.counters import Counters
 from broker_policy.audit.memory import Memory, memory_of
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
@@ -128,6 +129,7 @@ class PolicyWorker:
         self._opening: tuple[SealingKey, ...] = ()
         self._take_ring()
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
+        self._counters = Counters.at(config.redis_url)
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._starts: Counter[str] = Counter()
@@ -209,6 +211,7 @@ class PolicyWorker:
         for nc in (*connections, self._callout_nc, self._control, self._observer):
             if nc is not None:
                 await nc.close()
+        await self._counters.close()
         await self._redis.aclose()
         if not self._broken.done():
             self._broken.cancel()
@@ -301,6 +304,7 @@ class PolicyWorker:
             sweep_every=config.sweep_every,
             disk=self._disk,
             clock=self._clock,
+            counters=self._counters,
         )
         try:
             await self._restore(nc, table)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mas_nats.agent import Agent
 from mas_nats.config import TlsClientConfig
 from mas_nats.errors import (
+    CircuitOpen,
     ConfigurationError,
     ForeignReply,
     IdentityRefused,
@@ -23,6 +24,7 @@ from mas_nats.errors import (
     Overloaded,
     PermissionDenied,
     PolicyStale,
+    RateLimited,
     Refused,
     Reject,
     RequestFailed,
@@ -46,6 +48,7 @@ __all__ = [
     "AgentInfo",
     "AgentMessage",
     "Chunk",
+    "CircuitOpen",
     "ConfigurationError",
     "Decision",
     "ForeignReply",
@@ -57,6 +60,7 @@ __all__ = [
     "Overloaded",
     "PermissionDenied",
     "PolicyStale",
+    "RateLimited",
     "Refused",
     "Reject",
     "ReplyResult",

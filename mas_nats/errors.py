@@ -11,6 +11,8 @@
     |  |- InvalidMessage       the message itself is wrong (id, type, JSON, size)
     |  |- IdReused             the id was used before, for other content
     |  |- Overloaded           the target's inbox, the log, or the room for delayed messages is full
+    |  |- RateLimited          the sender has sent as much as it may; error.retry_after says when it may again
+    |  |- CircuitOpen          the target fails at the moment; error.retry_after says when it is tried again
     |  |- PolicyStale          the policy service cannot confirm its policy; retry later
     |  |- ForeignReply         this agent was not the one asked
     |- RequestTimeout          no reply within the timeout (also a TimeoutError)
@@ -79,6 +81,11 @@ class Refused(MasError):
         """The id under which the refusal is audited."""
         return self.verdict.message_id
 
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which the same call may succeed; 0 where that is not known."""
+        return self.verdict.retry_after
+
 
 class PermissionDenied(Refused):
     """No rule allows it, or one blocks it."""
@@ -98,6 +105,14 @@ class IdReused(Refused):
 
 class Overloaded(Refused):
     """The target's inbox, or the log, is full, or too much of the sender is delayed already. Retry later."""
+
+
+class RateLimited(Refused):
+    """The sender has sent as much as it may for now. ``retry_after`` says when it may send again."""
+
+
+class CircuitOpen(Refused):
+    """The target has failed too often lately. ``retry_after`` says when it is tried again."""
 
 
 class PolicyStale(Refused):
@@ -162,6 +177,8 @@ _BY_DECISION: dict[Decision, type[Refused]] = {
     Decision.INBOX_FULL: Overloaded,
     Decision.LOG_FULL: Overloaded,
     Decision.DELAYED_FULL: Overloaded,
+    Decision.RATE_LIMITED: RateLimited,
+    Decision.CIRCUIT_OPEN: CircuitOpen,
     Decision.POLICY_STALE: PolicyStale,
     Decision.REPLY_FOREIGN: ForeignReply,
 }

@@ -25,6 +25,7 @@ from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.governance import Governance
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict
 from tests.audit_log import KEY, NAMESPACE, make_streams
@@ -38,6 +39,7 @@ def document(
     agents: Sequence[str] = ("alice", "bob"),
     allow: Mapping[str, Sequence[str]] | None = None,
     limits: Limits | None = None,
+    governance: Governance | None = None,
 ) -> Document:
     """A policy; without ``allow`` everybody may reach everybody."""
     rules = dict.fromkeys(agents, ("*",)) if allow is None else allow
@@ -47,6 +49,7 @@ def document(
         agents={agent: AgentPolicy(account="", capabilities=("qa",)) for agent in agents},
         permissions={sender: Permissions(allowed_targets=tuple(to)) for sender, to in rules.items()},
         limits=limits or Limits(),
+        governance=governance or Governance(),
     )
 
 

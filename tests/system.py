@@ -25,6 +25,7 @@ from broker_policy.tenants.material import Material
 from mas_nats import TlsClientConfig
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.governance import Governance
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 
@@ -74,11 +75,12 @@ class System:
         *,
         block: Mapping[str, Iterable[str]] | None = None,
         limits: Limits | None = None,
+        governance: Governance | None = None,
         name: str = "",
     ) -> str:
         """A new namespace with these agents and permissions; its name."""
         name = name or new_namespace()
-        await self.apply(wanted(name, agents, allow, block=block, limits=limits))
+        await self.apply(wanted(name, agents, allow, block=block, limits=limits, governance=governance))
         return name
 
     async def apply(self, what: Wanted) -> Applied:
@@ -126,6 +128,7 @@ def wanted(
     *,
     block: Mapping[str, Iterable[str]] | None = None,
     limits: Limits | None = None,
+    governance: Governance | None = None,
 ) -> Wanted:
     """What a manifest with these agents and permissions wants."""
     declared = agents if isinstance(agents, Mapping) else {agent: WantedAgent(("qa",)) for agent in agents}
@@ -140,6 +143,7 @@ def wanted(
             for sender in {*allow, *blocked}
         },
         limits=limits or Limits(),
+        governance=governance or Governance(),
     )
 
 

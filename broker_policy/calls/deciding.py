@@ -34,10 +34,14 @@ class Deciding:
         """The policy revision of what is decided now."""
         return self.follower.revision
 
+    def current(self) -> Table | None:
+        """The policy of the moment; None where none is known for certain."""
+        return None if self.follower.stale else self.follower.table(self.namespace)
+
     def table(self, call: Call) -> Table | Refusal:
         """The policy under which ``call`` is judged, or why it cannot be."""
-        table = self.follower.table(self.namespace)
-        if self.follower.stale or table is None:
+        table = self.current()
+        if table is None:
             return refusals.policy_stale()
         if table.agent(call.sender) is None:
             return refusals.unknown_sender(call.sender)

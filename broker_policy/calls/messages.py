@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Way
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.inbox_lane import Judged, Outgoing
@@ -23,17 +25,39 @@ class Messages:
     """Judges the messages of one namespace."""
 
     deciding: Deciding
+    admission: Admission
+
+    async def judge_all(self, calls: Sequence[Call]) -> list[Judged]:
+        """What the pipeline says of each, all under one policy, and what to store where it lets one pass.
+
+        It waits, for a bounded time, only where a limit is set.
+        """
+        refused = [self._permitted(call) for call in calls]
+        table = self.deciding.current()
+        if table is not None and self.admission.concerns(table):
+            permitted = [place for place, refusal in enumerate(refused) if refusal is None]
+            said = await self.admission.admit([calls[place] for place in permitted], table)
+            if self.deciding.current() is not table:  # meanwhile somebody may have been forbidden something
+                refused = [self._permitted(call) for call in calls]
+            for place, refusal in zip(permitted, said, strict=True):
+                refused[place] = refused[place] or refusal
+        return [self._judged(call, refusal) for call, refusal in zip(calls, refused, strict=True)]
 
     def judge(self, call: Call) -> Judged:
-        """What the pipeline says of ``call``, and the message to store where it lets it pass."""
+        """The same of one call that is not going to happen: nothing is counted."""
+        return self._judged(call, self._permitted(call))
+
+    def _permitted(self, call: Call) -> Refusal | None:
+        table = self.deciding.table(call)
+        return table if isinstance(table, Refusal) else self.deciding.refusal(call, table)
+
+    def _judged(self, call: Call, refusal: Refusal | None) -> Judged:
         deciding = self.deciding
-        table = deciding.table(call)
-        refusal = table if isinstance(table, Refusal) else deciding.refusal(call, table)
         if refusal is not None:
             return Judged(call, deciding.refused(call, refusal), deciding.revision, refusal)
         salt = deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
-        dedup = self._dedup(call)
+        dedup = dedup_of(self.deciding.namespace, call)
         fields = deciding.envelope(call, salt) | {headers.TARGET: call.target, headers.MSG_ID: dedup}
         if call.errand is not None:
             fields |= {headers.SENT: call.errand.sent, headers.REDRIVES: str(call.errand.redrives)}
@@ -55,12 +79,6 @@ class Messages:
             lambda: self._earlier(call),
         )
         return Judged(call, line, deciding.revision, outgoing=outgoing)
-
-    def _dedup(self, call: Call) -> str:
-        namespace = self.deciding.namespace
-        if call.errand is not None:
-            return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
-        return dedup_id(namespace, call.sender, call.message_id)
 
     def _renewed(self, call: Call) -> str:
         """The right to answer a request that is redriven, for today's target.
@@ -94,3 +112,10 @@ class Messages:
             stream=call.stream,
         )
         return self.deciding.sealer.seal(capability)
+
+
+def dedup_of(namespace: str, call: Call) -> str:
+    """The dedup id of the message that ``call`` makes."""
+    if call.errand is not None:
+        return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
+    return dedup_id(namespace, call.sender, call.message_id)

@@ -136,6 +136,8 @@ def describe(error: BaseException) -> dict[str, Any]:
             "fix": verdict.fix,
             "message_id": verdict.message_id,
         }
+        if verdict.retry_after:
+            out["retry_after"] = verdict.retry_after
     if isinstance(error, OutcomeUnknown):
         out["message_id"] = error.message_id
     return out

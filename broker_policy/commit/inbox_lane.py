@@ -58,6 +58,8 @@ MARK_AFTER = 0.5
 """Seconds of rest after which settlements are written and the last record is covered by another."""
 
 Judge = Callable[[Call], "Judged"]
+JudgeAll = Callable[[Sequence[Call]], Awaitable["list[Judged]"]]
+"""Judges calls in their order, under one policy; what was let through before is not counted again."""
 Answer = Callable[[Call, Verdict], Awaitable[None]]
 Recall = Callable[[str, str], Awaitable[str | None]]
 
@@ -96,7 +98,7 @@ class _Gathered:
 
     told: list[Judged] = field(default_factory=list)  # decided without touching the stream
     items: list[Judged] = field(default_factory=list)  # messages to store
-    again: list[Call] = field(default_factory=list)  # for the next record
+    again: list[Judged] = field(default_factory=list)  # for the next record
     ids: set[str] = field(default_factory=set)
     size: int = 0
     weight: int = 0
@@ -113,7 +115,7 @@ class _Gathered:
         assert outgoing is not None  # noqa: S101 - only accepted messages are stored
         size = len(outgoing.body) + 1024
         if outgoing.dedup in self.ids or (self.items and self.size + size > MAX_BATCH_BYTES):
-            self.again.append(judged.call)
+            self.again.append(judged)
             self.size += size if outgoing.dedup not in self.ids else 0
             return
         self.items.append(judged)
@@ -129,7 +131,7 @@ class InboxLane:
         nc: Client,
         writer: RecordWriter,
         *,
-        judge: Judge,
+        judge_all: JudgeAll,
         answer: Answer,
         recall: Recall,
         recent: RecentIds,
@@ -138,7 +140,7 @@ class InboxLane:
     ) -> None:
         self._nc = nc
         self._writer = writer
-        self._judge = judge
+        self._judge_all = judge_all
         self._answer = answer
         self._recall = recall
         self._recent = recent
@@ -191,20 +193,38 @@ class InboxLane:
     # -- one batch -----------------------------------------------------------------------------------
     async def _commit_waiting(self) -> None:
         gathered = _Gathered()
-        while self._waiting and not gathered.full:
-            call = self._waiting.take()
-            try:
-                self._place(self._judge(call), gathered)
-            except Exception:
-                log.exception("a %s of %s could not be judged", call.op, call.sender)
-                await self._reply(call, refusals.unavailable().verdict(call.message_id))
+        for judged in await self._judged(self._portion()):
+            if gathered.full:
+                gathered.again.append(judged)
+            else:
+                self._place(judged, gathered)
         if not self._writer.opened or time.monotonic() < self._full_until:
-            gathered.items += [self._judge(call) for call in gathered.again]
-            await self._log_full(gathered.told, gathered.items)
+            await self._log_full(gathered.told, [*gathered.items, *gathered.again])
             return
-        self._waiting.put_back(gathered.again)
+        self._waiting.put_back([judged.call for judged in gathered.again])
         if gathered.told or gathered.items:
             await self._commit(gathered.told, gathered.items)
+
+    def _portion(self) -> list[Call]:
+        """What is judged together: about as much as a batch holds."""
+        portion: list[Call] = []
+        size = 0
+        while self._waiting and len(portion) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            portion.append(call := self._waiting.take())
+            size += len(call.body) + 1024
+        return portion
+
+    async def _judged(self, calls: Sequence[Call]) -> list[Judged]:
+        """Judge them; where that fails each by itself, so that one spoils nobody else's."""
+        try:
+            return await self._judge_all(calls)
+        except Exception:
+            if len(calls) > 1:
+                return [judged for call in calls for judged in await self._judged([call])]
+            (call,) = calls
+            log.exception("a %s of %s could not be judged", call.op, call.sender)
+            await self._reply(call, refusals.unavailable().verdict(call.message_id))
+            return []
 
     def _place(self, judged: Judged, gathered: _Gathered) -> None:
         outgoing, call = judged.outgoing, judged.call

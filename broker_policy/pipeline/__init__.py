@@ -1,6 +1,7 @@
 """The ordered steps every message passes; the first refusal wins.
 
-``shape`` then ``authorize``. Each step is one function of the call and the table it is judged under.
+``shape`` then ``authorize``, each a function of the call and the table it is judged under. What comes after
+them is asked about a whole batch at once, in ``calls.messages``: ``admission``.
 """
 
 from __future__ import annotations

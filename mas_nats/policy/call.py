@@ -55,6 +55,7 @@ class Call:
     tracestate: str = ""
     malformed: str = ""  # why the headers could not be read
     errand: Errand | None = None
+    admitted: bool = False  # counted by the rate limits: what is judged again is not counted again
     on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
@@ -116,6 +117,7 @@ class Refusal:
     reason: str
     fix: str = ""
     retry: bool = False
+    retry_after: float = 0.0  # seconds until it may succeed; 0: not known
 
     def verdict(self, message_id: str) -> Verdict:
         """The refusal as the caller gets it."""
@@ -128,4 +130,5 @@ class Refusal:
             reason=self.reason,
             fix=self.fix,
             retry=self.retry,
+            retry_after=self.retry_after,
         )

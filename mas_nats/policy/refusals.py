@@ -9,6 +9,24 @@ GIVEN_UP = "given_up"
 """The rule by which the id of a message is spent that was never stored."""
 
 
+def rate_limited(
+    rule: str, sender: str, whom: str, count: int, span: str, wait: float, shared_by: int
+) -> Refusal:
+    """A message too many. ``shared_by``: among how many workers the limit is shared out; 0: it is not."""
+    reason = f"{sender} may send {count} messages a {span}{' ' + whom if whom else ''}"
+    if shared_by:
+        reason += f"; Redis does not count, so this worker enforces its share, 1/{shared_by} of it"
+    return Refusal(
+        Decision.RATE_LIMITED,
+        "rate_limit",
+        rule,
+        reason,
+        f"Retry in {wait:.3g} s, send less often, or raise rate_limit.{rule}",
+        retry=True,
+        retry_after=wait,
+    )
+
+
 def invalid(rule: str, reason: str) -> Refusal:
     """A call whose body is not what the call needs."""
     return Refusal(Decision.INVALID, "shape", rule, reason, "Call it as the SDK does")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mas_nats.policy.document import AgentPolicy, Document, Limits
 from mas_nats.policy.roles import Granted
@@ -57,6 +58,11 @@ class Table:
     def limits(self) -> Limits:
         """The namespace's limits."""
         return self.document.limits
+
+    @cached_property
+    def limited(self) -> bool:
+        """Whether anything limits how much a sender may send."""
+        return self.document.governance.rate_limit.any
 
     def agent(self, agent_id: str) -> AgentPolicy | None:
         """What is declared about ``agent_id``; None when there is no such agent."""

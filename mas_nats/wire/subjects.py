@@ -58,6 +58,11 @@ def admin(op: AdminOp) -> str:
     return f"mas.admin.{op}"
 
 
+# -- worker -> workers of the same namespace: not exported either ------------------------------------------
+CENSUS = "mas.census"
+"""Where every worker says that it is there."""
+
+
 # -- the one log: messages and the records of the decisions about them -----------------------------
 INBOX_STREAM = "INBOX"
 INBOX_SUBJECTS = "mas.inbox.*"

@@ -35,12 +35,16 @@ class Decision(StrEnum):
     DEAD = "DEAD"
 
 
+_OPTIONAL = ("message_id", "step", "rule", "reason", "fix", "retry", "retry_after", "duplicate", "result")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The policy service's answer to one call.
 
     ``step`` and ``rule`` name what refused; ``reason`` says it to a person and ``fix`` says what to do.
-    ``retry`` is true where repeating the same call later may succeed. ``result`` is what the call
+    ``retry`` is true where repeating the same call later may succeed, ``retry_after`` in how many seconds it
+    may, where that is known. ``result`` is what the call
     returns when it is accepted. None of them ever holds a payload.
     """
 
@@ -52,13 +56,14 @@ class Verdict:
     reason: str = ""
     fix: str = ""
     retry: bool = False
+    retry_after: float = 0.0
     duplicate: bool = False
     result: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The verdict as the body of an answer; what is empty is left out."""
         out: dict[str, Any] = {"ok": self.ok, "decision": self.decision}
-        for name in ("message_id", "step", "rule", "reason", "fix", "retry", "duplicate", "result"):
+        for name in _OPTIONAL:
             value = getattr(self, name)
             if value:
                 out[name] = value
@@ -83,6 +88,7 @@ class Verdict:
                 reason=str(raw.get("reason", "")),
                 fix=str(raw.get("fix", "")),
                 retry=bool(raw.get("retry")),
+                retry_after=float(raw.get("retry_after", 0.0)),
                 duplicate=bool(raw.get("duplicate")),
                 result=dict(raw.get("result") or {}),
             )

@@ -299,14 +299,14 @@ async def test_records_of_many_ugly_calls_are_not_too_large(here: Serving):
 
 async def test_a_call_that_cannot_be_judged_costs_only_itself(here: Serving, monkeypatch: pytest.MonkeyPatch):
     lane = here.service._inbox
-    judge = lane._judge
+    judge_all = lane._judge_all
 
-    def fail(call):
-        if call.message_id == "poison":
+    async def fail(calls):
+        if any(call.message_id == "poison" for call in calls):
             raise RuntimeError("a fault in some step")
-        return judge(call)
+        return await judge_all(calls)
 
-    monkeypatch.setattr(lane, "_judge", fail)
+    monkeypatch.setattr(lane, "_judge_all", fail)
     verdicts = await asyncio.gather(here.send("alice", "bob", id="poison"), many(here, 20))
     assert verdicts[0].decision is Decision.UNAVAILABLE
     assert all(verdict.ok for verdict in verdicts[1])

@@ -1,0 +1,1 @@
+"""How much of what policy allows is let through now: rate limits of senders, circuits of targets."""
