@@ -24,7 +24,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker_policy.admission.counters import Counters
+from broker_policy.admission.counters import PATIENCE, Counters
 from broker_policy.audit.memory import Memory, memory_of
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
@@ -77,6 +77,7 @@ class WorkerConfig:
     public: PublicMaterial
     redis_url: str
     sweep_every: float = SWEEP_EVERY  # seconds
+    counted_within: float = PATIENCE  # seconds that messages wait for the counters in Redis
     keys_folder: Path | None = None  # where rotated keys are looked for
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
     disk: Path | None = None  # where the servers store, if that is on this machine: it must not fill up
@@ -129,7 +130,7 @@ class PolicyWorker:
         self._opening: tuple[SealingKey, ...] = ()
         self._take_ring()
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
-        self._counters = Counters.at(config.redis_url)
+        self._counters = Counters.at(config.redis_url, patience=config.counted_within)
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._starts: Counter[str] = Counter()

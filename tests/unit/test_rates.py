@@ -49,9 +49,14 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def counters(redis_server: RedisServer) -> AsyncIterator[Counters]:
-    found = Counters.at(redis_server.url)
+    found = patient(redis_server.url)
     yield found
     await found.close()
+
+
+def patient(url: str) -> Counters:
+    """A busy machine is slow."""
+    return Counters.at(url, patience=30)
 
 
 def rates(counters: Counters, time: Callable[[], int], workers: int = 1, namespace: str = "ns") -> Rates:
@@ -99,7 +104,7 @@ _namespaces = itertools.count()
 def test_four_workers_admit_no_more_than_one_could(limits: RateLimits, steps: Any, redis_url: str) -> None:
     async def run() -> None:
         time = Time()
-        workers = [Counters.at(redis_url) for _ in range(4)]
+        workers = [patient(redis_url) for _ in range(4)]
         namespace = f"n{next(_namespaces)}"
         limiting = [rates(each, time, namespace=namespace) for each in workers]
         alone, compiled = OwnRates(), limits_of(limits)
@@ -129,7 +134,7 @@ def redis_url(redis_server: RedisServer) -> str:
 
 async def test_workers_at_once_admit_exactly_the_limit(redis_server: RedisServer):
     time = Time()
-    workers = [Counters.at(redis_server.url) for _ in range(4)]
+    workers = [patient(redis_server.url) for _ in range(4)]
     limits = RateLimits(per_minute=100)
     told = await asyncio.gather(
         *(rates(worker, time).admit(ONE * 7, limits) for worker in workers for _ in range(20))
@@ -142,7 +147,7 @@ async def test_workers_at_once_admit_exactly_the_limit(redis_server: RedisServer
 async def test_workers_that_do_not_share_admit_more(redis_server: RedisServer):
     """The control: the same with a namespace for each."""
     time = Time()
-    counters = Counters.at(redis_server.url)
+    counters = patient(redis_server.url)
     limits = RateLimits(per_minute=100)
     told = [await rates(counters, time, namespace=f"n{n}").admit(ONE * 140, limits) for n in range(4)]
     assert sum(allowed(each) for each in told) == 400
@@ -231,7 +236,7 @@ def test_what_is_kept_in_memory_is_forgotten_too():
 # -- without Redis (fault 15) ----------------------------------------------------------------------------
 async def test_without_redis_each_worker_enforces_its_share(start_redis: StartRedis, caplog: Any):
     server = await start_redis()
-    counters = Counters.at(server.url)
+    counters = patient(server.url)
     time = Time()
     limits = RateLimits(per_minute=100)
     shares = [rates(counters, time, workers=4) for _ in range(4)]
