@@ -171,7 +171,7 @@ def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = (
     )
 
 
-def _certify(layout: Layout, given: TlsFiles | None) -> str:
+def _certify(layout: Layout, given: TlsFiles | None = None) -> str:
     """The certificates of the server and of the policy side, made anew when they are about to expire.
 
     Returns what the server's is for.
