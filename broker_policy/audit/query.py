@@ -1,16 +1,20 @@
-"""Asking the audit: by sender, target, decision, violation or message id, newest first."""
+"""Asking the audit: by sender, target, decision, violation, outcome, time, message id, in any combination."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from broker_policy.audit import candidates
+from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Span
 from broker_policy.audit.entry import Entry
-from broker_policy.audit.layout import id_place
 from broker_policy.audit.store import Store
+from broker_policy.audit.time_span import span_of
 
 _PAGE = 200
+_FEW = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,9 @@ class Question:
     decision: str | None = None
     violation: str | None = None  # the rule that refused
     message_id: str | None = None
+    outcome: str | None = None  # a letter of record.Outcome, " " for those without one
+    since: int | None = None  # unix milliseconds, included
+    until: int | None = None  # unix milliseconds, included
 
     def indexes(self) -> list[str]:
         """The names of the indexes that list them."""
@@ -37,6 +44,10 @@ class Question:
         """Whether a decision's entry is wanted; an index alone is never believed."""
         wanted = {"f": self.sender, "t": self.target, "d": self.decision, "id": self.message_id}
         if any(value is not None and entry.get(key) != value for key, value in wanted.items()):
+            return False
+        if self.since is not None and entry["at"] < self.since:
+            return False
+        if self.until is not None and entry["at"] > self.until:
             return False
         return self.violation is None or self.violation in (entry["r"], entry["d"])
 
@@ -93,50 +104,86 @@ OUTCOME_NAMES = {
     "x": "expired",
     "?": "unknown",
 }
+OUTCOME_LETTERS = {name: letter for letter, name in OUTCOME_NAMES.items()}
 
 
-async def ask(store: Store, question: Question, *, limit: int = 100) -> list[Answer]:
-    """Up to ``limit`` decisions, the newest first.
+async def ask(
+    store: Store,
+    question: Question,
+    *,
+    limit: int = 100,
+    cursor: int | None = None,
+    oldest_first: bool = False,
+) -> list[Answer]:
+    """Up to ``limit`` decisions, the newest first; with ``cursor`` those that come after that index.
 
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     found: list[Answer] = []
-    async for indexes in _candidates(store, question):
-        entries = await store.entries_at(indexes)
-        letters = dict(zip(indexes, await store.outcomes_at(indexes), strict=True))
-        for index in indexes:
-            stored = entries.get(index)
-            if stored is None:
-                continue
-            entry = stored.entry()
-            if entry["k"] == "d" and question.matches(entry):
-                found.append(Answer(index, entry, letters[index], stored.hash))
-                if len(found) == limit:
-                    return found
+    async with aclosing(
+        answers(store, question, cursor=cursor, oldest_first=oldest_first, expected=limit)
+    ) as all_of_them:
+        async for answer in all_of_them:
+            found.append(answer)
+            if len(found) == limit:
+                break
     return found
 
 
-async def _candidates(store: Store, question: Question) -> AsyncIterator[list[int]]:
-    """Pages of entry indexes among which all answers are, descending."""
+async def answers(
+    store: Store,
+    question: Question,
+    *,
+    cursor: int | None = None,
+    oldest_first: bool = False,
+    expected: int = _PAGE,
+) -> AsyncGenerator[Answer, None]:
+    """Every decision that is asked for, read in pages; ``expected``: how many the caller may take.
+
+    Raises:
+        redis.exceptions.RedisError, OSError: Redis does not answer.
+
+    """
+    sign = OLDEST_FIRST if oldest_first else NEWEST_FIRST
+    span = Span(1, (await store.head()).index)
+    if cursor is not None:
+        span = span.beyond(cursor, sign)
+    span = await span_of(store, span, question.since, question.until)
+    size = max(min(expected, _PAGE), _FEW)
+    async for page in _candidates(store, question, span, sign):
+        for first in range(0, len(page), size):
+            for answer in await _read(store, question, page[first : first + size]):
+                yield answer
+
+
+async def _read(store: Store, question: Question, indexes: list[int]) -> list[Answer]:
+    """The answers among ``indexes``; an index alone is never believed."""
+    entries = await store.entries_at(indexes)
+    letters = await store.outcomes_at(indexes)
+    found: list[Answer] = []
+    for index, letter in zip(indexes, letters, strict=True):
+        if (stored := entries.get(index)) is None:
+            continue
+        entry = stored.entry()
+        if entry["k"] == "d" and question.matches(entry) and question.outcome in (None, letter):
+            found.append(Answer(index, entry, letter, stored.hash))
+    return found
+
+
+async def _candidates(store: Store, question: Question, span: Span, sign: int) -> AsyncIterator[list[int]]:
+    """Pages of entry indexes among which all answers are, in their order."""
     if question.message_id is not None:
-        shard, fragment = id_place(question.message_id)
-        row: dict[bytes, bytes] = await store.redis.hgetall(store.layout.shard(shard))
-        yield sorted((int(index) for index, of in row.items() if of.decode() == fragment), reverse=True)
+        yield await candidates.by_message_id(store, question.message_id, span, sign)
         return
     names = question.indexes()
-    if not names:
-        last = (await store.head()).index
-        while last > 0:
-            first = max(last - _PAGE + 1, 1)
-            yield list(range(last, first - 1, -1))
-            last = first - 1
+    if question.outcome is not None and not names:
+        async for page in candidates.with_outcome(store, question.outcome, span, sign):
+            yield page
         return
-    sizes = [(await store.redis.llen(store.layout.by(name)), name) for name in names]
-    size, name = min(sizes)
-    while size > 0:
-        first = max(size - _PAGE, 0)
-        page = await store.redis.lrange(store.layout.by(name), first, size - 1)
-        yield [int(index) for index in reversed(page)]
-        size = first
+    pages = candidates.listed(store, names, span, sign) if names else candidates.everything(span, sign)
+    async for page in pages:
+        if question.outcome is not None:
+            page = await candidates.keep_outcome(store, question.outcome, page)  # noqa: PLW2901
+        yield page

@@ -22,11 +22,22 @@ from broker_policy.audit.export import export as export_to
 from broker_policy.audit.export import verify_file
 from broker_policy.audit.findings import Report
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.query import Question, ask
+from broker_policy.audit.query import ask
 from broker_policy.audit.store import Store
 from broker_policy.audit.verify import OVERDUE
 from broker_policy.audit.verify import verify as verify_store
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command
+from broker_policy.cli.audit_question import (
+    Became,
+    Decided,
+    MessageId,
+    Sender,
+    Since,
+    Target,
+    Until,
+    Violation,
+    question,
+)
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
 from broker_policy.tenants.connect import connect_control_admin
@@ -151,25 +162,37 @@ async def accept_loss(
         raise typer.Exit(ExitCode.FAILED)
 
 
-@command("query", group=audit, example="mas audit query --sender planner --decision AUTHZ_DENIED")
+@command("query", group=audit, example="mas audit query --sender planner --decision AUTHZ_DENIED --from 2h")
 async def query(
     *,
-    sender: Annotated[str | None, typer.Option("--sender", help="Who sent.")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="To whom.")] = None,
-    decision: Annotated[str | None, typer.Option("--decision", help="ALLOWED, AUTHZ_DENIED …")] = None,
-    violation: Annotated[str | None, typer.Option("--violation", help="The rule that refused.")] = None,
-    message_id: Annotated[str | None, typer.Option("--message-id", help="The sender's id.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 50,
+    sender: Sender = None,
+    target: Target = None,
+    decision: Decided = None,
+    violation: Violation = None,
+    outcome: Became = None,
+    message_id: MessageId = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    oldest: Annotated[bool, typer.Option("--oldest-first", help="Instead of the newest first.")] = False,
+    cursor: Annotated[
+        int | None, typer.Option("--cursor", help="Go on after this index: `next` of the page before.")
+    ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
-    """List decisions and what became of them, the newest first."""
-    question = Question(sender, target, decision, violation, message_id)
+    """List decisions and what became of them, the newest first. All conditions must hold."""
+    asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     async with _redis(Layout(folder.resolve())) as redis:
-        answers = await ask(Store(redis, namespace), question, limit=limit)
-    rows = [answer.row() for answer in answers]
-    Output(json=json).result({"namespace": namespace, "decisions": rows}, "\n".join(map(_line, rows)))
+        found = await ask(Store(redis, namespace), asked, limit=limit, cursor=cursor, oldest_first=oldest)
+    rows = [answer.row() for answer in found]
+    following = found[-1].index if len(found) == limit else None
+    lines = [_line(row) for row in rows]
+    if following is not None:
+        lines.append(f"more: --cursor {following}")
+    document = {"namespace": namespace, "decisions": rows, "next": following}
+    Output(json=json).result(document, "\n".join(lines))
 
 
 def _checkpoint_keys(public: PublicMaterial, path: Path | None) -> CheckpointKeys:

@@ -42,6 +42,18 @@ def moment(text: str) -> datetime:
         raise ConfigurationError(f"{text!r} is not a time: write 2026-12-24T18:00:00+01:00") from None
 
 
+def when(text: str) -> int:
+    """A time (``moment``) or how long ago (``2h``, ``90d``), as unix milliseconds.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    """
+    if _PART.match(text):
+        return int((datetime.now(UTC) - duration(text)).timestamp() * 1000)
+    return int(moment(text).timestamp() * 1000)
+
+
 def told(milliseconds: int) -> str:
     """Unix milliseconds as a time in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

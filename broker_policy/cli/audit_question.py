@@ -1,0 +1,53 @@
+"""How one asks the audit on a command line: the options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from broker_policy.audit.query import OUTCOME_LETTERS, Question
+from broker_policy.cli.times import when
+from mas_nats.errors import ConfigurationError
+
+Sender = Annotated[str | None, typer.Option("--sender", help="Who sent.")]
+Target = Annotated[str | None, typer.Option("--target", help="To whom.")]
+Decided = Annotated[str | None, typer.Option("--decision", help="ALLOWED, AUTHZ_DENIED …")]
+Violation = Annotated[str | None, typer.Option("--violation", help="The rule that refused.")]
+Became = Annotated[str | None, typer.Option("--outcome", help=f"{', '.join(OUTCOME_LETTERS)}.")]
+MessageId = Annotated[str | None, typer.Option("--message-id", help="The sender's id.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--from", help="Not older: a time (ISO 8601) or how long ago, such as 2h or 90d."),
+]
+Until = Annotated[str | None, typer.Option("--to", help="Not younger: as for --from.")]
+
+
+def question(
+    sender: str | None,
+    target: str | None,
+    decision: str | None,
+    violation: str | None,
+    outcome: str | None,
+    message_id: str | None,
+    since: str | None,
+    until: str | None,
+) -> Question:
+    """What these options ask for.
+
+    Raises:
+        ConfigurationError: a time or an outcome is none.
+
+    """
+    if outcome is not None and outcome not in OUTCOME_LETTERS:
+        raise ConfigurationError(f"{outcome!r} is no outcome: {', '.join(OUTCOME_LETTERS)}")
+    return Question(
+        sender,
+        target,
+        decision,
+        violation,
+        message_id,
+        None if outcome is None else OUTCOME_LETTERS[outcome],
+        None if since is None else when(since),
+        None if until is None else when(until),
+    )

@@ -1,0 +1,158 @@
+"""Questions find exactly what a reading of every entry finds, and read little more than they answer with."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from broker_policy.audit.entry import Entry
+from broker_policy.audit.query import Question, ask
+from broker_policy.audit.record import Outcome
+from broker_policy.audit.store import Store
+from broker_policy.audit.time_span import DISORDER
+from broker_policy.embedded.redis_server import RedisServer
+from tests.audit_fill import AGENTS, START, STEP, fill
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
+    redis = Redis.from_url(redis_server.url, socket_timeout=30)
+    yield Store(redis, "default")
+    await redis.aclose()
+
+
+async def decisions(store: Store) -> list[tuple[int, Entry, str]]:
+    """Everything there is, read the slow way."""
+    found = [(stored.index, stored.entry()) async for stored in store.entries()]
+    letters = await store.outcomes_at([index for index, _ in found])
+    return [
+        (index, entry, letter)
+        for (index, entry), letter in zip(found, letters, strict=True)
+        if entry["k"] == "d"
+    ]
+
+
+def slowly(all_of_them: list[tuple[int, Entry, str]], question: Question) -> list[int]:
+    """What answers ``question``, by looking at each."""
+    return [
+        index
+        for index, entry, letter in all_of_them
+        if (question.sender in (None, entry["f"]))
+        and (question.target in (None, entry["t"]))
+        and (question.decision in (None, entry["d"]))
+        and (question.violation is None or (entry["d"] != "ALLOWED" and entry["r"] == question.violation))
+        and (question.outcome in (None, letter))
+        and (question.since is None or entry["at"] >= question.since)
+        and (question.until is None or entry["at"] <= question.until)
+    ]
+
+
+async def test_any_combination_in_either_order_and_in_pages(store: Store) -> None:
+    count = 3000
+    await fill(store, count)
+    all_of_them = await decisions(store)
+    chosen = random.Random(7)
+    answered = 0
+    for _ in range(60):
+        since = START + chosen.randint(-100, STEP * count)
+        maybe = {
+            "sender": chosen.choice(AGENTS),
+            "target": chosen.choice(AGENTS),
+            "decision": chosen.choice(["ALLOWED", "AUTHZ_DENIED", "RATE_LIMITED"]),
+            "violation": chosen.choice(["default", "dlp:email,phone"]),
+            "outcome": chosen.choice([Outcome.HANDLED, Outcome.DEAD, Outcome.REFUSED, " "]),
+            "since": since,
+            "until": since + chosen.randint(0, STEP * count),
+        }
+        question = Question(
+            **{name: maybe[name] for name in chosen.sample(sorted(maybe), chosen.randint(0, 3))}
+        )
+        expected = slowly(all_of_them, question)
+        answered += bool(expected)
+        for oldest in (True, False):
+            size = chosen.randint(1, 300)
+            found: list[int] = []
+            cursor = None
+            for _ in range(3):
+                page = await ask(store, question, limit=size, cursor=cursor, oldest_first=oldest)
+                found += [answer.index for answer in page]
+                if len(page) < size:
+                    break
+                cursor = found[-1]
+            assert found == (expected if oldest else expected[::-1])[: 3 * size], question
+    assert answered > 30
+
+
+async def test_the_whole_in_pages(store: Store) -> None:
+    await fill(store, 700)
+    found: list[int] = []
+    while page := await ask(store, Question(sender=AGENTS[3]), limit=5, cursor=found[-1] if found else None):
+        found += [answer.index for answer in page]
+    assert found == slowly(await decisions(store), Question(sender=AGENTS[3]))[::-1]
+    assert len(found) > 10
+
+
+async def test_a_namespace_answers_for_itself_alone(store: Store) -> None:
+    other = Store(store.redis, "other")
+    await fill(store, 100)
+    await fill(other, 100, seed=2)
+    ids = {answer.entry["id"] for answer in await ask(store, Question(), limit=1000)}
+    others = {answer.entry["id"] for answer in await ask(other, Question(), limit=1000)}
+    assert (len(ids), len(others), ids & others) == (100, 100, set())
+    assert await ask(other, Question(message_id=min(ids))) == []
+
+
+async def test_times_out_of_order_are_found(store: Store) -> None:
+    """``fill`` shuffles times by up to 0.4 s; the edge of a range falls between such."""
+    await fill(store, 3000)
+    all_of_them = await decisions(store)
+    times = [entry["at"] for _, entry, _ in all_of_them]
+    assert any(later < earlier for earlier, later in itertools.pairwise(times))  # the control
+    for time in random.Random(3).sample(times, 12):
+        for question in (Question(since=time), Question(until=time), Question(since=time, until=time)):
+            found = await ask(store, question, limit=5000, oldest_first=True)
+            assert [answer.index for answer in found] == slowly(all_of_them, question)
+
+
+async def touched(store: Store, question: Question, limit: int) -> tuple[int, int]:
+    """How many answers a question has, and how many entries were read for them."""
+    await store.redis.config_resetstat()
+    found = await ask(store, question, limit=limit)
+    statistics = await store.redis.info("commandstats")
+    return len(found), statistics.get("cmdstat_xrange", {"calls": 0})["calls"]
+
+
+async def test_what_is_read_does_not_grow_with_the_audit(store: Store) -> None:
+    middle = START + STEP * 1000
+    around = DISORDER // STEP
+    questions = [
+        Question(),
+        Question(sender=AGENTS[0]),
+        Question(sender=AGENTS[0], target=AGENTS[1]),
+        Question(sender=AGENTS[0], decision="AUTHZ_DENIED", outcome=Outcome.REFUSED),
+        Question(outcome=Outcome.DEAD),
+        Question(decision="ALLOWED", violation="default"),
+        Question(since=middle, until=middle + 100),
+        Question(sender=AGENTS[0], until=middle),
+    ]
+    await fill(store, 5_000)
+    small = [await touched(store, question, 10) for question in questions]
+    await fill(store, 45_000, seed=2, first=5_000)
+    large = [await touched(store, question, 10) for question in questions]
+    for question, (found, _), (more, reads) in zip(questions, small, large, strict=True):
+        assert more >= min(found, 10), question
+        # Bisection reads some twenty entries an end, and what lies within DISORDER of the range is read too.
+        assert reads <= 60 + (2 * around if question.until is not None else 0), question
+    assert large[5] == (0, 0)  # allowed and refused: the indexes alone say that nothing is both
+
+
+async def test_an_index_is_not_believed(store: Store) -> None:
+    """Who adds to an index what the chain does not say finds nothing by it."""
+    await fill(store, 50)
+    [mine] = await ask(store, Question(), limit=1)
+    await store.redis.rpush(store.layout.by("sender:mallory"), mine.index, "nonsense")
+    assert await ask(store, Question(sender="mallory")) == []
