@@ -18,6 +18,8 @@ _PAGES = (128, 4096)
 """Places of an index read at once, at first and at most."""
 _LETTERS = 1 << 16
 """Outcomes read at once."""
+_LETTERS_KEPT = 1 << 18
+"""Outcomes read at once to look at some of them: one command is cheaper than many."""
 
 # Up to ARGV[3] numbers of an ascending list between ARGV[1] and ARGV[2], from its end when ARGV[4] is -1.
 _SLICE = """
@@ -92,7 +94,7 @@ async def _slices(store: Store, names: Sequence[str], span: Span, sign: int, cou
         for name in names:
             await script(keys=[store.layout.by(name)], args=[span.first, span.last, count, sign], client=pipe)
         rows = await pipe.execute()
-    return [sorted(map(int, row), key=lambda each: sign * each) for row in rows]
+    return [sorted(map(int, row), reverse=sign == NEWEST_FIRST) for row in rows]  # in order, but for an edit
 
 
 async def everything(span: Span, sign: int) -> AsyncIterator[list[int]]:
@@ -128,7 +130,7 @@ async def with_outcome(store: Store, letter: str, span: Span, sign: int) -> Asyn
 async def keep_outcome(store: Store, letter: str, indexes: list[int]) -> list[int]:
     """Those of ``indexes`` whose outcome is ``letter``."""
     first, last = min(indexes), max(indexes)
-    if last - first < _LETTERS and first // BLOCK == last // BLOCK:
+    if last - first < _LETTERS_KEPT and first // BLOCK == last // BLOCK:
         letters = await _letters(store, first, last)
         letters = letters.ljust(last - first + 1, b"\0")
         return [index for index in indexes if letters[index - first] == ord(letter)]

@@ -10,10 +10,11 @@ from typing import Any
 from broker_policy.audit import candidates
 from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Span
 from broker_policy.audit.entry import Entry
-from broker_policy.audit.store import Store
+from broker_policy.audit.store import Store, StoredEntry
 from broker_policy.audit.time_span import span_of
 
-_PAGE = 200
+_PAGES = (200, 1000)
+"""Entries read at once, at first and at most."""
 _FEW = 20
 
 
@@ -138,7 +139,7 @@ async def answers(
     *,
     cursor: int | None = None,
     oldest_first: bool = False,
-    expected: int = _PAGE,
+    expected: int = _PAGES[1],
 ) -> AsyncGenerator[Answer, None]:
     """Every decision that is asked for, read in pages; ``expected``: how many the caller may take.
 
@@ -151,25 +152,32 @@ async def answers(
     if cursor is not None:
         span = span.beyond(cursor, sign)
     span = await span_of(store, span, question.since, question.until)
-    size = max(min(expected, _PAGE), _FEW)
+    size = max(min(expected, _PAGES[0]), _FEW)
     async for page in _candidates(store, question, span, sign):
-        for first in range(0, len(page), size):
-            for answer in await _read(store, question, page[first : first + size]):
+        place = 0
+        while place < len(page):
+            for answer in await _read(store, question, page[place : place + size]):
                 yield answer
+            place += size
+            size = min(2 * size, _PAGES[1])
 
 
 async def _read(store: Store, question: Question, indexes: list[int]) -> list[Answer]:
     """The answers among ``indexes``; an index alone is never believed."""
     entries = await store.entries_at(indexes)
-    letters = await store.outcomes_at(indexes)
-    found: list[Answer] = []
-    for index, letter in zip(indexes, letters, strict=True):
+    fitting: list[tuple[StoredEntry, Entry]] = []
+    for index in indexes:
         if (stored := entries.get(index)) is None:
             continue
         entry = stored.entry()
-        if entry["k"] == "d" and question.matches(entry) and question.outcome in (None, letter):
-            found.append(Answer(index, entry, letter, stored.hash))
-    return found
+        if entry["k"] == "d" and question.matches(entry):
+            fitting.append((stored, entry))
+    letters = await store.outcomes_at([stored.index for stored, _ in fitting])
+    return [
+        Answer(stored.index, entry, letter, stored.hash)
+        for (stored, entry), letter in zip(fitting, letters, strict=True)
+        if question.outcome in (None, letter)
+    ]
 
 
 async def _candidates(store: Store, question: Question, span: Span, sign: int) -> AsyncIterator[list[int]]:

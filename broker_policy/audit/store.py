@@ -148,6 +148,10 @@ class Store:
     async def entries_at(self, indexes: Sequence[int]) -> dict[int, StoredEntry]:
         """The entries at ``indexes``, those that exist."""
         found: dict[int, StoredEntry] = {}
+        if indexes and (spread := max(indexes) - min(indexes) + 1) <= min(2 * len(indexes), PAGE):
+            wanted = set(indexes)
+            page = await self.between(f"{min(indexes)}-0", f"{max(indexes)}-0", 2 * spread)
+            return {stored.index: stored for stored in page if stored.index in wanted}
         for first in range(0, len(indexes), PAGE):
             portion = indexes[first : first + PAGE]
             async with self.redis.pipeline(transaction=False) as pipe:

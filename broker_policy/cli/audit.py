@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,14 +19,17 @@ from redis.exceptions import RedisError
 from broker_policy.audit import loss
 from broker_policy.audit.checkpoint import read_public_key
 from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.compliance import compliance
+from broker_policy.audit.decision_files import DecisionFormat, write_decisions
 from broker_policy.audit.export import export as export_to
 from broker_policy.audit.export import verify_file
 from broker_policy.audit.findings import Report
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.query import ask
+from broker_policy.audit.query import Question, answers, ask
 from broker_policy.audit.store import Store
 from broker_policy.audit.verify import OVERDUE
 from broker_policy.audit.verify import verify as verify_store
+from broker_policy.cli import audit_report
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command
 from broker_policy.cli.audit_question import (
     Became,
@@ -38,8 +42,11 @@ from broker_policy.cli.audit_question import (
     Violation,
     question,
 )
+from broker_policy.cli.audit_report import ReportFormat
+from broker_policy.cli.times import when
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
+from broker_policy.printable import told
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial, SignerKeys
 from mas_nats.errors import ConfigurationError, Unavailable
@@ -115,22 +122,84 @@ async def verify(
         raise typer.Exit(ExitCode.ALTERED)
 
 
+class _Format(StrEnum):
+    CHAIN = "chain"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
 @command("export", group=audit, example="mas audit export audit.jsonl")
 async def export(
-    file: Annotated[Path, typer.Argument(help="Where to write; JSON lines.")],
+    file: Annotated[Path, typer.Argument(help="Where to write.")],
     *,
+    form: Annotated[
+        _Format,
+        typer.Option("--format", help="chain: everything, verifies by itself; csv, jsonl: decisions."),
+    ] = _Format.CHAIN,
+    sender: Sender = None,
+    target: Target = None,
+    decision: Decided = None,
+    violation: Violation = None,
+    outcome: Became = None,
+    message_id: MessageId = None,
+    since: Since = None,
+    until: Until = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
-    """Write all entries with their hashes and checkpoints to a file that verifies by itself."""
+    """Write the audit to a file: the whole chain with its checkpoints, or decisions and what became of them.
+
+    Decisions (csv, jsonl) may be chosen as for `mas audit query`, and come oldest first.
+    """
+    asked = question(sender, target, decision, violation, outcome, message_id, since, until)
+    if form is not _Format.CHAIN:
+        async with _redis(Layout(folder.resolve())) as redis:
+            found = answers(Store(redis, namespace), asked, oldest_first=True)
+            count = await write_decisions(found, file, DecisionFormat(form.value))
+        what = "decisions"
+    elif asked != Question():
+        raise ConfigurationError(
+            "a chain is exported whole, else it could not be verified: --format csv or jsonl"
+        )
+    else:
+        async with _sources(folder, namespace) as sources:
+            history = sources.public.checkpoint_history
+            checkpoints = sources.checkpoints.standing(sources.public.checkpoint_keys)
+            count = await export_to(sources.store, checkpoints, file, key_history=history)
+        what = "entries"
+    document = {"namespace": namespace, "file": str(file), what: count}
+    Output(json=json).result(document, f"{count} {what} in {file}")
+
+
+@command("report", group=audit, example="mas audit report --from 30d --format markdown")
+async def report(
+    *,
+    since: Annotated[str, typer.Option("--from", help="A time (ISO 8601), or how long ago: 30d.")],
+    until: Annotated[str | None, typer.Option("--to", help="As --from; default: now.")] = None,
+    form: Annotated[
+        ReportFormat, typer.Option("--format", help="text, markdown or json.")
+    ] = ReportFormat.TEXT,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Account for a range of time: decisions, refusals, findings, acts of operators; and verify the chain.
+
+    The chain is verified whole. Exit status 7 when it does not verify.
+    """
+    first, last = when(since), int(time.time() * 1000) if until is None else when(until)
+    if first > last:
+        raise ConfigurationError("--from is after --to")
     async with _sources(folder, namespace) as sources:
-        history = sources.public.checkpoint_history
-        checkpoints = sources.checkpoints.standing(sources.public.checkpoint_keys)
-        count = await export_to(sources.store, checkpoints, file, key_history=history)
-    Output(json=json).result(
-        {"namespace": namespace, "file": str(file), "entries": count}, f"{count} entries in {file}"
-    )
+        keys = sources.public.checkpoint_keys
+        verified = await verify_store(sources.store, sources.checkpoints.standing(keys), keys)
+        document = (await compliance(sources.store, first, last)).document()
+    document["verification"] = verified.document()
+    told_as = audit_report.markdown if form is ReportFormat.MARKDOWN else audit_report.text
+    Output(json=json or form is ReportFormat.JSON).result(document, told_as(document))
+    if not verified.intact:
+        raise typer.Exit(ExitCode.ALTERED)
 
 
 @command("accept-loss", group=audit, example="mas audit accept-loss --reason 'disk of redis-1 lost' --yes")
@@ -210,14 +279,10 @@ def _public_key(path: Path | None, folder: Path) -> Ed25519PublicKey:
     return read_public_key(path.read_bytes())
 
 
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
-
-
 def _told(report: Report) -> str:
     lines = [
         f"{report.entries} entries, {report.decisions} decisions, {report.checkpoints} checkpoints",
-        f"signed up to entry {report.signed_index} at {_time(report.signed_time)}"
+        f"signed up to entry {report.signed_index} at {told(report.signed_time)}"
         if report.signed_index
         else "no signed checkpoint covers any entry yet",
     ]
@@ -239,6 +304,6 @@ def _line(row: dict[str, Any]) -> str:
     way = f"{row['sender']} → {row['target']}"
     by = f" by {row['by']}" if row["by"] else ""
     return (
-        f"{row['index']:>8} {_time(row['time'])} {row['op']:<8} {way:<32} {row['decision']:<14} "
+        f"{row['index']:>8} {told(row['time'])} {row['op']:<8} {way:<32} {row['decision']:<14} "
         f"{row['outcome']:<12} {row['rule']:<18} {row['message_id']}{by}"
     )

@@ -15,10 +15,10 @@ import typer
 
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command, operator_name
 from broker_policy.cli.dlq import By
-from broker_policy.cli.times import told
 from broker_policy.delayed.feed import Missed, listen
 from broker_policy.delayed.queue import Waiting
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.printable import told
 from broker_policy.tenants.connect import connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats.errors import Unavailable, error_of

@@ -52,8 +52,3 @@ def when(text: str) -> int:
     if _PART.match(text):
         return int((datetime.now(UTC) - duration(text)).timestamp() * 1000)
     return int(moment(text).timestamp() * 1000)
-
-
-def told(milliseconds: int) -> str:
-    """Unix milliseconds as a time in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

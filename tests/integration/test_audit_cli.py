@@ -1,0 +1,113 @@
+"""``mas audit`` on a running broker: what people type, and what they get."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_policy.cli.app import ExitCode
+from mas_nats import Refused
+from tests.load import Handling
+from tests.system import System, mas
+
+
+@pytest.fixture
+async def options(system: System) -> list[str]:
+    """The options of a namespace with eight decisions, three of them refusals, all settled."""
+    namespace = await system.namespace(["alice", "bob", "carol"], {"alice": ["bob"]})
+    url = system.broker.url
+    async with (
+        Handling("alice", server_addr=url, tls=system.tls("alice", namespace)) as alice,
+        Handling("bob", server_addr=url, tls=system.tls("bob", namespace)),
+    ):
+        for number in range(5):
+            await alice.send("bob", "task", {"n": number})
+        for _ in range(3):
+            with pytest.raises(Refused):
+                await alice.send("carol", "=task", {})
+        chosen = ["--folder", str(system.layout.root), "--namespace", namespace]
+        async with asyncio.timeout(30):
+            while len((await query(*chosen, "--target", "bob", "--outcome", "handled"))["decisions"]) < 5:
+                await asyncio.sleep(0.1)
+    return chosen
+
+
+async def run(*arguments: str, check: bool = True) -> str:
+    return (await asyncio.to_thread(mas, "audit", *arguments, check=check)).stdout
+
+
+async def query(*arguments: str) -> dict[str, Any]:
+    return json.loads(await run("query", *arguments, "--json"))
+
+
+async def test_query_in_pages(options: list[str]) -> None:
+    everything = await query(
+        *options, "--sender", "alice", "--target", "bob", "--oldest-first", "--from", "1h"
+    )
+    assert [row["outcome"] for row in everything["decisions"]] == ["handled"] * 5
+    assert everything["next"] is None
+    rows: list[Any] = []
+    cursor: list[str] = []
+    for _ in range(3):
+        page = await query(*options, "--target", "bob", "--oldest-first", "--limit", "2", *cursor)
+        rows += page["decisions"]
+        cursor = ["--cursor", str(page["next"])]
+    assert rows == everything["decisions"]
+    refused = await query(*options, "--decision", "AUTHZ_DENIED", "--outcome", "refused", "--limit", "2")
+    assert [row["target"] for row in refused["decisions"]] == ["carol", "carol"]
+    assert (await query(*options, "--to", "1h"))["decisions"] == []
+    assert "more: --cursor" in await run("query", *options, "--limit", "1")
+    unknown = await asyncio.to_thread(mas, "audit", "query", *options, "--outcome", "eaten", check=False)
+    assert unknown.returncode == ExitCode.FAILED
+    assert "handled" in unknown.stderr
+
+
+async def test_export_of_decisions(options: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "refused.csv"
+    said = json.loads(
+        await run("export", str(file), "--format", "csv", "--target", "carol", "--json", *options)
+    )
+    assert said["decisions"] == 3
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [(row["sender"], row["type"], row["outcome"]) for row in rows] == [
+        ("alice", "'=task", "refused")
+    ] * 3
+    lines = tmp_path / "all.jsonl"
+    await run("export", str(lines), "--format", "jsonl", "--from", "1h", *options)
+    exported = [json.loads(raw) for raw in lines.read_bytes().splitlines()]
+    assert [row for row in exported if row["target"] == "bob" and row["op"] == "send"] != []
+    assert [row["index"] for row in exported] == sorted(row["index"] for row in exported)
+    chain = await asyncio.to_thread(
+        mas, "audit", "export", str(lines), "--sender", "x", *options, check=False
+    )
+    assert chain.returncode == ExitCode.FAILED  # a part of a chain would not verify
+
+
+async def test_report(options: list[str]) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            report = json.loads(await run("report", "--from", "1h", "--json", *options))
+            if report["verification"]["signed_index"] >= report["verification"]["entries"] - 1:
+                break
+    assert report["verification"]["intact"]
+    assert report["refusals"] == 3
+    assert report["refusals_by_sender"] == {"alice": 3}
+    assert report["by_outcome"]["handled"] == 5
+    assert "verified  yes" in await run("report", "--from", "1h", *options)
+    assert "## Refusals by rule" in await run("report", "--from", "1h", "--format", "markdown", *options)
+    empty = json.loads(await run("report", "--from", "2h", "--to", "1h", "--format", "json", *options))
+    assert empty["decisions"] == 0
+
+
+async def test_a_report_says_that_the_chain_was_altered(options: list[str], system: System) -> None:
+    async with system.redis() as redis:
+        assert await redis.xdel(f"mas:audit:{options[-1]}:chain", "3-0")
+    altered = await asyncio.to_thread(mas, "audit", "report", "--from", "1h", *options, check=False)
+    assert altered.returncode == ExitCode.ALTERED
+    assert "verified  NO" in altered.stdout
