@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker_policy.admission.counters import PATIENCE, Counters
+from broker_policy.audit.file_sink import FileSink
 from broker_policy.audit.memory import Memory, memory_of
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
@@ -55,6 +56,7 @@ from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.reach import keep_in_reach
 from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
+from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
@@ -134,6 +136,7 @@ class PolicyWorker:
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._starts: Counter[str] = Counter()
+        self._copied: set[str] = set()  # namespaces with a task that copies their audit
         self._stopping = False
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -329,6 +332,14 @@ class PolicyWorker:
         if config.endpoint.nodes > 1:
             self._spawn(keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}"))
         self._spawn(service.wait_broken())
+        if namespace not in self._copied:
+            self._copied.add(namespace)
+            store, root = Store(self._redis, namespace), config.disk or Path()
+            self._spawn(FileSink(store, lambda: self._sink_of(namespace), root=root).run())
+
+    def _sink_of(self, namespace: str) -> AuditSink | None:
+        table = self._follower.table(namespace)
+        return None if table is None else table.document.governance.audit
 
     async def _remember(self, nc: Client) -> Memory:
         return await memory_of(nc, await self._observing(), self._config.endpoint.nodes)

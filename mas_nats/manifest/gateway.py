@@ -29,6 +29,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.mistakes import Place, mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.governance import (
+    AuditSink,
     CircuitBreaker,
     Dlp,
     DlpAction,
@@ -246,6 +247,11 @@ class GatewaySettings(BaseSettings):
             ),
             dlp=Dlp(enabled=self.features.dlp, **self.dlp.model_dump()),
             roles=dict(roles or {}) if self.features.rbac else {},
+            audit=AuditSink(
+                file_path=str(self.audit.file_path or ""),
+                max_bytes=self.audit.max_bytes,
+                backup_count=self.audit.backup_count,
+            ),
         )
 
 

@@ -78,6 +78,18 @@ class Dlp(_Strict):
     rules: tuple[DlpRule, ...] = Field((), max_length=1_000)
 
 
+class AuditSink(_Strict):
+    """A copy of the audit as JSON lines, written on each machine that runs workers; no path: none.
+
+    The audit itself is in Redis in any case. ``{namespace}`` in the path stands for the namespace; a relative
+    path begins in the folder of ``mas up``.
+    """
+
+    file_path: str = Field("", max_length=1_000)
+    max_bytes: int = Field(10_000_000, ge=1)  # after which the file is rotated
+    backup_count: int = Field(5, ge=0)  # rotated files that are kept; 0: never rotated
+
+
 class Role(_Strict):
     """What the agents of a role may do: patterns such as ``send:billing`` or ``send:worker-*``."""
 
@@ -92,3 +104,4 @@ class Governance(_Strict):
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     dlp: Dlp = Dlp()
     roles: dict[str, Role] = Field(default_factory=dict)
+    audit: AuditSink = AuditSink()
