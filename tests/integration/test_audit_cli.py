@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 from broker_policy.cli.app import ExitCode
 from mas_nats import Refused
+from mas_nats.policy.governance import AuditSink, Governance
 from tests.load import Handling
-from tests.system import System, mas
+from tests.system import System, mas, new_namespace, wanted
 
 
 @pytest.fixture
@@ -111,3 +113,19 @@ async def test_a_report_says_that_the_chain_was_altered(options: list[str], syst
     altered = await asyncio.to_thread(mas, "audit", "report", "--from", "1h", *options, check=False)
     assert altered.returncode == ExitCode.ALTERED
     assert "verified  NO" in altered.stdout
+
+
+async def test_a_manifest_asks_for_a_copy_in_a_file(system: System, tmp_path: Path) -> None:
+    namespace, file = new_namespace(), tmp_path / "audit.jsonl"
+    plain = wanted(namespace, ["alice", "bob"], {"alice": ["bob"]})
+    await system.apply(plain)
+    copied = replace(plain, governance=Governance(audit=AuditSink(file_path=str(file))))
+    await system.apply(copied)
+    async with Handling("alice", server_addr=system.broker.url, tls=system.tls("alice", namespace)) as alice:
+        sent = await alice.send("bob", "task", {})
+    async with asyncio.timeout(30):
+        while not file.exists() or sent not in file.read_text():
+            await asyncio.sleep(0.1)
+    decisions = [line["e"] for line in map(json.loads, file.read_text().splitlines()) if "e" in line]
+    assert [entry["i"] for entry in decisions] == list(range(1, len(decisions) + 1))
+    await system.apply(plain)  # no file any more: nothing is added
