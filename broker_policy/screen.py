@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mas_nats.policy.call import Refusal
+from mas_nats.policy.call import Finding, Refusal
 from mas_nats.wire.frames import Chunk, joined
 
 MAX_HELD = 65_536
@@ -24,6 +24,7 @@ class Screened:
     out: tuple[Chunk, ...]
     held: tuple[Chunk, ...] = ()
     refusal: Refusal | None = None
+    finding: Finding | None = None
 
 
 class Screen(Protocol):

@@ -10,6 +10,9 @@ from typing import Any
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict
 
+_MOST_TYPES = 6
+"""Types that are named in one decision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Errand:
@@ -27,6 +30,28 @@ class Errand:
         if not self.letter:
             return ""
         return f"{self.letter}.{self.attempt}" if self.attempt else str(self.letter)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What data-loss prevention found in a call that it lets pass: ``ALERT``, or ``DLP_REDACTED``."""
+
+    decision: Decision
+    types: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        """The types as they stand in the audit."""
+        more = len(self.types) - _MOST_TYPES
+        return "dlp:" + ",".join(self.types[:_MOST_TYPES]) + (f",+{more}" if more > 0 else "")
+
+    def with_earlier(self, earlier: Finding | None) -> Finding:
+        """Both, where a call is judged a second time: what was redacted is not found again."""
+        if earlier is None:
+            return self
+        redacted = Decision.DLP_REDACTED in (self.decision, earlier.decision)
+        types = tuple(sorted({*self.types, *earlier.types}))
+        return Finding(Decision.DLP_REDACTED if redacted else Decision.ALERT, types)
 
 
 @dataclass(slots=True)
@@ -56,6 +81,7 @@ class Call:
     malformed: str = ""  # why the headers could not be read
     errand: Errand | None = None
     admitted: bool = False  # counted by the rate limits: what is judged again is not counted again
+    finding: Finding | None = None
     on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 

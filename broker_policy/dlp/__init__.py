@@ -1,0 +1,13 @@
+"""Data-loss prevention: what a message holds that should not leave, and what becomes of it.
+
+``ruleset`` compiles a policy's settings; ``judge`` applies them to a JSON body in linear time: one pass over
+the raw bytes says which rules could find something at all, and only those look at the decoded strings.
+"""
+
+from __future__ import annotations
+
+from broker_policy.dlp.judging import Judgement, judge, redact_text
+from broker_policy.dlp.ruleset import Ruleset, ruleset
+from broker_policy.dlp.stream import StreamScreen
+
+__all__ = ["Judgement", "Ruleset", "StreamScreen", "judge", "redact_text", "ruleset"]

@@ -1,0 +1,160 @@
+"""The forms in which text is written: JSON's escapes, other scripts' digits, percent signs, base64.
+
+All in linear time and, for plain text, with nothing done at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import re2
+
+MAX_LEVELS = 4
+"""JSON in a string of JSON, base64 of base64: so deep it is looked into."""
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_SHORT = ((b"\\n", b"\n"), (b'\\"', b'"'), (b"\\t", b"\t"), (b"\\r", b"\r"), (b"\\/", b"/"), (b"\\b", b"\b"), (b"\\f", b"\f"))
+PERCENT = r"%[0-9A-Fa-f]{2}"
+_PERCENT = re.compile(PERCENT)
+_PERCENT_RUN = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+BASE64 = r"[A-Za-z0-9+/_\-]{20,}(?:\r?\n[A-Za-z0-9+/_\-]{4,})*"
+_BASE64 = re2.compile(BASE64)
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"), "-")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u180e"), "")
+_DRAWN = {**_DASHES, **_INVISIBLE}
+_TO_DRAW = re.compile("[" + "".join(map(chr, _DRAWN)) + "]")
+_DIGIT = re.compile(r"[^\D0-9]")
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F\-]{20,64}")
+_SHORT_RUN = 8_192
+"""Characters of base64 that are also read from the second to fourth on: something may stand before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A text in another form. ``places[i]`` is where character ``i`` of it comes from; None: as it stands."""
+
+    text: str
+    places: list[int] | None = None
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Where a part of the view is in the original."""
+        if self.places is None:
+            return start, end
+        return self.places[start], self.places[end - 1] + 1 if end > start else self.places[start]
+
+
+def unescaped(raw: bytes) -> str:
+    """JSON with its escapes resolved, at one level. No JSON any more, but every string of it is in there."""
+    if b"\\" not in raw:
+        return raw.decode(errors="replace")
+    text = raw.replace(b"\\\\", b"\x00")
+    for written, meant in _SHORT:
+        text = text.replace(written, meant)
+    out = text.decode(errors="replace")
+    if "\\u" in out:
+        try:
+            out = out.encode("raw_unicode_escape").decode("raw_unicode_escape")
+            out = out.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        except UnicodeError:  # text that only looks like an escape
+            out = _ESCAPE.sub(_meant, out)
+    return out.replace("\x00", "\\")
+
+
+def _meant(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16)) if found[1] else _ESCAPES.get(found[2], found[2])
+
+
+def plain(text: str) -> str:
+    """``text`` with digits, letters and dashes as ASCII writes them, and without what is not drawn."""
+    if text.isascii():
+        return text
+    if _TO_DRAW.search(text):
+        text = text.translate(_DRAWN)
+    if not unicodedata.is_normalized("NFKC", text):
+        text = unicodedata.normalize("NFKC", text)
+    return _DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text)
+
+
+def plain_view(text: str) -> View | None:
+    """``plain`` with the places; None where it is the same."""
+    if text.isascii() or plain(text) == text:
+        return None
+    out: list[str] = []
+    places: list[int] = []
+    for position, character in enumerate(text):
+        form = plain(character)
+        out.append(form)
+        places += [position] * len(form)
+    return View("".join(out), places)
+
+
+def percent_view(text: str) -> View | None:
+    """What a percent-encoded text says; None where it is none."""
+    if "%" not in text or not _PERCENT.search(text):
+        return None
+    out: list[str] = []
+    places: list[int] = []
+    last = 0
+    for found in _PERCENT_RUN.finditer(text):
+        out.append(text[last : found.start()])
+        places += range(last, found.start())
+        said = unquote(found[0], errors="replace")
+        # Each character is put where the run is, in proportion: redaction takes the characters it covers.
+        step = len(found[0]) / max(1, len(said))
+        out.append(said)
+        places += [found.start() + int(step * number) for number in range(len(said))]
+        last = found.end()
+    out.append(text[last:])
+    places += range(last, len(text))
+    return View("".join(out), places)
+
+
+def unquoted(text: str) -> str:
+    """``text`` without percent signs where they encode; the same object where they do not."""
+    return unquote(text, errors="replace") if "%" in text and _PERCENT.search(text) else text
+
+
+def base64_runs(text: str) -> Iterator[tuple[int, int, str]]:
+    """Every stretch that is base64 of text: where it is, and the text."""
+    for found in _BASE64.finditer(text):
+        if _HEXADECIMAL.fullmatch(found[0]):
+            continue  # an id
+        if (said := _decoded(found[0])) is not None:
+            yield found.start(), found.end(), said
+
+
+def _decoded(run: str) -> str | None:
+    if "\n" in run:
+        run = run.replace("\r", "").replace("\n", "")
+    run = run.replace("-", "+").replace("_", "/")
+    for offset in range(4 if len(run) < _SHORT_RUN else 1):
+        part = run[offset:]
+        head = _bytes(part[:16])
+        if not head or not _readable(head):
+            continue
+        whole = _bytes(part)
+        if whole and _readable(whole[:256]):
+            return whole.decode(errors="replace")
+    return None
+
+
+def _bytes(run: str) -> bytes:
+    if len(run) % 4 == 1:
+        run = run[:-1]
+    try:
+        return base64.b64decode(run + "=" * (-len(run) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _readable(raw: bytes) -> bool:
+    """Whether it is text: printable, for nine in ten bytes."""
+    text = raw.decode("latin-1")
+    return 10 * sum(character.isprintable() or character in "\r\n\t" for character in text if character < "\x80" or character > "\xa0") >= 9 * len(text) and sum(character < "\x80" for character in text) * 10 >= len(text) * 8

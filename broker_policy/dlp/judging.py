@@ -1,0 +1,105 @@
+"""The judgement of one body: allowed, alerted, redacted or blocked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_policy.dlp import forms
+from broker_policy.dlp.ruleset import Ruleset
+from broker_policy.dlp.scanning import Scan, TooDeep, cut, dumps, loads, worse
+from mas_nats.policy.call import Finding
+from mas_nats.policy.governance import DlpAction
+from mas_nats.wire.verdict import Decision
+
+_DECISIONS = {
+    DlpAction.ALERT: Decision.ALERT,
+    DlpAction.REDACT: Decision.DLP_REDACTED,
+    DlpAction.BLOCK: Decision.DLP_BLOCKED,
+}
+NESTING = "nesting"
+"""Stands among the types where a body is nested too deeply to be judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became of a body. ``body`` is what may be delivered: nothing where it is blocked."""
+
+    decision: Decision
+    types: tuple[str, ...]
+    body: bytes
+
+    @property
+    def rule(self) -> str:
+        """The types as they stand in the audit."""
+        return self.finding.rule
+
+    @property
+    def finding(self) -> Finding:
+        """What the call is told of it that is let pass."""
+        return Finding(self.decision, self.types)
+
+
+def judge(rules: Ruleset, body: bytes) -> Judgement | None:
+    """What ``rules`` say of a JSON body; None where they find nothing."""
+    if rules.idle or not (hits := possible(rules, body)):
+        return None
+    try:
+        value = loads(body)
+        scan = Scan(rules, hits)
+        made = scan.value(value)
+    except TooDeep:
+        return Judgement(Decision.DLP_BLOCKED, (NESTING,), b"")
+    except ValueError:  # no JSON: what comes here was read before
+        return Judgement(Decision.DLP_BLOCKED, ("unreadable",), b"")
+    if not scan.found:
+        return None
+    action = DlpAction.ALERT
+    for each in scan.found.values():
+        action = worse(action, each)
+    types = tuple(sorted(scan.found))
+    if action is DlpAction.BLOCK:
+        return Judgement(Decision.DLP_BLOCKED, types, b"")
+    if action is DlpAction.REDACT:
+        return Judgement(Decision.DLP_REDACTED, types, dumps(made).encode(errors="replace"))
+    return Judgement(Decision.ALERT, types, body)
+
+
+def possible(rules: Ruleset, raw: bytes) -> set[int]:
+    """The rules that may find something in a body, before it is read; no secret is missed by it."""
+    if b"\\" not in raw:
+        return _possible(rules, raw, raw.decode(errors="replace"), forms.MAX_LEVELS)
+    hits: set[int] = set()
+    for _ in range(forms.MAX_LEVELS):  # the strings of the body, those of JSON in them, ...
+        text = forms.unescaped(raw)
+        raw = text.encode(errors="replace")
+        hits |= _possible(rules, raw, text, forms.MAX_LEVELS)
+        if b"\\" not in raw:
+            break
+    return hits
+
+
+def _possible(rules: Ruleset, raw: bytes, text: str, levels: int) -> set[int]:
+    """``text`` is what ``raw`` is in UTF-8."""
+    hits, packed = rules.look(raw)
+    if not text.isascii() and (plain := forms.plain(text)) != text:
+        hits |= rules.look(plain)[0]
+    if not (packed and levels):
+        return hits
+    if (said := forms.unquoted(text)) is not text:
+        hits |= rules.look(said)[0]
+    for _, _, inner in forms.base64_runs(text):
+        hits |= _possible(rules, inner.encode(errors="replace"), inner, levels - 1)
+        if "\\" in inner:
+            hits |= rules.look(forms.unescaped(inner.encode(errors="replace")))[0]
+    return hits
+
+
+def redact_text(rules: Ruleset, text: str) -> str:
+    """``text`` for a log, a header or a dead letter: without anything that may not be delivered as it is."""
+    if rules.idle:
+        return text
+    raw = text.encode(errors="replace")
+    if not (hits := possible(rules, raw)):
+        return text
+    finds = Scan(rules, hits).finds(text)
+    return cut(text, [find for find in finds if find.rule.action is not DlpAction.ALERT])

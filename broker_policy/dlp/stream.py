@@ -1,0 +1,262 @@
+"""The screen of streamed replies: what was said may go out when nothing that follows can make it a secret.
+
+Prose goes out at once. Held back are digits, what may be the beginning of a token, and words such as
+``password`` with what follows them. Where a policy redacts or blocks with rules of its own, whose beginnings
+are not known, the last ``WINDOW`` characters wait, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import orjson
+
+from broker_policy.dlp.classes import ADDRESS, EMAIL, ICD10, PHONE
+from broker_policy.dlp.judging import NESTING, Judgement, judge, possible
+from broker_policy.dlp.ruleset import Ruleset
+from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
+from broker_policy.screen import Screened
+from mas_nats.policy.call import Finding, Refusal
+from mas_nats.policy.governance import DlpAction
+from mas_nats.wire.frames import Chunk, joined
+from mas_nats.wire.verdict import Decision
+
+WINDOW = 256
+"""Characters that wait where rules of a user's own redact or block."""
+LONGEST_WORD = 8_192
+"""Characters without a space that wait for what follows them."""
+
+_SAYS = (
+    "pass pwd secret key token bearer authorization basic ssn social security cvv cvc cvn card mrn medical patient "
+    "insurance policy member subscriber medicaid medicare aws api access auth client"
+).split()
+_STARTS = "sk- rk_ sk_ gh github_pat_ glpat- xox xapp- whsec_ AIza ya29. GOCSPX- SG. npm_ hf_ pypi- AKIA ASIA ABIA ACCA eyJ AGE- PuTTY -----".split()
+_SAID = re.compile(r"(?:" + "|".join(_SAYS) + r")[^\n]{0,48}\Z", re.IGNORECASE)
+_WORD = re.compile(r"\S+\Z")
+_NUMBERS = re.compile(r"\S*\d(?:[\d\s.\-]{0,62})\Z")
+_SIGNS = re.compile(r"[\d_:=@/+%.\-\"'{\\]")
+_UNNAMED_BEGINNINGS = frozenset({EMAIL, PHONE, ADDRESS, ICD10})
+
+Rules = Callable[[], Ruleset]
+Refuse = Callable[[Judgement], Refusal]
+
+
+class StreamScreen:
+    """A ``Screen`` with the rules that hold when it is asked."""
+
+    def __init__(self, rules: Rules, refuse: Refuse) -> None:
+        self._rules = rules
+        self._refuse = refuse
+
+    def __call__(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
+        """Divide ``held`` and ``new``."""
+        chunks = joined([*held, *new])
+        rules = self._rules()
+        if rules.idle:
+            return Screened(tuple(chunks))
+        pass_ = _Pass(rules, chunks)
+        if pass_.action is DlpAction.BLOCK:
+            judgement = Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b"")
+            return Screened((), refusal=self._refuse(judgement))
+        out, kept = pass_.divide(final=final)
+        finding = None
+        if pass_.types:
+            decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
+            finding = Finding(decision, tuple(sorted(pass_.types)))
+        return Screened(tuple(joined(out)), tuple(joined(kept)), finding=finding)
+
+
+class _Pass:
+    """One look at what is there of a stream."""
+
+    def __init__(self, rules: Ruleset, chunks: list[Chunk]) -> None:
+        self._rules = rules
+        self._chunks = chunks
+        self.types: set[str] = set()
+        self.action = DlpAction.ALERT
+        self._text = "".join(chunk for chunk in chunks if isinstance(chunk, str))
+        self._spans = [
+            find for find in self._finds(self._text) if find.rule.action is not DlpAction.ALERT
+        ]
+        self._objects = {
+            number: self._judged(chunk) for number, chunk in enumerate(chunks) if not isinstance(chunk, str)
+        }
+        self._leaves: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        for number, chunk in enumerate(chunks):
+            if not isinstance(chunk, str):
+                _leaves(chunk, (), number, self._leaves)
+        for path, parts in self._leaves.items():
+            if len(parts) > 1:
+                self._across(path, parts)
+
+    def _finds(self, text: str) -> list[Find]:
+        if not text or not (hits := possible(self._rules, orjson.dumps(text))):
+            return []
+        scan = Scan(self._rules, hits)
+        finds = scan.note(scan.finds(text))
+        self._take(scan.found)
+        return finds
+
+    def _judged(self, chunk: dict[str, object]) -> Chunk:
+        judgement = judge(self._rules, orjson.dumps(chunk))
+        if judgement is None:
+            return chunk
+        if judgement.decision is Decision.DLP_BLOCKED:
+            self.types |= set(judgement.types or (NESTING,))
+            self.action = DlpAction.BLOCK
+            return chunk
+        redacted = judgement.decision is Decision.DLP_REDACTED
+        self._take(dict.fromkeys(judgement.types, DlpAction.REDACT if redacted else DlpAction.ALERT))
+        return orjson.loads(judgement.body)  # type: ignore[no-any-return]
+
+    def _take(self, found: dict[str, DlpAction]) -> None:
+        self.types |= found.keys()
+        for action in found.values():
+            self.action = worse(self.action, action)
+
+    def _across(self, path: tuple[str, ...], parts: list[tuple[int, str]]) -> None:
+        """What is found in a text that came in parts, at the same place of one object after the other."""
+        bounds = []
+        place = 0
+        for number, part in parts:
+            bounds.append((place, place + len(part), number))
+            place += len(part)
+        for find in self._finds("".join(part for _, part in parts)):
+            touched = [number for start, end, number in bounds if start < find.end and find.start < end]
+            if len(touched) > 1 and find.rule.action is DlpAction.REDACT:
+                for position, number in enumerate(touched):
+                    self._objects[number] = _replaced(
+                        self._objects[number], path, "" if position else placeholder(find.rule.type)
+                    )
+
+    # -- dividing ------------------------------------------------------------------------------------
+    def divide(self, *, final: bool) -> tuple[list[Chunk], list[Chunk]]:
+        """What may go, redacted, and what waits, as it came."""
+        stop = len(self._chunks)
+        cut = len(self._text)
+        if not final:
+            cut = self._settled(self._text, self._spans)
+            stop = self._first_waiting_object()
+        place = 0
+        for chunk in self._chunks[:stop]:
+            place += len(chunk) if isinstance(chunk, str) else 0
+        cut = min(cut, place)
+        if not final:
+            while crossing := [find.start for find in self._spans if find.start < cut < find.end]:
+                cut = min(crossing)
+        return self._parted(cut, stop)
+
+    def _parted(self, cut: int, stop: int) -> tuple[list[Chunk], list[Chunk]]:
+        out: list[Chunk] = []
+        kept: list[Chunk] = []
+        place = 0
+        for number, chunk in enumerate(self._chunks):
+            if not isinstance(chunk, str):
+                if place <= cut and not kept and number < stop:
+                    out.append(self._objects[number])
+                else:
+                    kept.append(chunk)
+                continue
+            here = max(0, min(len(chunk), cut - place)) if not kept else 0
+            if here:
+                out.append(self._redacted(place, place + here))
+            if here < len(chunk):
+                kept.append(chunk[here:])
+            place += len(chunk)
+        return out, kept
+
+    def _redacted(self, first: int, last: int) -> str:
+        out: list[str] = []
+        place = first
+        for find in sorted(self._spans, key=lambda each: each.start):
+            if find.end <= place or find.start >= last:
+                continue
+            out.append(self._text[place : max(place, find.start)])
+            if find.start >= max(place, first):
+                out.append(placeholder(find.rule.type))
+            place = max(place, min(find.end, last))
+        out.append(self._text[place:last])
+        return "".join(out)
+
+    def _first_waiting_object(self) -> int:
+        """The number of the first chunk of which a text may go on in a following one."""
+        first = len(self._chunks)
+        for parts in self._leaves.values():
+            text = "".join(part for _, part in parts)
+            settled = self._settled(text, [])
+            if settled == len(text):
+                continue
+            place = 0
+            for number, part in parts:
+                place += len(part)
+                if place > settled:
+                    first = min(first, number)
+                    break
+        return first
+
+    def _settled(self, text: str, spans: Sequence[Find]) -> int:
+        """How much of ``text`` nothing can change that follows it."""
+        settled = min(_beginning(text), *(find.start for find in spans if find.end == len(text)), len(text))
+        if self._wide:
+            settled = min(settled, max(0, len(text) - WINDOW))
+            if settled and (word := _WORD.search(text, max(0, settled - LONGEST_WORD), settled)):
+                settled = word.start()
+        return settled
+
+    @property
+    def _wide(self) -> bool:
+        return any(
+            rule.action is not DlpAction.ALERT and (rule.own or rule.type in _UNNAMED_BEGINNINGS)
+            for rule in self._rules.rules
+        )
+
+
+def _beginning(text: str) -> int:
+    """Where at the end of ``text`` the beginning of a secret may be; its length where nowhere."""
+    end = len(text)
+    first = end
+    tail = max(0, end - LONGEST_WORD)
+    if (word := _WORD.search(text, tail)) and _may_begin(word[0]):
+        first = word.start()
+    near = max(0, end - 96)
+    if numbers := _NUMBERS.search(text, near):
+        first = min(first, numbers.start())
+    if said := _SAID.search(text, near):
+        first = min(first, said.start())
+    return first
+
+
+def _may_begin(word: str) -> bool:
+    if len(word) >= 16 or _SIGNS.search(word):
+        return len(word) < LONGEST_WORD
+    lower = word.lower()
+    return any(each.startswith(lower) or lower.endswith(each) for each in _SAYS) or any(
+        each.startswith(word) or word.startswith(each) for each in _STARTS
+    )
+
+
+def _leaves(
+    value: object, path: tuple[str, ...], number: int, out: dict[tuple[str, ...], list[tuple[int, str]]]
+) -> None:
+    if isinstance(value, str):
+        out.setdefault(path, []).append((number, value))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _leaves(inner, (*path, key), number, out)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            _leaves(inner, (*path, str(position)), number, out)
+
+
+def _replaced(value: Chunk, path: tuple[str, ...], new: str) -> Chunk:
+    """``value`` with ``new`` at ``path``."""
+    copy: Chunk = orjson.loads(orjson.dumps(value))
+    place: object = copy
+    for step in path[:-1]:
+        place = place[int(step)] if isinstance(place, list) else place.get(step) if isinstance(place, dict) else None
+    if isinstance(place, dict):
+        place[path[-1]] = new
+    elif isinstance(place, list):
+        place[int(path[-1])] = new
+    return copy

@@ -1,0 +1,215 @@
+"""What a pattern cannot say: whether something that looks like a secret can be one.
+
+Each takes the text and the span of a match and returns the spans that count, mostly that one or none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+Span = tuple[int, int]
+Validator = Callable[[str, int, int], Iterator[Span]]
+
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_GLUED = re.compile(r"[A-Za-z0-9_]")
+_NEARBY = 40
+"""Characters before a number in which a word says what it is."""
+_NOT_A_CARD = re.compile(
+    r"(?:\bimei|\btracking|\bpart|\bserial|\bsku|\bisbn|\bean|\bupc|\bp/?n|\bs/?n)"
+    r"(?:\s*(?:no|number|num|id|code))?[.:#=\s]*$",
+    re.IGNORECASE,
+)
+_CARD_WORDS = re.compile(r"card|visa|payment|\bpan\b|\bcc\b|credit|debit", re.IGNORECASE)
+_NOT_A_DIAGNOSIS = re.compile(
+    r"\b(?:section|figure|fig|table|version|ver|v|model|room|gate|chapter|part|rev|release|appendix|row|cell|"
+    r"column|seat|aisle|bay|annex|clause|item|step|firmware|build|sku|grid|sheet|slot|level)\.?\s*[:#]?\s*$",
+    re.IGNORECASE,
+)
+_DIAGNOSIS_WORDS = re.compile(r"icd|diagnos|\bdx\b|comorbid|\bcondition\b", re.IGNORECASE)
+_NO_STREET = frozenset(
+    """a an the minute minutes hour hours day days week weeks month months mile miles km people person men women
+    of to for in on at by with from and or is are was were will would my our your his her their this that
+    one two more other new way down up went go going takes took long test times second seconds percent pm am
+    items steps points users files lanes tickets""".split()
+)
+_FILES = frozenset("png jpg jpeg gif svg webp css js ts map py md html json yaml yml lock toml txt".split())
+EMPTY_WORDS = frozenset(
+    """required optional string null none true false empty reset resets changed incorrect invalid wrong missing
+    expired forgotten protected policy policies field fields hash hashed manager must should cannot unknown
+    undefined redacted hidden masked removed omitted default forgot change update updated input text number
+    integer boolean object array secret type validation verification recovery rotation strength length
+    accepted rejected correct valid weak strong too not here there above below confirm confirmation""".split()
+)
+_MASKED = re.compile(r"[*•xX.#_\-]{3,}|<[^>]*>|\[[^\]]*\]|\$?\{[^}]*\}+|\$\(?[A-Z_]+\)?|%[A-Z_]+%|your[-_ ].*", re.I)
+
+
+def anything(_: str, start: int, end: int) -> Iterator[Span]:
+    """A pattern that says it all."""
+    yield start, end
+
+
+def luhn(digits: str) -> bool:
+    """Whether the check digit is right (ISO/IEC 7812-1 annex B)."""
+    total = 0
+    for position, character in enumerate(reversed(digits)):
+        value = int(character)
+        if position % 2:
+            value = value * 2 - 9 if value > 4 else value * 2
+        total += value
+    return total % 10 == 0
+
+
+def brand(digits: str) -> bool:
+    """Whether a card network issues numbers that begin so, of this length."""
+    size, two, four = len(digits), int(digits[:2]), int(digits[:4])
+    if digits[0] == "4":
+        return size in (13, 16, 19)
+    if 51 <= two <= 55 or 2221 <= four <= 2720:
+        return size == 16
+    if two in (34, 37):
+        return size == 15
+    if four == 6011 or 644 <= four // 10 <= 649 or two == 65:
+        return size in (16, 19)
+    if 300 <= four // 10 <= 305 or two in (36, 38, 39):
+        return size in (14, 16)
+    if 3528 <= four <= 3589:
+        return size == 16
+    return two == 62 and size in (16, 19)
+
+
+def cards(text: str, start: int, end: int) -> Iterator[Span]:
+    """Card numbers in a chain of digits and separators: whole groups of them, of a network, with their check digit."""
+    if (start and _GLUED.match(text[start - 1])) or (end < len(text) and _GLUED.match(text[end])):
+        return
+    groups = [(start + found.start(), start + found.end()) for found in _DIGITS.finditer(text[start:end])]
+    first = 0
+    while first < len(groups):
+        last = _card_from(text, groups, first)
+        if last is not None:
+            yield groups[first][0], groups[last][1]
+            first = last
+        first += 1
+
+
+def _card_from(text: str, groups: list[Span], first: int) -> int | None:
+    digits = ""
+    for last in range(first, len(groups)):
+        digits += text[groups[last][0] : groups[last][1]]
+        if len(digits) > 19:
+            return None
+        if len(digits) < 13 or not (brand(digits) and len(set(digits)) > 1 and luhn(digits)):
+            continue
+        before = text[max(0, groups[first][0] - _NEARBY) : groups[first][0]]
+        alone = last == first
+        if alone and _NOT_A_CARD.search(before):
+            continue
+        if alone and len(digits) in (13, 19) and not _CARD_WORDS.search(text):
+            continue  # times in microseconds, ids of databases
+        return last
+    return None
+
+
+def ssn_digits(digits: str) -> bool:
+    """Whether the Social Security Administration could issue it: no area 000, 666 or 9xx, no part of zeros."""
+    area, group, serial = digits[:3], digits[3:5], digits[5:]
+    return len(digits) == 9 and area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000"
+
+
+def ssn(text: str, start: int, end: int) -> Iterator[Span]:
+    """A number written as 3-2-4, in the same way between its parts, and not a part of a longer one."""
+    found = text[start:end]
+    groups = _DIGITS.findall(found)
+    if not ssn_digits("".join(groups)):
+        return
+    if len(groups) == 3:
+        first, second = found[3 : found.index(groups[1], 3)], found[: -len(groups[2])][3:].lstrip()
+        second = found[found.index(groups[1], 3) + 2 : len(found) - 4]
+        if first.strip(" \t\r\n") != second.strip(" \t\r\n"):
+            return
+        if not first.strip() and _in_a_row(text, start, end):
+            return
+    yield start, end
+
+
+def _in_a_row(text: str, start: int, end: int) -> bool:
+    """Whether more numbers stand before or behind it: a row of a table."""
+    return bool(re.search(r"\d[ \t]{0,3}$", text[max(0, start - 4) : start])) or bool(
+        re.match(r"[ \t]{0,3}\d", text[end : end + 4])
+    )
+
+
+def ssn_said(text: str, start: int, end: int) -> Iterator[Span]:
+    """Nine digits, however written, behind a word that says what they are."""
+    if ssn_digits("".join(_DIGITS.findall(text[start:end]))):
+        yield start, end
+
+
+def email(text: str, start: int, end: int) -> Iterator[Span]:
+    """An address; not a file such as ``icon@2x.png``, nor what ``git@host:path`` names."""
+    found = text[start:end]
+    if found.rpartition(".")[2].lower() in _FILES or (found.startswith("git@") and text[end : end + 1] in (":", "/")):
+        return
+    yield start, end
+
+
+def phone(text: str, start: int, end: int) -> Iterator[Span]:
+    """A number of 8 to 15 digits (E.164) that is not a part of a longer one."""
+    count = sum(map(len, _DIGITS.findall(text[start:end])))
+    before, after = text[max(0, start - 2) : start], text[end : end + 2]
+    if re.search(r"[\w][-.]?$", before) or re.match(r"[-.]?\w", after):
+        return
+    if 8 <= count <= 15:
+        yield start, end
+
+
+def address(text: str, start: int, end: int) -> Iterator[Span]:
+    """A house number and a street; not "5 minutes drive"."""
+    words = re.findall(r"[^\W\d_]+", text[start:end].lower())
+    if words and not any(word in _NO_STREET for word in words[:-1]):
+        yield start, end
+
+
+def icd10(text: str, start: int, end: int) -> Iterator[Span]:
+    """A code with its point, or one behind a word about diagnoses."""
+    before = text[max(0, start - _NEARBY) : start]
+    if _NOT_A_DIAGNOSIS.search(before) or text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit():
+        return
+    if "." in text[start:end] or _DIAGNOSIS_WORDS.search(before):
+        yield start, end
+
+
+def secret(text: str, start: int, end: int) -> Iterator[Span]:
+    """Something that was made by chance, or at least not a word, a path or a placeholder."""
+    found = text[start:end]
+    if filled_in(found) and (any(map(str.isdigit, found)) or len(set(found)) >= 12) and not found.startswith("/"):
+        yield start, end
+
+
+def password(text: str, start: int, end: int) -> Iterator[Span]:
+    """What follows ``password:``; not prose about passwords."""
+    found = text[start:end].rstrip(".,;!?)'\"")
+    if not found or not filled_in(found) or found.lower() in EMPTY_WORDS:
+        return
+    if found.isalpha() and found.islower() and re.match(r"[ \t]+[a-z]", text[end : end + 4]):
+        return  # "password: users should ..."
+    yield start, start + len(found)
+
+
+def password_told(text: str, start: int, end: int) -> Iterator[Span]:
+    """What follows ``password is``: a word only when it is none."""
+    found = text[start:end].rstrip(".,;!?)'\"")
+    if len(found) >= 4 and filled_in(found) and not found.isalpha() and not re.fullmatch(r"[a-z]+-[a-z]+", found):
+        yield start, start + len(found)
+
+
+def filled_in(value: str) -> bool:
+    """Whether a value stands there: not a mask, a placeholder or a variable."""
+    return not _MASKED.fullmatch(value)
+
+
+def insurance(text: str, start: int, end: int) -> Iterator[Span]:
+    """An id with enough digits that is not a date."""
+    digits = "".join(_DIGITS.findall(text[start:end]))
+    if len(digits) >= 6 and not re.fullmatch(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])", text[start:end]):
+        yield start, end
