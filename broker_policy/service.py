@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import nats.errors
@@ -55,11 +56,13 @@ from broker_policy.delayed.stream import DelayedStream
 from broker_policy.direct_state.changes import Lines
 from broker_policy.direct_state.follower import DirectStateAudit
 from broker_policy.direct_state.mark import Marker
+from broker_policy.dlp import StreamScreen
 from broker_policy.ending import end
 from broker_policy.pipeline import Call
+from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
-from broker_policy.screen import Screen, let_through
+from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
 from mas_nats.wire import subjects
@@ -87,7 +90,7 @@ class NamespaceService:
         sealer: Sealer,
         record_key: RecordKey,
         recall: Memory,
-        screen: Screen = let_through,
+        screen: Screen | None = None,
         sweep_every: float = SWEEP_EVERY,
         disk: DiskRoom | None = None,
         clock: Milliseconds = wall_clock,
@@ -157,7 +160,7 @@ class NamespaceService:
             removed=removed,
             withdraw=delayed_calls.withdraw,
         )
-        presence = Presence(self._registry, sealer, deciding.table, room=deciding.room)
+        presence = Presence(self._registry, sealer, deciding, acting)
         self._releaser = Releaser(
             nc,
             namespace,
@@ -172,7 +175,9 @@ class NamespaceService:
             Op.SEND: self._take_message,
             Op.REQUEST: self._take_message,
             Op.REPLY: ReplyCalls(replies, deciding, acting).take,
-            Op.FRAME: FrameCalls(replies, deciding, acting, screen).take,
+            Op.FRAME: FrameCalls(
+                replies, deciding, acting, screen or StreamScreen(deciding.rules, blocked)
+            ).take,
             Op.FLOW: flow.take_flow,
             Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
@@ -306,6 +311,8 @@ class NamespaceService:
         return 1 if table is None else table.limits.release_rate
 
     async def _answer(self, call: Call, verdict: Verdict) -> None:
+        if call.finding is not None and verdict.ok and verdict.decision is Decision.ALLOWED:
+            verdict = replace(verdict, decision=call.finding.decision, rule=call.finding.rule)
         if call.on_verdict is not None:
             call.on_verdict(verdict)
         elif call.reply_to:

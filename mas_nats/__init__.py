@@ -15,6 +15,7 @@ from mas_nats.config import TlsClientConfig
 from mas_nats.errors import (
     CircuitOpen,
     ConfigurationError,
+    DataBlocked,
     ForeignReply,
     IdentityRefused,
     IdReused,
@@ -50,6 +51,7 @@ __all__ = [
     "Chunk",
     "CircuitOpen",
     "ConfigurationError",
+    "DataBlocked",
     "Decision",
     "ForeignReply",
     "IdReused",

@@ -9,6 +9,7 @@
     |  |- PermissionDenied     no rule allows it, or one blocks it
     |  |- UnknownTarget        there is no such agent
     |  |- InvalidMessage       the message itself is wrong (id, type, JSON, size)
+    |  |- DataBlocked          it holds what data-loss prevention blocks; leave that out
     |  |- IdReused             the id was used before, for other content
     |  |- Overloaded           the target's inbox, the log, or the room for delayed messages is full
     |  |- RateLimited          the sender has sent as much as it may; error.retry_after says when it may again
@@ -99,6 +100,13 @@ class InvalidMessage(Refused):
     """The message itself is wrong: its target's form, its type, its JSON, its size."""
 
 
+class DataBlocked(Refused):
+    """It holds what data-loss prevention blocks. ``verdict.rule`` names the types; nothing was delivered.
+
+    A handler that lets it pass is not called again for this message: the same would be blocked again.
+    """
+
+
 class IdReused(Refused):
     """The id was used before, for other content."""
 
@@ -173,6 +181,7 @@ _BY_DECISION: dict[Decision, type[Refused]] = {
     Decision.UNKNOWN_TARGET: UnknownTarget,
     Decision.INVALID: InvalidMessage,
     Decision.TOO_LARGE: InvalidMessage,
+    Decision.DLP_BLOCKED: DataBlocked,
     Decision.ID_REUSED: IdReused,
     Decision.INBOX_FULL: Overloaded,
     Decision.LOG_FULL: Overloaded,

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.errors import MasError, Reject, StreamCancelled
+from mas_nats.errors import DataBlocked, MasError, Reject, StreamCancelled
 from mas_nats.handlers import NotHandled
 from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
@@ -181,7 +181,7 @@ class Inbox:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             failure = _failure(error, message, retryable=True)
-        except (Reject, NotHandled) as error:
+        except (Reject, NotHandled, DataBlocked) as error:
             failure = _failure(error, message, retryable=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
             failure = _failure(error, message, retryable=not message.course.told)

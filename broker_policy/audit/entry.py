@@ -186,7 +186,9 @@ def loss(index: int, sequence: int, time: int, first: int, last: int, digest: st
     }
 
 
-_ACCEPTING = frozenset({Decision.ALLOWED, Decision.ALERT, Decision.DLP_REDACTED})
+_FOUND = frozenset({Decision.ALERT, Decision.DLP_REDACTED})
+"""Accepted, and data-loss prevention found something."""
+_ACCEPTING = _FOUND | {Decision.ALLOWED}
 
 
 def refuses(decision: Entry) -> bool:
@@ -236,7 +238,9 @@ def index_names(entry: Entry) -> list[str]:
         names.append(f"sender:{entry['f']}")
     if all(map(is_id, entry["t"].split("/"))):
         names.append(f"target:{entry['t']}")
-    if refuses(entry):
+    if entry["d"] in _FOUND or entry["d"] == Decision.DLP_BLOCKED:
+        names += [f"violation:dlp:{each}" for each in entry["r"].removeprefix("dlp:").split(",")]
+    elif refuses(entry):
         names.append(f"violation:{entry['r'] or entry['d']}")
     return names
 

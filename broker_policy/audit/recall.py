@@ -6,11 +6,11 @@ from typing import Protocol
 
 from redis.exceptions import RedisError
 
+from broker_policy.audit.entry import refuses
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.record import RELEASE, Outcome
 from broker_policy.audit.store import Store
 from mas_nats.wire.subjects import AdminOp, Op
-from mas_nats.wire.verdict import Decision
 
 _NEVER_STORED = (Outcome.NOT_COMMITTED, Outcome.DUPLICATE, Outcome.REFUSED)
 _STORED = (Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED)
@@ -49,7 +49,7 @@ class Recall:
             entry = entries[index].entry()
             if entry["o"] not in (Op.SEND, Op.REQUEST, RELEASE):
                 continue  # the ids of other calls are no message ids, and may be equal to one
-            if entry.get("f") == sender and entry.get("id") == message_id and entry["d"] == Decision.ALLOWED:
+            if entry.get("f") == sender and entry.get("id") == message_id and not refuses(entry):
                 commitment: str | None = entry.get("c")
                 return commitment
         return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from broker_policy.audit.record import DecisionLine, Way
 from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.lines import line_of
+from broker_policy.dlp import Ruleset, redact_text
 from broker_policy.pipeline import Call, Refusal, judge
+from broker_policy.pipeline.dlp import Inspection
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
 from broker_policy.sealing import Sealer
@@ -28,6 +30,7 @@ class Deciding:
     sealer: Sealer
     room: Callable[[], int]
     clock: Milliseconds = wall_clock
+    inspection: Inspection = field(default_factory=Inspection)
 
     @property
     def revision(self) -> int:
@@ -52,14 +55,38 @@ class Deciding:
         room = self.room()
         if len(call.body) > room:  # the server would end the connection of whoever passes it on
             return refusals.too_large(len(call.body), room)
-        return judge(call, table)
+        if (refusal := judge(call, table) or self.inspection.inspect(call, table)) is not None:
+            return refusal
+        size = len(call.body)  # placeholders may be longer than what they stand for
+        return refusals.too_large(size, room) if size > room else None
+
+    def rules(self) -> Ruleset | None:
+        """The rules of data-loss prevention that hold now; None where there are none to judge by."""
+        table = self.follower.table(self.namespace)
+        return None if table is None else self.inspection.rules(table)
+
+    def clean(self, text: str) -> str:
+        """``text`` for a record, a header or a dead letter: without what may not be delivered."""
+        rules = self.rules()
+        return redact_text(rules, text) if rules is not None else ""
 
     def refused(self, call: Call, refusal: Refusal) -> DecisionLine:
         """The line of a refusal."""
-        return self._line(call, refusal.decision, refusal.rule, Way.NONE, "")
+        line = self._line(call, refusal.decision, refusal.rule, Way.NONE, "")
+        said = f"{line.type} {line.message_id} {line.target}"
+        if (rules := self.rules()) is None or redact_text(rules, said) == said:
+            return line
+        return replace(
+            line,
+            type=redact_text(rules, line.type),
+            message_id=redact_text(rules, line.message_id),
+            target=redact_text(rules, line.target),
+        )
 
     def allowed(self, call: Call, rule: str, way: Way, commitment: str) -> DecisionLine:
-        """The line of what ``rule`` allows."""
+        """The line of what ``rule`` allows, or of what data-loss prevention found in it."""
+        if call.finding is not None:
+            return self._line(call, call.finding.decision, call.finding.rule, way, commitment)
         return self._line(call, Decision.ALLOWED, rule, way, commitment)
 
     def envelope(self, call: Call, salt: bytes) -> dict[str, str]:

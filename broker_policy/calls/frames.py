@@ -58,6 +58,7 @@ class FrameCalls:
             self._acting.refuse(call, judged)
             return
         frame, screened, body = judged
+        call.finding = screened.finding
         salt = self._deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, body)
 
@@ -106,7 +107,7 @@ class FrameCalls:
             cursor = self._deciding.sealer.open_cursor(capability, token) if token else Cursor()
         except SealBroken as error:
             return refusals.invalid("cursor", str(error))
-        failed = printable(str(body.get("failed") or ""), 100)
+        failed = self._deciding.clean(printable(str(body.get("failed") or ""), 100))
         return Frame(capability, cursor, tuple(joined(chunks)), body.get("final") is True, failed)
 
     def _screened(self, frame: Frame) -> Screened:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import orjson
 from pydantic import ValidationError
 
+from broker_policy.calls.acting import Acting
+from broker_policy.calls.deciding import Deciding
 from broker_policy.registry import Registry, TooManyInstances
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
@@ -23,14 +23,14 @@ class Presence:
         self,
         registry: Registry,
         sealer: Sealer,
-        table: Callable[[Call], Table | Refusal],
-        *,
-        room: Callable[[], int],
+        deciding: Deciding,
+        acting: Acting,
     ) -> None:
         self._registry = registry
         self._sealer = sealer
-        self._table = table
-        self._room = room  # bytes that an answer may have
+        self._deciding = deciding
+        self._acting = acting
+        self._table = deciding.table
 
     async def hello(self, call: Call) -> Verdict:
         """Name the instance, or recognise it by the name it got before, and announce it."""
@@ -40,6 +40,9 @@ class Presence:
         if len(call.body) > MAX_HELLO_BYTES:
             text = f"capabilities and metadata exceed {MAX_HELLO_BYTES} bytes"
             return refusals.invalid("metadata", text).verdict(call.message_id)
+        if (refusal := self._deciding.inspection.inspect(call, table)) is not None:
+            call.target, call.type = call.sender, "hello"
+            return await self._acting.refused(call, refusal)
         try:
             hello = Hello.model_validate_json(call.body)
         except ValidationError:
@@ -81,7 +84,7 @@ class Presence:
                 call.message_id
             )
         agents = self._registry.discover(call.sender, wanted, table)
-        if (size := len(orjson.dumps(agents))) > self._room():
+        if (size := len(orjson.dumps(agents))) > self._deciding.room():
             text = f"the {len(agents)} agents found take {size} bytes: name the capabilities you need"
             return refusals.invalid("discover", text).verdict(call.message_id)
         return accepted(call.message_id, agents=agents)

@@ -12,6 +12,7 @@ from broker_policy.sealing import commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.shape import well_formed
 from mas_nats.policy.state_call import BadStateCall, StateCall
+from mas_nats.policy.table import Table
 from mas_nats.wire.verdict import Verdict, accepted
 
 
@@ -49,8 +50,20 @@ class StateCalls:
         if (refusal := well_formed(call)) is not None:
             return refusal
         try:
-            return StateCall.read(call.body, min(table.limits.max_state, self._deciding.room()))
+            wanted = StateCall.read(call.body, min(table.limits.max_state, self._deciding.room()))
         except BadStateCall as error:
+            return refusals.invalid("state", str(error))
+        return self._inspected(call, wanted, table)
+
+    def _inspected(self, call: Call, wanted: StateCall, table: Table) -> StateCall | Refusal:
+        """The call as it may be done; a state may be redacted like a message."""
+        if wanted.op == "get":
+            return wanted
+        if (refusal := self._deciding.inspection.inspect(call, table)) is not None:
+            return refusal
+        try:
+            return StateCall.read(call.body, self._deciding.room())
+        except BadStateCall as error:  # placeholders are longer than what they stand for
             return refusals.invalid("state", str(error))
 
     async def _read(self, call: Call) -> Verdict:

@@ -42,4 +42,5 @@ def line_of(
 
 def weight(line: DecisionLine) -> int:
     """Bytes that ``line`` takes in a record, at most: quotes and backslashes are written as two."""
-    return 450 + 2 * (len(line.message_id) + len(line.target) + len(line.type) + len(line.by))
+    claimed = len(line.message_id) + len(line.target) + len(line.type) + len(line.by)
+    return 450 + 2 * claimed + len(line.rule)

@@ -60,6 +60,11 @@ class FailureReports:
         except ValidationError:
             text = "a failure report needs sequence, attempt, error_class, error and retryable"
             return refusals.invalid("fail", text).verdict(call.message_id)
+        clean = {
+            "error": self._deciding.clean(failure.error),
+            "error_class": self._deciding.clean(failure.error_class),
+        }
+        failure = failure.model_copy(update=clean)
         try:
             stored = await self._undertaker.find(call.sender, failure.sequence)
         except NotYours as problem:

@@ -9,7 +9,7 @@ from broker_policy.delayed.queue import Waiting
 from broker_policy.jetstream import StoredMessage, publish
 from broker_policy.printable import printable
 from mas_nats.wire import headers, subjects
-from mas_nats.wire.verdict import Verdict
+from mas_nats.wire.verdict import Decision, Verdict
 
 
 async def bury(
@@ -30,4 +30,8 @@ async def bury(
         headers.DEAD_SEQUENCE: "0",  # it never was in the inbox
         headers.DEAD_TIME: str(now),
     }
-    await publish(nc, subjects.dead_letter(one.target), stored.data, fields)
+    body = stored.data
+    if verdict.decision is Decision.DLP_BLOCKED:  # it is kept nowhere; without a body it cannot be redriven
+        body = b""
+        fields.pop(headers.TRACESTATE, None)
+    await publish(nc, subjects.dead_letter(one.target), body, fields)

@@ -6,9 +6,8 @@ Where a pattern has a group, what the group finds is the secret and the rest its
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from broker_policy.dlp import classes as c
 from broker_policy.dlp import validators as v
@@ -27,15 +26,32 @@ class Pattern:
 _SEP = r"[\s\-.]{0,3}"
 _IS = r"""["']?(?:\s*(?:number|no\.?|num|id|code|is|was|#|:|=|-|>))*[\s"']*"""
 
+_LABEL_ENDS = re.compile(
+    r"""["']?(?:\s*(?:is|was|of|[:=]|=>))*[\s"']*([A-Za-z0-9_\-./+=]{16,})""", re.IGNORECASE
+)
+
+
+def _behind_label(text: str, _: int, end: int) -> Iterator[v.Span]:
+    if found := _LABEL_ENDS.match(text, end, end + 4096):
+        yield from v.secret(text, *found.span(1))
+
+
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.SSN, r"\b\d{3}(?:\s{0,2}-\s{0,2}|\s{1,3}|\.)\d{2}(?:\s{0,2}-\s{0,2}|\s{1,3}|\.)\d{4}\b", v.ssn),
     Pattern(c.SSN, r"(?i)\b(?:ssn|social\s+security)" + _IS + r"(\d(?:" + _SEP + r"\d){8})\b", v.ssn_said),
-    Pattern(c.EMAIL, r"[\pL\pN][\pL\pN._%+\-']*@[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?\.[A-Za-z]{2,24}\b", v.email),
-    Pattern(c.PHONE, r"(?:\+?1[-.\s]?)?(?:\([2-9]\d{2}\)\s?|\b[2-9]\d{2}[-.\s])[2-9]\d{2}[-.\s]\d{4}\b", v.phone),
+    Pattern(
+        c.EMAIL,
+        r"[\pL\pN][\pL\pN._%+\-']*@[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?\.[A-Za-z]{2,24}\b",
+        v.email,
+    ),
+    Pattern(
+        c.PHONE, r"(?:\+?1[-.\s]?)?(?:\([2-9]\d{2}\)\s?|\b[2-9]\d{2}[-.\s])[2-9]\d{2}[-.\s]\d{4}\b", v.phone
+    ),
     Pattern(c.PHONE, r"\+[1-9][0-9](?:[\s().\-]{0,2}\d){6,13}\b", v.phone),
     Pattern(
         c.PHONE,
-        r"(?i)\b(?:phone|tel|telephone|mobile|cell|fax|call(?:\s+me)?(?:\s+(?:at|on))?)\b" + _IS
+        r"(?i)\b(?:phone|tel|telephone|mobile|cell|fax|call(?:\s+me)?(?:\s+(?:at|on))?)\b"
+        + _IS
         + r"(\(?\d(?:[\s().\-]{0,2}\d){6,13})\b",
         v.phone,
     ),
@@ -50,12 +66,16 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.ADDRESS, r"(?i)\b\pL{3,}(?:straße|strasse|weg|platz|allee|gasse)\s+\d{1,4}\s?[a-z]?\b"),
     Pattern(
         c.MRN,
-        r"(?i)\b(?:MRN|medical\s+record|patient\s+(?:id|number|no\.?))s?\b" + _IS + r"([A-Z]{0,3}-?\d(?:[\s\-]?\d){4,11})\b",
+        r"(?i)\b(?:MRN|medical\s+record|patient\s+(?:id|number|no\.?))s?\b"
+        + _IS
+        + r"([A-Z]{0,3}-?\d(?:[\s\-]?\d){4,11})\b",
     ),
     Pattern(
         c.INSURANCE,
         r"(?i)\b(?:(?:health\s+)?insurance(?:\s+policy)?|(?:insurance\s+|health\s+)?(?:member|subscriber)\s+(?:id|no\.?|number)"
-        r"|medicaid|medicare|policy\s*(?:id|no\.?|number|num|#))" + _IS + r"([A-Z]{0,4}-?\d(?:[\s\-]?[A-Z0-9]){5,13})\b",
+        r"|medicaid|medicare|policy\s*(?:id|no\.?|number|num|#))"
+        + _IS
+        + r"([A-Z]{0,4}-?\d(?:[\s\-]?[A-Z0-9]){5,13})\b",
         v.insurance,
     ),
     Pattern(
@@ -66,7 +86,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.CARD, r"\d(?:[\s\-.]{0,3}\d){12,}", v.cards),
     Pattern(
         c.CVV,
-        r"(?i)\b(?:cvv2?|cvc2?|cvn|card\s+(?:verification|security)(?:\s+(?:code|value|number))?)\b" + _IS + r"(\d{3,4})\b",
+        r"(?i)\b(?:cvv2?|cvc2?|cvn|card\s+(?:verification|security)(?:\s+(?:code|value|number))?)\b"
+        + _IS
+        + r"(\d{3,4})\b",
     ),
     Pattern(c.CVV, r"(?i)\bcard\b[^\n]*\bsecurity\s+code" + _IS + r"(\d{3,4})\b"),
     Pattern(c.API_KEY, r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
@@ -87,13 +109,14 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         c.API_KEY,
         r"(?i)(?:api|access|auth|secret)[\s_\-]?(?:key|token)|client[\s_\-]?secret|apikey",
-        lambda text, start, end: _behind_label(text, end),
+        _behind_label,
         said=True,
     ),
     Pattern(c.API_KEY, r"(?i)\bbearer\s+([A-Za-z0-9_\-./+=]{16,})", v.secret, said=True),
     Pattern(c.AWS_KEY, r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b"),
     Pattern(
-        c.AWS_KEY, r"(?i)aws[^\n]{0,30}?(?:secret|key|token)[^\n]{0,20}?[\s:=\"']([A-Za-z0-9/+]{40})(?:$|[^A-Za-z0-9/+])"
+        c.AWS_KEY,
+        r"(?i)aws[^\n]{0,30}?(?:secret|key|token)[^\n]{0,20}?[\s:=\"']([A-Za-z0-9/+]{40})(?:$|[^A-Za-z0-9/+])",
     ),
     Pattern(
         c.PRIVATE_KEY,
@@ -109,18 +132,13 @@ PATTERNS: tuple[Pattern, ...] = (
         v.password,
     ),
     Pattern(
-        c.PASSWORD, r"""(?i)\b(?:password|passphrase|passcode)\s+(?:is|was)[\s:]*["']?([^\s"']{4,})""", v.password_told
+        c.PASSWORD,
+        r"""(?i)\b(?:password|passphrase|passcode)\s+(?:is|was)[\s:]*["']?([^\s"']{4,})""",
+        v.password_told,
     ),
     Pattern(c.PASSWORD, r"\b[a-z][a-z0-9+.\-]*://[^\s/:@\"']*:([^\s/@\"']{3,})@", v.password),
     Pattern(c.PASSWORD, r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+([A-Za-z0-9+/]{8,}={0,2})"),
 )
-
-_LABEL_ENDS = re.compile(r"""["']?(?:\s*(?:is|was|of|[:=]|=>))*[\s"']*([A-Za-z0-9_\-./+=]{16,})""", re.IGNORECASE)
-
-
-def _behind_label(text: str, end: int) -> Any:
-    found = _LABEL_ENDS.match(text, end, end + 4096)
-    return v.secret(text, *found.span(1)) if found else iter(())
 
 
 def _text_of(least: int) -> Callable[[str], bool]:
@@ -141,13 +159,24 @@ def _digits(least: int, most: int) -> Callable[[str], bool]:
 
 
 def _street(value: str) -> bool:
-    return bool(re.search(r"\d", value)) and bool(re.search(r"[^\W\d_]{3,}", value)) and "@" not in value and "://" not in value
+    said = re.search(r"\d", value) and re.search(r"[^\W\d_]{3,}", value)
+    return bool(said) and "@" not in value and "://" not in value
+
+
+def _password(value: str) -> bool:
+    value = value.strip()
+    return bool(value) and v.filled_in(value) and not v.EMPTY_WORDS.fullmatch(value.lower())
+
+
+def _policy_number(value: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9\s\-]{6,24}", value)) and sum(map(str.isdigit, value)) >= 5
 
 
 def _ssn(value: str) -> bool:
     """A number may have lost its leading zeros."""
     digits = re.sub(r"\D", "", value)
-    return bool(re.fullmatch(r"[\d\s.\-]+", value)) and 7 <= len(digits) <= 9 and v.ssn_digits(digits.zfill(9))
+    number = re.fullmatch(r"[\d\s.\-]+", value) and 7 <= len(digits) <= 9
+    return bool(number) and v.ssn_digits(digits.zfill(9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,27 +199,44 @@ FIELDS: tuple[Field, ...] = (
         c.PASSWORD,
         r".*(?:password|passwd|passphrase|passcode|pwd)s?|pass|.*userpass|.*dbpass|secrets?",
         "pass|pwd|secret",
-        lambda value: bool(value.strip()) and v.filled_in(value.strip()) and value.strip().lower() not in v.EMPTY_WORDS,
+        _password,
     ),
     _field(
         c.API_KEY,
-        r".*(?:apikey|apitoken|apisecret|accesstoken|refreshtoken|authtoken|bearertoken|clientsecret|secretkey|secrettoken|"
-        r"sessiontoken|webhooksecret|signingsecret)s?",
+        r".*(?:apikey|apitoken|apisecret|accesstoken|refreshtoken|authtoken|bearertoken|clientsecret|"
+        r"secretkey|secrettoken|sessiontoken|webhooksecret|signingsecret)s?",
         "key|token|secret",
         _text_of(8),
         said=True,
     ),
-    _field(c.AWS_KEY, r".*(?:awssecretaccesskey|secretaccesskey|awssecretkey|awssessiontoken)", "aws|access", _text_of(16)),
+    _field(
+        c.AWS_KEY,
+        r".*(?:awssecretaccesskey|secretaccesskey|awssecretkey|awssessiontoken)",
+        "aws|access",
+        _text_of(16),
+    ),
     _field(c.PRIVATE_KEY, r".*(?:privatekey|privkey)(?:pem)?", "priv", lambda value: len(value) >= 32),
-    _field(c.CVV, r".*(?:cvv|cvc|cvn)2?(?:code|number)?|cardsecuritycode|cardverification.*", "cv[vcn]|card", _digits(2, 4)),
+    _field(
+        c.CVV,
+        r".*(?:cvv|cvc|cvn)2?(?:code|number)?|cardsecuritycode|cardverification.*",
+        "cv[vcn]|card",
+        _digits(2, 4),
+    ),
     _field(c.SSN, r".*ssn|ssn(?:number|no|id|value)?|.*socialsecurity.*", "ssn|social", _ssn),
-    _field(c.MRN, r"(?:patient)?mrn(?:number|no|id)?|.*medicalrecord(?:number|no|num|id)?", "mrn|medical", _digits(5, 12)),
+    _field(
+        c.MRN,
+        r"(?:patient)?mrn(?:number|no|id)?|.*medicalrecord(?:number|no|num|id)?",
+        "mrn|medical",
+        _digits(5, 12),
+    ),
     _field(
         c.INSURANCE,
         r".*insurance(?:policy)?(?:id|number|no|num|memberid|member)|(?:insurance)?policy(?:number|no|num)|subscriber(?:id|number)|"
         r"medicare(?:id|number)|medicaid(?:id|number)|healthinsurance",
         "insur|policy|subscriber|medica",
-        lambda value: bool(re.fullmatch(r"[A-Za-z0-9\s\-]{6,24}", value)) and sum(map(str.isdigit, value)) >= 5,
+        lambda value: (
+            bool(re.fullmatch(r"[A-Za-z0-9\s\-]{6,24}", value)) and sum(map(str.isdigit, value)) >= 5
+        ),
     ),
     _field(
         c.ICD10,
@@ -199,7 +245,10 @@ FIELDS: tuple[Field, ...] = (
         lambda value: bool(re.fullmatch(r"[A-Z]\d[0-9A-Z](?:\.?[0-9A-Z]{1,4})?", value.strip())),
     ),
     _field(
-        c.PHONE, r".*(?:phone|telephone|mobile|cellphone|fax)(?:number|no)?s?|tel|cell", "phone|tel|mobile|cell|fax", _digits(7, 15)
+        c.PHONE,
+        r".*(?:phone|telephone|mobile|cellphone|fax)(?:number|no)?s?|tel|cell",
+        "phone|tel|mobile|cell|fax",
+        _digits(7, 15),
     ),
     _field(c.ADDRESS, r".*(?:street|address)(?:address|line)?1?", "street|address", _street),
 )

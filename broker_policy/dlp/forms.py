@@ -20,7 +20,15 @@ MAX_LEVELS = 4
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_SHORT = ((b"\\n", b"\n"), (b'\\"', b'"'), (b"\\t", b"\t"), (b"\\r", b"\r"), (b"\\/", b"/"), (b"\\b", b"\b"), (b"\\f", b"\f"))
+_SHORT = (
+    (b"\\n", b"\n"),
+    (b'\\"', b'"'),
+    (b"\\t", b"\t"),
+    (b"\\r", b"\r"),
+    (b"\\/", b"/"),
+    (b"\\b", b"\b"),
+    (b"\\f", b"\f"),
+)
 PERCENT = r"%[0-9A-Fa-f]{2}"
 _PERCENT = re.compile(PERCENT)
 _PERCENT_RUN = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -155,6 +163,6 @@ def _bytes(run: str) -> bytes:
 
 
 def _readable(raw: bytes) -> bool:
-    """Whether it is text: printable, for nine in ten bytes."""
-    text = raw.decode("latin-1")
-    return 10 * sum(character.isprintable() or character in "\r\n\t" for character in text if character < "\x80" or character > "\xa0") >= 9 * len(text) and sum(character < "\x80" for character in text) * 10 >= len(text) * 8
+    """Whether it is text: four in five bytes are ASCII that is printed."""
+    letters = sum(32 <= byte < 127 or byte in b"\r\n\t" for byte in raw)
+    return 10 * letters >= 8 * len(raw)

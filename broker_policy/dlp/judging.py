@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker_policy.dlp import forms
 from broker_policy.dlp.ruleset import Ruleset
-from broker_policy.dlp.scanning import Scan, TooDeep, cut, dumps, loads, worse
+from broker_policy.dlp.scanning import Scan, TooDeep, cut, dumps, loads, strictness
 from mas_nats.policy.call import Finding
 from mas_nats.policy.governance import DlpAction
 from mas_nats.wire.verdict import Decision
@@ -40,28 +40,26 @@ class Judgement:
 
 
 def judge(rules: Ruleset, body: bytes) -> Judgement | None:
-    """What ``rules`` say of a JSON body; None where they find nothing."""
+    """What ``rules`` say of a JSON body; None where they find nothing.
+
+    Raises:
+        ValueError: it is no JSON.
+
+    """
     if rules.idle or not (hits := possible(rules, body)):
         return None
+    scan = Scan(rules, hits)
     try:
-        value = loads(body)
-        scan = Scan(rules, hits)
-        made = scan.value(value)
+        made = scan.value(loads(body))
     except TooDeep:
         return Judgement(Decision.DLP_BLOCKED, (NESTING,), b"")
-    except ValueError:  # no JSON: what comes here was read before
-        return Judgement(Decision.DLP_BLOCKED, ("unreadable",), b"")
     if not scan.found:
         return None
-    action = DlpAction.ALERT
-    for each in scan.found.values():
-        action = worse(action, each)
+    action = max(scan.found.values(), key=strictness)
     types = tuple(sorted(scan.found))
-    if action is DlpAction.BLOCK:
-        return Judgement(Decision.DLP_BLOCKED, types, b"")
     if action is DlpAction.REDACT:
-        return Judgement(Decision.DLP_REDACTED, types, dumps(made).encode(errors="replace"))
-    return Judgement(Decision.ALERT, types, body)
+        body = dumps(made).encode(errors="replace")
+    return Judgement(_DECISIONS[action], types, b"" if action is DlpAction.BLOCK else body)
 
 
 def possible(rules: Ruleset, raw: bytes) -> set[int]:

@@ -87,12 +87,22 @@ class Ruleset:
                     action = actions[pattern.type]
                     sources.append((len(self.rules), pattern.pattern, False))
                     self.rules.append(
-                        Rule(len(self.rules), pattern.type, action, compiled, group, pattern.validator, said=pattern.said)
+                        Rule(
+                            len(self.rules),
+                            pattern.type,
+                            action,
+                            compiled,
+                            group,
+                            pattern.validator,
+                            said=pattern.said,
+                        )
                     )
             for field in builtin.FIELDS:
                 if field.type not in off:
                     sources.append((len(self.rules), field.raw, False))
-                    self.rules.append(Rule(len(self.rules), field.type, actions[field.type], field=field, said=field.said))
+                    self.rules.append(
+                        Rule(len(self.rules), field.type, actions[field.type], field=field, said=field.said)
+                    )
         always: list[int] = []
         for own in settings.rules:
             compiled = _own(own)
@@ -106,7 +116,11 @@ class Ruleset:
             self.rules.append(Rule(number, own.type, action, compiled, own=True))
         self._always = tuple(always)
         sources.insert(0, (PACKED, rf"{forms.BASE64}|{forms.PERCENT}", False))
-        self._sets = [made for first in range(0, len(sources), _RULES_IN_A_SET) for made in _sets(sources[first : first + _RULES_IN_A_SET])]
+        self._sets = [
+            made
+            for first in range(0, len(sources), _RULES_IN_A_SET)
+            for made in _sets(sources[first : first + _RULES_IN_A_SET])
+        ]
 
     @property
     def idle(self) -> bool:
@@ -144,10 +158,14 @@ def _actions(settings: Dlp) -> dict[str, DlpAction]:
     own = {rule.type for rule in settings.rules}
     for name in settings.disable_defaults:
         if name not in known:
-            raise ConfigurationError(f"dlp.disable_defaults: there is no built-in type {name!r}; there are {_listed(DEFAULT_ACTIONS)}")
+            raise ConfigurationError(
+                f"dlp.disable_defaults: no built-in type {name!r}; there are {_listed(DEFAULT_ACTIONS)}"
+            )
     for name in settings.policy_overrides:
         if name not in known | own:
-            raise ConfigurationError(f"dlp.policy_overrides: there is no type {name!r}; there are {_listed({*DEFAULT_ACTIONS, *own})}")
+            raise ConfigurationError(
+                f"dlp.policy_overrides: no type {name!r}; there are {_listed({*DEFAULT_ACTIONS, *own})}"
+            )
     return DEFAULT_ACTIONS | {canonical(name): action for name, action in settings.policy_overrides.items()}
 
 
@@ -163,7 +181,9 @@ def _own(rule: DlpRule) -> Any:
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         raise ConfigurationError(f"dlp rule {rule.id!r}: its pattern is not one of RE2: {text}") from None
     if compiled.search("") is not None:
-        raise ConfigurationError(f"dlp rule {rule.id!r}: its pattern finds the empty text, so it would find everything")
+        raise ConfigurationError(
+            f"dlp rule {rule.id!r}: its pattern finds the empty text, so it would find everything"
+        )
     return compiled
 
 

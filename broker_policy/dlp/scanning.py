@@ -80,7 +80,9 @@ class Scan:
         if isinstance(value, Object):
             return self._object(value, path, depth)
         if isinstance(value, list):
-            return [self.value(each, f"{path}[{number}]", named, depth + 1) for number, each in enumerate(value)]
+            return [
+                self.value(each, f"{path}[{number}]", named, depth + 1) for number, each in enumerate(value)
+            ]
         return value
 
     def _object(self, value: Object, path: str, depth: int) -> dict[str, Any]:
@@ -106,7 +108,9 @@ class Scan:
         keys = {key.lower() for key, _ in value.pairs}
         if not keys & _VALUED:
             return ""
-        return next((inner for key, inner in value.pairs if key.lower() in _NAMING and isinstance(inner, str)), "")
+        return next(
+            (inner for key, inner in value.pairs if key.lower() in _NAMING and isinstance(inner, str)), ""
+        )
 
     def _number(self, value: Number, path: str, named: str) -> Any:
         text = _written_out(value.text)
@@ -151,7 +155,9 @@ class Scan:
 
     def rules_found(self) -> list[Rule]:
         """One rule for each class that was found."""
-        by_type = {rule.type: rule for rule in reversed([self.ruleset.rules[number] for number in sorted(self.hits)])}
+        by_type = {
+            rule.type: rule for rule in reversed([self.ruleset.rules[number] for number in sorted(self.hits)])
+        }
         return [by_type[name] for name in self.found]
 
     def _matches(self, text: str) -> Iterator[Find]:
@@ -165,7 +171,9 @@ class Scan:
         rules = self._named.get(named)
         if rules is None:
             name = _SIGNS.sub("", forms.plain(named).lower())
-            rules = [rule for rule in self.fields if rule.field is not None and rule.field.names.fullmatch(name)]
+            rules = [
+                rule for rule in self.fields if rule.field is not None and rule.field.names.fullmatch(name)
+            ]
             if len(self._named) < 1024:
                 self._named[named] = rules
         for rule in rules:
@@ -187,12 +195,14 @@ def placeholder(type_: str) -> str:
     return f"[REDACTED:{type_}]"
 
 
-_ORDER = {DlpAction.ALERT: 0, DlpAction.REDACT: 1, DlpAction.BLOCK: 2}
+_ORDER = (DlpAction.ALERT, DlpAction.REDACT, DlpAction.BLOCK)
+strictness = _ORDER.index
+"""The stricter an action, the larger."""
 
 
 def worse(one: DlpAction, other: DlpAction) -> DlpAction:
     """The stricter of two actions."""
-    return max(one, other, key=_ORDER.__getitem__)
+    return max(one, other, key=strictness)
 
 
 def loads(text: str | bytes) -> Any:
@@ -266,7 +276,8 @@ def _without_covered(finds: list[Find]) -> list[Find]:
         for find in finds
         if not _weak(find)
         or not any(
-            other.rule.type != find.rule.type and other.start < find.end and find.start < other.end for other in strong
+            other.rule.type != find.rule.type and other.start < find.end and find.start < other.end
+            for other in strong
         )
     ]
 

@@ -17,6 +17,7 @@ from broker_policy.dlp.judging import NESTING, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
 from broker_policy.screen import Screened
+from mas_nats.policy import refusals
 from mas_nats.policy.call import Finding, Refusal
 from mas_nats.policy.governance import DlpAction
 from mas_nats.wire.frames import Chunk, joined
@@ -27,18 +28,22 @@ WINDOW = 256
 LONGEST_WORD = 8_192
 """Characters without a space that wait for what follows them."""
 
-_SAYS = (
-    "pass pwd secret key token bearer authorization basic ssn social security cvv cvc cvn card mrn medical patient "
-    "insurance policy member subscriber medicaid medicare aws api access auth client"
-).split()
-_STARTS = "sk- rk_ sk_ gh github_pat_ glpat- xox xapp- whsec_ AIza ya29. GOCSPX- SG. npm_ hf_ pypi- AKIA ASIA ABIA ACCA eyJ AGE- PuTTY -----".split()
-_SAID = re.compile(r"(?:" + "|".join(_SAYS) + r")[^\n]{0,48}\Z", re.IGNORECASE)
+_SAY_WORDS = (
+    "pass|pwd|secret|key|token|bearer|authorization|basic|ssn|social|security|cvv|cvc|cvn|card|mrn|"
+    "medical|patient|insurance|policy|member|subscriber|medicaid|medicare|aws|api|access|auth|client"
+)
+_FIRST_SIGNS = (
+    "sk-|rk_|sk_|gh|github_pat_|glpat-|xox|xapp-|whsec_|AIza|ya29.|GOCSPX-|SG.|npm_|hf_|pypi-|AKIA|"
+    "ASIA|ABIA|ACCA|eyJ|AGE-|PuTTY|-----"
+)
+_SAYS, _STARTS = _SAY_WORDS.split("|"), _FIRST_SIGNS.split("|")
+_SAID = re.compile(f"(?:{_SAY_WORDS})" + r"[^\n]{0,48}\Z", re.IGNORECASE)
 _WORD = re.compile(r"\S+\Z")
 _NUMBERS = re.compile(r"\S*\d(?:[\d\s.\-]{0,62})\Z")
 _SIGNS = re.compile(r"[\d_:=@/+%.\-\"'{\\]")
 _UNNAMED_BEGINNINGS = frozenset({EMAIL, PHONE, ADDRESS, ICD10})
 
-Rules = Callable[[], Ruleset]
+Rules = Callable[[], Ruleset | None]
 Refuse = Callable[[Judgement], Refusal]
 
 
@@ -53,6 +58,8 @@ class StreamScreen:
         """Divide ``held`` and ``new``."""
         chunks = joined([*held, *new])
         rules = self._rules()
+        if rules is None:
+            return Screened((), refusal=refusals.dlp_unusable())
         if rules.idle:
             return Screened(tuple(chunks))
         pass_ = _Pass(rules, chunks)
@@ -76,9 +83,7 @@ class _Pass:
         self.types: set[str] = set()
         self.action = DlpAction.ALERT
         self._text = "".join(chunk for chunk in chunks if isinstance(chunk, str))
-        self._spans = [
-            find for find in self._finds(self._text) if find.rule.action is not DlpAction.ALERT
-        ]
+        self._spans = [find for find in self._finds(self._text) if find.rule.action is not DlpAction.ALERT]
         self._objects = {
             number: self._judged(chunk) for number, chunk in enumerate(chunks) if not isinstance(chunk, str)
         }
@@ -254,7 +259,13 @@ def _replaced(value: Chunk, path: tuple[str, ...], new: str) -> Chunk:
     copy: Chunk = orjson.loads(orjson.dumps(value))
     place: object = copy
     for step in path[:-1]:
-        place = place[int(step)] if isinstance(place, list) else place.get(step) if isinstance(place, dict) else None
+        place = (
+            place[int(step)]
+            if isinstance(place, list)
+            else place.get(step)
+            if isinstance(place, dict)
+            else None
+        )
     if isinstance(place, dict):
         place[path[-1]] = new
     elif isinstance(place, list):

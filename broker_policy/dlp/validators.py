@@ -27,21 +27,35 @@ _NOT_A_DIAGNOSIS = re.compile(
     re.IGNORECASE,
 )
 _DIAGNOSIS_WORDS = re.compile(r"icd|diagnos|\bdx\b|comorbid|\bcondition\b", re.IGNORECASE)
-_NO_STREET = frozenset(
-    """a an the minute minutes hour hours day days week weeks month months mile miles km people person men women
-    of to for in on at by with from and or is are was were will would my our your his her their this that
-    one two more other new way down up went go going takes took long test times second seconds percent pm am
-    items steps points users files lanes tickets""".split()
+_NO_STREET = re.compile(
+    r"""
+    a|an|the|minute|minutes|hour|hours|day|days|week|weeks|month|months|mile|miles|km|people|person|men|
+    women|of|to|for|in|on|at|by|with|from|and|or|is|are|was|were|will|would|my|our|your|his|her|their|
+    this|that|one|two|more|other|new|way|down|up|went|go|going|takes|took|long|test|times|second|seconds|
+    percent|pm|am|items|steps|points|users|files|lanes|tickets
+    """,
+    re.VERBOSE,
 )
-_FILES = frozenset("png jpg jpeg gif svg webp css js ts map py md html json yaml yml lock toml txt".split())
-EMPTY_WORDS = frozenset(
-    """required optional string null none true false empty reset resets changed incorrect invalid wrong missing
-    expired forgotten protected policy policies field fields hash hashed manager must should cannot unknown
-    undefined redacted hidden masked removed omitted default forgot change update updated input text number
-    integer boolean object array secret type validation verification recovery rotation strength length
-    accepted rejected correct valid weak strong too not here there above below confirm confirmation""".split()
+_FILES = re.compile(
+    r"""
+    png|jpg|jpeg|gif|svg|webp|css|js|ts|map|py|md|html|json|yaml|yml|lock|toml|txt
+    """,
+    re.VERBOSE,
 )
-_MASKED = re.compile(r"[*•xX.#_\-]{3,}|<[^>]*>|\[[^\]]*\]|\$?\{[^}]*\}+|\$\(?[A-Z_]+\)?|%[A-Z_]+%|your[-_ ].*", re.I)
+EMPTY_WORDS = re.compile(
+    r"""
+    required|optional|string|null|none|true|false|empty|reset|resets|changed|incorrect|invalid|wrong|
+    missing|expired|forgotten|protected|policy|policies|field|fields|hash|hashed|manager|must|should|
+    cannot|unknown|undefined|redacted|hidden|masked|removed|omitted|default|forgot|change|update|updated|
+    input|text|number|integer|boolean|object|array|secret|type|validation|verification|recovery|rotation|
+    strength|length|accepted|rejected|correct|valid|weak|strong|too|not|here|there|above|below|confirm|
+    confirmation
+    """,
+    re.VERBOSE,
+)
+_MASKED = re.compile(
+    r"[*•xX.#_\-]{3,}|<[^>]*>|\[[^\]]*\]|\$?\{[^}]*\}+|\$\(?[A-Z_]+\)?|%[A-Z_]+%|your[-_ ].*", re.IGNORECASE
+)
 
 
 def anything(_: str, start: int, end: int) -> Iterator[Span]:
@@ -60,26 +74,32 @@ def luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
+_BRANDS = (  # how the number begins, from and to, and how many digits it has
+    (4, 4, (13, 16, 19)),
+    (51, 55, (16,)),
+    (2221, 2720, (16,)),
+    (34, 34, (15,)),
+    (37, 37, (15,)),
+    (6011, 6011, (16, 19)),
+    (644, 659, (16, 19)),
+    (300, 305, (14, 16)),
+    (36, 36, (14, 16)),
+    (38, 39, (14, 16)),
+    (3528, 3589, (16,)),
+    (62, 62, (16, 19)),
+)
+
+
 def brand(digits: str) -> bool:
     """Whether a card network issues numbers that begin so, of this length."""
-    size, two, four = len(digits), int(digits[:2]), int(digits[:4])
-    if digits[0] == "4":
-        return size in (13, 16, 19)
-    if 51 <= two <= 55 or 2221 <= four <= 2720:
-        return size == 16
-    if two in (34, 37):
-        return size == 15
-    if four == 6011 or 644 <= four // 10 <= 649 or two == 65:
-        return size in (16, 19)
-    if 300 <= four // 10 <= 305 or two in (36, 38, 39):
-        return size in (14, 16)
-    if 3528 <= four <= 3589:
-        return size == 16
-    return two == 62 and size in (16, 19)
+    return any(
+        first <= int(digits[: len(str(first))]) <= last and len(digits) in sizes
+        for first, last, sizes in _BRANDS
+    )
 
 
 def cards(text: str, start: int, end: int) -> Iterator[Span]:
-    """Card numbers in a chain of digits and separators: whole groups of them, of a network, with their check digit."""
+    """Card numbers in a chain of digits: whole groups of them, of a network, with their check digit."""
     if (start and _GLUED.match(text[start - 1])) or (end < len(text) and _GLUED.match(text[end])):
         return
     groups = [(start + found.start(), start + found.end()) for found in _DIGITS.finditer(text[start:end])]
@@ -111,9 +131,15 @@ def _card_from(text: str, groups: list[Span], first: int) -> int | None:
 
 
 def ssn_digits(digits: str) -> bool:
-    """Whether the Social Security Administration could issue it: no area 000, 666 or 9xx, no part of zeros."""
+    """Whether it could be issued: no area 000, 666 or 9xx, no part of zeros (SSA, 2011)."""
     area, group, serial = digits[:3], digits[3:5], digits[5:]
-    return len(digits) == 9 and area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000"
+    return (
+        len(digits) == 9
+        and area not in ("000", "666")
+        and area[0] != "9"
+        and group != "00"
+        and serial != "0000"
+    )
 
 
 def ssn(text: str, start: int, end: int) -> Iterator[Span]:
@@ -148,7 +174,9 @@ def ssn_said(text: str, start: int, end: int) -> Iterator[Span]:
 def email(text: str, start: int, end: int) -> Iterator[Span]:
     """An address; not a file such as ``icon@2x.png``, nor what ``git@host:path`` names."""
     found = text[start:end]
-    if found.rpartition(".")[2].lower() in _FILES or (found.startswith("git@") and text[end : end + 1] in (":", "/")):
+    if _FILES.fullmatch(found.rpartition(".")[2].lower()) or (
+        found.startswith("git@") and text[end : end + 1] in (":", "/")
+    ):
         return
     yield start, end
 
@@ -166,14 +194,14 @@ def phone(text: str, start: int, end: int) -> Iterator[Span]:
 def address(text: str, start: int, end: int) -> Iterator[Span]:
     """A house number and a street; not "5 minutes drive"."""
     words = re.findall(r"[^\W\d_]+", text[start:end].lower())
-    if words and not any(word in _NO_STREET for word in words[:-1]):
+    if words and not any(map(_NO_STREET.fullmatch, words[:-1])):
         yield start, end
 
 
 def icd10(text: str, start: int, end: int) -> Iterator[Span]:
     """A code with its point, or one behind a word about diagnoses."""
     before = text[max(0, start - _NEARBY) : start]
-    if _NOT_A_DIAGNOSIS.search(before) or text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit():
+    if _NOT_A_DIAGNOSIS.search(before) or (text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit()):
         return
     if "." in text[start:end] or _DIAGNOSIS_WORDS.search(before):
         yield start, end
@@ -182,14 +210,18 @@ def icd10(text: str, start: int, end: int) -> Iterator[Span]:
 def secret(text: str, start: int, end: int) -> Iterator[Span]:
     """Something that was made by chance, or at least not a word, a path or a placeholder."""
     found = text[start:end]
-    if filled_in(found) and (any(map(str.isdigit, found)) or len(set(found)) >= 12) and not found.startswith("/"):
+    if (
+        filled_in(found)
+        and (any(map(str.isdigit, found)) or len(set(found)) >= 12)
+        and not found.startswith("/")
+    ):
         yield start, end
 
 
 def password(text: str, start: int, end: int) -> Iterator[Span]:
     """What follows ``password:``; not prose about passwords."""
     found = text[start:end].rstrip(".,;!?)'\"")
-    if not found or not filled_in(found) or found.lower() in EMPTY_WORDS:
+    if not found or not filled_in(found) or EMPTY_WORDS.fullmatch(found.lower()):
         return
     if found.isalpha() and found.islower() and re.match(r"[ \t]+[a-z]", text[end : end + 4]):
         return  # "password: users should ..."
@@ -199,7 +231,12 @@ def password(text: str, start: int, end: int) -> Iterator[Span]:
 def password_told(text: str, start: int, end: int) -> Iterator[Span]:
     """What follows ``password is``: a word only when it is none."""
     found = text[start:end].rstrip(".,;!?)'\"")
-    if len(found) >= 4 and filled_in(found) and not found.isalpha() and not re.fullmatch(r"[a-z]+-[a-z]+", found):
+    if (
+        len(found) >= 4
+        and filled_in(found)
+        and not found.isalpha()
+        and not re.fullmatch(r"[a-z]+-[a-z]+", found)
+    ):
         yield start, start + len(found)
 
 
@@ -211,5 +248,7 @@ def filled_in(value: str) -> bool:
 def insurance(text: str, start: int, end: int) -> Iterator[Span]:
     """An id with enough digits that is not a date."""
     digits = "".join(_DIGITS.findall(text[start:end]))
-    if len(digits) >= 6 and not re.fullmatch(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])", text[start:end]):
+    if len(digits) >= 6 and not re.fullmatch(
+        r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])", text[start:end]
+    ):
         yield start, end

@@ -12,6 +12,7 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 
+from broker_policy.dlp import ruleset
 from broker_policy.jetstream import (
     JetStreamError,
     get_last,
@@ -74,8 +75,10 @@ class PolicyStore:
 
         Raises:
             PolicyConflict: the current version is another one.
+            ConfigurationError: its rules of data-loss prevention cannot be compiled.
 
         """
+        ruleset(document.governance.dlp)
         subject = _subject(document.namespace)
         try:
             return await self._put(subject, document, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mas_nats.policy.call import Refusal
 from mas_nats.wire.verdict import Decision
 
@@ -40,6 +42,39 @@ def unknown_sender(sender: str) -> Refusal:
         "unknown_sender",
         f"{sender} is not in the policy (any more)",
         "Declare it in the manifest and apply it",
+    )
+
+
+def dlp_blocked(rule: str, types: Sequence[str]) -> Refusal:
+    """A body that holds what policy lets nobody send. Says what kind of thing, never what."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        rule,
+        f"it holds what data-loss prevention blocks: {', '.join(types)}",
+        "Leave it out and send again; mas policy dlp-test FILE says where in a file it stands",
+    )
+
+
+def dlp_header() -> Refusal:
+    """A message id, type or trace state that holds what policy lets nobody send: those cannot be redacted."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        "dlp:header",
+        "its id, its type or its trace state holds what data-loss prevention blocks or redacts",
+        "Put nothing but names into them",
+    )
+
+
+def dlp_unusable() -> Refusal:
+    """A policy whose rules of data-loss prevention do not compile: nothing can be let pass."""
+    return Refusal(
+        Decision.UNAVAILABLE,
+        "dlp",
+        "settings",
+        "the rules of data-loss prevention in the policy cannot be compiled",
+        "Correct governance.dlp and apply it",
     )
 
 

@@ -76,6 +76,9 @@ class Worker:
     def refusal(self, call: Call, table: object) -> Refusal | None:
         return None
 
+    def clean(self, text: str) -> str:
+        return text
+
     def room(self) -> int:
         return 1_000_000
 

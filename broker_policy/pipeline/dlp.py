@@ -1,0 +1,76 @@
+"""The last step: what does the call hold that should not leave? Blocks, redacts, alerts, or finds nothing."""
+
+from __future__ import annotations
+
+import logging
+
+from broker_policy.dlp import Judgement, Ruleset, judge, possible, redact_text, ruleset
+from mas_nats.errors import ConfigurationError
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.governance import Dlp
+from mas_nats.policy.table import Table
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision
+
+log = logging.getLogger(__name__)
+
+
+class Inspection:
+    """The rules of one namespace, compiled when its policy changes."""
+
+    def __init__(self) -> None:
+        self._settings: Dlp | None = None
+        self._rules: Ruleset | None = None
+
+    def rules(self, table: Table) -> Ruleset | None:
+        """The rules of ``table``; None where they cannot be compiled, so that nothing may pass."""
+        settings = table.document.governance.dlp
+        if settings is not self._settings:
+            try:
+                self._rules = ruleset(settings)
+            except ConfigurationError as error:  # the controller stores no such settings
+                log.error(
+                    "the policy of %s has unusable rules, its namespace is closed: %s", table.namespace, error
+                )
+                self._rules = None
+            self._settings = settings
+        return self._rules
+
+    def inspect(self, call: Call, table: Table) -> Refusal | None:
+        """Judge body and headers of ``call``: its body is what may be delivered, ``finding`` what was found.
+
+        Of frames only the headers: their chunks are judged with what was said before (``StreamScreen``).
+        """
+        rules = self.rules(table)
+        if rules is None:
+            return refusals.dlp_unusable()
+        if rules.idle:
+            return None
+        said = f"{call.type} {call.message_id} {call.tracestate}"
+        body = b"" if call.op == Op.FRAME else call.body
+        if not possible(rules, body + b"\n" + said.encode(errors="replace")):
+            return None
+        if redact_text(rules, said) != said:
+            return refusals.dlp_header()
+        if not body:
+            return None
+        value, refusal = self.value(call, body, rules)
+        if refusal is None and value is not body:
+            call.body = value
+        return refusal
+
+    def value(self, call: Call, value: bytes, rules: Ruleset) -> tuple[bytes, Refusal | None]:
+        """``value`` as it may be delivered, or why it may not; what was found is noted in ``call``."""
+        judgement = judge(rules, value)
+        if judgement is None:
+            return value, None
+        if judgement.decision is Decision.DLP_BLOCKED:
+            return b"", blocked(judgement)
+        call.finding = judgement.finding.with_earlier(call.finding)
+        return judgement.body, None
+
+
+def blocked(judgement: Judgement) -> Refusal:
+    """The refusal of what is blocked."""
+    return refusals.dlp_blocked(judgement.rule, judgement.types)
