@@ -74,6 +74,21 @@ def luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
+_GROUPS = frozenset(
+    {
+        (4, 4, 4, 4),
+        (4, 6, 5),
+        (4, 6, 4),
+        (4, 4, 4, 4, 3),
+        (4, 4, 4, 1),
+        (8, 8),
+        (4, 12),
+        (6, 10),
+        (12, 4),
+        (4, 4, 8),
+    }
+)
+"""How many digits cards show between spaces."""
 _BRANDS = (  # how the number begins, from and to, and how many digits it has
     (4, 4, (13, 16, 19)),
     (51, 55, (16,)),
@@ -122,12 +137,30 @@ def _card_from(text: str, groups: list[Span], first: int) -> int | None:
             continue
         before = text[max(0, groups[first][0] - _NEARBY) : groups[first][0]]
         alone = last == first
+        if not (alone or _CARD_WORDS.search(before) or _written_as_card(text, groups, first, last)):
+            continue
         if alone and _NOT_A_CARD.search(before):
             continue
         if alone and len(digits) in (13, 19) and not _CARD_WORDS.search(text):
             continue  # times in microseconds, ids of databases
         return last
     return None
+
+
+def _written_as_card(text: str, groups: list[Span], first: int, last: int) -> bool:
+    """Whether the groups are those of a card, and no part of a row of numbers."""
+    sizes = [end - start for start, end in groups[first : last + 1]]
+    gaps = [text[groups[number][1] : groups[number + 1][0]] for number in range(first, last)]
+    if all("-" in gap for gap in gaps):
+        outside = (
+            text[max(0, groups[first][0] - 1) : groups[first][0]]
+            + text[groups[last][1] : groups[last][1] + 1]
+        )
+        return "-" not in outside
+    if tuple(sizes) not in _GROUPS:
+        return False
+    around = [groups[number] for number in (first - 1, last + 1) if 0 <= number < len(groups)]
+    return not any(end - start == 4 for start, end in around)
 
 
 def ssn_digits(digits: str) -> bool:
@@ -185,7 +218,9 @@ def phone(text: str, start: int, end: int) -> Iterator[Span]:
     """A number of 8 to 15 digits (E.164) that is not a part of a longer one."""
     count = sum(map(len, _DIGITS.findall(text[start:end])))
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
-    if re.search(r"[\w][-.]?$", before) or re.match(r"[-.]?\w", after):
+    if re.search(r"\w[-.]?$", before) or re.match(r"[-.]?\w", after):
+        return
+    if re.search(r"\s", text[start:end]) and "(" not in text[start:end] and _in_a_row(text, start, end):
         return
     if 8 <= count <= 15:
         yield start, end

@@ -13,7 +13,7 @@ from mas_nats import Agent, AgentMessage, Reject, RequestFailed, RequestTimeout
 from tests.contract.broker import LIMITS, Broker
 from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
-CARD = "4111 1111 1111 1111"
+CARD = "4111 1111 1111 1112"  # no card: its check digit is wrong, so that it is delivered
 
 
 class Ask(BaseModel):
@@ -55,7 +55,7 @@ async def test_an_exhausted_message_is_dead_with_its_last_error_and_body(stage: 
     await stage.all_acknowledged("b")
     dead = await stage.namespace.dead_letter("b")
     assert dead is not None
-    assert (dead.attempts, dead.body) == (LIMITS.max_deliver, b'{"card":"4111 1111 1111 1111"}')
+    assert (dead.attempts, dead.body) == (LIMITS.max_deliver, b'{"card":"4111 1111 1111 1112"}')
     assert "ValueError" in dead.error
     assert "4111" not in dead.error
 

@@ -65,7 +65,7 @@ async def dead(nc: Client, number: int = 1, agent: str = "bob", **more: str) -> 
         headers.DEAD_REASON: "EXHAUSTED",
         headers.DEAD_TIME: "1700000009000",
     }
-    body = orjson.dumps({"n": number, "secret": SECRET})
+    body = orjson.dumps({"n": number, "note": SECRET})
     return (await publish(nc, subjects.dead_letter(agent), body, fields | more)).sequence
 
 
@@ -89,7 +89,7 @@ async def test_a_redriven_message_is_the_senders_own_again(here: Serving, nc: Cl
     (message,) = await in_inbox(nc)
     fields = message.headers
     assert message.subject == subjects.inbox("bob")
-    assert orjson.loads(message.data) == {"n": 1, "secret": SECRET}
+    assert orjson.loads(message.data) == {"n": 1, "note": SECRET}
     assert (fields[headers.MESSAGE_ID], fields[headers.SENDER], fields[headers.TYPE]) == (
         "m1",
         "alice",
