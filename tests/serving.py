@@ -20,7 +20,7 @@ from broker_policy.audit.record import Record, RecordKind
 from broker_policy.jetstream import direct_get_page
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.store import PolicyStore
-from broker_policy.screen import Screen, let_through
+from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.sealing_ring import SealingKey
@@ -111,7 +111,7 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    nc: Client, policy: Document | None = None, *, through: Any = None, screen: Screen = let_through
+    nc: Client, policy: Document | None = None, *, through: Any = None, screen: Screen | None = None
 ) -> AsyncIterator[Serving]:
     """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
 

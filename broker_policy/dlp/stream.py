@@ -40,7 +40,8 @@ _SAYS, _STARTS = _SAY_WORDS.split("|"), _FIRST_SIGNS.split("|")
 _SAID = re.compile(f"(?:{_SAY_WORDS})" + r"[^\n]{0,48}\Z", re.IGNORECASE)
 _WORD = re.compile(r"\S+\Z")
 _NUMBERS = re.compile(r"\S*\d(?:[\d\s.\-]{0,62})\Z")
-_SIGNS = re.compile(r"[\d_:=@/+%.\-\"'{\\]")
+_ARMOUR = re.compile(r"-{2,5}[^\n-]{0,48}-{0,5}\Z")
+_SIGNS = re.compile(r"[\d_:=@/+%\-\"'{\\]")
 _UNNAMED_BEGINNINGS = frozenset({EMAIL, PHONE, ADDRESS, ICD10})
 
 Rules = Callable[[], Ruleset | None]
@@ -122,18 +123,18 @@ class _Pass:
 
     def _across(self, path: tuple[str, ...], parts: list[tuple[int, str]]) -> None:
         """What is found in a text that came in parts, at the same place of one object after the other."""
-        bounds = []
+        text = "".join(part for _, part in parts)
+        spans = [find for find in self._finds(text) if find.rule.action is DlpAction.REDACT]
         place = 0
         for number, part in parts:
-            bounds.append((place, place + len(part), number))
+            made = _redacted(text, spans, place, place + len(part))
             place += len(part)
-        for find in self._finds("".join(part for _, part in parts)):
-            touched = [number for start, end, number in bounds if start < find.end and find.start < end]
-            if len(touched) > 1 and find.rule.action is DlpAction.REDACT:
-                for position, number in enumerate(touched):
-                    self._objects[number] = _replaced(
-                        self._objects[number], path, "" if position else placeholder(find.rule.type)
-                    )
+            if made == part:
+                continue
+            judged = self._objects[number]
+            if _at(judged, path) != part:  # something else was taken out of it, too: nothing of it is left
+                made = placeholder(spans[0].rule.type)
+            self._objects[number] = _replaced(judged, path, made)
 
     # -- dividing ------------------------------------------------------------------------------------
     def divide(self, *, final: bool) -> tuple[list[Chunk], list[Chunk]]:
@@ -165,24 +166,11 @@ class _Pass:
                 continue
             here = max(0, min(len(chunk), cut - place)) if not kept else 0
             if here:
-                out.append(self._redacted(place, place + here))
+                out.append(_redacted(self._text, self._spans, place, place + here))
             if here < len(chunk):
                 kept.append(chunk[here:])
             place += len(chunk)
         return out, kept
-
-    def _redacted(self, first: int, last: int) -> str:
-        out: list[str] = []
-        place = first
-        for find in sorted(self._spans, key=lambda each: each.start):
-            if find.end <= place or find.start >= last:
-                continue
-            out.append(self._text[place : max(place, find.start)])
-            if find.start >= max(place, first):
-                out.append(placeholder(find.rule.type))
-            place = max(place, min(find.end, last))
-        out.append(self._text[place:last])
-        return "".join(out)
 
     def _first_waiting_object(self) -> int:
         """The number of the first chunk of which a text may go on in a following one."""
@@ -217,6 +205,21 @@ class _Pass:
         )
 
 
+def _redacted(text: str, spans: Sequence[Find], first: int, last: int) -> str:
+    """``text`` from ``first`` to ``last`` without ``spans``; where one begins stands its placeholder."""
+    out: list[str] = []
+    place = first
+    for find in sorted(spans, key=lambda each: each.start):
+        if find.end <= place or find.start >= last:
+            continue
+        out.append(text[place : max(place, find.start)])
+        if find.start >= place:
+            out.append(placeholder(find.rule.type))
+        place = max(place, min(find.end, last))
+    out.append(text[place:last])
+    return "".join(out)
+
+
 def _beginning(text: str) -> int:
     """Where at the end of ``text`` the beginning of a secret may be; its length where nowhere."""
     end = len(text)
@@ -227,8 +230,9 @@ def _beginning(text: str) -> int:
     near = max(0, end - 96)
     if numbers := _NUMBERS.search(text, near):
         first = min(first, numbers.start())
-    if said := _SAID.search(text, near):
-        first = min(first, said.start())
+    for shape in (_SAID, _ARMOUR):
+        if found := shape.search(text, near):
+            first = min(first, found.start())
     return first
 
 
@@ -254,18 +258,19 @@ def _leaves(
             _leaves(inner, (*path, str(position)), number, out)
 
 
+def _at(value: object, path: Sequence[str]) -> object:
+    for step in path:
+        if isinstance(value, list):
+            value = value[int(step)] if int(step) < len(value) else None
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
 def _replaced(value: Chunk, path: tuple[str, ...], new: str) -> Chunk:
     """``value`` with ``new`` at ``path``."""
     copy: Chunk = orjson.loads(orjson.dumps(value))
-    place: object = copy
-    for step in path[:-1]:
-        place = (
-            place[int(step)]
-            if isinstance(place, list)
-            else place.get(step)
-            if isinstance(place, dict)
-            else None
-        )
+    place = _at(copy, path[:-1])
     if isinstance(place, dict):
         place[path[-1]] = new
     elif isinstance(place, list):

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import accumulate
 
 Span = tuple[int, int]
 Validator = Callable[[str, int, int], Iterator[Span]]
 
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _GLUED = re.compile(r"[A-Za-z0-9_]")
+_ROW = 64
+"""Groups of digits in a row that are no longer one number with something around it."""
 _NEARBY = 40
 """Characters before a number in which a word says what it is."""
 _NOT_A_CARD = re.compile(
@@ -105,11 +109,11 @@ _BRANDS = (  # how the number begins, from and to, and how many digits it has
 )
 
 
-def brand(digits: str) -> bool:
-    """Whether a card network issues numbers that begin so, of this length."""
-    return any(
-        first <= int(digits[: len(str(first))]) <= last and len(digits) in sizes
-        for first, last, sizes in _BRANDS
+@lru_cache(maxsize=10_000)
+def lengths(prefix: str) -> tuple[int, ...]:
+    """How long a number is that begins with these four digits; () where no network issues such."""
+    return next(
+        (sizes for first, last, sizes in _BRANDS if first <= int(prefix[: len(str(first))]) <= last), ()
     )
 
 
@@ -117,50 +121,62 @@ def cards(text: str, start: int, end: int) -> Iterator[Span]:
     """Card numbers in a chain of digits: whole groups of them, of a network, with their check digit."""
     if (start and _GLUED.match(text[start - 1])) or (end < len(text) and _GLUED.match(text[end])):
         return
-    groups = [(start + found.start(), start + found.end()) for found in _DIGITS.finditer(text[start:end])]
+    chain = _Chain(text, start, end)
     first = 0
-    while first < len(groups):
-        last = _card_from(text, groups, first)
+    while first < len(chain.groups):
+        last = chain.card_from(first)
         if last is not None:
-            yield groups[first][0], groups[last][1]
+            yield chain.groups[first][0], chain.groups[last][1]
             first = last
         first += 1
 
 
-def _card_from(text: str, groups: list[Span], first: int) -> int | None:
-    digits = ""
-    for last in range(first, len(groups)):
-        digits += text[groups[last][0] : groups[last][1]]
-        if len(digits) > 19:
+class _Chain:
+    """Groups of digits with little between them, some of which may be a card number."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self.text = text
+        self.groups = [
+            (start + found.start(), start + found.end()) for found in _DIGITS.finditer(text[start:end])
+        ]
+        self.sizes = [end - start for start, end in self.groups]
+        self.row = len(self.groups) > _ROW  # of numbers: only what is grouped as a card is one
+        self._digits = "".join(_DIGITS.findall(text[start:end]))
+        self._ends = list(accumulate(self.sizes))
+        self._group_at = {place: number for number, place in enumerate(self._ends)}
+
+    def card_from(self, first: int) -> int | None:
+        """The last group of the card number that begins with group ``first``; None where none does."""
+        if self.row and (self.sizes[first] < 4 or (first and self.sizes[first - 1] == 4)):
             return None
-        if len(digits) < 13 or not (brand(digits) and len(set(digits)) > 1 and luhn(digits)):
-            continue
-        before = text[max(0, groups[first][0] - _NEARBY) : groups[first][0]]
-        alone = last == first
-        if not (alone or _CARD_WORDS.search(before) or _written_as_card(text, groups, first, last)):
-            continue
-        if alone and _NOT_A_CARD.search(before):
-            continue
-        if alone and len(digits) in (13, 19) and not _CARD_WORDS.search(text):
-            continue  # times in microseconds, ids of databases
-        return last
-    return None
+        begin = self._ends[first] - self.sizes[first]
+        for size in lengths(self._digits[begin : begin + 4]):
+            last = self._group_at.get(begin + size)
+            if last is not None and self._likely(first, last, size):
+                digits = self._digits[begin : begin + size]
+                if len(set(digits)) > 1 and luhn(digits):
+                    return last
+        return None
 
+    def _likely(self, first: int, last: int, size: int) -> bool:
+        place = self.groups[first][0]
+        before = self.text[max(0, place - _NEARBY) : place]
+        if last > first:
+            return bool(_CARD_WORDS.search(before)) or self._written_as_card(first, last)
+        if _NOT_A_CARD.search(before):
+            return False
+        # Of 13 and 19 digits are times in microseconds, too, and ids of databases.
+        return size not in (13, 19) or bool(_CARD_WORDS.search(before))
 
-def _written_as_card(text: str, groups: list[Span], first: int, last: int) -> bool:
-    """Whether the groups are those of a card, and no part of a row of numbers."""
-    sizes = [end - start for start, end in groups[first : last + 1]]
-    gaps = [text[groups[number][1] : groups[number + 1][0]] for number in range(first, last)]
-    if all("-" in gap for gap in gaps):
-        outside = (
-            text[max(0, groups[first][0] - 1) : groups[first][0]]
-            + text[groups[last][1] : groups[last][1] + 1]
-        )
-        return "-" not in outside
-    if tuple(sizes) not in _GROUPS:
-        return False
-    around = [groups[number] for number in (first - 1, last + 1) if 0 <= number < len(groups)]
-    return not any(end - start == 4 for start, end in around)
+    def _written_as_card(self, first: int, last: int) -> bool:
+        """Whether the groups are those of a card, and no part of a row of numbers."""
+        gaps = [self.text[self.groups[at][1] : self.groups[at + 1][0]] for at in range(first, last)]
+        if all("-" in gap for gap in gaps):
+            start, end = self.groups[first][0], self.groups[last][1]
+            return "-" not in self.text[max(0, start - 1) : start] + self.text[end : end + 1]
+        if tuple(self.sizes[first : last + 1]) not in _GROUPS:
+            return False
+        return 4 not in (*self.sizes[max(0, first - 1) : first], *self.sizes[last + 1 : last + 2])
 
 
 def ssn_digits(digits: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from broker_policy.pipeline import STEPS, Call, Refusal, Step
+from broker_policy.pipeline.dlp import Inspection
 from mas_nats.manifest.mas_yaml import NOT_YET
 from mas_nats.policy import refusals
 from mas_nats.policy.table import Table
@@ -71,7 +72,10 @@ def explain(call: Call, table: Table) -> Explanation:
             findings.append(passed(call))
             rule = findings[-1].rule or rule
     if refusal is not None:
-        return Explanation(refusal.decision, refusal.rule, tuple(findings), fix=refusal.fix)
+        types = refusal.rule.removeprefix("dlp:").split(",") if refusal.step == "dlp" else ()
+        return Explanation(refusal.decision, refusal.rule, tuple(findings), tuple(types), refusal.fix)
+    if (found := call.finding) is not None:
+        return Explanation(found.decision, found.rule, tuple(findings), found.types)
     return Explanation(Decision.ALLOWED, rule, tuple(findings))
 
 
@@ -84,9 +88,14 @@ def _steps(table: Table) -> Iterator[tuple[str, _Ask | None, _Said]]:
     for step in STEPS:
         name = step.__name__
         yield name, _asking(step, table), _PASSED.get(name, _plainly(name))(table)
-    for name, said in (("rate_limit", _rates), ("circuit_breaker", _breaker), ("dlp", _dlp)):
+    for name, said in (("rate_limit", _rates), ("circuit_breaker", _breaker)):
         unused = Finding(name, Outcome.OFF, "", "has no effect in this version")
         yield name, None, _always(unused if name in NOT_YET else said(table))
+    if table.document.governance.dlp.enabled:
+        inspection = Inspection()
+        yield "dlp", lambda call: inspection.inspect(call, table), _inspected
+    else:
+        yield "dlp", None, _always(Finding("dlp", Outcome.OFF))
 
 
 def _asking(step: Step, table: Table) -> _Ask:
@@ -150,5 +159,9 @@ def _breaker(table: Table) -> Finding:
     return Finding("circuit_breaker", Outcome.DEPENDS, "", text)
 
 
-def _dlp(table: Table) -> Finding:
-    return Finding("dlp", Outcome.PASSES if table.document.governance.dlp.enabled else Outcome.OFF)
+def _inspected(call: Call) -> Finding:
+    found = call.finding
+    if found is None:
+        return Finding("dlp", Outcome.PASSES, "", "nothing found")
+    how = "delivered without it" if found.decision is Decision.DLP_REDACTED else "delivered as it is"
+    return Finding("dlp", Outcome.PASSES, found.rule, f"found {', '.join(found.types)}: {how}")

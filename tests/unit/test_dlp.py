@@ -1,0 +1,334 @@
+"""The engine of data-loss prevention: what it finds, what it leaves alone, and what it makes of a body."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_policy.dlp import judge, redact_text, ruleset
+from broker_policy.dlp.ruleset import Ruleset
+from mas_nats.errors import ConfigurationError
+from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
+from mas_nats.wire.verdict import Decision
+
+DEFAULT = ruleset(Dlp())
+SSN = "219-09-9999"
+CARD = "4111 1111 1111 1111"
+AWS = "AKIAIOSFODNN7EXAMPLE"
+
+
+def types(body: Any, rules: Ruleset = DEFAULT) -> tuple[str, ...]:
+    found = judge(rules, body if isinstance(body, bytes) else orjson.dumps(body))
+    return found.types if found else ()
+
+
+def redacted(body: Any, rules: Ruleset = DEFAULT) -> Any:
+    found = judge(rules, body if isinstance(body, bytes) else orjson.dumps(body))
+    assert found is not None
+    assert found.decision is Decision.DLP_REDACTED
+    return json.loads(found.body)
+
+
+# -- faults of the ancestor (4, 20) ----------------------------------------------------------------
+@pytest.mark.parametrize("around", ["\n{}", "\t{}", "a\n{}\nb", "\\{}", '"{}"', "{}", "x: {}."])
+def test_decoded_text_is_judged(around: str):
+    assert types({"text": around.format(SSN)}) == ("ssn",)
+    assert types({"text": around.format(CARD)}) == ("credit_card",)
+
+
+@pytest.mark.parametrize("separator", ["-", " ", "\n", "\t", "\u2013", "\u00a0", " - "])
+def test_parts_of_a_number_may_be_apart(separator: str):
+    assert types({"text": f"it is {SSN.replace('-', separator)}."}) == ("ssn",)
+    assert types({"text": f"pay {CARD.replace(' ', separator)}"}) == ("credit_card",)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"password": "tulip"}, "password"),
+        ({"user": {"dbPassword": "x1"}}, "password"),
+        ({"password": 481516}, "password"),
+        ({"passwords": ["one-1", "two-2"]}, "password"),
+        ({"name": "password", "value": "tulip"}, "password"),
+        ({"api_key": "0123456789abcdef"}, "api_key"),
+        ({"X-API-Key": "0123456789abcdef"}, "api_key"),
+        ({"cvv": 123}, "cvv"),
+        ({"card": {"cvc": "0123"}}, "cvv"),
+        ({"ssn": 219099999}, "ssn"),
+        ({"patient_mrn": "00482915"}, "mrn"),
+        ({"key": "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA"}, "private_key"),
+        ({"t": "ghp_" + "0" * 36}, "api_key"),
+        ({"t": "sk-proj-" + "fake0123" * 4}, "api_key"),
+        ({SSN: 1}, "ssn"),
+        ({"n": 4111111111111111}, "credit_card"),
+        ({"n": 4.111111111111111e15}, "credit_card"),
+    ],
+)
+def test_names_keys_and_numbers_are_judged(body: Any, expected: str):
+    assert types(body) == (expected,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"at": 1700000000, "ms": 1700000000123, "us": 1700000000123456},
+        {"text": "vitamin B12 and plan B52"},
+        {"order_id": "219099999", "n": 219099999},
+        {"part": "4111-1111-1111-1112"},
+        {"text": " ".join(map(str, range(3000)))},
+        {"password_required": True, "password": None, "password_hash_algorithm": "argon2"},
+        {"password": "[REDACTED:password]"},
+        {"password": "********"},
+        {"text": "Your password is required. Passwords should be long."},
+        {"usage": {"total_tokens": 123456789, "max_tokens": 4096}},
+        {"id": "6f1d3f4e-8b1a-4b59-9f53-5fd4f36b1a2c"},
+        {"sha": "da39a3ee5e6b4b0d3255bfef95601890afd80709"},
+        {"text": "It is a 10 minutes drive; take the next street."},
+        {"text": "icon@2x.png and git@github.com:org/repo.git"},
+        {"version": "10.0.19045.3693", "ip": "192.168.100.200"},
+        {"text": "section A12.3 of the plan"},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_what_only_looks_like_it_is_left_alone(body: Any):
+    assert types(body) == ()
+
+
+# -- forms -----------------------------------------------------------------------------------------
+def _escaped(text: str) -> bytes:
+    return b'{"t":"' + "".join(f"\\u{ord(each):04x}" for each in text).encode() + b'"}'
+
+
+@pytest.mark.parametrize("secret", [SSN, CARD, AWS])
+@pytest.mark.parametrize(
+    "form",
+    [
+        _escaped,
+        lambda text: orjson.dumps({"t": json.dumps({"inner": text})}),
+        lambda text: orjson.dumps({"t": json.dumps({"inner": json.dumps([f"a\n{text}"])})}),
+        lambda text: orjson.dumps({"t": quote(f"value is {text}", safe="")}),
+        lambda text: orjson.dumps({"t": base64.b64encode(f"value is {text}".encode()).decode()}),
+        lambda text: orjson.dumps({"t": base64.urlsafe_b64encode(f"??>> {text}\n".encode()).decode()}),
+        lambda text: orjson.dumps({"t": "x" + base64.b64encode(f"value is {text}".encode()).decode()}),
+        lambda text: orjson.dumps({"t": "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in text)}),
+        lambda text: orjson.dumps({"t": "\u200b".join(text)}),
+        lambda text: b'{"t":"' + text.encode() + b'","t":"harmless"}',
+        lambda text: orjson.dumps({"t": {text: 1}}),
+        lambda text: orjson.dumps([[[[{"t": [text]}]]]]),
+    ],
+)
+def test_no_form_hides_a_secret(secret: str, form: Any):
+    assert len(types(form(secret))) == 1
+
+
+def test_a_name_that_comes_twice_hides_nothing():
+    body = f'{{"t":"{SSN}","t":"harmless"}}'.encode()
+    assert redacted(body) == {"t": "harmless"}
+
+
+# -- redaction -------------------------------------------------------------------------------------
+def test_redaction_keeps_everything_else():
+    body = {
+        "a": [1, 2.5, True, None, {"b": f"ssn {SSN}, again {SSN}"}],
+        "big": 2**62,
+        "e": "\u00e9\n",
+        "z": {},
+    }
+    body["a"][4]["n"] = 219099999  # type: ignore[index]
+    body["a"][4]["ssn"] = 219099999  # type: ignore[index]
+    expected = json.loads(json.dumps(body))
+    expected["a"][4]["b"] = "ssn [REDACTED:ssn], again [REDACTED:ssn]"
+    expected["a"][4]["ssn"] = "[REDACTED:ssn]"
+    assert redacted(body) == expected
+
+
+def test_numbers_stay_as_they_are_written():
+    found = judge(DEFAULT, b'{"s":"219-09-9999","n":1.10,"big":123456789012345678901234567890,"e":1E5}')
+    assert found is not None
+    assert found.body == b'{"s":"[REDACTED:ssn]","n":1.10,"big":123456789012345678901234567890,"e":1E5}'
+
+
+def test_redacted_names_do_not_collide():
+    assert redacted({SSN: 1, "219-09-9998": 2, "ok": 3}) == {
+        "[REDACTED:ssn]": 1,
+        "[REDACTED:ssn]#2": 2,
+        "ok": 3,
+    }
+
+
+def test_redaction_in_json_in_a_string():
+    made = redacted({"args": json.dumps({"ssn": SSN, "n": 1})})
+    assert json.loads(made["args"]) == {"ssn": "[REDACTED:ssn]", "n": 1}
+
+
+def test_what_is_redacted_is_found_no_more():
+    everything = dict.fromkeys(("credit_card", "password", "api_key", "email", "phone"), DlpAction.REDACT)
+    rules = ruleset(Dlp(policy_overrides=everything))
+    body = {"password": "tulip", "card": CARD, "t": "a@example.com", "api_key": "0123456789abcdef", "p": SSN}
+    found = judge(rules, orjson.dumps(body))
+    assert found is not None
+    assert found.decision is Decision.DLP_REDACTED
+    assert judge(rules, found.body) is None
+    for secret in ("tulip", "1111", "example.com", "0123456789abcdef", SSN):
+        assert secret.encode() not in found.body
+
+
+def test_a_block_wins_and_keeps_nothing():
+    found = judge(DEFAULT, orjson.dumps({"a": SSN, "b": CARD, "c": "a@example.com"}))
+    assert found is not None
+    assert (found.decision, found.types, found.body) == (
+        Decision.DLP_BLOCKED,
+        ("credit_card", "email", "ssn"),
+        b"",
+    )
+
+
+def test_an_alert_delivers_the_very_bytes():
+    body = b'{ "t" : "a@example.com" }'
+    found = judge(DEFAULT, body)
+    assert found is not None
+    assert (found.decision, found.body) == (Decision.ALERT, body)
+
+
+def test_text_for_a_header():
+    assert redact_text(DEFAULT, f"ValueError: {CARD} of a@example.com") == (
+        "ValueError: [REDACTED:credit_card] of a@example.com"
+    )
+
+
+# -- settings --------------------------------------------------------------------------------------
+def rule(**changes: Any) -> DlpRule:
+    return DlpRule(
+        **{"id": "p", "type": "project", "pattern": r"\bPRJ-\d{4}\b", "action": "block", **changes}
+    )
+
+
+def test_rules_of_a_users_own():
+    rules = ruleset(Dlp(rules=(rule(),)))
+    assert types({"t": "see PRJ-1234"}, rules) == ("project",)
+    assert types({"t": "see prj-1234"}, rules) == ()
+    assert types({"t": SSN}, rules) == ("ssn",)
+    assert types({"t": "see prj-1234"}, ruleset(Dlp(rules=(rule(case_insensitive=True),)))) == ("project",)
+    assert types({"t": "see PRJ-1234"}, ruleset(Dlp(rules=(rule(enabled=False),)))) == ()
+    only = ruleset(Dlp(rules=(rule(),), merge_strategy="replace"))
+    assert types({"t": f"PRJ-1234 {SSN}"}, only) == ("project",)
+
+
+@pytest.mark.parametrize("pattern", ["^secret$", r"\Asecret\z", "^sec", "ret$"])
+def test_an_anchor_means_the_decoded_string(pattern: str):
+    rules = ruleset(Dlp(rules=(rule(pattern=pattern),)))
+    assert types({"t": ["other", "secret"]}, rules) == ("project",)
+    assert types({"t": "a secre t"}, rules) == ()
+
+
+def test_defaults_off_and_overridden():
+    assert types({"t": SSN}, ruleset(Dlp(disable_defaults=("ssn",)))) == ()
+    found = judge(ruleset(Dlp(policy_overrides={"ssn": DlpAction.BLOCK})), orjson.dumps({"t": SSN}))
+    assert found is not None
+    assert found.decision is Decision.DLP_BLOCKED
+    assert types({"insurance_number": "W99912345"}) == ("health_insurance",)
+    assert types({"insurance_number": "W99912345"}, ruleset(Dlp(disable_defaults=("insurance",)))) == ()
+    assert types({"t": SSN}, ruleset(Dlp(enabled=False))) == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Dlp(rules=(rule(pattern="(?=x)"),)), "'p'.*invalid perl operator"),
+        (Dlp(rules=(rule(pattern="(a"),)), "'p'.*missing"),
+        (
+            Dlp(
+                rules=(rule(pattern="(a"),),
+            ),
+            "'p'",
+        ),
+        (Dlp(rules=(rule(pattern="(a", enabled=False),)), "'p'"),
+        (Dlp(rules=(rule(pattern="x*"),)), "empty text"),
+        (Dlp(rules=(rule(pattern=r"((\pL{1,100}){1,10}x){1,1000}"),)), "'p'"),
+        (Dlp(disable_defaults=("sssn",)), "disable_defaults.*'sssn'"),
+        (Dlp(policy_overrides={"projekt": DlpAction.BLOCK}, rules=(rule(),)), "policy_overrides.*'projekt'"),
+    ],
+)
+def test_wrong_settings_are_refused_with_their_reason(settings: Dlp, said: str):
+    with pytest.raises(ConfigurationError, match=said):
+        ruleset(settings)
+
+
+def test_compiled_once_for_the_same_settings():
+    assert ruleset(Dlp(disable_defaults=("ssn",))) is ruleset(Dlp(disable_defaults=("ssn",)))
+
+
+class Silent:
+    """A set that has run out of memory: it finds nothing, its sentinel neither."""
+
+    def Match(self, _: object) -> list[int]:  # noqa: N802 - as google-re2 names it
+        return []
+
+
+def test_a_set_that_gives_up_hides_nothing(monkeypatch: pytest.MonkeyPatch):
+    rules = Ruleset(Dlp())
+    for each in rules._sets:
+        monkeypatch.setattr(each, "_set", Silent())
+    assert types({"t": SSN}, rules) == ("ssn",)
+
+
+# -- limits ----------------------------------------------------------------------------------------
+def test_deep_nesting_ends_in_a_refusal_where_it_matters():
+    deep = b'{"a":' * 900 + b'"219-09-9999"' + b"}" * 900
+    found = judge(DEFAULT, deep)
+    assert found is not None
+    assert (found.decision, found.types) == (Decision.DLP_BLOCKED, ("nesting",))
+    assert judge(DEFAULT, b'{"a":' * 900 + b"1" + b"}" * 900) is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a" * 64 + "@",
+        "1-",
+        "%41",
+        "\\u0031",
+        "password:",
+        "4111 ",
+        "-----BEGIN ",
+        "eyJ",
+        "QUFBQUFBQUFBQUFB",
+        '{\\"a\\":',
+        "aws ",
+    ],
+)
+def test_time_is_linear(piece: str):
+    def seconds(count: int) -> float:
+        body = b'{"t":"' + piece.encode() * count + b'"}'
+        best = 9.0
+        for _ in range(2):
+            begun = time.perf_counter()
+            judge(DEFAULT, body)
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    size = 100_000 // len(piece)
+    assert seconds(8 * size) < 32 * max(seconds(size), 0.005), "eight times as long takes about eight times"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.sampled_from([SSN, CARD, AWS]))
+def test_wherever_it_stands(value: Any, secret: str):
+    for body in ({"v": value, "s": f"x {secret} y"}, {"v": [value, {"k": [f"\n{secret}\t"]}]}):
+        found = judge(DEFAULT, json.dumps(body).encode())
+        assert found is not None
+        assert secret.encode() not in found.body
