@@ -52,14 +52,14 @@ async def stored(here: Serving) -> list[StoredMessage]:
 async def test_frames_are_stored_under_their_numbers_and_recorded_one_by_one(here: Serving):
     mine = capability()
     cursor = ""
-    for number, chunks in enumerate((["a"], [{"n": 1}], ["b", "c"])):
+    for number, chunks in enumerate((["a "], [{"n": 1}], ["b ", "c "])):
         verdict = await frame(here, mine, cursor=cursor, chunks=chunks, final=number == 2)
         assert verdict.ok
         cursor = verdict.result.get("cursor", "")
     assert verdict.result == {"ended": "done"}
     frames = await stored(here)
     assert [each.subject.rpartition(".")[2] for each in frames] == ["0", "1", "2"]
-    assert [orjson.loads(each.data)["chunks"] for each in frames] == [["a"], [{"n": 1}], ["bc"]]
+    assert [orjson.loads(each.data)["chunks"] for each in frames] == [["a "], [{"n": 1}], ["b c "]]
     assert [headers.END in each.headers for each in frames] == [False, False, True]
     lines = [line for record in await here.records("a") for line in record.decisions if line.op == "frame"]
     assert [(line.sender, line.target, line.decision) for line in lines] == [("bob", "alice", "ALLOWED")] * 3
