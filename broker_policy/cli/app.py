@@ -82,8 +82,8 @@ class Output:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
-        self._progress = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._result = Console(highlight=False, soft_wrap=True)
+        self._progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._result = Console(highlight=False, soft_wrap=True, emoji=False)
 
     def progress(self, line: str) -> None:
         """Say how far it is; never part of the result."""

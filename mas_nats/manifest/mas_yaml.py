@@ -31,7 +31,7 @@ from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 
-NOT_YET = ("redis", "rate_limit", "circuit_breaker", "telemetry")
+NOT_YET = ("redis", "circuit_breaker", "telemetry")
 """The sections of ``gateway:`` on which nothing acts in this version."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ssl
 import time
@@ -19,10 +20,11 @@ from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats import Agent, AgentMessage, TlsClientConfig
-from mas_nats.errors import ConfigurationError, IdentityRefused, PermissionDenied, Unavailable
+from mas_nats.errors import ConfigurationError, IdentityRefused, PermissionDenied, Refused, Unavailable
 from mas_nats.policy.governance import Role
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity
 from mas_nats.wire.identity import Role as HolderRole
+from mas_nats.wire.verdict import Decision
 from tests.system import mas
 
 
@@ -136,6 +138,26 @@ async def test_roles_hold_on_a_running_broker_and_a_block_beats_them(authority: 
         told = mas("policy", "check", "router", "helpdesk", "--folder", str(Path.cwd() / ".mas"), check=False)
         assert told.returncode == 1
         assert "AUTHZ_DENIED by blocked_targets" in told.stdout
+
+
+async def test_what_the_gateway_s_settings_say_holds(authority: CertificateAuthority):
+    gateway = GatewaySettings(
+        rate_limit={"per_minute": 3},
+        dlp={"rules": [{"id": "file", "type": "file", "pattern": "FILE-[0-9]{4}", "action": "block"}]},
+    )
+    async with seed_server(free_port(), gateway) as server:
+        await server.authz.set_permissions("router", allowed_targets=["helpdesk"])
+        async with Agent("router", tls=agent_tls("router")) as router:
+            with pytest.raises(Refused) as caught:
+                await router.send("helpdesk", "note", {"text": "see FILE-1234"})
+            assert caught.value.verdict.decision is Decision.DLP_BLOCKED
+            assert "FILE-1234" not in str(caught.value)
+            with contextlib.suppress(Refused):  # the refused one may have been counted
+                for number in range(3):
+                    await router.send("helpdesk", "note", {"text": f"note {number}"})
+            with pytest.raises(Refused) as caught:
+                await router.send("helpdesk", "note", {"text": "one too many"})
+            assert caught.value.verdict.decision is Decision.RATE_LIMITED
 
 
 async def test_permissions_at_run_time_outlive_a_restart(authority: CertificateAuthority):

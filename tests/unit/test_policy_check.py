@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from broker_policy import cli
-from broker_policy.cli.app import ExitCode, app
+from broker_policy.cli.app import ExitCode, Output, app
 from broker_policy.pipeline import STEPS, judge
 from broker_policy.pipeline.explain import Outcome, explain, message
 from mas_nats.manifest import mas_yaml
@@ -101,6 +101,14 @@ def test_the_payload_is_not_shown(folder):
     assert done.exit_code == 0
     assert "hunter2" not in done.output
     assert "ALLOWED by allowed_targets" in done.output
+
+
+def test_rules_are_shown_as_they_are_written():
+    """Not as the picture that :credit_card: is a name of."""
+    out = Output(json=False)
+    with out._result.capture() as shown:
+        out.result({}, "dlp:credit_card: found")
+    assert shown.get() == "dlp:credit_card: found\n"
 
 
 def test_what_is_set_and_depends_on_traffic_is_said(folder, monkeypatch):
