@@ -10,6 +10,7 @@ from typing import Any
 from broker_policy.audit.candidates import Span
 from broker_policy.audit.entry import Entry, refuses
 from broker_policy.audit.query import OUTCOME_NAMES
+from broker_policy.audit.segments import Past
 from broker_policy.audit.store import PAGE, Store, StoredEntry
 from broker_policy.audit.time_span import span_of
 
@@ -103,31 +104,42 @@ class Compliance:
         }
 
 
-async def compliance(store: Store, since: int, until: int) -> Compliance:
-    """Read the range and count.
+async def compliance(store: Store, since: int, until: int, past: Past | None = None) -> Compliance:
+    """Read the range and count, in ``past`` what left Redis.
 
     Raises:
+        SegmentBroken: a segment is missing or altered.
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     report = Compliance(store.layout.namespace, since, until)
-    whole = Span(1, (await store.head()).index)
+    removed = (await store.removed()).index
+    if past is not None:
+        for seal in past.overlapping(1, removed, since, until):
+            rows = [row for row in past.segments.read(seal) if row.index <= removed]
+            for first in range(0, len(rows), PAGE):
+                await _count(store, report, rows[first : first + PAGE])
+    whole = Span(removed + 1, (await store.head()).index)
     span = await span_of(store, whole, since, until)
     last = await _last_written(store, span.last, whole.last)
     span = Span(await _first_written(store, span.first, since), last)
     async for page in _pages(store, span):
-        letters = await store.outcomes_at([stored.index for stored in page])
-        for stored, letter in zip(page, letters, strict=True):
-            entry = stored.entry()
-            if not since <= entry["at"] <= until:
-                continue
-            if entry["k"] == "d":
-                report.add_decision(entry, letter)
-            elif entry["k"] == "a":
-                report.add_alarm(entry)
-            elif entry["k"] == "l":
-                report.add_loss(entry)
+        await _count(store, report, page)
     return report
+
+
+async def _count(store: Store, report: Compliance, page: list[StoredEntry]) -> None:
+    letters = await store.outcomes_at([stored.index for stored in page])
+    for stored, letter in zip(page, letters, strict=True):
+        entry = stored.entry()
+        if not report.since <= entry["at"] <= report.until:
+            continue
+        if entry["k"] == "d":
+            report.add_decision(entry, letter)
+        elif entry["k"] == "a":
+            report.add_alarm(entry)
+        elif entry["k"] == "l":
+            report.add_loss(entry)
 
 
 async def _first_written(store: Store, first: int, since: int) -> int:

@@ -76,6 +76,15 @@ class Examination:
         self._shift = 0
         self._displaced: dict[int, int] = {}
         self._rewritten = False
+        self.indexed_after = 0
+        """Entries up to here are in segments; no index in Redis lists them."""
+        self._begun = 0
+
+    def begin(self, index: int, digest: bytes) -> None:
+        """Begin after entry ``index``: those up to it were sealed, and are not given, or are broken."""
+        self.letters.extend(_NO_LETTER * (index - len(self.letters) + 1))
+        self.index, self.hash, self._previous = index, digest.hex(), digest or None
+        self._place = self._begun = index
 
     # -- entries -------------------------------------------------------------------------------------
     def add(self, stored: StoredEntry) -> None:
@@ -185,10 +194,11 @@ class Examination:
 
     def _count_decision(self, index: int, entry: Entry, letter: str) -> None:
         self.report.decisions += 1
-        for name in index_names(entry):
-            self.lists.setdefault(name, Tally()).add(index)
-        shard, fragment = id_place(entry["id"])
-        self.shards.setdefault(shard, Tally()).add(index, fragment)
+        if index > self.indexed_after:
+            for name in index_names(entry):
+                self.lists.setdefault(name, Tally()).add(index)
+            shard, fragment = id_place(entry["id"])
+            self.shards.setdefault(shard, Tally()).add(index, fragment)
         if letter == UNSETTLED:
             self.unsettled[index] = entry["at"]
 
@@ -216,6 +226,10 @@ class Examination:
                 f"checkpoint {checkpoint.index} is not signed by the key that was valid there",
             )
             return
+        if checkpoint.index < self._begun:
+            if checkpoint.lost is not None and self.keys.accepted(signed):
+                self._accept(checkpoint.index, checkpoint.lost)
+            return  # of entries that are not given; a seal vouches for them
         at, digest = self.index, self.hash
         if self._held is not None:
             at, digest = self._held.place, self._held.stored.hash

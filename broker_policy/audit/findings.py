@@ -21,6 +21,7 @@ class FindingKind(StrEnum):
     ALARM = "alarm"  # the projector found that the log had been tampered with
     INDEX = "index"  # an index does not list what the chain holds
     OUTCOME = "outcome"  # the stored outcome is not the one that the chain gives
+    SEGMENT = "segment"  # a sealed segment is missing, altered, or in another's place
     UNSETTLED = "unsettled"  # a decision has no outcome after a long time
 
 
@@ -51,6 +52,7 @@ class Report:
     outcomes: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)  # what was lost and accepted as that
+    unexamined: list[dict[str, Any]] = field(default_factory=list)  # sealed segments that were not given
     more: int = 0  # findings beyond the first thousand
 
     @property
@@ -78,6 +80,7 @@ class Report:
             "outcomes": self.outcomes,
             "findings": [finding.row() for finding in self.findings],
             "accepted_losses": self.losses,
+            "unexamined_segments": self.unexamined,
             "more_findings": self.more,
         }
 

@@ -14,6 +14,8 @@ mas:audit:<ns>:open:<agent>        sorted set: entry index by sequence of a mess
 mas:audit:<ns>:opened              set: agents that have such
 mas:audit:<ns>:early               hash: <agent>.<sequence> -> reports that came before their decision
 mas:audit:<ns>:states              hash: agent -> newest revision of its direct state that is in the chain
+mas:audit:<ns>:seals               hash: last index of a sealed segment -> its signed seal
+mas:audit:<ns>:removed             hash: i up to which index entries are in segments only, h hash of that one
 mas:audit:<ns>:lease               who projects now
 """
 
@@ -81,6 +83,16 @@ class Layout:
     def states(self) -> str:
         """Up to which revision of an agent's direct state the chain goes."""
         return f"{self.prefix}states"
+
+    @cached_property
+    def seals(self) -> str:
+        """The seals of segments."""
+        return f"{self.prefix}seals"
+
+    @cached_property
+    def removed(self) -> str:
+        """How much of the chain is in segments only."""
+        return f"{self.prefix}removed"
 
     @cached_property
     def lease(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from broker_policy.audit import candidates
 from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Span
 from broker_policy.audit.entry import Entry
+from broker_policy.audit.segments import Past
 from broker_policy.audit.store import Store, StoredEntry
 from broker_policy.audit.time_span import span_of
 
@@ -115,16 +116,20 @@ async def ask(
     limit: int = 100,
     cursor: int | None = None,
     oldest_first: bool = False,
+    past: Past | None = None,
 ) -> list[Answer]:
     """Up to ``limit`` decisions, the newest first; with ``cursor`` those that come after that index.
 
+    What left Redis is looked for in ``past``, else not at all.
+
     Raises:
+        SegmentBroken: a segment is missing or altered.
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     found: list[Answer] = []
     async with aclosing(
-        answers(store, question, cursor=cursor, oldest_first=oldest_first, expected=limit)
+        answers(store, question, cursor=cursor, oldest_first=oldest_first, past=past, expected=limit)
     ) as all_of_them:
         async for answer in all_of_them:
             found.append(answer)
@@ -139,18 +144,24 @@ async def answers(
     *,
     cursor: int | None = None,
     oldest_first: bool = False,
+    past: Past | None = None,
     expected: int = _PAGES[1],
 ) -> AsyncGenerator[Answer, None]:
     """Every decision that is asked for, read in pages; ``expected``: how many the caller may take.
 
     Raises:
+        SegmentBroken: a segment is missing or altered.
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     sign = OLDEST_FIRST if oldest_first else NEWEST_FIRST
-    span = Span(1, (await store.head()).index)
+    removed = (await store.removed()).index
+    span, gone = Span(removed + 1, (await store.head()).index), Span(1, removed)
     if cursor is not None:
-        span = span.beyond(cursor, sign)
+        span, gone = span.beyond(cursor, sign), gone.beyond(cursor, sign)
+    if oldest_first:
+        async for answer in _sealed(store, question, past, gone, sign):
+            yield answer
     span = await span_of(store, span, question.since, question.until)
     size = max(min(expected, _PAGES[0]), _FEW)
     async for page in _candidates(store, question, span, sign):
@@ -160,11 +171,31 @@ async def answers(
                 yield answer
             place += size
             size = min(2 * size, _PAGES[1])
+    if not oldest_first:
+        async for answer in _sealed(store, question, past, gone, sign):
+            yield answer
+
+
+async def _sealed(
+    store: Store, question: Question, past: Past | None, span: Span, sign: int
+) -> AsyncIterator[Answer]:
+    """Answers among what left Redis; a segment has no indexes, so each whose time fits is read whole."""
+    if past is None:
+        return
+    for seal in past.overlapping(span.first, span.last, question.since, question.until)[::sign]:
+        entries = {row.index: row for row in past.segments.read(seal) if span.first <= row.index <= span.last}
+        for answer in await _fitting(store, question, entries, sorted(entries)[::sign]):
+            yield answer
 
 
 async def _read(store: Store, question: Question, indexes: list[int]) -> list[Answer]:
     """The answers among ``indexes``; an index alone is never believed."""
-    entries = await store.entries_at(indexes)
+    return await _fitting(store, question, await store.entries_at(indexes), indexes)
+
+
+async def _fitting(
+    store: Store, question: Question, entries: dict[int, StoredEntry], indexes: list[int]
+) -> list[Answer]:
     fitting: list[tuple[StoredEntry, Entry]] = []
     for index in indexes:
         if (stored := entries.get(index)) is None:

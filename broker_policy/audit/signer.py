@@ -138,7 +138,8 @@ async def follow(store: Store, last: Checkpoint | None, head: Head) -> None:
         ChainAltered: one does not hold.
 
     """
-    index, previous = 0, chain.genesis(store.layout.namespace)
+    removed = await store.removed()
+    index, previous = removed.index, removed.hash
     if last is not None:
         if head.index < last.index:
             raise ChainAltered(f"entry {last.index} was signed, but the chain ends at {head.index}")

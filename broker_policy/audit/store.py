@@ -5,6 +5,7 @@ The key layout is in ``layout.py``. Redis 6.2 suffices.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from broker_policy.audit import chain
 from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import Entry
 from broker_policy.audit.layout import BLOCK, NAMESPACES, Layout
+from broker_policy.audit.seal import SignedSeal
 
 PAGE = 1000
 """Entries read at once."""
@@ -58,6 +60,14 @@ class StoredEntry:
 
         """
         return cast("Entry", orjson.loads(self.body))
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Entries up to ``index`` left Redis; ``hash`` is what the last of them had, genesis for none."""
+
+    index: int
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,28 @@ class Store:
         if not isinstance(info, Exception):
             highest = int(info["last-generated-id"].partition(b"-")[0])
         return End(self._head(head), at, highest)
+
+    async def removed(self) -> Removed:
+        """How much of the chain is in sealed segments only. Errors as ``head``."""
+        index, digest = await self.redis.hmget(self.layout.removed, "i", "h")
+        if index is None or not index.isdigit():
+            return Removed(0, chain.genesis(self.layout.namespace))
+        try:
+            return Removed(int(index), bytes.fromhex((digest or b"").decode()))
+        except ValueError:
+            return Removed(int(index), b"")
+
+    async def seals(self) -> list[SignedSeal]:
+        """The seals of segments, those that can be read, none of them checked. Errors as ``head``."""
+        found: list[SignedSeal] = []
+        for raw in await self.redis.hvals(self.layout.seals):
+            with contextlib.suppress(ValueError):
+                found.append(SignedSeal.decode(raw))
+        return found
+
+    async def add_seal(self, signed: SignedSeal) -> None:
+        """Remember a segment. Errors as ``head``."""
+        await self.redis.hset(self.layout.seals, str(signed.seal.last), signed.encode())
 
     def _head(self, fields: tuple[bytes | None, bytes | None, bytes | None]) -> Head:
         index, digest, sequence = fields

@@ -11,7 +11,11 @@ from broker_policy.audit.examination import Examination, Tally
 from broker_policy.audit.findings import FindingKind, Report
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import BLOCK, SHARDS
-from broker_policy.audit.store import PAGE, Store
+from broker_policy.audit.past import past, reported
+from broker_policy.audit.seal import Seal, trusted
+from broker_policy.audit.segments import Segments
+from broker_policy.audit.store import PAGE, Removed, Store, StoredEntry
+from mas_nats.errors import MasError
 
 OVERDUE = 120.0
 """Seconds after which a decision without an outcome is a finding."""
@@ -28,18 +32,25 @@ async def verify(
     *,
     overdue: float = OVERDUE,
     now: float | None = None,
+    segments: Segments | None = None,
 ) -> Report:
     """Verify the whole audit of a namespace, also while it is being written.
+
+    What left Redis is examined in ``segments``; without, the report names the segments that it lacks.
 
     ``checkpoints`` in order, signed by ``keys``; None: the chain is checked against itself alone, and
     somebody who rewrote all of Redis is not found. ``overdue`` in seconds.
 
     Raises:
+        RemovedMeanwhile: see there.
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     exam = Examination(store.layout.namespace, keys)
     walk = _Walk(exam, store, _none() if checkpoints is None else aiter(checkpoints))
+    removed = await store.removed()
+    seals = trusted(store.layout.namespace, await store.seals(), keys)
+    await _walk_segments(walk, removed, seals, segments)
     await walk.to((await store.head()).index)
     await walk.finish_checkpoints()
     await _check_end(walk)
@@ -48,7 +59,31 @@ async def verify(
     await _check_shards(exam, store)
     exam.find_unsettled(int(((time.time() if now is None else now) - overdue) * 1000))
     exam.count_outcomes()
+    if (await store.removed()).index != removed.index:
+        raise RemovedMeanwhile("entries left Redis while they were being verified: verify again")
     return exam.report
+
+
+class RemovedMeanwhile(MasError):
+    """Somebody removed sealed entries during a verification."""
+
+
+async def _walk_segments(walk: _Walk, removed: Removed, seals: list[Seal], segments: Segments | None) -> None:
+    """Examine what is not in Redis any more; begin behind it where that cannot be."""
+    exam = walk.exam
+    exam.indexed_after = removed.index
+    for part in past(removed, seals, segments, exam.report):
+        if isinstance(part, StoredEntry):
+            await walk.take(part)
+        else:
+            exam.flush()
+            exam.begin(*part)
+    walk.skip_to(removed.index)
+    if segments is not None:
+        for seal in seals:
+            if seal.first > removed.index:  # in Redis still, but the file must be the sealed one
+                with reported(exam.report, seal):
+                    segments.require(seal)
 
 
 @dataclass(slots=True)
@@ -63,6 +98,21 @@ class _Walk:
     _signed: SignedCheckpoint | None = field(default=None)
     _started: bool = False
 
+    async def take(self, stored: StoredEntry) -> None:
+        """The next entry, and the checkpoints that sign it."""
+        if not self._started:
+            self._started = True
+            self._signed = await anext(self.checkpoints, None)
+        self.exam.add(stored)
+        while self._signed is not None and self._signed.checkpoint.index <= stored.index:
+            self.exam.checkpoint(self._signed)
+            self._signed = await anext(self.checkpoints, None)
+
+    def skip_to(self, index: int) -> None:
+        """Go on in Redis after entry ``index``."""
+        if index:
+            self._low, self.at = f"({index}-0", index
+
     async def to(self, index: int) -> None:
         """Read on until entry ``index`` or the end of the chain."""
         if not self._started:
@@ -73,10 +123,7 @@ class _Walk:
             if not page:
                 break
             for stored in page:
-                self.exam.add(stored)
-                while self._signed is not None and self._signed.checkpoint.index <= stored.index:
-                    self.exam.checkpoint(self._signed)
-                    self._signed = await anext(self.checkpoints, None)
+                await self.take(stored)
             self._low, self.at = f"({page[-1].identifier}", page[-1].index
         self.exam.flush()
 

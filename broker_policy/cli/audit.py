@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker_policy.audit import loss
+from broker_policy.audit.candidates import Span
 from broker_policy.audit.checkpoint import read_public_key
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.compliance import compliance
@@ -26,7 +27,11 @@ from broker_policy.audit.export import verify_file
 from broker_policy.audit.findings import Report
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.query import Question, answers, ask
+from broker_policy.audit.retention import Retention
+from broker_policy.audit.seal import trusted
+from broker_policy.audit.segments import Past, Segments
 from broker_policy.audit.store import Store
+from broker_policy.audit.time_span import span_of
 from broker_policy.audit.verify import OVERDUE
 from broker_policy.audit.verify import verify as verify_store
 from broker_policy.cli import audit_report
@@ -35,6 +40,7 @@ from broker_policy.cli.audit_question import (
     Became,
     Decided,
     MessageId,
+    SegmentsOption,
     Sender,
     Since,
     Target,
@@ -104,18 +110,24 @@ async def verify(
     overdue: Annotated[
         float, typer.Option("--overdue", help="Seconds after which a decision must have an outcome.")
     ] = OVERDUE,
+    segments: SegmentsOption = None,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
-    """Check the whole chain, its indexes and outcomes, against itself and against signed checkpoints."""
+    """Check the whole chain, its indexes and outcomes, against itself and against signed checkpoints.
+
+    What was sealed into segments and left Redis is checked in the folder --segments; without it, the segments
+    that were not examined are named.
+    """
     out = Output(json=json)
+    sealed = None if segments is None else Segments(segments)
     if file is not None:
-        report = verify_file(file, _public_key(public_key, folder), overdue=overdue)
+        report = verify_file(file, _public_key(public_key, folder), overdue=overdue, segments=sealed)
     else:
         async with _sources(folder, namespace) as sources:
             keys = _checkpoint_keys(sources.public, public_key)
             report = await verify_store(
-                sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue
+                sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue, segments=sealed
             )
     out.result(report.document(), _told(report))
     if not report.intact:
@@ -144,6 +156,7 @@ async def export(
     message_id: MessageId = None,
     since: Since = None,
     until: Until = None,
+    segments: SegmentsOption = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
@@ -155,7 +168,9 @@ async def export(
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     if form is not _Format.CHAIN:
         async with _redis(Layout(folder.resolve())) as redis:
-            found = answers(Store(redis, namespace), asked, oldest_first=True)
+            store = Store(redis, namespace)
+            past = await _past(store, segments, folder, Output(json=json))
+            found = answers(store, asked, oldest_first=True, past=past)
             count = await write_decisions(found, file, DecisionFormat(form.value))
         what = "decisions"
     elif asked != Question():
@@ -180,6 +195,7 @@ async def report(
     form: Annotated[
         ReportFormat, typer.Option("--format", help="text, markdown or json.")
     ] = ReportFormat.TEXT,
+    segments: SegmentsOption = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
@@ -193,13 +209,51 @@ async def report(
         raise ConfigurationError("--from is after --to")
     async with _sources(folder, namespace) as sources:
         keys = sources.public.checkpoint_keys
-        verified = await verify_store(sources.store, sources.checkpoints.standing(keys), keys)
-        document = (await compliance(sources.store, first, last)).document()
+        sealed = None if segments is None else Segments(segments)
+        standing = sources.checkpoints.standing(keys)
+        verified = await verify_store(sources.store, standing, keys, segments=sealed)
+        past = await _past(sources.store, segments, folder, Output(json=json))
+        document = (await compliance(sources.store, first, last, past)).document()
     document["verification"] = verified.document()
     told_as = audit_report.markdown if form is ReportFormat.MARKDOWN else audit_report.text
     Output(json=json or form is ReportFormat.JSON).result(document, told_as(document))
     if not verified.intact:
         raise typer.Exit(ExitCode.ALTERED)
+
+
+@command("seal", group=audit, example="mas audit seal --before 90d --to /archive/audit --remove")
+async def seal(
+    *,
+    before: Annotated[
+        str, typer.Option("--before", help="What is older: a time (ISO 8601) or an age, such as 90d.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The folder of the segments.")],
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Then remove from Redis what is sealed and older.")
+    ] = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Write what lies behind a checkpoint into signed, compressed files; with --remove it leaves Redis then.
+
+    Needs the checkpoint key. May be interrupted and repeated at any point. `mas audit verify --segments`
+    checks files and Redis as one chain.
+    """
+    signing = SignerKeys.load(Layout(folder.resolve()).keys).checkpoint
+    out = Output(json=json)
+    async with _sources(folder, namespace) as sources:
+        store, keys = sources.store, sources.public.checkpoint_keys
+        whole = Span((await store.removed()).index + 1, (await store.head()).index)
+        last = (await span_of(store, whole, when(before), None)).first - 1
+        work = Retention(store, sources.checkpoints, keys, signing, Segments(to), tell=out.progress)
+        made = await work.seal(last)
+        removed = await work.remove(last) if remove else (await store.removed()).index
+    rows = [each.row() for each in made]
+    document = {"namespace": namespace, "folder": str(to), "sealed": rows, "removed_up_to": removed}
+    entries = sum(each.last - each.first + 1 for each in made)
+    gone = f"entries up to {removed} are in segments only" if removed else "all entries are in Redis"
+    out.result(document, f"sealed {entries} entries in {len(rows)} segments in {to}; {gone}")
 
 
 @command("accept-loss", group=audit, example="mas audit accept-loss --reason 'disk of redis-1 lost' --yes")
@@ -247,6 +301,7 @@ async def query(
     cursor: Annotated[
         int | None, typer.Option("--cursor", help="Go on after this index: `next` of the page before.")
     ] = None,
+    segments: SegmentsOption = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
@@ -254,7 +309,9 @@ async def query(
     """List decisions and what became of them, the newest first. All conditions must hold."""
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     async with _redis(Layout(folder.resolve())) as redis:
-        found = await ask(Store(redis, namespace), asked, limit=limit, cursor=cursor, oldest_first=oldest)
+        store = Store(redis, namespace)
+        past = await _past(store, segments, folder, Output(json=json))
+        found = await ask(store, asked, limit=limit, cursor=cursor, oldest_first=oldest, past=past)
     rows = [answer.row() for answer in found]
     following = found[-1].index if len(found) == limit else None
     lines = [_line(row) for row in rows]
@@ -262,6 +319,18 @@ async def query(
         lines.append(f"more: --cursor {following}")
     document = {"namespace": namespace, "decisions": rows, "next": following}
     Output(json=json).result(document, "\n".join(lines))
+
+
+async def _past(store: Store, segments: Path | None, folder: Path, out: Output) -> Past | None:
+    """What left Redis, in the folder that was given; says so when none was."""
+    removed = (await store.removed()).index
+    if segments is None:
+        if removed:
+            out.warn(f"entries up to {removed} are in sealed segments and not looked at: give --segments")
+        return None
+    keys = PublicMaterial.load(Layout(folder.resolve()).keys).checkpoint_keys
+    seals = trusted(store.layout.namespace, await store.seals(), keys)
+    return Past(Segments(segments), tuple(seal for seal in seals if seal.first <= removed))
 
 
 def _checkpoint_keys(public: PublicMaterial, path: Path | None) -> CheckpointKeys:
@@ -286,6 +355,12 @@ def _told(report: Report) -> str:
         if report.signed_index
         else "no signed checkpoint covers any entry yet",
     ]
+    if report.unexamined:
+        lines.append(
+            f"entries up to {report.unexamined[-1]['last']} are in sealed segments: NOT EXAMINED here"
+        )
+        lines += [f"  {each['file']}" for each in report.unexamined[:_SHOWN]]
+        lines.append("  give their folder with --segments")
     lines += [
         f"lost: entries {lost['first']} to {lost['last']}, accepted because: {lost['reason']}"
         for lost in report.losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,10 @@ Since = Annotated[
     typer.Option("--from", help="Not older: a time (ISO 8601) or how long ago, such as 2h or 90d."),
 ]
 Until = Annotated[str | None, typer.Option("--to", help="Not younger: as for --from.")]
+
+SegmentsOption = Annotated[
+    Path | None, typer.Option("--segments", help="The folder of what `mas audit seal` removed from Redis.")
+]
 
 
 def question(

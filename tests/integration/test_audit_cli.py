@@ -129,3 +129,25 @@ async def test_a_manifest_asks_for_a_copy_in_a_file(system: System, tmp_path: Pa
     decisions = [line["e"] for line in map(json.loads, file.read_text().splitlines()) if "e" in line]
     assert [entry["i"] for entry in decisions] == list(range(1, len(decisions) + 1))
     await system.apply(plain)  # no file any more: nothing is added
+
+
+async def test_seal_and_verify_with_the_folder(options: list[str], tmp_path: Path) -> None:
+    segments = str(tmp_path / "segments")
+    everything = (await query(*options, "--oldest-first"))["decisions"]
+    async with asyncio.timeout(30):
+        while json.loads(await run("verify", *options, "--json"))["signed_index"] < 8:
+            await asyncio.sleep(0.2)
+    before = ("--before", "2099-01-01T00:00:00Z")
+    sealed = json.loads(await run("seal", *before, "--to", segments, "--remove", "--json", *options))
+    assert sealed["removed_up_to"] == sealed["sealed"][-1]["last"] > 5
+    assert "NOT EXAMINED" in await run("verify", *options)
+    whole = json.loads(await run("verify", "--segments", segments, "--json", *options))
+    assert (whole["intact"], whole["unexamined_segments"]) == (True, [])
+    assert (await query(*options, "--oldest-first", "--segments", segments))["decisions"] == everything
+    assert len((await query(*options))["decisions"]) < len(everything)
+    report = json.loads(await run("report", "--from", "1h", "--json", "--segments", segments, *options))
+    assert (report["refusals"], report["verification"]["intact"]) == (3, True)
+    next((tmp_path / "segments").glob("*.gz")).unlink()
+    altered = await asyncio.to_thread(mas, "audit", "verify", "--segments", segments, *options, check=False)
+    assert altered.returncode == ExitCode.ALTERED
+    assert "missing from" in altered.stdout
