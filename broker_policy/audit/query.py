@@ -9,7 +9,7 @@ from typing import Any
 
 from broker_policy.audit import candidates
 from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Span
-from broker_policy.audit.entry import Entry
+from broker_policy.audit.entry import Entry, index_names
 from broker_policy.audit.segments import Past
 from broker_policy.audit.store import Store, StoredEntry
 from broker_policy.audit.time_span import span_of
@@ -26,7 +26,7 @@ class Question:
     sender: str | None = None
     target: str | None = None
     decision: str | None = None
-    violation: str | None = None  # the rule that refused
+    violation: str | None = None  # the rule that refused, or "dlp:" with types that were found
     message_id: str | None = None
     outcome: str | None = None  # a letter of record.Outcome, " " for those without one
     since: int | None = None  # unix milliseconds, included
@@ -38,9 +38,18 @@ class Question:
             "sender": self.sender,
             "target": self.target,
             "decision": self.decision,
-            "violation": self.violation,
         }
-        return [f"{name}:{value}" for name, value in named.items() if value is not None]
+        return [
+            *(f"{name}:{value}" for name, value in named.items() if value is not None),
+            *self._violations(),
+        ]
+
+    def _violations(self) -> list[str]:
+        if self.violation is None:
+            return []
+        if not self.violation.startswith("dlp:"):
+            return [f"violation:{self.violation}"]
+        return [f"violation:dlp:{each}" for each in self.violation.removeprefix("dlp:").split(",")]
 
     def matches(self, entry: Entry) -> bool:
         """Whether a decision's entry is wanted; an index alone is never believed."""
@@ -51,7 +60,7 @@ class Question:
             return False
         if self.until is not None and entry["at"] > self.until:
             return False
-        return self.violation is None or self.violation in (entry["r"], entry["d"])
+        return self.violation is None or set(self._violations()) <= set(index_names(entry))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ async def decisions(store: Store) -> list[tuple[int, Entry, str]]:
     ]
 
 
+def violates(entry: Entry, rule: str | None) -> bool:
+    if rule is None or entry["d"] == "ALLOWED":
+        return rule is None
+    return entry["r"] == rule or (entry["r"].startswith("dlp:") and rule[4:] in entry["r"][4:].split(","))
+
+
 def slowly(all_of_them: list[tuple[int, Entry, str]], question: Question) -> list[int]:
     """What answers ``question``, by looking at each."""
     return [
@@ -44,7 +50,7 @@ def slowly(all_of_them: list[tuple[int, Entry, str]], question: Question) -> lis
         if (question.sender in (None, entry["f"]))
         and (question.target in (None, entry["t"]))
         and (question.decision in (None, entry["d"]))
-        and (question.violation is None or (entry["d"] != "ALLOWED" and entry["r"] == question.violation))
+        and violates(entry, question.violation)
         and (question.outcome in (None, letter))
         and (question.since is None or entry["at"] >= question.since)
         and (question.until is None or entry["at"] <= question.until)
@@ -63,7 +69,7 @@ async def test_any_combination_in_either_order_and_in_pages(store: Store) -> Non
             "sender": chosen.choice(AGENTS),
             "target": chosen.choice(AGENTS),
             "decision": chosen.choice(["ALLOWED", "AUTHZ_DENIED", "RATE_LIMITED"]),
-            "violation": chosen.choice(["default", "dlp:email,phone"]),
+            "violation": chosen.choice(["default", "dlp:email,phone", "dlp:phone"]),
             "outcome": chosen.choice([Outcome.HANDLED, Outcome.DEAD, Outcome.REFUSED, " "]),
             "since": since,
             "until": since + chosen.randint(0, STEP * count),
