@@ -38,7 +38,9 @@ def _behind_label(text: str, _: int, end: int) -> Iterator[v.Span]:
 
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.SSN, r"\b\d{3}(?:\s{0,2}-\s{0,2}|\s{1,3}|\.)\d{2}(?:\s{0,2}-\s{0,2}|\s{1,3}|\.)\d{4}\b", v.ssn),
-    Pattern(c.SSN, r"(?i)\b(?:ssn|social\s+security)" + _IS + r"(\d(?:" + _SEP + r"\d){8})\b", v.ssn_said),
+    Pattern(
+        c.SSN, r"(?i)\b(?:ssn|social(?:\s+security)?)" + _IS + r"(\d(?:" + _SEP + r"\d){8})\b", v.ssn_said
+    ),
     Pattern(
         c.EMAIL,
         r"[\pL\pN][\pL\pN._%+\-']*@[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?\.[A-Za-z]{2,24}\b",
@@ -66,10 +68,12 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.ADDRESS, r"(?i)\b\pL{3,}(?:straße|strasse|weg|platz|allee|gasse)\s+\d{1,4}\s?[a-z]?\b"),
     Pattern(
         c.MRN,
-        r"(?i)\b(?:MRN|medical\s+record|patient\s+(?:id|number|no\.?))s?\b"
+        r"(?i)\b(?:MRN|medical\s+record|patient\s+(?:id|number|no))s?\b\.?"
         + _IS
         + r"([A-Z]{0,3}-?\d(?:[\s\-]?\d){4,11})\b",
     ),
+    Pattern(c.MRN, r"\bMR\s?#\s?(\d{5,10})\b"),
+    Pattern(c.INSURANCE, r"(?i)\bpolicy[:\s#]+(\d{8,12})\b", v.insurance),
     Pattern(
         c.INSURANCE,
         r"(?i)\b(?:(?:health\s+)?insurance(?:\s+policy)?|(?:insurance\s+|health\s+)?(?:member|subscriber)\s+(?:id|no\.?|number)"
@@ -82,7 +86,7 @@ PATTERNS: tuple[Pattern, ...] = (
         c.INSURANCE,
         r"\b[1-9][AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-[AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-[AC-HJKMNP-RT-Y]{2}\d{2}\b",
     ),
-    Pattern(c.ICD10, r"\b[A-TV-Z]\d[0-9AB](?:\.[0-9]{1,3}[0-9A-Z]?)?\b", v.icd10),
+    Pattern(c.ICD10, r"\b[A-TV-Z]\d[0-9AB](?:\.[0-9][0-9A-Z]{0,3})?\b", v.icd10),
     Pattern(c.CARD, r"\d(?:[\s\-.]{0,3}\d){12,}", v.cards),
     Pattern(
         c.CVV,
@@ -91,6 +95,7 @@ PATTERNS: tuple[Pattern, ...] = (
         + r"(\d{3,4})\b",
     ),
     Pattern(c.CVV, r"(?i)\bcard\b[^\n]*\bsecurity\s+code" + _IS + r"(\d{3,4})\b"),
+    Pattern(c.CVV, r"(?i)\bsecurity\s+code\s*[:=#]\s*(\d{3,4})\b", v.no_door),
     Pattern(c.API_KEY, r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
     Pattern(c.API_KEY, r"\bgithub_pat_[A-Za-z0-9_]{20,}"),
     Pattern(c.API_KEY, r"\bglpat-[A-Za-z0-9_\-]{16,}"),
@@ -112,6 +117,12 @@ PATTERNS: tuple[Pattern, ...] = (
         _behind_label,
         said=True,
     ),
+    Pattern(
+        c.API_KEY,
+        r"""(?i)\b(?:token|secret)["']?\s*[:=]\s*["']?([A-Za-z0-9_\-./+=]{20,})""",
+        v.mixed,
+        said=True,
+    ),
     Pattern(c.API_KEY, r"(?i)\bbearer\s+([A-Za-z0-9_\-./+=]{16,})", v.secret, said=True),
     Pattern(c.AWS_KEY, r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b"),
     Pattern(
@@ -128,7 +139,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.JWT, r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}\.[A-Za-z0-9_\-]{4,}"),
     Pattern(
         c.PASSWORD,
-        r"""(?i)\b(?:[a-z]+[_\-])?(?:password|passwd|passphrase|passcode|pwd)["']?\s*(?:[:=]|=>)\s*["']?([^\s"'<>&]{4,})""",
+        r"""(?i)\b(?:[a-z]+[_\-])?(?:password|passwd|passphrase|passcode|pwd)["']?\s*(?:[:=]|[=-]>)\s*["']?([^\s"'<>&]{4,})""",
         v.password,
     ),
     Pattern(
@@ -136,6 +147,13 @@ PATTERNS: tuple[Pattern, ...] = (
         r"""(?i)\b(?:password|passphrase|passcode)\s+(?:is|was)[\s:]*["']?([^\s"']{4,})""",
         v.password_told,
     ),
+    Pattern(
+        c.PASSWORD,
+        r"""(?i)\b(?:password|passphrase|passcode|pwd)\s+(?:for\s+\S+\s+)?(?:is\s+)?["']?([^\s"']{6,})""",
+        v.mixed,
+    ),
+    Pattern(c.PASSWORD, r"""(?i)\b(?:pw|pass)["']?\s*[:=]\s*["']?([^\s"'<>&]{4,})""", v.mixed),
+    Pattern(c.PASSWORD, r"""\bcurl\b[^\n]*\s(?:-u|--user)[\s=]["']?[^\s:"']+:([^\s"']{3,})""", v.password),
     Pattern(c.PASSWORD, r"\b[a-z][a-z0-9+.\-]*://[^\s/:@\"']*:([^\s/@\"']{3,})@", v.password),
     Pattern(c.PASSWORD, r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+([A-Za-z0-9+/]{8,}={0,2})"),
 )
@@ -159,7 +177,7 @@ def _digits(least: int, most: int) -> Callable[[str], bool]:
 
 
 def _street(value: str) -> bool:
-    said = re.search(r"\d", value) and re.search(r"[^\W\d_]{3,}", value)
+    said = re.search(r"(?:^|\s)\d+\s?[A-Za-z]?(?:$|[\s,])", value) and re.search(r"[^\W\d_]{3,}", value)
     return bool(said) and "@" not in value and "://" not in value
 
 
@@ -209,6 +227,19 @@ FIELDS: tuple[Field, ...] = (
         _text_of(8),
         said=True,
     ),
+    _field(c.API_KEY, "token", "token", lambda value: v.is_mixed(value) and len(value) >= 20, said=True),
+    _field(
+        c.PASSWORD,
+        r".*authorization",
+        "authorization",
+        lambda value: bool(re.fullmatch(r"(?i)basic\s+[A-Za-z0-9+/]{8,}={0,2}", value)),
+    ),
+    _field(
+        c.INSURANCE,
+        r".*memberid|.*membernumber",
+        "member",
+        lambda value: bool(re.fullmatch(r"[A-Z]{1,4}-?\d{8,12}", value)),
+    ),
     _field(
         c.AWS_KEY,
         r".*(?:awssecretaccesskey|secretaccesskey|awssecretkey|awssessiontoken)",
@@ -218,14 +249,14 @@ FIELDS: tuple[Field, ...] = (
     _field(c.PRIVATE_KEY, r".*(?:privatekey|privkey)(?:pem)?", "priv", lambda value: len(value) >= 32),
     _field(
         c.CVV,
-        r".*(?:cvv|cvc|cvn)2?(?:code|number)?|cardsecuritycode|cardverification.*",
-        "cv[vcn]|card",
+        r".*(?:cvv|cvc|cvn)2?(?:code|number)?s?|(?:card)?securitycode|cardverification.*",
+        "cv[vcn]|card|securi",
         _digits(2, 4),
     ),
-    _field(c.SSN, r".*ssn|ssn(?:number|no|id|value)?|.*socialsecurity.*", "ssn|social", _ssn),
+    _field(c.SSN, r".*ssn|ssn(?:number|no|id|value)?|social|.*socialsecurity.*", "ssn|social", _ssn),
     _field(
         c.MRN,
-        r"(?:patient)?mrn(?:number|no|id)?|.*medicalrecord(?:number|no|num|id)?",
+        r"(?:patient)?mrn(?:number|no|id)?s?|.*medicalrecord(?:number|no|num|id)?",
         "mrn|medical",
         _digits(5, 12),
     ),

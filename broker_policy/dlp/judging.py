@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker_policy.dlp import forms
 from broker_policy.dlp.ruleset import Ruleset
-from broker_policy.dlp.scanning import Scan, TooDeep, cut, dumps, loads, strictness
+from broker_policy.dlp.scanning import Place, Scan, TooDeep, cut, dumps, loads, strictness
 from mas_nats.policy.call import Finding
 from mas_nats.policy.governance import DlpAction
 from mas_nats.wire.verdict import Decision
@@ -90,6 +90,24 @@ def _possible(rules: Ruleset, raw: bytes, text: str, levels: int) -> set[int]:
         if "\\" in inner:
             hits |= rules.look(forms.unescaped(inner.encode(errors="replace")))[0]
     return hits
+
+
+def places(rules: Ruleset, raw: bytes) -> list[Place]:
+    """Where ``rules`` find something in a file: JSON, or else text as a whole. For people who look for it.
+
+    Raises:
+        TooDeep: it is nested too deeply.
+
+    """
+    scan = Scan(rules, range(len(rules.rules)))
+    if rules.idle:
+        return []
+    try:
+        value = loads(raw)
+    except ValueError:
+        value = raw.decode(errors="replace")
+    scan.value(value)
+    return scan.places
 
 
 def redact_text(rules: Ruleset, text: str) -> str:

@@ -34,6 +34,17 @@ class Find:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was found: which class, at which path, from which character to which. Never what."""
+
+    type: str
+    action: DlpAction
+    path: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Number:
     """A number as it is written."""
 
@@ -57,7 +68,7 @@ class Scan:
     ruleset: Ruleset
     hits: Collection[int]
     found: dict[str, DlpAction] = field(default_factory=dict)
-    places: list[tuple[str, str, str, int, int]] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     patterns: list[Rule] = field(init=False)
     fields: list[Rule] = field(init=False)
     _named: dict[str, list[Rule]] = field(default_factory=dict)
@@ -89,8 +100,9 @@ class Scan:
         pair_name = self._pair_name(value) if self.fields else ""
         out: dict[str, Any] = {}
         for key, inner in value.pairs:
+            before = len(self.places)
             made = self.text(key, f"{path}.(name)")
-            shown = made if made != key else key
+            shown = key if len(self.places) == before else "(name)"
             named = pair_name if pair_name and key.lower() in _VALUED else key
             new = self.value(inner, f"{path}.{shown}", named, depth + 1)
             if made != key:
@@ -186,7 +198,7 @@ class Scan:
         for find in kept:
             worst = self.found.get(find.rule.type)
             self.found[find.rule.type] = find.rule.action if worst is None else worse(worst, find.rule.action)
-            self.places.append((find.rule.type, find.rule.action, path, find.start, find.end))
+            self.places.append(Place(find.rule.type, find.rule.action, path, find.start, find.end))
         return kept
 
 

@@ -30,10 +30,11 @@ _NOT_A_DIAGNOSIS = re.compile(
     r"column|seat|aisle|bay|annex|clause|item|step|firmware|build|sku|grid|sheet|slot|level)\.?\s*[:#]?\s*$",
     re.IGNORECASE,
 )
+_DOORS = re.compile(r"door|alarm|gate|building|house|entry|garage|office|lobby|elevator", re.IGNORECASE)
 _DIAGNOSIS_WORDS = re.compile(r"icd|diagnos|\bdx\b|comorbid|\bcondition\b", re.IGNORECASE)
 _NO_STREET = re.compile(
     r"""
-    a|an|the|minute|minutes|hour|hours|day|days|week|weeks|month|months|mile|miles|km|people|person|men|
+    a|an|the|minute|minutes|step|hour|hours|day|days|week|weeks|month|months|mile|miles|km|people|person|men|
     women|of|to|for|in|on|at|by|with|from|and|or|is|are|was|were|will|would|my|our|your|his|her|their|
     this|that|one|two|more|other|new|way|down|up|went|go|going|takes|took|long|test|times|second|seconds|
     percent|pm|am|items|steps|points|users|files|lanes|tickets
@@ -236,7 +237,7 @@ def phone(text: str, start: int, end: int) -> Iterator[Span]:
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     if re.search(r"\w[-.]?$", before) or re.match(r"[-.]?\w", after):
         return
-    if re.search(r"\s", text[start:end]) and "(" not in text[start:end] and _in_a_row(text, start, end):
+    if re.search(r"\s", text[start:end]) and text[start] not in "+(" and _in_a_row(text, start, end):
         return
     if 8 <= count <= 15:
         yield start, end
@@ -254,7 +255,8 @@ def icd10(text: str, start: int, end: int) -> Iterator[Span]:
     before = text[max(0, start - _NEARBY) : start]
     if _NOT_A_DIAGNOSIS.search(before) or (text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit()):
         return
-    if "." in text[start:end] or _DIAGNOSIS_WORDS.search(before):
+    after = text[end : end + _NEARBY // 2]
+    if "." in text[start:end] or _DIAGNOSIS_WORDS.search(before) or _DIAGNOSIS_WORDS.search(after):
         yield start, end
 
 
@@ -267,6 +269,24 @@ def secret(text: str, start: int, end: int) -> Iterator[Span]:
         and not found.startswith("/")
     ):
         yield start, end
+
+
+def no_door(text: str, start: int, end: int) -> Iterator[Span]:
+    """A security code that is not one of a building."""
+    if not _DOORS.search(text[max(0, start - 2 * _NEARBY) : start]):
+        yield start, end
+
+
+def is_mixed(value: str) -> bool:
+    """Whether it has letters and digits, and is no placeholder."""
+    return filled_in(value) and bool(re.search(r"[A-Za-z]", value)) and bool(re.search(r"\d", value))
+
+
+def mixed(text: str, start: int, end: int) -> Iterator[Span]:
+    """What stands behind a word that may mean something else: only where it is no word itself."""
+    found = text[start:end].rstrip(".,;:!?)'\"")
+    if is_mixed(found) and len(found) >= 4 and not re.fullmatch(r"[\d.:-]+[a-z]{0,2}", found):
+        yield start, start + len(found)
 
 
 def password(text: str, start: int, end: int) -> Iterator[Span]:

@@ -25,7 +25,7 @@ from tests.system import System
 
 LIMITS = Limits(ack_wait=1.0, retry_delay=0.1, retry_delay_max=0.2, max_deliver=2, in_flight=64)
 cli.load()
-SECRET = "4111 1111 1111 1111"
+SECRET = "4111 1111 1111 1112"  # no card: its check digit is wrong, so that it is delivered
 
 
 class Closed(Handling):

@@ -1,0 +1,125 @@
+"""The labelled corpus, how well the built-in rules do on it, and the two commands about files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from broker_policy import cli
+from broker_policy.cli.app import app
+from broker_policy.dlp import corpus, ruleset
+from broker_policy.dlp.classes import DEFAULT_ACTIONS
+from mas_nats.errors import ConfigurationError
+from mas_nats.policy.governance import Dlp, DlpAction
+
+cli.load()
+CASES = corpus.read()
+SCORES, MISSES = corpus.evaluate(ruleset(Dlp()), CASES)
+
+
+def test_the_corpus_is_large_and_says_enough_of_each_class():
+    assert len(CASES) >= 600
+    assert len({orjson.dumps(case.body, option=orjson.OPT_SORT_KEYS) for case in CASES}) > 0.97 * len(CASES)
+    positive = Counter(name for case in CASES for name in case.types)
+    near = Counter(case.near for case in CASES)
+    for name in DEFAULT_ACTIONS:
+        assert positive[name] >= 25, name
+        assert near[name] >= 15, name
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULT_ACTIONS))
+def test_every_class_is_found_and_little_else(name: str):
+    """What blocks by default must be found; what is found must be it."""
+    score = SCORES[name]
+    assert score.recall >= 0.98
+    assert score.precision >= 0.95
+
+
+def test_the_measure_notices_a_rule_that_is_missing():
+    scores, misses = corpus.evaluate(ruleset(Dlp(disable_defaults=("ssn",))), CASES)
+    assert scores["ssn"].recall == 0
+    assert len(misses) > len(MISSES) + 30
+
+
+def test_the_measure_notices_a_rule_that_finds_too_much():
+    eager = {"id": "e", "type": "email", "pattern": "@", "action": "alert"}
+    scores, _ = corpus.evaluate(ruleset(Dlp.model_validate({"rules": [eager]})), CASES)
+    assert scores["email"].precision < 0.9
+
+
+def test_eval_as_json():
+    done = CliRunner().invoke(app, ["policy", "dlp-eval", "--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert set(found["classes"]) == set(DEFAULT_ACTIONS)
+    assert found["classes"]["credit_card"]["action"] == DlpAction.BLOCK
+    assert {"action", "precision", "recall", "n"} <= found["classes"]["ssn"].keys()
+
+
+def test_eval_of_a_users_own_cases(tmp_path: Path):
+    file = tmp_path / "own.jsonl"
+    file.write_text(
+        '{"types": ["insurance"], "body": {"insurance_id": "123456789"}}\n\n{"types": [], "body": 1}\n'
+    )
+    done = CliRunner().invoke(app, ["policy", "dlp-eval", str(file), "--json"])
+    assert json.loads(done.stdout)["classes"]["health_insurance"]["n"] == 1
+    assert "health_insurance" in CliRunner().invoke(app, ["policy", "dlp-eval", str(file)]).stdout
+
+
+@pytest.mark.parametrize(
+    "line", ["x", "[]", '{"types": "ssn", "body": 1}', '{"body": 1}', '{"types": [1], "body": 1}']
+)
+def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"types": [], "body": 1}\n' + line)
+    with pytest.raises(ConfigurationError, match="line 2"):
+        corpus.read(file)
+
+
+SECRETS = {"a": {"219-09-9999": "x"}, "b": [{"password": "tulip"}], "4111111111111111": 1}
+
+
+def test_where_in_a_file(tmp_path: Path):
+    file = tmp_path / "message.json"
+    file.write_text(json.dumps(SECRETS))
+    done = CliRunner().invoke(app, ["policy", "dlp-test", str(file), "--json"])
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found["action"] == "block"
+    assert [(each["type"], each["path"]) for each in found["found"]] == [
+        ("ssn", "$.a.(name)"),
+        ("password", "$.b[0].password"),
+        ("credit_card", "$.(name)"),
+    ]
+    for secret in ("219-09", "tulip", "4111"):
+        assert secret not in done.output
+        assert secret not in CliRunner().invoke(app, ["policy", "dlp-test", str(file)]).output
+
+
+def test_where_in_a_text(tmp_path: Path):
+    file = tmp_path / "notes.txt"
+    file.write_text("first\nit is 219-09-9999\n")
+    done = CliRunner().invoke(app, ["policy", "dlp-test", str(file)])
+    assert done.exit_code == 0
+    assert "line 2, column 7" in done.output
+    assert "219" not in done.output
+    file.write_text("nothing")
+    assert "nothing found" in CliRunner().invoke(app, ["policy", "dlp-test", str(file)]).output
+
+
+def test_under_the_settings_of_a_manifest(tmp_path: Path):
+    manifest = tmp_path / "mas.yaml"
+    manifest.write_text(
+        "agents: [{agent_id: a}]\n"
+        "gateway:\n  dlp: {policy_overrides: {ssn: block}, disable_defaults: [email]}\n"
+    )
+    file = tmp_path / "notes.txt"
+    file.write_text("219-09-9999 a@example.com")
+    done = CliRunner().invoke(app, ["policy", "dlp-test", str(file), "--manifest", str(manifest), "--json"])
+    found = json.loads(done.stdout)
+    assert [(each["type"], each["action"]) for each in found["found"]] == [("ssn", "block")]
