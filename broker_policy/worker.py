@@ -34,6 +34,7 @@ from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.clock import ServerClock
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
+from broker_policy.dlp import ruleset
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
@@ -56,6 +57,7 @@ from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.reach import keep_in_reach
 from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
+from mas_nats.errors import ConfigurationError
 from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
@@ -264,6 +266,8 @@ class PolicyWorker:
     async def _serve(self, table: Table) -> None:
         """Begin to serve a namespace, and wait for it a moment: who applied a policy may use it at once."""
         self._take_ring()  # the server's time is known by now
+        with contextlib.suppress(ConfigurationError):  # told by whoever needs them
+            ruleset(table.document.governance.dlp)  # compiled now, not with the first message
         namespace = table.namespace
         if namespace in self._namespaces or namespace in self._starting or self._stopping:
             return

@@ -54,15 +54,16 @@ FAULTS = (
         4,
         "DLP misses a number after a newline, and a card on its own line",
         "decoded strings are what is judged",
-        (),
-        missing="data-loss prevention",
+        (
+            "unit/test_dlp.py::test_decoded_text_is_judged",
+            "unit/test_dlp.py::test_no_form_hides_a_secret",
+        ),
     ),
     Fault(
         5,
         "its e-mail pattern is quadratic: 80 KB stall the whole broker",
         "linear time",
-        (),
-        missing="data-loss prevention",
+        ("unit/test_dlp.py::test_time_is_linear",),
     ),
     Fault(
         6,
@@ -114,8 +115,10 @@ FAULTS = (
         11,
         "a reply that DLP blocks cannot be corrected",
         "the replier may correct it",
-        (),
-        missing="data-loss prevention",
+        (
+            "unit/test_dlp_calls.py::test_a_reply_that_is_blocked_may_be_corrected",
+            "integration/test_dlp_agents.py::test_a_requester_learns_at_once_that_there_will_be_no_reply",
+        ),
     ),
     Fault(
         12,
@@ -189,8 +192,11 @@ FAULTS = (
         20,
         "DLP misses secrets by field name and flags order numbers",
         "context and validators",
-        (),
-        missing="data-loss prevention",
+        (
+            "unit/test_dlp.py::test_names_keys_and_numbers_are_judged",
+            "unit/test_dlp.py::test_what_only_looks_like_it_is_left_alone",
+            "unit/test_dlp_corpus.py::test_every_class_is_found_and_little_else",
+        ),
     ),
     Fault(
         21,
