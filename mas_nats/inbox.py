@@ -150,7 +150,12 @@ class Inbox:
         attempt, sequence = int(tokens[first]), int(tokens[first + 1])
         data: Any = orjson.loads(incoming.data)
         message = read_message(
-            incoming.headers, data, target=self._agent, attempt=attempt, replier=self._replier
+            incoming.headers,
+            data,
+            target=self._agent,
+            attempt=attempt,
+            replier=self._replier,
+            body=incoming.data,
         )
         return _Delivery(incoming.reply, sequence, attempt, message)
 

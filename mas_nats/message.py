@@ -67,6 +67,9 @@ class AgentMessage:
 
     ``message_id`` is the sender's and the same on every delivery: use it to recognise a repetition.
     The payload stays out of ``repr``, so that a logged message does not leak it.
+
+    The audit holds a commitment to what was delivered, which says nothing without ``salt``. Keep ``body`` and
+    ``salt``, and ``mas audit check-commitment`` proves later that this is what was delivered.
     """
 
     message_id: str
@@ -80,6 +83,8 @@ class AgentMessage:
     audit: str = ""  # the decision that let it pass: <writer>.<record>.<position>
     reply_token: str = field(default="", repr=False)
     streams: bool = False  # the requester takes its reply in frames
+    body: bytes = field(default=b"", repr=False)  # ``data`` as it was delivered, byte for byte
+    salt: str = field(default="", repr=False)  # hexadecimal; "" where no single decision covers the whole
     _replier: Replier | None = field(default=None, repr=False, compare=False)
     course: Course = field(default_factory=Course, repr=False, compare=False)
 
@@ -140,6 +145,7 @@ def read_message(
     target: str,
     attempt: int = 1,
     replier: Replier | None = None,
+    body: bytes = b"",
 ) -> AgentMessage:
     """Build a message from the headers of a delivery or of a reply."""
     return AgentMessage(
@@ -154,6 +160,8 @@ def read_message(
         audit=fields.get(headers.AUDIT, ""),
         reply_token=fields.get(headers.REPLY_TOKEN, ""),
         streams=fields.get(headers.STREAM) == "1",
+        body=body,
+        salt=fields.get(headers.SALT, ""),
         _replier=replier,
     )
 

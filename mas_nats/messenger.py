@@ -273,7 +273,7 @@ class Messenger:
             raise RequestFailed(Decision.INVALID, f"{target} sent a reply that cannot be read") from error
         if headers.FAILURE in answer.headers:
             raise failure_of(answer, data, target, message_id)
-        return read_message(answer.headers, data, target=self._agent)
+        return read_message(answer.headers, data, target=self._agent, body=answer.data)
 
 
 def _require_requested(message: AgentMessage) -> None:

@@ -76,7 +76,13 @@ class _Sources:
 
 
 @asynccontextmanager
-async def _redis(layout: Layout) -> AsyncIterator[Redis]:
+async def audit_redis(layout: Layout) -> AsyncIterator[Redis]:
+    """The audit's Redis.
+
+    Raises:
+        Unavailable: it does not answer.
+
+    """
     redis = Redis.from_url(Broker.read(layout).redis_url(), socket_timeout=30, socket_connect_timeout=2)
     try:
         yield redis
@@ -89,7 +95,7 @@ async def _redis(layout: Layout) -> AsyncIterator[Redis]:
 @asynccontextmanager
 async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
     layout = Layout(folder.resolve())
-    async with _redis(layout) as redis:
+    async with audit_redis(layout) as redis:
         connection = Broker.read(layout).connection(layout, "controller")
         nc = await connect_control_admin(connection, ControllerKeys.load(layout.keys), name="audit")
         try:
@@ -167,9 +173,9 @@ async def export(
     """
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     if form is not _Format.CHAIN:
-        async with _redis(Layout(folder.resolve())) as redis:
+        async with audit_redis(Layout(folder.resolve())) as redis:
             store = Store(redis, namespace)
-            past = await _past(store, segments, folder, Output(json=json))
+            past = await past_of(store, segments, folder, Output(json=json))
             found = answers(store, asked, oldest_first=True, past=past)
             count = await write_decisions(found, file, DecisionFormat(form.value))
         what = "decisions"
@@ -212,7 +218,7 @@ async def report(
         sealed = None if segments is None else Segments(segments)
         standing = sources.checkpoints.standing(keys)
         verified = await verify_store(sources.store, standing, keys, segments=sealed)
-        past = await _past(sources.store, segments, folder, Output(json=json))
+        past = await past_of(sources.store, segments, folder, Output(json=json))
         document = (await compliance(sources.store, first, last, past)).document()
     document["verification"] = verified.document()
     told_as = audit_report.markdown if form is ReportFormat.MARKDOWN else audit_report.text
@@ -308,9 +314,9 @@ async def query(
 ) -> None:
     """List decisions and what became of them, the newest first. All conditions must hold."""
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
-    async with _redis(Layout(folder.resolve())) as redis:
+    async with audit_redis(Layout(folder.resolve())) as redis:
         store = Store(redis, namespace)
-        past = await _past(store, segments, folder, Output(json=json))
+        past = await past_of(store, segments, folder, Output(json=json))
         found = await ask(store, asked, limit=limit, cursor=cursor, oldest_first=oldest, past=past)
     rows = [answer.row() for answer in found]
     following = found[-1].index if len(found) == limit else None
@@ -321,7 +327,7 @@ async def query(
     Output(json=json).result(document, "\n".join(lines))
 
 
-async def _past(store: Store, segments: Path | None, folder: Path, out: Output) -> Past | None:
+async def past_of(store: Store, segments: Path | None, folder: Path, out: Output) -> Past | None:
     """What left Redis, in the folder that was given; says so when none was."""
     removed = (await store.removed()).index
     if segments is None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker_policy.cli.app import ExitCode
-from mas_nats import Refused
+from mas_nats import Agent, AgentMessage, Refused
 from mas_nats.policy.governance import AuditSink, Governance
 from tests.load import Handling
 from tests.system import System, mas, new_namespace, wanted
@@ -151,3 +151,38 @@ async def test_seal_and_verify_with_the_folder(options: list[str], tmp_path: Pat
     altered = await asyncio.to_thread(mas, "audit", "verify", "--segments", segments, *options, check=False)
     assert altered.returncode == ExitCode.ALTERED
     assert "missing from" in altered.stdout
+
+
+async def test_a_receiver_proves_what_it_got(system: System, tmp_path: Path) -> None:
+    namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"]})
+    received: asyncio.Queue[AgentMessage] = asyncio.Queue()
+
+    class Keeping(Agent[dict[str, object]]):
+        async def on_message(self, message: AgentMessage) -> None:
+            received.put_nowait(message)
+
+    url = system.broker.url
+    async with (
+        Handling("alice", server_addr=url, tls=system.tls("alice", namespace)) as alice,
+        Keeping("bob", server_addr=url, tls=system.tls("bob", namespace)),
+    ):
+        await alice.send("bob", "order", {"amount": 1.10, "for": "Zoë"})
+        message = await asyncio.wait_for(received.get(), 10)
+    assert json.loads(message.body) == message.data
+    assert message.salt not in repr(message)
+    kept, options = tmp_path / "body", ["--folder", str(system.layout.root), "--namespace", namespace]
+    kept.write_bytes(message.body)
+    opened = [message.message_id, "--salt", message.salt, "--data", f"@{kept}"]
+    async with asyncio.timeout(20):
+        while not (await query(*options, "--message-id", message.message_id))["decisions"]:
+            await asyncio.sleep(0.1)
+    assert "this is what alice sent to bob" in await run("check-commitment", *opened, *options)
+    chain = tmp_path / "audit.jsonl"
+    await run("export", str(chain), *options)
+    offline = json.loads(await run("check-commitment", *opened, "--file", str(chain), "--json"))
+    assert offline["matches"]
+    kept.write_bytes(message.body.replace(b"1.1", b"9.9"))  # the control
+    for where in (options, ["--file", str(chain)]):
+        done = await asyncio.to_thread(mas, "audit", "check-commitment", *opened, *where, check=False)
+        assert done.returncode == ExitCode.FAILED
+        assert "NOT what was delivered" in done.stdout
