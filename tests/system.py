@@ -41,7 +41,9 @@ class System:
 
     @classmethod
     def up(cls, folder: Path, *options: str) -> System:
-        """``mas up --detach`` in ``folder``."""
+        """``mas up --detach`` in ``folder``; what lies above it does not matter."""
+        if "--manifest" not in options:
+            options = ("--no-manifest", *options)
         mas("up", "--detach", "--folder", str(folder), *options)
         return cls(Layout(folder))
 

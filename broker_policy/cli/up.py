@@ -21,6 +21,7 @@ from broker_policy.embedded import lock
 from broker_policy.embedded.errors import NotRunning, ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.up import Plan, running
+from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
 
 _STARTING = 120.0
@@ -58,6 +59,9 @@ def up(
             "--manifest", help="A mas.yaml to apply; else $MAS_RUNNER_CONFIG_FILE, else the nearest one."
         ),
     ] = None,
+    no_manifest: Annotated[
+        bool, typer.Option("--no-manifest", help="Look for no manifest, and apply none.")
+    ] = False,
     relaxed: Annotated[
         bool, typer.Option("--relaxed", help="Flush later: faster, and a power cut loses accepted messages.")
     ] = False,
@@ -69,7 +73,10 @@ def up(
     Stops in order on Ctrl-C or SIGTERM. Exits with 4 when another process has the folder already.
     """
     out = Output(json=json)
-    plan = Plan(workers=workers, port=port, manifest=_manifest(manifest), relaxed=relaxed, nodes=nodes)
+    if manifest and no_manifest:
+        raise ConfigurationError("--manifest and --no-manifest exclude each other: leave one out")
+    applied = None if no_manifest else _manifest(manifest)
+    plan = Plan(workers=workers, port=port, manifest=applied, relaxed=relaxed, nodes=nodes)
     layout = Layout(folder.absolute())
     if relaxed:
         out.warn(_RELAXED)
@@ -148,7 +155,7 @@ def _detach(layout: Layout, plan: Plan, out: Output) -> None:
     result, progress = layout.run / "up.json", layout.log("up")
     command_line = [sys.executable, "-m", "broker_policy.cli", "up", "--json"]
     command_line += ["--folder", str(layout.root), "--workers", str(plan.workers), "--port", str(plan.port)]
-    command_line += ["--manifest", str(plan.manifest)] if plan.manifest else []
+    command_line += ["--manifest", str(plan.manifest)] if plan.manifest else ["--no-manifest"]
     command_line += ["--nodes", str(plan.nodes)] if plan.nodes is not None else []
     command_line += ["--relaxed"] if plan.relaxed else []
     with result.open("wb") as stdout, progress.open("wb") as stderr:

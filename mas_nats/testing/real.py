@@ -58,7 +58,7 @@ def running(folder: Path) -> Iterator[Path]:
         ConfigurationError: the policy service is not installed, or did not get ready; the text says why.
 
     """
-    _mas("up", "--detach", "--relaxed", "--folder", str(folder), timeout=_STARTING)
+    _mas("up", "--detach", "--relaxed", "--no-manifest", "--folder", str(folder), timeout=_STARTING)
     try:
         yield folder
     finally:
@@ -95,7 +95,6 @@ def _mas(*arguments: str, timeout: float) -> None:
         text=True,
         timeout=timeout,
         check=False,
-        env={name: value for name, value in os.environ.items() if name != "MAS_RUNNER_CONFIG_FILE"},
     )
     if done.returncode:
         raise ConfigurationError(

@@ -191,7 +191,7 @@ async def test_a_folder_of_the_previous_version(previous: Path, tmp_path: Path) 
         assert mas("audit", "verify", "--folder", str(folder), check=False).returncode == 0
         system.down()
 
-        old(previous, "up", "--detach", "--folder", str(folder))
+        old(previous, "up", "--detach", "--folder", str(folder), "--manifest", str(manifest))
         again = await send_one(system.broker.url, certificates)
         async with Desk("desk", server_addr=system.broker.url, tls=certificates["desk"]) as desk:
             assert await desk.wait_handled({again}, 30) == set()
