@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from broker_policy.audit.record import DecisionLine
@@ -124,38 +125,52 @@ class Followed:
         first = await history.first(self.agent, self.last + 1)
         if first is None:
             return
-        oldest = await history.first(self.agent)
-        joined = bool(self.last and oldest and oldest.revision <= self.last)
+        oldest = await history.first(self.agent) if self.last else None
+        joined = oldest is not None and oldest.revision <= self.last
         kept = [first]
+        unbroken: set[int] = set()
         while following := await history.first(self.agent, kept[-1].revision + 1):
             kept.append(following)
+            if len(kept).bit_count() == 1:
+                unbroken |= await self._unbroken(history, kept)
             if len(kept) == _MOST_READ:
                 self.missed()
                 break
-        oldest = await history.first(self.agent)
+        unbroken |= await self._unbroken(history, kept)
         if self.last:
-            self._take(kept, oldest, self.last if joined else _UNKNOWN, lost=not joined)
+            self._take(kept, unbroken, self.last if joined else _UNKNOWN, lost=not joined)
         elif len(kept) < STATE_HISTORY:
-            self._take(kept, oldest, 0, lost=False)
+            self._take(kept, unbroken, 0, lost=False)
         else:  # a state that was mediated until now begins with what a worker wrote, on top of what it said
             begun = not self.lines.change(self.agent, first, first.claimed).lines
-            self._take(kept, oldest, first.claimed if begun else _UNKNOWN, lost=not begun)
+            self._take(kept, unbroken, first.claimed if begun else _UNKNOWN, lost=not begun)
 
-    def _take(self, kept: list[Kept], oldest: Kept | None, previous: int, *, lost: bool) -> None:
+    async def _unbroken(self, history: History, kept: list[Kept]) -> set[int]:
+        """Which revisions surely come right after the one that was read before them.
+
+        The oldest leave first. So nothing was between two when the earlier is there after both were read.
+        Asked now and then while reading: an agent that writes meanwhile pushes out the oldest.
+        """
+        oldest = await history.first(self.agent)
+        if oldest is None:
+            return set()
+        return {after.revision for before, after in pairwise(kept) if before.revision >= oldest.revision}
+
+    def _take(self, kept: list[Kept], unbroken: set[int], previous: int, *, lost: bool) -> None:
         """Add what was read after revision ``previous``; ``lost``: something before it is not kept any more.
 
-        What left the bucket while it was being read may not have been the only one that did.
+        Between two that are not in ``unbroken`` something may have been lost too.
         """
-        surely = oldest.revision if oldest else kept[-1].revision + 1
         before = self.last
-        unsure = kept[0].revision < surely
-        for each in kept:
-            if unsure and each.revision >= surely:
-                unsure, lost, before, previous = False, True, kept[0].revision, _UNKNOWN
+        for each, after in zip_longest(kept, kept[1:]):
+            if each is not kept[0] and each.revision not in unbroken:
+                if not lost:
+                    before, lost = previous, True
+                previous = _UNKNOWN
             change = self.lines.change(self.agent, each, previous)
-            if lost:
+            if lost and (after is None or after.revision in unbroken):
                 gap = self.lines.gap(self.agent, before, each)
                 change = Change(change.revision, before, (gap, *change.lines))
                 lost, self.gap = False, change.revision
             self._add(change)
-            previous = _UNKNOWN if unsure else each.revision
+            previous = each.revision
