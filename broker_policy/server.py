@@ -24,6 +24,7 @@ from typing import Any, Self
 from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.ports import LOOPBACK
+from broker_policy.embedded.server_part import listen_address
 from broker_policy.embedded.up import Plan, running
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply, edit
@@ -41,10 +42,6 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.state_mode import StateMode
 
 log = logging.getLogger(__name__)
-
-_HOSTS = {"localhost": LOOPBACK, LOOPBACK: LOOPBACK, "0.0.0.0": "0.0.0.0"}  # noqa: S104 - on demand
-_IN_EFFECT = frozenset({"redis"})
-"""What of the gateway's settings this server acts upon by itself."""
 
 PathLike = str | os.PathLike[str]
 
@@ -102,12 +99,7 @@ class MASServerSettings:
             ConfigurationError: it is no such address, or one that is not served.
 
         """
-        host, _, port = self.listen_addr.rpartition(":")
-        if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigurationError(f"listen_addr {self.listen_addr!r} is not host:port")
-        if host not in _HOSTS:
-            raise ConfigurationError(f"listen_addr {self.listen_addr!r}: listen on {' or '.join(_HOSTS)}")
-        return _HOSTS[host], int(port)
+        return listen_address(self.listen_addr, "listen_addr")
 
 
 class Authorization:
@@ -197,7 +189,7 @@ class MASServer:
         if self._stack is not None:
             raise RuntimeError("the server is started already")
         plan, wanted = self._plan(), self._wanted()
-        for name in sorted(self.gateway.model_fields_set.intersection(NOT_YET) - _IN_EFFECT):
+        for name in sorted(self.gateway.model_fields_set.intersection(NOT_YET)):
             log.warning("gateway.%s has no effect in this version", name)
         layout = Layout(Path(self.settings.folder).absolute())
         async with AsyncExitStack() as stack:

@@ -20,6 +20,7 @@ from broker_policy.cli.app import Folder, Json, Output, command
 from broker_policy.embedded import lock
 from broker_policy.embedded.errors import NotRunning, ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.embedded.server_part import planned
 from broker_policy.embedded.up import Plan, running
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
@@ -76,7 +77,7 @@ def up(
     if manifest and no_manifest:
         raise ConfigurationError("--manifest and --no-manifest exclude each other: leave one out")
     applied = None if no_manifest else _manifest(manifest)
-    plan = Plan(workers=workers, port=port, manifest=applied, relaxed=relaxed, nodes=nodes)
+    plan = planned(Plan(workers=workers, port=port, manifest=applied, relaxed=relaxed, nodes=nodes))
     layout = Layout(folder.absolute())
     if relaxed:
         out.warn(_RELAXED)

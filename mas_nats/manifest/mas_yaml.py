@@ -31,7 +31,7 @@ from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 
-NOT_YET = ("redis", "circuit_breaker", "telemetry")
+NOT_YET = ("circuit_breaker", "telemetry")
 """The sections of ``gateway:`` on which nothing acts in this version."""
 
 
@@ -151,6 +151,21 @@ class MasYaml(_Model):
             raise ValueError(f"declared more than once: {', '.join(twice)}; instances: says how many to run")
         return agents
 
+    def beside(self, folder: Path) -> MasYaml:
+        """The same, with the relative paths in it resolved against ``folder``."""
+        tls = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("tls_")}
+        agents = tuple(
+            entry.model_copy(
+                update={
+                    "tls_cert_path": entry.tls_cert_path and folder / entry.tls_cert_path,
+                    "tls_key_path": entry.tls_key_path and folder / entry.tls_key_path,
+                }
+            )
+            for entry in self.agents
+        )
+        files = {name: path and folder / path for name, path in tls.items()}
+        return self.model_copy(update={**files, "agents": agents})
+
     def wanted(self) -> Wanted:
         """What the file wants of its namespace."""
         allowed: dict[str, list[str]] = {}
@@ -192,20 +207,16 @@ class MasYaml(_Model):
 
     def _unused(self) -> list[str]:
         """What the file sets and nothing acts upon."""
-        files = ("server_listen_addr", "tls_ca_path", "tls_server_cert_path", "tls_server_key_path")
         gateway = self.gateway or GatewaySettings.unsaid()
         said = (
             *((name, name) for name in gateway.model_fields_set),
             *((f"features.{name}", name) for name in gateway.features.model_fields_set),
         )
-        return [
-            *(name for name in files if getattr(self, name) is not None),
-            *(f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET),
-        ]
+        return [f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET]
 
 
 def load(path: Path) -> MasYaml:
-    """Read and check a ``mas.yaml``.
+    """Read and check a ``mas.yaml``. Relative paths in it are resolved against its folder.
 
     Raises:
         ConfigurationError: it cannot be read, is no YAML, or a field is wrong; the text names line, field,
@@ -230,7 +241,7 @@ def load(path: Path) -> MasYaml:
         problems.insert(0, "\n- ".join((f"{path} is not a valid manifest:", *found)))
     if problems:
         raise ConfigurationError("\n".join(problems))
-    return manifest
+    return manifest.beside(path.absolute().parent)
 
 
 def find(start: Path) -> Path | None:
