@@ -9,7 +9,7 @@ from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Way
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.inbox_lane import Judged, Outgoing
-from broker_policy.dedup import dedup_id, redrive_dedup_id
+from broker_policy.dedup import dedup_of
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, SealBroken, commitment
 from mas_nats.wire import headers, subjects
@@ -45,7 +45,7 @@ class Messages:
 
     def judge(self, call: Call) -> Judged:
         """The same of one call that is not going to happen: nothing is counted."""
-        return self._judged(call, self._permitted(call))
+        return self._judged(call, self._permitted(call) or self.admission.foresee(call))
 
     def _permitted(self, call: Call) -> Refusal | None:
         table = self.deciding.table(call)
@@ -112,10 +112,3 @@ class Messages:
             stream=call.stream,
         )
         return self.deciding.sealer.seal(capability)
-
-
-def dedup_of(namespace: str, call: Call) -> str:
-    """The dedup id of the message that ``call`` makes."""
-    if call.errand is not None:
-        return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
-    return dedup_id(namespace, call.sender, call.message_id)

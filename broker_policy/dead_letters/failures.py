@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
-from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker
+from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker, Watch
 from broker_policy.jetstream import StoredMessage
 from broker_policy.printable import printable
 from mas_nats.policy import refusals
@@ -17,6 +17,8 @@ from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 EXPIRED = "EXPIRED"
 """The error class of a report about a request that ran out of time before it was handled."""
+_HELD_BACK = frozenset({"RateLimited", "CircuitOpen"})
+"""Error classes of a handler that was itself held back, by its limits or the circuit of another."""
 _LARGEST = 2**53 - 1
 """The largest number that every reader of JSON reads as it is; records cannot hold much larger ones."""
 
@@ -44,11 +46,20 @@ class _Failure(BaseModel):
 class FailureReports:
     """Takes the ``fail`` calls of one namespace."""
 
-    def __init__(self, undertaker: Undertaker, record: Record, deciding: Deciding, acting: Acting) -> None:
+    def __init__(
+        self,
+        undertaker: Undertaker,
+        record: Record,
+        deciding: Deciding,
+        acting: Acting,
+        *,
+        watch: Watch,
+    ) -> None:
         self._undertaker = undertaker
         self._record = record
         self._deciding = deciding
         self._acting = acting
+        self._watch = watch
 
     async def report(self, call: Call) -> Verdict:
         """Answer one report: the message is tried again, or it is dead now."""
@@ -81,9 +92,12 @@ class FailureReports:
         self, call: Call, stored: StoredMessage, failure: _Failure, max_deliver: int
     ) -> Verdict:
         if failure.error_class == EXPIRED and headers.DEADLINE in stored.headers:
+            await self._watch.inconclusive(call.sender, _dedup(stored))
             await self._record(_report(call, failure, Outcome.EXPIRED))
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < max_deliver:
+            if failure.error_class not in _HELD_BACK:
+                await self._watch.failed(call.sender, _dedup(stored))
             await self._undertaker.remember(failure.sequence, failure.text)
             await self._record(_report(call, failure, Outcome.REDELIVERED))
             return accepted(call.message_id, dead=False)
@@ -95,6 +109,10 @@ class FailureReports:
         except NoRoom as full:
             return refusals.not_buried(str(full)).verdict(call.message_id)
         return accepted(call.message_id, dead=True)
+
+
+def _dedup(stored: StoredMessage) -> str:
+    return stored.headers.get(headers.MSG_ID, "")
 
 
 def _report(call: Call, failure: _Failure, outcome: Outcome) -> Report:
