@@ -60,6 +60,7 @@ from broker_policy.direct_state.follower import DirectStateAudit
 from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import StreamScreen
 from broker_policy.ending import end
+from broker_policy.jetstream import get_known
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
@@ -122,6 +123,7 @@ class NamespaceService:
             shared=SharedCircuits(counters, namespace),
             settings=self._breaking,
             there=self._in_inbox,
+            removed=self._removed,
         )
         admission = Admission(
             namespace,
@@ -153,7 +155,7 @@ class NamespaceService:
         acting = Acting(self._acts, deciding, self._asides, self._answer)
         replies = Replies(nc, namespace, sealer, clock)
         flow = FlowCalls(nc, deciding, acting, self._asides)
-        self._undertaker = undertaker = Undertaker(
+        undertaker = Undertaker(
             nc,
             namespace,
             record=self._acts.recorded,
@@ -332,7 +334,8 @@ class NamespaceService:
         self._breaker.probed(call.target, dedup_of(self._namespace, call), sequence)
 
     async def _in_inbox(self, agent: str, sequence: int) -> bool:
-        return await self._undertaker.find(agent, sequence) is not None
+        stored = await get_known(self._nc, subjects.INBOX_STREAM, sequence)  # a node behind says nothing
+        return stored is not None and stored.subject == subjects.inbox(agent)
 
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)

@@ -87,9 +87,9 @@ class Admission:
         asked = [
             place
             for place, call in enumerate(calls)
-            if refused[place] is None and call.op != Op.DELAY and not call.probe
+            if refused[place] is None and call.op != Op.DELAY and not call.probe and not self._stored(call)
         ]
-        messages = [(calls[place].target, dedup_of(self._namespace, calls[place])) for place in asked]
+        messages = [(calls[place].target, self._dedup(calls[place])) for place in asked]
         for place, said in zip(asked, await self._breaker.admit(messages), strict=True):
             if isinstance(said, Refusal):
                 refused[place] = said
@@ -98,4 +98,11 @@ class Admission:
 
     def _counts(self, call: Call) -> bool:
         counts = call.op in COUNTED and call.errand is None and not call.admitted
-        return counts and not self._known(dedup_of(self._namespace, call))
+        return counts and not self._stored(call)
+
+    def _stored(self, call: Call) -> bool:
+        """Whether it repeats what was accepted before, and is only to be told so."""
+        return self._known(self._dedup(call))
+
+    def _dedup(self, call: Call) -> str:
+        return dedup_of(self._namespace, call)

@@ -41,6 +41,8 @@ _AGAIN = 1.0
 """Seconds after which a message is tried again that found no room among the probes."""
 _MOST = 1_000
 """Probes that a worker follows."""
+_AT_ONCE = 32
+"""Probes that are looked after at once."""
 
 StillThere = Callable[[str, int], Awaitable[bool]]
 """Whether the message at a sequence lies in an agent's inbox."""
@@ -48,10 +50,11 @@ StillThere = Callable[[str, int], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A circuit that is not closed, and when by this process's clock it may be tried."""
+    """A circuit that is not closed; by this process's clock when it may be tried, and when that is asked."""
 
     circuit: Circuit
     due: float
+    ask: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,10 @@ class _Followed:
 
 
 class Breaker:
-    """``settings``: of the moment, None where there is no policy. ``there`` says what became of probes."""
+    """``settings``: of the moment, None where there is no policy.
+
+    ``there`` says what became of probes, ``removed`` whether policy has an agent no more.
+    """
 
     def __init__(
         self,
@@ -73,14 +79,15 @@ class Breaker:
         shared: SharedCircuits,
         settings: Callable[[], CircuitBreaker | None],
         there: StillThere,
-        own: OwnCircuits | None = None,
+        removed: Callable[[str], bool],
     ) -> None:
         self._nc = nc
         self._namespace = namespace
         self._shared = shared
-        self._own = own or OwnCircuits()
+        self._own = OwnCircuits()
         self._settings = settings
         self._there = there
+        self._removed = removed
         self._known: dict[str, _Known] = {}
         self._probes: dict[tuple[str, str], _Followed] = {}  # by target and dedup id
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,9 +107,10 @@ class Breaker:
             return [False] * len(messages)
         asked: dict[str, list[str]] = {}
         for target, id_ in messages:
-            if (known := self._known.get(target)) is not None and known.due <= time.monotonic():
+            if (known := self._known.get(target)) is not None and known.ask <= time.monotonic():
                 asked.setdefault(target, []).append(id_)
-        let = {target: await self._try(target, ids, settings) for target, ids in asked.items()}
+        told = await asyncio.gather(*(self._try(target, ids, settings) for target, ids in asked.items()))
+        let = dict(zip(asked, told, strict=True))
         return [self._said(target, id_, let) for target, id_ in messages]
 
     def foresee(self, target: str) -> Refusal | None:
@@ -133,6 +141,9 @@ class Breaker:
             return changed
 
         changed = await self._change(target, change, settings)
+        if len(passing) < len(ids) and (known := self._known.get(target)) is not None:
+            # No room: not each batch needs to ask again. Whatever changes the circuit asks sooner.
+            self._known[target] = replace(known, ask=max(known.ask, time.monotonic() + _FOLLOW_EVERY))
         return changed.after.state(changed.now), passing
 
     def probed(self, target: str, id_: str, sequence: int) -> None:
@@ -146,7 +157,8 @@ class Breaker:
     # -- what became of them ------------------------------------------------------------------------------
     async def failed(self, target: str, id_: str) -> None:
         """A handler of ``target`` failed, or the target died of a message."""
-        if (settings := self._active()) is not None:
+        settings = self._active()
+        if settings is not None and not self._removed(target):
             await self._change(
                 target, lambda circuit, now: circuits.failed(circuit, settings, now, id_), settings
             )
@@ -212,26 +224,32 @@ class Breaker:
                 if time.monotonic() - looked >= _LOOK_EVERY:
                     looked = time.monotonic()
                     await self._look()
-            except UNANSWERED as error:
-                log.debug("probes cannot be followed: %r", error)
             except Exception:
                 log.exception("circuits of %s cannot be followed, trying again", self._namespace)
 
     async def _follow_probes(self) -> None:
-        settings = self._active()
-        for (target, id_), probe in list(self._probes.items()):
-            late = time.monotonic() - probe.since > _FOLLOW_FOR
-            if settings is None or late or target not in self._known:
-                del self._probes[target, id_]
-            elif not await self._there(target, probe.sequence):
-                del self._probes[target, id_]
-                await self._handled(target, id_, settings)
+        followed = list(self._probes.items())
+        for first in range(0, len(followed), _AT_ONCE):
+            some = followed[first : first + _AT_ONCE]
+            await asyncio.gather(*(self._follow(target, id_, probe) for (target, id_), probe in some))
 
-    async def _handled(self, target: str, id_: str, settings: CircuitBreaker) -> None:
+    async def _follow(self, target: str, id_: str, probe: _Followed) -> None:
+        settings = self._active()
+        late = time.monotonic() - probe.since > _FOLLOW_FOR
+        if settings is None or late or target not in self._known:
+            self._probes.pop((target, id_), None)
+            return
+        try:
+            if await self._there(target, probe.sequence):
+                return
+        except UNANSWERED as error:
+            log.debug("a probe cannot be followed: %r", error)
+            return
+        self._probes.pop((target, id_), None)
         await self._change(target, lambda circuit, _: circuits.handled(circuit, settings, id_), settings)
 
     async def _look(self) -> None:
-        """Learn every circuit anew, and tell Redis what it missed."""
+        """Learn every circuit anew, tell Redis what it missed, and forget those of removed agents."""
         settings = self._active()
         if settings is None:
             self._known = {}
@@ -239,12 +257,16 @@ class Breaker:
         try:
             found, now = await self._shared.unsettled(settings)
         except Away:
+            for agent, known in self._known.items():
+                self._own.circuits.setdefault(agent, known.circuit)
             found, now = self._own.unsettled(settings)
         else:
             if self._own.circuits:
                 await self._give_back(settings)
                 return
         self._known = {agent: _known(circuit, now) for agent, circuit in found.items()}
+        for agent in filter(self._removed, found):
+            await self._change(agent, lambda _circuit, _now: Circuit(), settings)
 
     async def _give_back(self, settings: CircuitBreaker) -> None:
         kept, self._own.circuits = self._own.circuits, {}
@@ -308,4 +330,5 @@ class Breaker:
 
 
 def _known(circuit: Circuit, now: int) -> _Known:
-    return _Known(replace(circuit, failures=()), time.monotonic() + (circuit.until - now) / 1000)
+    due = time.monotonic() + (circuit.until - now) / 1000
+    return _Known(replace(circuit, failures=()), due, due)

@@ -30,15 +30,15 @@ async def list_(
     *, namespace: Namespace = DEFAULT_NAMESPACE, folder: Folder = DEFAULT_FOLDER, json: Json = False
 ) -> None:
     """List the circuits that are not closed."""
-    result = await _ask(folder, namespace, AdminOp.CIRCUITS, {"by": operator_name()})
+    found = await circuits(folder, namespace)
     lines = [
         f"{row['agent']} {row['state']}"
         + (f", tried in {row['retry_after']:g} s" if row["retry_after"] else "")
         + (f", {row['probes']} probes under way, {row['handled']} handled" if row["probes"] else "")
-        for row in result["circuits"]
+        for row in found
     ]
     lines.append(f"{len(lines)} not closed")
-    Output(json=json).result({"namespace": namespace, **result}, "\n".join(lines))
+    Output(json=json).result({"namespace": namespace, "circuits": found}, "\n".join(lines))
 
 
 @command("reset", group=breaker, example="mas breaker reset billing")
@@ -54,6 +54,18 @@ async def reset(
     question = {"by": by or operator_name(), "agent": require_id(agent, "agent")}
     result = await _ask(folder, namespace, AdminOp.RESET, question)
     Output(json=json).result({"namespace": namespace, **result}, f"closed; it was {result['was']}")
+
+
+async def circuits(folder: Path, namespace: str) -> list[dict[str, Any]]:
+    """The circuits that are not closed, as a worker of a running broker knows them.
+
+    Raises:
+        MasError: there is no broker, or no worker that answers.
+
+    """
+    answer = await _ask(folder, namespace, AdminOp.CIRCUITS, {"by": operator_name()})
+    found: list[dict[str, Any]] = answer["circuits"]
+    return found
 
 
 async def _ask(folder: Path, namespace: str, op: AdminOp, question: dict[str, str]) -> dict[str, Any]:

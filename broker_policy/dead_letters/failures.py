@@ -31,6 +31,13 @@ class _Failure(BaseModel):
     error_class: str
     error: str = ""
     retryable: bool
+    handler_failed: bool | None = None  # None: an SDK that does not say whose fault it was
+
+    @property
+    def counts(self) -> bool:
+        """Whether the agent failed, and not the message or those whom the handler asked."""
+        failed = self.retryable if self.handler_failed is None else self.handler_failed
+        return failed and self.error_class not in _HELD_BACK
 
     @property
     def reason(self) -> str:
@@ -96,7 +103,7 @@ class FailureReports:
             await self._record(_report(call, failure, Outcome.EXPIRED))
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < max_deliver:
-            if failure.error_class not in _HELD_BACK:
+            if failure.counts:
                 await self._watch.failed(call.sender, _dedup(stored))
             await self._undertaker.remember(failure.sequence, failure.text)
             await self._record(_report(call, failure, Outcome.REDELIVERED))
@@ -104,7 +111,12 @@ class FailureReports:
         reason = EXHAUSTED if failure.retryable else failure.reason
         try:
             await self._undertaker.bury(
-                call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.text
+                call.sender,
+                stored,
+                reason=reason,
+                attempt=failure.attempt,
+                error=failure.text,
+                failed=failure.counts,
             )
         except NoRoom as full:
             return refusals.not_buried(str(full)).verdict(call.message_id)

@@ -129,8 +129,17 @@ class Undertaker:
                 return stored.data.decode(errors="replace")
         return ""
 
-    async def bury(self, agent: str, stored: StoredMessage, *, reason: str, attempt: int, error: str) -> None:
-        """Move ``stored`` to the dead letters.
+    async def bury(
+        self,
+        agent: str,
+        stored: StoredMessage,
+        *,
+        reason: str,
+        attempt: int,
+        error: str,
+        failed: bool = False,
+    ) -> None:
+        """Move ``stored`` to the dead letters. ``failed``: whether that is the agent's doing.
 
         Raises:
             NoRoom: it could not be stored or recorded, and is still in the inbox.
@@ -156,14 +165,14 @@ class Undertaker:
         if not await self._record(report):
             raise NoRoom(f"stream {subjects.INBOX_STREAM}, the log, is full")
         if self._watch is not None:  # before it is gone, which else would mean that it was handled
-            told = self._watch.failed if reason == EXHAUSTED else self._watch.inconclusive
+            told = self._watch.failed if failed else self._watch.inconclusive
             await told(agent, stored.headers.get(headers.MSG_ID, ""))
         await delete_message(self._nc, subjects.INBOX_STREAM, stored.sequence)
         if token := stored.headers.get(headers.REPLY_TOKEN):
             try:
                 await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
-            except UNANSWERED as failed:  # the requester will see its timeout instead
-                log.warning("a requester of %s could not be told: %r", agent, failed)
+            except UNANSWERED as unanswered:  # the requester will see its timeout instead
+                log.warning("a requester of %s could not be told: %r", agent, unanswered)
 
 
 async def for_all(bury: Callable[[StoredMessage], Awaitable[None]], stored: Sequence[StoredMessage]) -> None:
