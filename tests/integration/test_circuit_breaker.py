@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,14 +14,14 @@ from pydantic import BaseModel
 
 from broker_policy.admission.circuit import State
 from broker_policy.jetstream import stream_info
-from mas_nats import Agent, AgentMessage, CircuitOpen, Decision, Refused, Reject
+from mas_nats import Agent, AgentMessage, CircuitOpen, Decision, Refused, Reject, RequestFailed
 from mas_nats.policy.document import Limits
 from mas_nats.policy.governance import CircuitBreaker, Governance
 from tests.parts import Parts, parts
 from tests.system import mas, mas_json
 
 AGENTS = ["one", "two", "desk", "other"]
-ALLOW = {"one": ["desk", "other"], "two": ["desk", "other"]}
+ALLOW = {"one": ["desk", "other"], "two": ["desk", "other"], "desk": ["other"]}
 QUICK = Limits(retry_delay=0.1, max_deliver=20)
 THREE = CircuitBreaker(failure_threshold=3, success_threshold=2, timeout_seconds=2, window_seconds=300)
 LONG = THREE.model_copy(update={"timeout_seconds": 120.0})
@@ -40,6 +41,7 @@ class Desk(Agent[dict[str, object]]):
         super().__init__(*args, **more)  # type: ignore[arg-type]
         self.handled: list[int] = []
         self.failed: list[int] = []
+        self.read = asyncio.Event()  # the requester has read something
 
     @Agent.on("task", model=Task)
     async def task(self, message: AgentMessage, task: Task) -> None:
@@ -55,6 +57,28 @@ class Desk(Agent[dict[str, object]]):
     @Agent.on("refused")
     async def refused(self, message: AgentMessage) -> None:
         raise Reject("not this")
+
+    @Agent.on("story")
+    async def story(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as stream:
+            await stream.write({"text": "once"})
+            await self.read.wait()
+            self.failed.append(-1)
+            raise RuntimeError("the model is away")
+
+
+class Other(Agent[dict[str, object]]):
+    """Answers, whole or in parts."""
+
+    @Agent.on("ask")
+    async def ask(self, message: AgentMessage) -> None:
+        await message.reply("answer", {"n": 1})
+
+    @Agent.on("story")
+    async def story(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as stream:
+            for text in ("once", "upon", "a time"):
+                await stream.write({"text": text})
 
 
 class System(AsyncExitStack):
@@ -193,6 +217,47 @@ async def test_off_means_off(up: Parts) -> None:
         assert here.known() == [False, False]
 
 
+async def test_by_default_five_messages_that_fail_within_minutes_open_it(up: Parts) -> None:
+    """A namespace that says nothing of governance at all."""
+    async with System(up, await up.namespace(AGENTS, ALLOW, limits=QUICK)) as here:
+        one, desk = await here.agent("one"), await here.desk()
+        for n in range(4):
+            await one.send("desk", "task", {"n": n})
+        await until(lambda: len(set(desk.failed)) == 4 and len(desk.failed) > 8)
+        assert here.known() == [False, False]
+        await one.send("desk", "task", {"n": 4})
+        await until(lambda: all(here.known()))
+        with pytest.raises(CircuitOpen) as refused:
+            await one.send("desk", "task", {"n": 5})
+        assert 50 < refused.value.retry_after <= 60
+
+
+async def test_an_agent_that_is_left_alone_still_asks_and_is_answered(up: Parts) -> None:
+    """Replies and streams to it pass: a handler that waited for one in vain would fail once more."""
+    async with system(up, LONG) as here:
+        one, desk, _ = await here.agent("one"), await here.desk(), await here.agent("other", Other)
+        await opened(here, one, desk)
+        reply = await desk.request("other", "ask", {}, timeout=10)
+        assert reply.data == {"n": 1}
+        chunks = [chunk async for chunk in desk.stream("other", "story", {}, timeout=10)]
+        assert chunks == [{"text": "once"}, {"text": "upon"}, {"text": "a time"}]
+        with pytest.raises(CircuitOpen):
+            async for _ in one.stream("desk", "story", {}, timeout=10):
+                pass
+
+
+async def test_a_handler_that_fails_amid_its_stream_counts(up: Parts) -> None:
+    async with system(up, LONG) as here:
+        one, desk = await here.agent("one"), await here.desk()
+        for _ in range(3):
+            with pytest.raises(RequestFailed):
+                async for _ in one.stream("desk", "story", {}, timeout=10):
+                    desk.read.set()
+            desk.read.clear()
+        await until(lambda: all(here.known()))
+        assert len(desk.failed) == 3, "not tried again"
+
+
 async def test_probes_close_it_when_they_are_handled(up: Parts) -> None:
     async with system(up, THREE) as here:
         one, desk = await here.agent("one"), await here.desk()
@@ -284,11 +349,18 @@ async def test_operators_see_and_reset_it(up: Parts) -> None:
         text = (await asyncio.to_thread(mas, "breaker", "list", *folder)).stdout
         assert "desk" in text
         assert "open" in text
+        checked = ("policy", "check", "one", "desk", *folder)
+        done = await asyncio.to_thread(mas, *checked, "--json", check=False)
+        found = json.loads(done.stdout)
+        assert (found["decision"], found["rule"]) == ("CIRCUIT_OPEN", "circuit_open")
         desk.ill = False
         await asyncio.to_thread(mas, "breaker", "reset", "desk", "--by", "maria", *folder)
         await until(lambda: here.known() == [False, False])
         await one.request("desk", "task", {"n": 7})
-
+        done = await asyncio.to_thread(mas, *checked, "--json")
+        found = json.loads(done.stdout)
+        steps = {each["step"]: each["outcome"] for each in found["findings"]}
+        assert (found["decision"], steps["circuit_breaker"]) == ("ALLOWED", "passes")
         await until_audited(up, here.namespace, b'"reset"', b"maria")
 
 

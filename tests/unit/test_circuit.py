@@ -151,6 +151,24 @@ def test_whatever_happens_it_stays_small_and_lets_few_through(events: list[tuple
         assert Circuit.decode(circuit.encode()) == circuit
 
 
+@given(EVENTS)
+def test_whatever_happened_it_is_not_half_open_for_ever(events: list[tuple[str, str, int]]):
+    """Nothing more is heard of any probe, nor of anything else: after two timeouts somebody passes."""
+    circuit, now = Circuit(), NOW
+    for what, name, pause in events:
+        now += pause
+        match what:
+            case "fail":
+                circuit = failing(circuit, now, name)
+            case "probe":
+                circuit, _ = probed(circuit, now, name)
+            case "handled":
+                circuit = circuits.handled(circuit, SETTINGS, name)
+            case "gone":
+                circuit = circuits.inconclusive(circuit, name)
+    assert probed(circuit, now + 2 * 60_000, "new")[1] == {"new"}
+
+
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"1", b"[1,2,3,4]", b"nonsense", b"[0,[[1]],[],0]"])
 def test_what_is_no_circuit_is_not_read_as_one(raw: bytes):
     with pytest.raises(ValueError, match=r"."):
