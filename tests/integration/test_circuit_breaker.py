@@ -250,9 +250,11 @@ async def test_a_handler_that_fails_amid_its_stream_counts(up: Parts) -> None:
     async with system(up, LONG) as here:
         one, desk = await here.agent("one"), await here.desk()
         for _ in range(3):
+            stream = one.stream("desk", "story", {}, timeout=10)
+            assert await anext(stream) == {"text": "once"}
+            desk.read.set()
             with pytest.raises(RequestFailed):
-                async for _ in one.stream("desk", "story", {}, timeout=10):
-                    desk.read.set()
+                await anext(stream)
             desk.read.clear()
         await until(lambda: all(here.known()))
         assert len(desk.failed) == 3, "not tried again"
