@@ -40,6 +40,10 @@ class Closed:
 
     quiet = True
 
+    def concerns(self, target: str) -> bool:  # noqa: ARG002
+        """Never asked."""
+        return False
+
     async def admit(self, messages: Sequence[tuple[str, str]]) -> list[Refusal | bool]:
         """Never asked."""
         return [False] * len(messages)

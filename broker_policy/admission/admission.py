@@ -34,6 +34,9 @@ class KnowsCircuits(Protocol):
     def quiet(self) -> bool:
         """Whether every circuit is closed."""
 
+    def concerns(self, target: str) -> bool:
+        """Whether the circuit of ``target`` is not closed."""
+
     async def admit(self, messages: Sequence[tuple[str, str]]) -> list[Refusal | bool]:
         """Of messages (target and dedup id): a refusal, True for a probe, else False."""
 
@@ -84,17 +87,19 @@ class Admission:
 
     async def _tried(self, calls: Sequence[Call], refused: list[Refusal | None]) -> None:
         """Refuse what goes to a target that fails, but for the probes."""
-        asked = [
-            place
-            for place, call in enumerate(calls)
-            if refused[place] is None and call.op != Op.DELAY and not call.probe and not self._stored(call)
-        ]
+        asked = [place for place, call in enumerate(calls) if refused[place] is None and self._is_tried(call)]
+        if not asked:
+            return
         messages = [(calls[place].target, self._dedup(calls[place])) for place in asked]
         for place, said in zip(asked, await self._breaker.admit(messages), strict=True):
             if isinstance(said, Refusal):
                 refused[place] = said
             else:
                 calls[place].probe = said
+
+    def _is_tried(self, call: Call) -> bool:
+        concerned = call.op != Op.DELAY and not call.probe and self._breaker.concerns(call.target)
+        return concerned and not self._stored(call)
 
     def _counts(self, call: Call) -> bool:
         counts = call.op in COUNTED and call.errand is None and not call.admitted

@@ -99,6 +99,10 @@ class Breaker:
         """Whether every circuit is closed as far as this worker knows."""
         return not self._known
 
+    def concerns(self, target: str) -> bool:
+        """Whether the circuit of ``target`` is not closed as far as this worker knows."""
+        return target in self._known
+
     # -- messages ---------------------------------------------------------------------------------------
     async def admit(self, messages: Sequence[tuple[str, str]]) -> list[Refusal | bool]:
         """Of messages (target and dedup id): a refusal, True for a probe, else False."""

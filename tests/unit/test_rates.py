@@ -333,6 +333,9 @@ class Quiet:
     async def admit(self, messages: Any) -> Any:
         raise AssertionError
 
+    def concerns(self, target: str) -> bool:
+        raise AssertionError
+
     def foresee(self, target: str) -> None:
         return None
 
