@@ -172,7 +172,7 @@ class Run:
         for one, when in self.history.accepted.items():
             if when <= until and self.history.sent[one].type in PROMPT:
                 runs = self.history.handled.get(one)
-                if runs is None and one not in self.history.unanswered:
+                if runs is None and one not in self.history.unanswered and one not in self.history.replies:
                     return None
                 last = max(last, runs[0].time if runs else last)
         return last
