@@ -11,6 +11,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from broker_policy.admission.admission import Admission
@@ -18,7 +19,7 @@ from broker_policy.admission.counters import Counters
 from broker_policy.admission.rates import Rates
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.pipeline import judge
-from mas_nats.policy.call import Call
+from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.document import AgentPolicy, Document, Permissions
 from mas_nats.policy.governance import Governance, RateLimits
 from mas_nats.policy.table import Table
@@ -32,6 +33,23 @@ LIMITS = {
         per_minute=MANY, per_hour=MANY, pair_per_minute=MANY, pair_per_hour=MANY, burst=MANY
     ),
 }
+
+
+class Closed:
+    """A circuit breaker with nothing to break."""
+
+    quiet = True
+
+    def concerns(self, target: str) -> bool:  # noqa: ARG002
+        """Never asked."""
+        return False
+
+    async def admit(self, messages: Sequence[tuple[str, str]]) -> list[Refusal | bool]:
+        """Never asked."""
+        return [False] * len(messages)
+
+    def foresee(self, target: str) -> Refusal | None:
+        """Nothing."""
 
 
 def table(limits: RateLimits) -> Table:
@@ -81,7 +99,8 @@ async def measure(size: int, rounds: int, *, relaxed: bool) -> None:
         server = RedisServer(Path(folder), relaxed=relaxed)
         await server.start()
         counters = Counters.at(server.url)
-        admission = Admission(Rates(counters, "bench", workers=lambda: 1), known=lambda _: False)
+        rates = Rates(counters, "bench", workers=lambda: 1)
+        admission = Admission("bench", rates, Closed(), known=lambda _: False)
         try:
             for name, limits in LIMITS.items():
                 policy = table(limits)

@@ -11,6 +11,8 @@ import base64
 import hashlib
 from collections import OrderedDict
 
+from mas_nats.policy.call import Call
+
 
 def dedup_id(namespace: str, sender: str, message_id: str) -> str:
     """The ``Nats-Msg-Id`` of a message in the inbox stream."""
@@ -24,6 +26,13 @@ def redrive_dedup_id(namespace: str, sender: str, message_id: str, letter: str) 
     A message id holds no blank and no NUL, so no message that was sent can have it.
     """
     return dedup_id(namespace, sender, f"{message_id}\0redrive {letter}")
+
+
+def dedup_of(namespace: str, call: Call) -> str:
+    """The dedup id of the message that ``call`` makes."""
+    if call.errand is not None:
+        return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
+    return dedup_id(namespace, call.sender, call.message_id)
 
 
 class RecentIds:

@@ -18,7 +18,9 @@ import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.admission.admission import Admission
+from broker_policy.admission.breaker import Breaker
 from broker_policy.admission.census import Census
+from broker_policy.admission.circuits import SharedCircuits
 from broker_policy.admission.counters import Counters
 from broker_policy.admission.rates import Rates
 from broker_policy.agent_state import StateBucket
@@ -30,7 +32,7 @@ from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
-from broker_policy.calls.messages import Messages, dedup_of
+from broker_policy.calls.messages import Messages
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
@@ -50,7 +52,7 @@ from broker_policy.dead_letters.redrive import Redriver
 from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.sweep import SWEEP_EVERY, Sweep
 from broker_policy.dead_letters.undertaker import Undertaker
-from broker_policy.dedup import RecentIds
+from broker_policy.dedup import RecentIds, dedup_of
 from broker_policy.delayed.releaser import Releaser
 from broker_policy.delayed.stream import DelayedStream
 from broker_policy.direct_state.changes import Lines
@@ -58,6 +60,7 @@ from broker_policy.direct_state.follower import DirectStateAudit
 from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import StreamScreen
 from broker_policy.ending import end
+from broker_policy.jetstream import get_known
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
@@ -65,6 +68,7 @@ from broker_policy.registry import Registry
 from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
+from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
@@ -113,14 +117,25 @@ class NamespaceService:
         counters = counters or Counters(None)
         recent = RecentIds()
         self._census = Census(nc, worker, needed=self._limited, urgent=lambda: counters.away)
+        self._breaker = Breaker(
+            nc,
+            namespace,
+            shared=SharedCircuits(counters, namespace),
+            settings=self._breaking,
+            there=self._in_inbox,
+            removed=self._removed,
+        )
         admission = Admission(
+            namespace,
             Rates(counters, namespace, workers=lambda: self._census.workers),
-            known=lambda call: recent.get(dedup_of(namespace, call)) is not None,
+            self._breaker,
+            known=lambda dedup: recent.get(dedup) is not None,
         )
         messages = Messages(deciding, admission)
         lanes: dict[str, Any] = {
             "judge_all": messages.judge_all,
             "answer": self._answer,
+            "probed": self._probed,
             "recall": recall,
             "recent": recent,
             "suspects": Suspects(),
@@ -141,12 +156,17 @@ class NamespaceService:
         replies = Replies(nc, namespace, sealer, clock)
         flow = FlowCalls(nc, deciding, acting, self._asides)
         undertaker = Undertaker(
-            nc, namespace, record=self._acts.recorded, tell_requester=replies.tell_failure, clock=clock
+            nc,
+            namespace,
+            record=self._acts.recorded,
+            tell_requester=replies.tell_failure,
+            watch=self._breaker,
+            clock=clock,
         )
         self._advisories = AdvisoryFollower(nc, undertaker)
         removed = RemovedAgents(nc, undertaker, self._removed)
         self._sweep = Sweep(nc, undertaker, removed, removed_agent=self._removed, every=sweep_every)
-        failures = FailureReports(undertaker, self._acts.recorded, deciding, acting)
+        failures = FailureReports(undertaker, self._acts.recorded, deciding, acting, watch=self._breaker)
         delayed = DelayedStream(nc)
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
@@ -159,6 +179,7 @@ class NamespaceService:
             redriver=Redriver(nc, put=self._inbox.put, judge=messages.judge, redriven=recall.redriven),
             removed=removed,
             withdraw=delayed_calls.withdraw,
+            breaker=self._breaker,
         )
         presence = Presence(self._registry, sealer, deciding, acting)
         self._releaser = Releaser(
@@ -196,6 +217,7 @@ class NamespaceService:
         """Take calls from here on."""
         await self._registry.start()
         await self._census.start()
+        await self._breaker.start()
         await self._room.look()
         self._lanes = [
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
@@ -209,6 +231,7 @@ class NamespaceService:
                 ("log-room", self._room.follow()),
                 ("releaser", self._releaser.run()),
                 ("census", self._census.run()),
+                ("breaker", self._breaker.run()),
             )
         ]
         self._subscription = await self._nc.subscribe(
@@ -237,6 +260,7 @@ class NamespaceService:
         if self._lanes:
             await asyncio.wait(self._lanes, timeout=_PATIENCE)
         await end(self._lanes)
+        await self._breaker.stop()
 
     async def wait_broken(self) -> None:
         """Return only by raising: a lane, or what follows the log, ended though nobody closed it.
@@ -301,6 +325,17 @@ class NamespaceService:
     def _limited(self) -> bool:
         table = self._follower.table(self._namespace)
         return table is not None and table.limited
+
+    def _breaking(self) -> CircuitBreaker | None:
+        table = self._follower.table(self._namespace)
+        return None if table is None else table.document.governance.circuit_breaker
+
+    def _probed(self, call: Call, sequence: int) -> None:
+        self._breaker.probed(call.target, dedup_of(self._namespace, call), sequence)
+
+    async def _in_inbox(self, agent: str, sequence: int) -> bool:
+        stored = await get_known(self._nc, subjects.INBOX_STREAM, sequence)  # a node behind says nothing
+        return stored is not None and stored.subject == subjects.inbox(agent)
 
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)

@@ -50,6 +50,7 @@ class _Failure:
     error_class: str
     error: str
     retryable: bool
+    handler_failed: bool  # and not the message, which did not fit or was rejected
 
 
 class Inbox:
@@ -177,7 +178,7 @@ class Inbox:
 
     async def _attempt(self, message: AgentMessage) -> _Failure | None:
         if message.deadline is not None and message.deadline.timestamp() < self._now():
-            return _Failure(Decision.EXPIRED, "", retryable=False)
+            return _Failure(Decision.EXPIRED, "", retryable=False, handler_failed=False)
         try:
             await self._handle(message)
         except StreamCancelled:
@@ -187,7 +188,7 @@ class Inbox:
                 raise
             failure = _failure(error, message, retryable=True)
         except (Reject, NotHandled, DataBlocked) as error:
-            failure = _failure(error, message, retryable=False)
+            failure = _failure(error, message, retryable=False, handler_failed=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
             failure = _failure(error, message, retryable=not message.course.told)
         else:
@@ -211,6 +212,7 @@ class Inbox:
             "error_class": failure.error_class,
             "error": failure.error,
             "retryable": failure.retryable,
+            "handler_failed": failure.handler_failed,
         }
         try:
             verdict = await self._calls.call(Op.FAIL, orjson.dumps(report), timeout=_REPORT_TIMEOUT)
@@ -253,9 +255,11 @@ def _nak(delay: float) -> bytes:
     return NAK + b" " + orjson.dumps({"delay": int(delay * 1e9)}) if delay > 0 else NAK
 
 
-def _failure(error: BaseException, message: AgentMessage, *, retryable: bool) -> _Failure:
+def _failure(
+    error: BaseException, message: AgentMessage, *, retryable: bool, handler_failed: bool = True
+) -> _Failure:
     where = traceback.extract_tb(error.__traceback__)[-1:]
     text = scrub(error, message.data)
     if where and retryable:
         text = f"{text} (in {where[0].name}, line {where[0].lineno})"[:300]
-    return _Failure(type(error).__name__, text, retryable)
+    return _Failure(type(error).__name__, text, retryable, handler_failed)

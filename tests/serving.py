@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from nats.aio.client import Client
 
+from broker_policy.admission.counters import Counters
 from broker_policy.audit.record import Record, RecordKind
 from broker_policy.jetstream import direct_get_page
 from broker_policy.policy.follower import PolicyFollower
@@ -111,7 +112,12 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    nc: Client, policy: Document | None = None, *, through: Any = None, screen: Screen | None = None
+    nc: Client,
+    policy: Document | None = None,
+    *,
+    through: Any = None,
+    screen: Screen | None = None,
+    counters: Counters | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
 
@@ -135,6 +141,7 @@ async def serving(
         record_key=KEY,
         recall=recall,
         screen=screen,
+        counters=counters,
     )
     await service.start()
     try:

@@ -51,12 +51,21 @@ class Deciding:
         return table
 
     def refusal(self, call: Call, table: Table) -> Refusal | None:
-        """What the pipeline has against ``call``."""
+        """What the pipeline has against ``call``, where neither limits nor circuits concern it."""
+        return self.forbidden(call, table) or self.inspected(call, table)
+
+    def forbidden(self, call: Call, table: Table) -> Refusal | None:
+        """What shape and permission have against ``call``."""
         room = self.room()
         if len(call.body) > room:  # the server would end the connection of whoever passes it on
             return refusals.too_large(len(call.body), room)
-        if (refusal := judge(call, table) or self.inspection.inspect(call, table)) is not None:
+        return judge(call, table)
+
+    def inspected(self, call: Call, table: Table) -> Refusal | None:
+        """What the content of ``call`` has against it; it may be another one afterwards."""
+        if (refusal := self.inspection.inspect(call, table)) is not None:
             return refusal
+        room = self.room()
         size = len(call.body)  # placeholders may be longer than what they stand for
         return refusals.too_large(size, room) if size > room else None
 

@@ -81,21 +81,16 @@ class DelayedCalls:
         table = self._deciding.current()
         if table is None:
             return refused
-        permitted = [
-            place for place, call in enumerate(calls) if not isinstance(self._allowed(call), Refusal)
-        ]
+        permitted = [place for place, call in enumerate(calls) if self._forbidden(call, table) is None]
         said = await self._admission.admit([calls[place] for place in permitted], table)
         for place, refusal in zip(permitted, said, strict=True):
             refused[place] = refusal
         return refused
 
     def _decide(self, call: Call, refusal: Refusal | None) -> None:
-        table = self._allowed(call)
+        table = self._allowed(call, refusal)
         if isinstance(table, Refusal):
             self._acting.refuse(call, table)
-            return
-        if refusal is not None:
-            self._acting.refuse(call, refusal)
             return
         salt = self._deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
@@ -128,11 +123,15 @@ class DelayedCalls:
 
         self._acting.perform(call, self._deciding.allowed(call, rule, Way.ACT, ""), cancel)
 
-    def _allowed(self, call: Call) -> Table | Refusal:
+    def _allowed(self, call: Call, refusal: Refusal | None) -> Table | Refusal:
+        """The first refusal of all steps; ``refusal`` is that of the limits."""
         table = self._deciding.table(call)
         if isinstance(table, Refusal):
             return table
-        return self._deciding.refusal(call, table) or unfit_time(call, table.limits) or table
+        return self._forbidden(call, table) or refusal or self._deciding.inspected(call, table) or table
+
+    def _forbidden(self, call: Call, table: Table) -> Refusal | None:
+        return self._deciding.forbidden(call, table) or unfit_time(call, table.limits)
 
     async def _hold(self, call: Call, fields: dict[str, str], most: int) -> tuple[Verdict, Outcome]:
         held = await self._delayed.hold(call.sender, call.message_id, call.body, fields, most)

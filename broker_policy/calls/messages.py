@@ -9,7 +9,7 @@ from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Way
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.inbox_lane import Judged, Outgoing
-from broker_policy.dedup import dedup_id, redrive_dedup_id
+from broker_policy.dedup import dedup_of
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, SealBroken, commitment
 from mas_nats.wire import headers, subjects
@@ -32,24 +32,34 @@ class Messages:
 
         It waits, for a bounded time, only where a limit is set.
         """
-        refused = [self._permitted(call) for call in calls]
+        refused = [self._forbidden(call) for call in calls]
         table = self.deciding.current()
         if table is not None and self.admission.concerns(table):
             permitted = [place for place, refusal in enumerate(refused) if refusal is None]
             said = await self.admission.admit([calls[place] for place in permitted], table)
             if self.deciding.current() is not table:  # meanwhile somebody may have been forbidden something
-                refused = [self._permitted(call) for call in calls]
+                refused = [self._forbidden(call) for call in calls]
             for place, refusal in zip(permitted, said, strict=True):
                 refused[place] = refused[place] or refusal
-        return [self._judged(call, refusal) for call, refusal in zip(calls, refused, strict=True)]
+        return [
+            self._judged(call, refusal or self._inspected(call))
+            for call, refusal in zip(calls, refused, strict=True)
+        ]
 
     def judge(self, call: Call) -> Judged:
         """The same of one call that is not going to happen: nothing is counted."""
-        return self._judged(call, self._permitted(call))
+        return self._judged(
+            call, self._forbidden(call) or self.admission.foresee(call) or self._inspected(call)
+        )
 
-    def _permitted(self, call: Call) -> Refusal | None:
+    def _forbidden(self, call: Call) -> Refusal | None:
         table = self.deciding.table(call)
-        return table if isinstance(table, Refusal) else self.deciding.refusal(call, table)
+        return table if isinstance(table, Refusal) else self.deciding.forbidden(call, table)
+
+    def _inspected(self, call: Call) -> Refusal | None:
+        """The last step, so that what does not pass anyway costs no search."""
+        table = self.deciding.table(call)
+        return table if isinstance(table, Refusal) else self.deciding.inspected(call, table)
 
     def _judged(self, call: Call, refusal: Refusal | None) -> Judged:
         deciding = self.deciding
@@ -112,10 +122,3 @@ class Messages:
             stream=call.stream,
         )
         return self.deciding.sealer.seal(capability)
-
-
-def dedup_of(namespace: str, call: Call) -> str:
-    """The dedup id of the message that ``call`` makes."""
-    if call.errand is not None:
-        return redrive_dedup_id(namespace, call.sender, call.message_id, call.errand.reference)
-    return dedup_id(namespace, call.sender, call.message_id)

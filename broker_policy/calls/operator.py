@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from nats.aio.client import Client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from broker_policy.admission.breaker import Breaker
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting, Perform
 from broker_policy.calls.asides import Asides
@@ -74,6 +75,14 @@ class _Retire(_Asking):
     revision: int  # of the policy that lacks the agent
 
 
+class _Circuits(_Asking):
+    pass
+
+
+class _Reset(_Asking):
+    agent: AgentId
+
+
 class OperatorCalls:
     """Takes the operator calls of one namespace."""
 
@@ -87,6 +96,7 @@ class OperatorCalls:
         redriver: Redriver,
         removed: RemovedAgents,
         withdraw: Callable[[Call, str], None],
+        breaker: Breaker,
     ) -> None:
         self._nc = nc
         self._asides = asides
@@ -95,11 +105,14 @@ class OperatorCalls:
         self._redriver = redriver
         self._removed = removed
         self._withdraw_message = withdraw
+        self._breaker = breaker
         self._operations: dict[str, Callable[[Call], Awaitable[Verdict]]] = {
             AdminOp.REDRIVE: self._redrive,
             AdminOp.PURGE: self._purge,
             AdminOp.RETIRE: self._retire,
             AdminOp.WITHDRAW: self._withdraw,
+            AdminOp.CIRCUITS: self._circuits,
+            AdminOp.RESET: self._reset,
         }
         self._subscription: Any = None
 
@@ -187,6 +200,24 @@ class OperatorCalls:
             return verdict, Outcome.APPLIED
 
         return await self._performed(about, clear)
+
+    async def _circuits(self, call: Call) -> Verdict:
+        asked = _read(_Circuits, call)
+        if isinstance(asked, Verdict):
+            return asked
+        return accepted(circuits=await self._breaker.listed())
+
+    async def _reset(self, call: Call) -> Verdict:
+        asked = _read(_Reset, call)
+        if isinstance(asked, Verdict):
+            return asked
+        about = Call(asked.agent, AdminOp.RESET, b"", "", target=asked.agent, type="reset")
+        about.errand = Errand(asked.name)
+
+        async def reset(_: str) -> tuple[Verdict, Outcome]:
+            return accepted(agent=asked.agent, was=await self._breaker.reset(asked.agent)), Outcome.APPLIED
+
+        return await self._performed(about, reset)
 
     async def _performed(self, about: Call, perform: Perform) -> Verdict:
         """What came of an act, which is recorded first."""

@@ -47,7 +47,7 @@ async def list_(
     """List what waits, the next due first; never a payload."""
     pattern = "*" if sender is None else require_id(sender, "sender")
     waiting: list[Waiting] = []
-    async with _tenant(folder, namespace) as nc, aclosing(listen(nc, sender=pattern)) as messages:
+    async with tenant(folder, namespace) as nc, aclosing(listen(nc, sender=pattern)) as messages:
         async for heard in messages:
             if heard.waiting is not None:
                 waiting.append(heard.waiting)
@@ -77,7 +77,7 @@ async def cancel(
 ) -> None:
     """Take a delayed message back, as an operator; exit status 1 when it was too late."""
     question = {"by": by or operator_name(), "sender": require_id(sender, "sender"), "message_id": message_id}
-    async with _tenant(folder, namespace) as nc:
+    async with tenant(folder, namespace) as nc:
         answer = await nc.request(subjects.admin(AdminOp.WITHDRAW), orjson.dumps(question), timeout=_ANSWER)
     verdict = Verdict.decode(answer.data)
     if not verdict.ok:
@@ -90,7 +90,8 @@ async def cancel(
 
 
 @asynccontextmanager
-async def _tenant(folder: Path, namespace: str) -> AsyncIterator[ResilientClient]:
+async def tenant(folder: Path, namespace: str) -> AsyncIterator[ResilientClient]:
+    """A connection inside the tenant account; what it meets is raised as an error for people."""
     layout = Layout(folder.absolute())
     connection = Broker.read(layout).connection(layout, "controller")
     nc = await connect_tenant_admin(connection, ControllerKeys.load(layout.keys), namespace)

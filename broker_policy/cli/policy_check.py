@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import asdict
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from broker_policy.admission.circuit import State
+from broker_policy.cli import breaker
 from broker_policy.cli.app import ExitCode, Json, Namespace, Output, command
 from broker_policy.cli.policy import policy_app
 from broker_policy.embedded.layout import Broker, Layout
@@ -18,7 +21,7 @@ from broker_policy.pipeline.explain import Explanation, explain, message
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.material import ControllerKeys
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, MasError
 from mas_nats.manifest import mas_yaml
 from mas_nats.policy.table import Table
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
@@ -53,14 +56,19 @@ async def check(
 ) -> None:
     """Say what would become of a message, step by step; nothing is sent.
 
-    From the manifest alone, or with --folder from the policy of a running broker. Exits with 1 when it would
-    be refused.
+    From the manifest alone, or with --folder from the policy of a running broker and the circuits that its
+    workers know. Exits with 1 when it would be refused.
     """
     out = Output(json=json)
     if folder is not None and manifest is not None:
         raise ConfigurationError("give --manifest or --folder, not both")
-    table, source = await _running(folder, namespace) if folder is not None else _declared(manifest)
-    found = explain(message(sender, target, message_type, _body(data)), table)
+    circuits: dict[str, float | None] | None = None
+    if folder is not None:
+        table, source = await _running(folder, namespace)
+        circuits = await _circuits(folder, namespace)
+    else:
+        table, source = _declared(manifest)
+    found = explain(message(sender, target, message_type, _body(data)), table, circuits)
     document = {"sender": sender, "target": target, "policy": source, **asdict(found)}
     out.result(document, _shown(found, sender, target, source))
     if found.decision not in _DELIVERED:
@@ -126,6 +134,14 @@ async def _running(folder: Path, namespace: str) -> tuple[Table, str]:
         raise ConfigurationError(f"there is no namespace {namespace!r} in {layout.root}")
     revision = f"revision {stored.sequence} of namespace {namespace}"
     return Table.compile(stored.document, stored.sequence), revision
+
+
+async def _circuits(folder: Path, namespace: str) -> dict[str, float | None] | None:
+    """What ``explain`` is told of circuits; None when no worker answers."""
+    with contextlib.suppress(MasError):
+        rows = await breaker.circuits(folder, namespace)
+        return {row["agent"]: row["retry_after"] if row["state"] == State.OPEN else None for row in rows}
+    return None
 
 
 def _body(data: str) -> bytes:

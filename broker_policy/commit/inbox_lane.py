@@ -61,6 +61,8 @@ Judge = Callable[[Call], "Judged"]
 JudgeAll = Callable[[Sequence[Call]], Awaitable["list[Judged]"]]
 """Judges calls in their order, under one policy; what was let through before is not counted again."""
 Answer = Callable[[Call, Verdict], Awaitable[None]]
+Probed = Callable[[Call, int], None]
+"""Told of each probe where it lies in the inbox, or 0 when it was refused after all."""
 Recall = Callable[[str, str], Awaitable[str | None]]
 
 
@@ -133,6 +135,7 @@ class InboxLane:
         *,
         judge_all: JudgeAll,
         answer: Answer,
+        probed: Probed,
         recall: Recall,
         recent: RecentIds,
         suspects: Suspects,
@@ -142,6 +145,7 @@ class InboxLane:
         self._writer = writer
         self._judge_all = judge_all
         self._answer = answer
+        self._probed = probed
         self._recall = recall
         self._recent = recent
         self._suspects = suspects
@@ -236,7 +240,7 @@ class InboxLane:
             gathered.told.append(_repetition(judged, same=same))
         elif self._suspects.known_full(call.target):
             gathered.told.append(_refused(judged, refusals.inbox_full(call.target)))
-        elif self._slow is not None and self._suspects.suspicious(call.sender, call.target):
+        elif self._slow is not None and (call.probe or self._suspects.suspicious(call.sender, call.target)):
             if not self._slow.put(call):
                 gathered.told.append(_refused(judged, refusals.busy()))
         else:
@@ -359,6 +363,8 @@ class InboxLane:
         if not ack.duplicate or (stored is not None and stored.headers.get(headers.AUDIT) == reference):
             self._writer.settle(number, position, Outcome.COMMITTED, ack.sequence)
             self._suspects.has_room(call.target)
+            if call.probe:
+                self._probed(call, ack.sequence)
             await self._stored(judged)
             return
         # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
@@ -414,6 +420,8 @@ class InboxLane:
     async def _tell(self, judged: Judged) -> None:
         call = judged.call
         if judged.refusal is not None:
+            if call.probe:
+                self._probed(call, 0)
             await self._reply(call, judged.refusal.verdict(call.message_id))
         else:
             await self._reply(call, accepted(call.message_id, duplicate=True))

@@ -76,4 +76,6 @@ class AdvisoryFollower:
         stored = await self._undertaker.find(agent, sequence)
         if stored is not None:
             error = await self._undertaker.last_error(sequence) or UNREPORTED
-            await self._undertaker.bury(agent, stored, reason=EXHAUSTED, attempt=attempt, error=error)
+            await self._undertaker.bury(
+                agent, stored, reason=EXHAUSTED, attempt=attempt, error=error, failed=True
+            )

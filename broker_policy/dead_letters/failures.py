@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
-from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker
+from broker_policy.dead_letters.undertaker import EXHAUSTED, NoRoom, NotYours, Record, Undertaker, Watch
 from broker_policy.jetstream import StoredMessage
 from broker_policy.printable import printable
 from mas_nats.policy import refusals
@@ -17,6 +17,8 @@ from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 EXPIRED = "EXPIRED"
 """The error class of a report about a request that ran out of time before it was handled."""
+_HELD_BACK = frozenset({"RateLimited", "CircuitOpen"})
+"""Error classes of a handler that was itself held back, by its limits or the circuit of another."""
 _LARGEST = 2**53 - 1
 """The largest number that every reader of JSON reads as it is; records cannot hold much larger ones."""
 
@@ -29,6 +31,13 @@ class _Failure(BaseModel):
     error_class: str
     error: str = ""
     retryable: bool
+    handler_failed: bool | None = None  # None: an SDK that does not say whose fault it was
+
+    @property
+    def counts(self) -> bool:
+        """Whether the agent failed, and not the message or those whom the handler asked."""
+        failed = self.retryable if self.handler_failed is None else self.handler_failed
+        return failed and self.error_class not in _HELD_BACK
 
     @property
     def reason(self) -> str:
@@ -44,11 +53,20 @@ class _Failure(BaseModel):
 class FailureReports:
     """Takes the ``fail`` calls of one namespace."""
 
-    def __init__(self, undertaker: Undertaker, record: Record, deciding: Deciding, acting: Acting) -> None:
+    def __init__(
+        self,
+        undertaker: Undertaker,
+        record: Record,
+        deciding: Deciding,
+        acting: Acting,
+        *,
+        watch: Watch,
+    ) -> None:
         self._undertaker = undertaker
         self._record = record
         self._deciding = deciding
         self._acting = acting
+        self._watch = watch
 
     async def report(self, call: Call) -> Verdict:
         """Answer one report: the message is tried again, or it is dead now."""
@@ -81,20 +99,32 @@ class FailureReports:
         self, call: Call, stored: StoredMessage, failure: _Failure, max_deliver: int
     ) -> Verdict:
         if failure.error_class == EXPIRED and headers.DEADLINE in stored.headers:
+            await self._watch.inconclusive(call.sender, _dedup(stored))
             await self._record(_report(call, failure, Outcome.EXPIRED))
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < max_deliver:
+            if failure.counts:
+                await self._watch.failed(call.sender, _dedup(stored))
             await self._undertaker.remember(failure.sequence, failure.text)
             await self._record(_report(call, failure, Outcome.REDELIVERED))
             return accepted(call.message_id, dead=False)
         reason = EXHAUSTED if failure.retryable else failure.reason
         try:
             await self._undertaker.bury(
-                call.sender, stored, reason=reason, attempt=failure.attempt, error=failure.text
+                call.sender,
+                stored,
+                reason=reason,
+                attempt=failure.attempt,
+                error=failure.text,
+                failed=failure.counts,
             )
         except NoRoom as full:
             return refusals.not_buried(str(full)).verdict(call.message_id)
         return accepted(call.message_id, dead=True)
+
+
+def _dedup(stored: StoredMessage) -> str:
+    return stored.headers.get(headers.MSG_ID, "")
 
 
 def _report(call: Call, failure: _Failure, outcome: Outcome) -> Report:

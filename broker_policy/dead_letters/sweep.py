@@ -108,7 +108,9 @@ class Sweep:
     async def _exhausted(self, consumer: dict[str, Any], stored: StoredMessage) -> None:
         error = await self._undertaker.last_error(stored.sequence) or UNREPORTED
         attempts = max(int(consumer["config"].get("max_deliver", 0)), 0)
-        await self._undertaker.bury(consumer["name"], stored, reason=EXHAUSTED, attempt=attempts, error=error)
+        await self._undertaker.bury(
+            consumer["name"], stored, reason=EXHAUSTED, attempt=attempts, error=error, failed=True
+        )
 
     async def _left_behind(self, consumer: dict[str, Any]) -> list[StoredMessage]:
         """What was delivered, lies in the inbox, and is not in flight."""

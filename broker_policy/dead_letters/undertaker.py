@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from nats.aio.client import Client
 
@@ -60,6 +61,16 @@ _AT_ONCE = 32
 log = logging.getLogger(__name__)
 
 
+class Watch(Protocol):
+    """Hears what becomes of messages, by their dedup ids: the circuit breaker."""
+
+    async def failed(self, agent: str, dedup: str, /) -> None:
+        """A handler of ``agent`` failed, or ``agent`` died of a message."""
+
+    async def inconclusive(self, agent: str, dedup: str, /) -> None:
+        """A message will never be handled, for no fault of ``agent``."""
+
+
 class NoRoom(Exception):
     """The dead letters, or the log, take no more: the message stays where it is and is tried again."""
 
@@ -78,6 +89,7 @@ class Undertaker:
         *,
         record: Record,
         tell_requester: TellRequester,
+        watch: Watch | None = None,
         clock: Milliseconds = wall_clock,
     ) -> None:
         self._nc = nc
@@ -85,6 +97,7 @@ class Undertaker:
         self._namespace = namespace
         self._record = record
         self._tell_requester = tell_requester
+        self._watch = watch
 
     async def find(self, agent: str, sequence: int) -> StoredMessage | None:
         """The message at ``sequence`` of ``agent``'s inbox; None when it is gone.
@@ -116,8 +129,17 @@ class Undertaker:
                 return stored.data.decode(errors="replace")
         return ""
 
-    async def bury(self, agent: str, stored: StoredMessage, *, reason: str, attempt: int, error: str) -> None:
-        """Move ``stored`` to the dead letters.
+    async def bury(
+        self,
+        agent: str,
+        stored: StoredMessage,
+        *,
+        reason: str,
+        attempt: int,
+        error: str,
+        failed: bool = False,
+    ) -> None:
+        """Move ``stored`` to the dead letters. ``failed``: whether that is the agent's doing.
 
         Raises:
             NoRoom: it could not be stored or recorded, and is still in the inbox.
@@ -142,12 +164,15 @@ class Undertaker:
         report = Report(agent, stored.sequence, Outcome.DEAD, attempt, reason, self._clock())
         if not await self._record(report):
             raise NoRoom(f"stream {subjects.INBOX_STREAM}, the log, is full")
+        if self._watch is not None:  # before it is gone, which else would mean that it was handled
+            told = self._watch.failed if failed else self._watch.inconclusive
+            await told(agent, stored.headers.get(headers.MSG_ID, ""))
         await delete_message(self._nc, subjects.INBOX_STREAM, stored.sequence)
         if token := stored.headers.get(headers.REPLY_TOKEN):
             try:
                 await self._tell_requester(token, f"{agent} could not handle the request ({reason})")
-            except UNANSWERED as failed:  # the requester will see its timeout instead
-                log.warning("a requester of %s could not be told: %r", agent, failed)
+            except UNANSWERED as unanswered:  # the requester will see its timeout instead
+                log.warning("a requester of %s could not be told: %r", agent, unanswered)
 
 
 async def for_all(bury: Callable[[StoredMessage], Awaitable[None]], stored: Sequence[StoredMessage]) -> None:

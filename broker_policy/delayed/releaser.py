@@ -49,7 +49,9 @@ _WHILE_TRYING = 0.1
 _STOPPING = 5.0
 _ALL = (Decision.LOG_FULL, Decision.POLICY_STALE)
 """Refusals for now that every message would meet. Others must not hold up anybody else's."""
-_NOT_STORED = (Decision.INBOX_FULL, *_ALL)
+_OF_TARGET = (Decision.INBOX_FULL, Decision.CIRCUIT_OPEN)
+"""Refusals for now that every message to the same target would meet."""
+_NOT_STORED = (*_OF_TARGET, *_ALL)
 """Refusals for now after which the inbox surely has no message of this release."""
 _AWAY = (*UNANSWERED, nats.js.errors.Error, Missed)
 
@@ -194,11 +196,11 @@ class Releaser:
         until, _ = self._pauses.get(target, (0.0, 0.0))
         return max(0.0, until - asyncio.get_running_loop().time())
 
-    def _pause(self, target: str) -> None:
+    def _pause(self, target: str, least: float = 0.0) -> None:
         if self._paused(target):
             return
         _, before = self._pauses.get(target, (0.0, 0.0))
-        length = min(max(2 * before, _PAUSE[0]), _PAUSE[1])
+        length = min(max(2 * before, least, _PAUSE[0]), _PAUSE[1])
         self._pauses[target] = (asyncio.get_running_loop().time() + length, length)
 
     # -- how ------------------------------------------------------------------------------------------
@@ -239,8 +241,8 @@ class Releaser:
             if verdict.retry or given_up:
                 if claim.new and verdict.decision in _NOT_STORED:
                     await self._delayed.claims.drop(claim)  # it can still be cancelled
-                if verdict.decision is Decision.INBOX_FULL:
-                    self._pause(one.target)
+                if verdict.decision in _OF_TARGET:
+                    self._pause(one.target, verdict.retry_after)
                 elif verdict.decision in _ALL:
                     self._pause("")
                 return False

@@ -1,7 +1,7 @@
 """The ordered steps every message passes; the first refusal wins.
 
 ``shape`` then ``authorize``, each a function of the call and the table it is judged under. What comes after
-them is asked about a whole batch at once, in ``calls.messages``: ``admission``.
+them is asked about a whole batch at once, in ``calls.messages``: ``admission``. Last is ``dlp``.
 """
 
 from __future__ import annotations

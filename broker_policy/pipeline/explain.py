@@ -1,18 +1,17 @@
 """What the pipeline would say of a message, step by step, without sending it.
 
-The steps are asked as the service asks them. What depends on traffic, the rates and the state of a circuit,
-is not known here: it is said how it is set.
+The steps are asked as the service asks them. What depends on traffic is not known here, and it is said how it
+is set: the rates always, and the state of a circuit where no running broker was asked about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from broker_policy.pipeline import STEPS, Call, Refusal, Step
 from broker_policy.pipeline.dlp import Inspection
-from mas_nats.manifest.mas_yaml import NOT_YET
 from mas_nats.policy import refusals
 from mas_nats.policy.table import Table
 from mas_nats.wire.subjects import Op
@@ -55,13 +54,17 @@ def message(sender: str, target: str, message_type: str, body: bytes) -> Call:
     return Call(sender, Op.SEND, body, "", message_id="dry-run", target=target, type=message_type)
 
 
-def explain(call: Call, table: Table) -> Explanation:
-    """What would become of ``call`` under ``table``."""
+def explain(call: Call, table: Table, open_circuits: Mapping[str, float | None] | None = None) -> Explanation:
+    """What would become of ``call`` under ``table``.
+
+    ``open_circuits``: the seconds until each target that is left alone is tried again, None for those that
+    are tried now; None altogether when nobody knows.
+    """
     call = replace(call)  # a step may complete it
     findings: list[Finding] = []
     refusal: Refusal | None = None
     rule = ""
-    for step, ask, passed in _steps(table):
+    for step, ask, passed in _steps(table, open_circuits):
         if refusal is not None:
             findings.append(Finding(step, Outcome.NOT_REACHED))
         elif ask is None:
@@ -83,14 +86,18 @@ _Ask = Callable[[Call], Refusal | None]
 _Said = Callable[[Call], Finding]
 
 
-def _steps(table: Table) -> Iterator[tuple[str, _Ask | None, _Said]]:
+def _steps(
+    table: Table, circuits: Mapping[str, float | None] | None
+) -> Iterator[tuple[str, _Ask | None, _Said]]:
     yield "identity", lambda call: _known(call, table), _says("identity", "the sender is declared")
     for step in STEPS:
         name = step.__name__
         yield name, _asking(step, table), _PASSED.get(name, _plainly(name))(table)
-    for name, said in (("rate_limit", _rates), ("circuit_breaker", _breaker)):
-        unused = Finding(name, Outcome.OFF, "", "has no effect in this version")
-        yield name, None, _always(unused if name in NOT_YET else said(table))
+    yield "rate_limit", None, _always(_rates(table))
+    if circuits is None or not table.document.governance.circuit_breaker.enabled:
+        yield "circuit_breaker", None, _always(_breaker(table))
+    else:
+        yield "circuit_breaker", *_circuit_of(circuits)
     if table.document.governance.dlp.enabled:
         inspection = Inspection()
         yield "dlp", lambda call: inspection.inspect(call, table), _inspected
@@ -157,6 +164,20 @@ def _breaker(table: Table) -> Finding:
         f"{breaker.failure_threshold} in {breaker.window_seconds:g} s"
     )
     return Finding("circuit_breaker", Outcome.DEPENDS, "", text)
+
+
+def _circuit_of(circuits: Mapping[str, float | None]) -> tuple[_Ask, _Said]:
+    def ask(call: Call) -> Refusal | None:
+        wait = circuits.get(call.target)
+        return None if wait is None else refusals.circuit_open(call.target, wait)
+
+    def said(call: Call) -> Finding:
+        if call.target in circuits:
+            text = f"{call.target} is tried with a few messages: on whether this one is among them"
+            return Finding("circuit_breaker", Outcome.DEPENDS, "", text)
+        return Finding("circuit_breaker", Outcome.PASSES, "", f"the circuit of {call.target} is closed")
+
+    return ask, said
 
 
 def _inspected(call: Call) -> Finding:

@@ -122,10 +122,14 @@ class TelemetrySettings(_Section):
 class CircuitBreakerSettings(_Section):
     """When messages to a failing target are refused, and when it is tried again."""
 
-    failure_threshold: int = Field(5, gt=0, description="Failures within the window that open it")
-    success_threshold: int = Field(2, gt=0, description="Handled probes that close it again")
-    timeout_seconds: float = Field(60.0, gt=0, description="Seconds it stays open before probes pass")
-    window_seconds: float = Field(300.0, gt=0, description="Seconds over which failures are counted")
+    failure_threshold: int = Field(5, gt=0, le=1_000, description="Failed messages that open it")
+    success_threshold: int = Field(2, gt=0, le=100, description="Handled probes that close it again")
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=86_400, description="Seconds it stays open before probes pass"
+    )
+    window_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds over which failures are counted"
+    )
 
 
 @dataclass(frozen=True, slots=True)

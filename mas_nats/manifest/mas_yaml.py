@@ -31,7 +31,7 @@ from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 
-NOT_YET = ("circuit_breaker", "telemetry")
+NOT_YET = ("telemetry",)
 """The sections of ``gateway:`` on which nothing acts in this version."""
 
 

@@ -41,10 +41,10 @@ class CircuitBreaker(_Strict):
     """When messages to a failing target are refused, and when it is tried again."""
 
     enabled: bool = True
-    failure_threshold: int = Field(5, gt=0)  # failures of handlers within the window
-    success_threshold: int = Field(2, gt=0)  # handled probes after which it is closed again
-    timeout_seconds: float = Field(60.0, gt=0)  # open for so long, then probes are let through
-    window_seconds: float = Field(300.0, gt=0)
+    failure_threshold: int = Field(5, gt=0, le=1_000)  # messages that failed within the window
+    success_threshold: int = Field(2, gt=0, le=100)  # handled probes after which it is closed again
+    timeout_seconds: float = Field(60.0, gt=0, le=86_400)  # open for so long, then probes are let through
+    window_seconds: float = Field(300.0, gt=0, le=86_400)
 
 
 class DlpAction(StrEnum):

@@ -29,6 +29,19 @@ def rate_limited(
     )
 
 
+def circuit_open(target: str, wait: float) -> Refusal:
+    """A target that failed too often to be troubled now."""
+    return Refusal(
+        Decision.CIRCUIT_OPEN,
+        "circuit_breaker",
+        "circuit_open",
+        f"handlers of {target} failed too often lately, so it is left alone for now",
+        f"Retry in {wait:.3g} s; look into the log of {target}, and its dead letters",
+        retry=True,
+        retry_after=wait,
+    )
+
+
 def invalid(rule: str, reason: str) -> Refusal:
     """A call whose body is not what the call needs."""
     return Refusal(Decision.INVALID, "shape", rule, reason, "Call it as the SDK does")

@@ -51,6 +51,8 @@ class AdminOp(StrEnum):
     PURGE = "purge"
     RETIRE = "retire"
     WITHDRAW = "withdraw"
+    CIRCUITS = "circuits"
+    RESET = "reset"
 
 
 def admin(op: AdminOp) -> str:
@@ -61,6 +63,8 @@ def admin(op: AdminOp) -> str:
 # -- worker -> workers of the same namespace: not exported either ------------------------------------------
 CENSUS = "mas.census"
 """Where every worker says that it is there."""
+CIRCUIT = "mas.circuit"
+"""Where a worker says whose circuit it has opened or closed."""
 
 
 # -- the one log: messages and the records of the decisions about them -----------------------------

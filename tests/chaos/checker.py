@@ -170,11 +170,12 @@ def _audited(history: History, audit: Audit, message_id: str) -> bool:
 def _expired(history: History, audit: Audit) -> frozenset[str]:
     """Requests that were too late to be handled: only one with a deadline, whose requester was told so.
 
+    Or was answered: a handler that was not told that its reply had been taken fails, and is too late then.
     The audit says so, or that it cannot know: a worker died before it heard where its message was stored.
     """
     return frozenset(
         one
-        for one in history.unanswered
+        for one in history.unanswered.keys() | history.replies.keys()
         if one in history.sent
         and history.sent[one].until
         and any(each.outcome in "x?" for each in audit.by_message.get(one, ()))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mas_nats.policy.document import Limits
+from mas_nats.policy.governance import CircuitBreaker, Governance
 from tests.chaos import evidence
 from tests.chaos.checker import Audit, Found, check
 from tests.chaos.crew import HANDLERS, SENDERS, Crew
@@ -21,6 +22,8 @@ from tests.system import System
 
 PATIENCE = 60.0
 """Seconds within which the system must accept again after a fault, and work off what piled up."""
+FAILING = Governance(circuit_breaker=CircuitBreaker(enabled=False))
+"""Handlers fail on purpose all the time; whoever is refused meanwhile is not what is looked for."""
 LIMITS = Limits(ack_wait=3.0, retry_delay=0.2, retry_delay_max=1.0, max_deliver=12)
 """A killed agent's messages come again after 3 s; pauses must not use up all attempts."""
 PROMPT = frozenset(("note", "ask"))
@@ -83,7 +86,7 @@ class Run:
         agents = sorted({role.agent for role in (*SENDERS, *HANDLERS)} | {FORBIDDEN})
         targets = sorted({role.agent for role in HANDLERS})
         allow = {role.agent: targets for role in SENDERS}
-        await self.system.namespace(agents, allow, limits=LIMITS, name=self.namespace)
+        await self.system.namespace(agents, allow, limits=LIMITS, governance=FAILING, name=self.namespace)
         url = self.system.broker.url
         tls = lambda agent: self.system.tls(agent, self.namespace)  # noqa: E731
         crew = Crew(self.folder, url, tls, rate=self.rate, seed=self.seed, say=self._aside)
@@ -169,7 +172,7 @@ class Run:
         for one, when in self.history.accepted.items():
             if when <= until and self.history.sent[one].type in PROMPT:
                 runs = self.history.handled.get(one)
-                if runs is None and one not in self.history.unanswered:
+                if runs is None and one not in self.history.unanswered and one not in self.history.replies:
                     return None
                 last = max(last, runs[0].time if runs else last)
         return last

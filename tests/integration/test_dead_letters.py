@@ -18,11 +18,14 @@ from broker_policy.cli.app import app
 from broker_policy.dead_letters.letters import Letter, Wanted, letters
 from mas_nats import Agent, AgentMessage, Reject, RequestFailed
 from mas_nats.policy.document import Limits
+from mas_nats.policy.governance import CircuitBreaker, Governance
 from mas_nats.wire import subjects
 from tests.load import Handling, audited, send_all
 from tests.parts import Parts, parts
 from tests.system import System
 
+UNBROKEN = Governance(circuit_breaker=CircuitBreaker(enabled=False))
+"""All messages fail here, and all are to be sent."""
 LIMITS = Limits(ack_wait=1.0, retry_delay=0.1, retry_delay_max=0.2, max_deliver=2, in_flight=64)
 cli.load()
 SECRET = "4111 1111 1111 1112"  # no card: its check digit is wrong, so that it is delivered
@@ -64,7 +67,7 @@ async def silence(nc: Any, agent: str, done: asyncio.Event) -> None:
 async def without_advisories(up: Parts, *, sweep_every: float, seconds: float) -> tuple[set[str], set[str]]:
     """Delete ``ADVISORIES`` while an agent exhausts what it gets; the ids accepted, and those that died."""
     await up.start_worker(sweep_every=sweep_every)
-    namespace = await up.namespace(["asker", "mute"], {"asker": ["mute"]}, limits=LIMITS)
+    namespace = await up.namespace(["asker", "mute"], {"asker": ["mute"]}, limits=LIMITS, governance=UNBROKEN)
     done = asyncio.Event()
     async with up.tenant(namespace) as nc, Agent("asker", **options(up, namespace, "asker")) as asker:
         handlers = [asyncio.create_task(silence(nc, "mute", done)) for _ in range(2)]

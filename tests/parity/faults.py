@@ -97,8 +97,10 @@ FAULTS = (
         9,
         "bad payloads of one sender open the target's circuit for all",
         "only the target's own failures count",
-        (),
-        missing="circuit breaking",
+        (
+            "integration/test_circuit_breaker.py::test_bad_payloads_never_open_it",
+            "integration/test_circuit_breaker.py::test_one_message_that_nobody_can_handle_does_not_open_it",
+        ),
     ),
     Fault(
         10,
@@ -127,8 +129,9 @@ FAULTS = (
         (
             "integration/test_audit_projector.py::test_projected_records_leave_the_log_and_messages_stay",
             "integration/test_audit_projector.py::test_probes_stay_as_long_as_their_dedup_ids_and_no_longer",
+            "unit/test_rates.py::test_every_key_ends_and_traffic_makes_no_more_of_them",
+            "unit/test_circuit.py::test_keys_end_and_closed_circuits_have_none",
         ),
-        missing="members of rate limits come with rate limits",
     ),
     Fault(
         13,
@@ -153,6 +156,8 @@ FAULTS = (
         (
             "integration/test_bad_input.py::test_redis_away_does_not_matter_to_traffic",
             "integration/test_crash.py::test_redis_killed_and_back",
+            "integration/test_rate_limits.py::test_while_redis_is_away_the_workers_share_the_limit",
+            "integration/test_circuit_breaker.py::test_without_redis_every_worker_has_its_own",
         ),
     ),
     Fault(

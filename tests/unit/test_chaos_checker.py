@@ -207,6 +207,16 @@ def test_a_request_that_expired_is_not_lost() -> None:
     assert found.expired == found.unanswered == {"late", "later"}
 
 
+def test_a_request_that_was_answered_and_expired_with_its_redelivery_is_not_lost() -> None:
+    story = Story()
+    for message_id, outcome in (("answered", "x"), ("gone", "h")):
+        story.send(message_id, y="ask", until=10.0, outcome=outcome)
+        story.say("replied", message_id, by="s1", of=message_id, **{"for": "s1"})
+    found = story.check()
+    assert found.expired == {"answered"}
+    assert found.lost == {"gone"}, "the control: the audit does not say that it expired"
+
+
 def test_a_message_that_the_audit_calls_handled_and_no_handler_saw() -> None:
     """The audit's word is not enough."""
     story = Story()

@@ -10,7 +10,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Limits, Permissions
-from mas_nats.policy.governance import Governance, Role
+from mas_nats.policy.governance import CircuitBreaker, Governance, Role
 
 WHOLE = r"""
 # As people wrote it for the gateway of before.
@@ -116,6 +116,19 @@ def test_governance_where_the_file_says_nothing_and_where_it_says_little(tmp_pat
     assert (little.rate_limit.per_minute, little.rate_limit.per_hour) == (100, 1000)
     assert (little.dlp.enabled, little.circuit_breaker.enabled) == (False, True)
     assert wanted(tmp_path, "gateway:").governance.rate_limit.per_minute == 100
+
+
+def test_circuit_breaking_is_on_unless_the_file_turns_it_off_and_none_of_it_is_without_effect(tmp_path: Path):
+    for text in ("agents: []", "gateway:", "gateway: {features: {rbac: true}}"):
+        assert wanted(tmp_path, text).governance.circuit_breaker == CircuitBreaker(enabled=True)
+    off = wanted(tmp_path, "gateway: {features: {circuit_breaker: false}}")
+    assert not off.governance.circuit_breaker.enabled
+    some = wanted(tmp_path, "gateway: {circuit_breaker: {failure_threshold: 9, timeout_seconds: 1.5}}")
+    assert some.governance.circuit_breaker == CircuitBreaker(failure_threshold=9, timeout_seconds=1.5)
+    assert not any("circuit_breaker" in notice for what in (off, some) for notice in what.notices)
+    for seconds in (".inf", ".nan", "1e9"):
+        with pytest.raises(ConfigurationError, match="window_seconds"):
+            wanted(tmp_path, f"gateway: {{circuit_breaker: {{window_seconds: {seconds}}}}}")
 
 
 def test_the_environment_beats_the_file_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -111,13 +111,38 @@ def test_rules_are_shown_as_they_are_written():
     assert shown.get() == "dlp:credit_card: found\n"
 
 
-def test_what_is_set_and_depends_on_traffic_is_said(folder, monkeypatch):
-    monkeypatch.setattr("broker_policy.pipeline.explain.NOT_YET", ())
+def test_what_is_set_and_depends_on_traffic_is_said(folder):
     (folder / "mas.yaml").write_text(MANIFEST + "gateway: {rate_limit: {per_minute: 7}}\n")
     found = {each["step"]: each for each in run("check", "a", "b")["findings"]}
     assert found["rate_limit"]["outcome"] == Outcome.DEPENDS
     assert "per_minute 7" in found["rate_limit"]["text"]
     assert "after 5 in 300 s" in found["circuit_breaker"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("circuits", "outcome", "decision"),
+    [
+        (None, Outcome.DEPENDS, "ALLOWED"),
+        ({}, Outcome.PASSES, "ALLOWED"),
+        ({"c-1": 9.0}, Outcome.PASSES, "ALLOWED"),
+        ({"b": None}, Outcome.DEPENDS, "ALLOWED"),
+        ({"b": 41.5}, Outcome.REFUSES, "CIRCUIT_OPEN"),
+    ],
+)
+def test_circuits_that_are_known_are_told(folder, circuits, outcome, decision):
+    table = Table.compile(mas_yaml.load(folder / "mas.yaml").wanted().document(), 0)
+    found = explain(message("a", "b", "t", b"{}"), table, circuits)
+    (step,) = [each for each in found.findings if each.step == "circuit_breaker"]
+    assert (step.outcome, found.decision) == (outcome, decision)
+    assert decision == "ALLOWED" or "41.5 s" in found.fix
+
+
+def test_a_breaker_that_is_off_is_off_whatever_was_known(folder):
+    (folder / "mas.yaml").write_text(MANIFEST + "gateway: {features: {circuit_breaker: false}}\n")
+    table = Table.compile(mas_yaml.load(folder / "mas.yaml").wanted().document(), 0)
+    found = explain(message("a", "b", "t", b"{}"), table, {"b": 41.5})
+    assert found.decision == "ALLOWED"
+    assert [each.outcome for each in found.findings if each.step == "circuit_breaker"] == [Outcome.OFF]
 
 
 def test_tests_beside_the_manifest_are_found_and_pass(folder):

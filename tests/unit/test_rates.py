@@ -17,6 +17,7 @@ from broker_policy.admission.admission import Admission
 from broker_policy.admission.counters import Away, Counters
 from broker_policy.admission.gcra import HOUR, MINUTE, SCRIPT, Batch, OwnRates, limits_of
 from broker_policy.admission.rates import Rates
+from broker_policy.dedup import dedup_id
 from broker_policy.embedded.redis_server import RedisServer
 from mas_nats.policy.call import Call, Errand, Refusal
 from mas_nats.policy.document import Document
@@ -324,12 +325,28 @@ def table(limits: RateLimits) -> Table:
     return Table.compile(Document(namespace="ns", account="", governance=Governance(rate_limit=limits)), 1)
 
 
+class Quiet:
+    """All circuits are closed."""
+
+    quiet = True
+
+    async def admit(self, messages: Any) -> Any:
+        raise AssertionError
+
+    def concerns(self, target: str) -> bool:
+        raise AssertionError
+
+    def foresee(self, target: str) -> None:
+        return None
+
+
 def call(op: str, **more: Any) -> Call:
     return Call("alice", op, b"{}", "", message_id="m", target="bob", type="work", **more)
 
 
 async def test_only_what_an_agent_sends_counts_and_only_once():
-    admission = Admission(rates(Counters(None), Time()), known=lambda call: call.message_id == "known")
+    known = dedup_id("ns", "alice", "known")
+    admission = Admission("ns", rates(Counters(None), Time()), Quiet(), known=lambda dedup: dedup == known)
     policy = table(RateLimits(per_minute=3))
     kept = call("send")
     assert await admission.admit([kept], policy) == [None]
@@ -349,7 +366,7 @@ async def test_where_nothing_is_limited_nobody_is_asked():
             assert not messages
             return []
 
-    admission = Admission(Nobody(), known=lambda _: False)
+    admission = Admission("ns", Nobody(), Quiet(), known=lambda _: False)
     assert not admission.concerns(table(RateLimits()))
     assert await admission.admit([call("send")], table(RateLimits())) == [None]
 

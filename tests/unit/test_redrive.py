@@ -11,9 +11,9 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
+from broker_policy import dedup
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.record import DecisionLine, Outcome
-from broker_policy.calls import messages as calls_messages
 from broker_policy.dead_letters import redrive
 from broker_policy.dead_letters.letters import Letter, Wanted, letters
 from broker_policy.ending import end
@@ -234,7 +234,7 @@ async def test_two_that_redrive_the_same_letter_deliver_it_once(here: Serving, n
 async def test_the_control_an_id_of_its_own_each_time_delivers_twice(
     here: Serving, lossy: Lossy, nc: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(calls_messages, "redrive_dedup_id", lambda *_: secrets.token_hex())
+    monkeypatch.setattr(dedup, "redrive_dedup_id", lambda *_: secrets.token_hex())
     sequence = await dead(nc)
     lossy.swallow(removal)
     await ask(nc, AdminOp.REDRIVE, letters=[sequence])
