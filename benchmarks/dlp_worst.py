@@ -1,4 +1,4 @@
-"""What the costliest content costs: ``python -m benchmarks.dlp_worst``. In ratios to prose of the same size."""
+"""What the costliest content costs, beside prose of the same size: ``python -m benchmarks.dlp_worst``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def main() -> None:
         taken = _seconds(lambda body=body: judge(rules, body))
         judgement = judge(rules, body)
         found = ",".join(judgement.types) if judgement else "-"
-        print(f"{name:28} {len(body):8} bytes {taken * 1000:8.0f} ms {taken / floor:7.0f} x  {found}", flush=True)
+        print(
+            f"{name:28} {len(body):8} bytes {taken * 1000:8.0f} ms {taken / floor:7.0f} x  {found}",
+            flush=True,
+        )
 
 
 def _seconds(run: object) -> float:

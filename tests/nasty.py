@@ -7,12 +7,13 @@ import json
 import random
 from collections.abc import Callable
 
-ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
+WIDE = "".join(chr(ord(each) + 0xFEE0) for each in "@pass")
+ARABIC = {ord("0") + digit: chr(0x660 + digit) for digit in range(10)}
 
 
 def _filled(size: int, unit: Callable[[random.Random], str], between: str = " ") -> str:
     """A text of ``size`` characters made of units."""
-    chance = random.Random(7)  # noqa: S311 - the same in every run
+    chance = random.Random(7)
     out: list[str] = []
     length = 0
     while length < size:
@@ -48,7 +49,7 @@ def _secrets(size: int) -> bytes:
 
 
 def _named(size: int) -> bytes:
-    chance = random.Random(7)  # noqa: S311 - the same in every run
+    chance = random.Random(7)
     return json.dumps({f"token_{chance.randrange(10**12)}": "none" for _ in range(size // 30)}).encode()
 
 
@@ -61,7 +62,7 @@ def _in_json(size: int) -> bytes:
 
 CONTENTS: dict[str, Callable[[int], bytes]] = {
     "numbers": lambda size: json.dumps(
-        [random.Random(at).randrange(10**15) for at in range(size // 18)]  # noqa: S311
+        [random.Random(at).randrange(10**15) for at in range(size // 18)]
     ).encode(),
     "small numbers": lambda size: json.dumps([at % 10 for at in range(size // 3)]).encode(),
     "digits without an end": lambda size: _text(size, _digits(1000), ""),
@@ -87,13 +88,15 @@ CONTENTS: dict[str, Callable[[int], bytes]] = {
     "\\u escapes": lambda size: b'{"text":"' + b"\\u0034" * (size // 6) + b'"}',
     "JSON in JSON in JSON": _in_json,
     "deep": lambda size: b'{"a":[' * 90 + b"1," * (size // 2) + b"1" + b"]}" * 90,
-    "long names": lambda size: json.dumps({"password" + "1" * 5000 + str(at): 1 for at in range(size // 5012)}).encode(),
+    "long names": lambda size: json.dumps(
+        {"password" + "1" * 5000 + str(at): 1 for at in range(size // 5012)}
+    ).encode(),
     "many names": _named,
     "secrets by the thousand": _secrets,
     "digits of another script": lambda size: _text(
         size // 2, lambda chance: _digits(16)(chance).translate(ARABIC)
     ),
-    "full width": lambda size: _text(size // 3, lambda chance: _digits(9)(chance) + "＠ｐａｓｓ"),
+    "full width": lambda size: _text(size // 3, lambda chance: _digits(9)(chance) + WIDE),
     "addresses": lambda size: _text(size, lambda chance: f"{_digits(2)(chance)} Elm Hill Street"),
     "codes": lambda size: _text(size, lambda chance: f"E11.{_digits(1)(chance)}"),
     "words before": lambda size: _text(size, lambda _: "card cvv security code insurance policy number"),
@@ -104,7 +107,8 @@ CONTENTS: dict[str, Callable[[int], bytes]] = {
     "of everything": lambda size: _text(
         size,
         lambda chance: (
-            f"{_phone(chance)} a@b.org 4{_digits(15)(chance)} pass: *** E11.9 %41 {_base64(chance)} 1 Elm Street"
+            f"{_phone(chance)} a@b.org 4{_digits(15)(chance)} pass: *** E11.9 %41 {_base64(chance)} "
+            "1 Elm Street"
         ),
     ),
 }

@@ -17,6 +17,7 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Record, RecordKind
+from broker_policy.dlp import Apart
 from broker_policy.jetstream import direct_get_page
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.store import PolicyStore
@@ -111,7 +112,12 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def serving(
-    nc: Client, policy: Document | None = None, *, through: Any = None, screen: Screen | None = None
+    nc: Client,
+    policy: Document | None = None,
+    *,
+    through: Any = None,
+    screen: Screen | None = None,
+    apart: Apart | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
 
@@ -135,6 +141,7 @@ async def serving(
         record_key=KEY,
         recall=recall,
         screen=screen,
+        apart=apart,
     )
     await service.start()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,8 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.subjects import Op
 
+_TURN = 0.005
+"""Seconds after which judging lets others have their turn."""
 _NOBODY = "0" * 20
 """An instance that does not exist."""
 
@@ -32,7 +36,7 @@ class Messages:
 
         It waits, for a bounded time, only where a limit is set.
         """
-        refused = [self._permitted(call) for call in calls]
+        refused = await self._each_permitted(calls)
         table = self.deciding.current()
         if table is not None and self.admission.concerns(table):
             permitted = [place for place, refusal in enumerate(refused) if refusal is None]
@@ -46,6 +50,19 @@ class Messages:
     def judge(self, call: Call) -> Judged:
         """The same of one call that is not going to happen: nothing is counted."""
         return self._judged(call, self._permitted(call))
+
+    async def _each_permitted(self, calls: Sequence[Call]) -> list[Refusal | None]:
+        """What is against each; where that takes long, others have their turn meanwhile."""
+        table, begun = self.deciding.current(), time.perf_counter()
+        refused = []
+        for call in calls:
+            refused.append(self._permitted(call))
+            if time.perf_counter() - begun > _TURN:
+                await asyncio.sleep(0)
+                begun = time.perf_counter()
+        if self.deciding.current() is not table:  # all under one policy; what was searched stays so
+            return [self._permitted(call) for call in calls]
+        return refused
 
     def _permitted(self, call: Call) -> Refusal | None:
         table = self.deciding.table(call)

@@ -18,6 +18,10 @@ _DECISIONS = {
 }
 NESTING = "nesting"
 """Stands among the types where a body is nested too deeply to be judged."""
+COST = "cost"
+"""Stands there where it would take too long."""
+LARGE = 8_192
+"""Bytes of content that are searched in place; more go to a process of its own (``Apart``)."""
 
 
 @dataclass(frozen=True, slots=True)

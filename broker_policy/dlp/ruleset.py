@@ -75,6 +75,7 @@ class Ruleset:
 
     def __init__(self, settings: Dlp) -> None:
         self.enabled = settings.enabled
+        self.settings = settings.model_dump_json(exclude_defaults=True)
         self.rules: list[Rule] = []
         sources: list[tuple[int, str, bool]] = []
         actions = _actions(settings)

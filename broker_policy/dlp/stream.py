@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
+from broker_policy.dlp.apart import Apart
 from broker_policy.dlp.classes import ADDRESS, EMAIL, ICD10, PHONE
-from broker_policy.dlp.judging import NESTING, Judgement, judge, possible
+from broker_policy.dlp.judging import LARGE, NESTING, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
 from broker_policy.screen import Screened
@@ -49,30 +50,62 @@ Refuse = Callable[[Judgement], Refusal]
 
 
 class StreamScreen:
-    """A ``Screen`` with the rules that hold when it is asked."""
+    """A ``Screen`` with the rules that hold when it is asked. What is large goes to ``apart``."""
 
-    def __init__(self, rules: Rules, refuse: Refuse) -> None:
+    def __init__(self, rules: Rules, refuse: Refuse, apart: Apart | None = None) -> None:
         self._rules = rules
         self._refuse = refuse
+        self._apart = apart
 
     def __call__(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
         """Divide ``held`` and ``new``."""
-        chunks = joined([*held, *new])
         rules = self._rules()
         if rules is None:
             return Screened((), refusal=refusals.dlp_unusable())
         if rules.idle:
-            return Screened(tuple(chunks))
-        pass_ = _Pass(rules, chunks)
-        if pass_.action is DlpAction.BLOCK:
-            judgement = Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b"")
+            return Screened(tuple(joined([*held, *new])))
+        return self._said(*screened(rules, held, new, final=final))
+
+    async def aside(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
+        """The same, without holding up others while it is searched.
+
+        Raises:
+            SearchFailed: the process that searches did not answer.
+
+        """
+        rules = self._rules()
+        if self._apart is None or rules is None or rules.idle or len(orjson.dumps((held, new))) <= LARGE:
+            return self(held, new, final=final)
+        said = await self._apart.screen(rules, held, new, final=final)
+        if self._rules() is not rules:  # policy changed meanwhile: the sender repeats, under today's
+            return Screened((), refusal=refusals.busy())
+        return self._said(*said)
+
+    def _said(
+        self,
+        out: tuple[Chunk, ...],
+        held: tuple[Chunk, ...],
+        judgement: Judgement | None,
+        finding: Finding | None,
+    ) -> Screened:
+        if judgement is not None:
             return Screened((), refusal=self._refuse(judgement))
-        out, kept = pass_.divide(final=final)
-        finding = None
-        if pass_.types:
-            decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
-            finding = Finding(decision, tuple(sorted(pass_.types)))
-        return Screened(tuple(joined(out)), tuple(joined(kept)), finding=finding)
+        return Screened(out, held, finding=finding)
+
+
+def screened(
+    rules: Ruleset, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool
+) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...], Judgement | None, Finding | None]:
+    """``held`` and ``new`` divided: what may go, what waits, why all is refused, what was found."""
+    pass_ = _Pass(rules, joined([*held, *new]))
+    if pass_.action is DlpAction.BLOCK:
+        return (), (), Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b""), None
+    out, kept = pass_.divide(final=final)
+    finding = None
+    if pass_.types:
+        decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
+        finding = Finding(decision, tuple(sorted(pass_.types)))
+    return tuple(joined(out)), tuple(joined(kept)), None, finding
 
 
 class _Pass:

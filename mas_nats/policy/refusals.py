@@ -56,6 +56,17 @@ def dlp_blocked(rule: str, types: Sequence[str]) -> Refusal:
     )
 
 
+def dlp_costly() -> Refusal:
+    """A body that would take too long to search: it is not let pass unsearched."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        "dlp:cost",
+        "it takes too long to search for what data-loss prevention must find: too many things look like it",
+        "Send it in smaller parts, or as a reference to where it lies",
+    )
+
+
 def dlp_header() -> Refusal:
     """A message id, type or trace state that holds what policy lets nobody send: those cannot be redacted."""
     return Refusal(
