@@ -99,10 +99,12 @@ _GROUPS = frozenset(
     }
 )
 """How many digits cards show between spaces."""
-_BRANDS = (  # how the number begins, from and to, and how many digits it has
+_BRANDS = (  # how the number begins, from and to, and how many digits it has (ISO/IEC 7812, by network)
     (4, 4, (13, 16, 19)),
     (51, 55, (16,)),
     (2221, 2720, (16,)),
+    (2200, 2204, (16,)),
+    (5019, 5019, (16,)),
     (34, 34, (15,)),
     (37, 37, (15,)),
     (6011, 6011, (16, 19)),

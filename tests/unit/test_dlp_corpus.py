@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from broker_policy import cli
 from broker_policy.cli.app import app
-from broker_policy.dlp import corpus, ruleset
+from broker_policy.dlp import corpus, judge, ruleset
 from broker_policy.dlp.classes import DEFAULT_ACTIONS
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.governance import Dlp, DlpAction
@@ -142,3 +143,25 @@ def test_under_the_settings_of_a_manifest(tmp_path: Path):
     done = CliRunner().invoke(app, ["policy", "dlp-test", str(file), "--manifest", str(manifest), "--json"])
     found = json.loads(done.stdout)
     assert [(each["type"], each["action"]) for each in found["found"]] == [("ssn", "block")]
+
+
+def share_of_cards(beginning: str, digits: int) -> float:
+    """Of 3,000 random numbers, how many are taken for cards."""
+    chance = random.Random(beginning + str(digits))
+    rules = ruleset(Dlp())
+    numbers = (
+        beginning + "".join(chance.choices("0123456789", k=digits - len(beginning))) for _ in range(3_000)
+    )
+    return sum(judge(rules, orjson.dumps({"order": number})) is not None for number in numbers) / 3_000
+
+
+@pytest.mark.parametrize("beginning", ["0", "1", "7", "8", "9", "2025", "2026"])
+def test_a_number_that_no_network_issues_is_no_card(beginning: str):
+    assert share_of_cards(beginning, 16) == 0
+
+
+def test_a_check_digit_alone_makes_no_card():
+    assert share_of_cards("", 16) < 0.04
+    assert share_of_cards("", 15) < 0.01
+    assert share_of_cards("", 13) == share_of_cards("", 19) == 0
+    assert 0.07 < share_of_cards("4", 16) < 0.13, "the measure notices: a tenth has the right check digit"
