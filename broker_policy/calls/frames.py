@@ -127,7 +127,7 @@ class FrameCalls:
             cursor = self._deciding.sealer.open_cursor(capability, token) if token else Cursor()
         except SealBroken as error:
             return refusals.invalid("cursor", str(error))
-        failed = self._deciding.clean(printable(str(body.get("failed") or ""), 100))
+        failed = printable(self._deciding.clean(str(body.get("failed") or "")[:1_000]), 100)
         return Frame(capability, cursor, tuple(joined(chunks)), body.get("final") is True, failed)
 
     def _screened(self, call: Call, frame: Frame) -> Screened:
