@@ -67,6 +67,18 @@ def dlp_costly() -> Refusal:
     )
 
 
+def dlp_endless(rule: str, most: int) -> Refusal:
+    """A streamed reply that waits for its end, since a find of a rule may go on for ever, and is too long."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        "dlp:stream",
+        f"what the rule {rule} finds may be of any length, so a streamed reply waits for its end, "
+        f"with {most} bytes at most",
+        "Bound the repetitions in the middle of its pattern, as in \\s{0,8}, or answer with one reply",
+    )
+
+
 def dlp_header() -> Refusal:
     """A message id, type or trace state that holds what policy lets nobody send: those cannot be redacted."""
     return Refusal(
