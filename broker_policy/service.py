@@ -168,7 +168,13 @@ class NamespaceService:
             asides=self._asides,
             deciding=deciding,
             acting=acting,
-            redriver=Redriver(nc, put=self._put_searched, judge=messages.judge, redriven=recall.redriven),
+            redriver=Redriver(
+                nc,
+                put=self._put_searched,
+                search=self._searching.search,
+                judge=messages.judge,
+                redriven=recall.redriven,
+            ),
             removed=removed,
             withdraw=delayed_calls.withdraw,
         )

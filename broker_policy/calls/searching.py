@@ -77,7 +77,7 @@ class Searching:
         try:
             while waiting:
                 call, go = waiting[0]
-                refusal = await self._search(call)
+                refusal = await self.search(call)
                 waiting.popleft()
                 self._bytes_of[sender] -= len(call.body) + 1024
                 if refusal is not None:
@@ -94,7 +94,8 @@ class Searching:
             log.exception("%s of %s failed", call.op, call.sender)
             self._asides.tell(call, refusals.unavailable())
 
-    async def _search(self, call: Call) -> Refusal | None:
+    async def search(self, call: Call) -> Refusal | None:
+        """Find out about ``call`` what its step will ask for; a refusal where that cannot be done now."""
         try:
             if not self._costly(call):
                 return None
@@ -104,6 +105,8 @@ class Searching:
             rules = self._rules(call)
             if rules is not None:
                 call.searched = Searched(rules, call.body, await self._apart.judge(rules, call.body))
+        except ValueError:
+            return None  # the first step says that it is no JSON
         except SearchFailed:
             return refusals.unavailable()
         except Exception:

@@ -54,6 +54,7 @@ class Apart:
         """What ``judge`` says; a content that takes too long is blocked as ``COST``.
 
         Raises:
+            ValueError: it is no JSON.
             SearchFailed: the process did not answer.
 
         """
@@ -103,6 +104,8 @@ class Apart:
             except BaseException:  # cancelled with the answer still to come
                 await self.stop()
                 raise
+        if "unfit" in header:
+            raise ValueError("it is no JSON")
         if "failed" in header:
             raise SearchFailed(header["failed"])
         return header, made

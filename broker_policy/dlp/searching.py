@@ -41,6 +41,8 @@ def main(seconds: float) -> None:
             if "settings" in header:
                 rules = Ruleset(Dlp.model_validate_json(header["settings"]))
             answer = _answered(rules, header["kind"], payload, seconds)
+        except ValueError:
+            answer = framed({"unfit": True})
         except Exception as error:  # noqa: BLE001 - told by name: a text may hold what was searched
             answer = framed({"failed": type(error).__name__})
         sink.write(answer)

@@ -21,6 +21,8 @@ from nats.aio.client import Client
 from broker_policy.dlp import Apart, SearchFailed, judge, ruleset
 from broker_policy.dlp.judging import LARGE
 from broker_policy.jetstream import direct_get_page
+from broker_policy.pipeline import Call
+from broker_policy.pipeline.dlp import Searched
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule, Governance
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision
@@ -73,7 +75,9 @@ def objects(content: bytes) -> bytes:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("name", ["3-2-4", "codes", "numbers", "base64", "digits of another script"])
+@pytest.mark.parametrize(
+    "name", ["3-2-4", "api keys that are none", "numbers", "base64", "digits of another script"]
+)
 async def test_the_loop_stays_free_while_a_megabyte_is_searched(here: Serving, name: str):
     body = objects(CONTENTS[name](MEGABYTE))
     async with gaps() as direct:
@@ -126,7 +130,7 @@ async def test_the_same_is_found_in_what_is_large(here: Serving, op: str):
 
 
 async def test_a_senders_messages_stay_in_their_order_and_others_do_not_wait(here: Serving):
-    large = {"text": CONTENTS["codes"](MEGABYTE).decode()}
+    large = {"text": CONTENTS["3-2-4"](MEGABYTE).decode()}
     sent = [asyncio.create_task(here.send("alice", "bob", large if n == 0 else {"n": n})) for n in range(4)]
     await asyncio.sleep(0)
     other = await here.send("bob", "alice", {"n": 0})
@@ -230,3 +234,28 @@ def zombie(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+@pytest.mark.parametrize("op", EVERY_WAY)
+@pytest.mark.parametrize(
+    "body", [b"4 " * LARGE, b'{"a": "4 ' * LARGE, b'{"a":' * 2_000 + b"1" + b"}" * 2_000]
+)
+async def test_what_is_large_and_cannot_be_read_is_refused_as_ever(here: Serving, op: str, body: bytes):
+    verdict = await here.call("alice", op, body, timeout=30, **asked(op))
+    assert not verdict.ok
+    assert verdict.decision in (Decision.INVALID, Decision.DLP_BLOCKED)
+
+
+@pytest.mark.alone
+async def test_what_a_redrive_would_do_is_found_out_without_holding_the_loop(here: Serving):
+    body = objects(CONTENTS["3-2-4"](MEGABYTE))
+    call = Call("alice", "send", body, "", message_id="m1", target="bob", type="work")
+    async with gaps() as searched:
+        assert await here.service._searching.search(call) is None
+    async with gaps() as served:
+        verdict = await here.send("alice", "bob", {"n": 1})
+    assert verdict.ok
+    assert isinstance(call.searched, Searched)
+    assert call.searched.judgement is not None
+    assert searched.longest < PROMISED
+    assert served.longest < PROMISED
