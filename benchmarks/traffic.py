@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +28,7 @@ from mas_nats import Agent, AgentMessage
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
 RAW_STREAM, RAW_SUBJECT, RAW_SERVICE = "RAW", "raw.b", "raw.service"
-PAYLOAD = {"n": 1, "text": "x" * 1000}
+PAYLOAD = {"n": 1, "text": os.environ.get("BENCH_TEXT", "x" * 1000)}
 BODY = json.dumps(PAYLOAD).encode()
 
 

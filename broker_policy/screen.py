@@ -38,6 +38,22 @@ class Screen(Protocol):
         """Divide ``held`` and ``new``."""
 
 
+class Aside(Protocol):
+    """The same, waiting while it is searched elsewhere what takes long."""
+
+    async def __call__(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
+        """Divide ``held`` and ``new``."""
+
+
+def at_once(screen: Screen) -> Aside:
+    """A screen that never takes long."""
+
+    async def aside(held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
+        return screen(held, new, final=final)
+
+    return aside
+
+
 def let_through(held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:  # noqa: ARG001
     """The screen without rules: a window of nothing."""
     return Screened(tuple(joined([*held, *new])))

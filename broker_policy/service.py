@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ from broker_policy.calls.messages import Messages
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.replies import Replies, ReplyCalls
+from broker_policy.calls.searching import Searching
 from broker_policy.calls.state import StateCalls
 from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.act_lane import Act, ActLane
@@ -58,7 +60,7 @@ from broker_policy.delayed.stream import DelayedStream
 from broker_policy.direct_state.changes import Lines
 from broker_policy.direct_state.follower import DirectStateAudit
 from broker_policy.direct_state.mark import Marker
-from broker_policy.dlp import StreamScreen
+from broker_policy.dlp import Apart, StreamScreen
 from broker_policy.ending import end
 from broker_policy.jetstream import get_known
 from broker_policy.pipeline import Call
@@ -79,6 +81,9 @@ _PATIENCE = 10.0
 """Seconds for which ``stop`` waits for what is under way."""
 _HEADER_ROOM = 8_192
 """Bytes that the headers of a delivery, or the envelope of an answer, may take beside the body."""
+_TURN = 0.005
+"""Seconds after which a call that is judged in place gives the loop free."""
+_SEARCHED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.STATE, Op.DELAY})
 
 
 class NamespaceService:
@@ -99,6 +104,7 @@ class NamespaceService:
         disk: DiskRoom | None = None,
         clock: Milliseconds = wall_clock,
         counters: Counters | None = None,
+        apart: Apart | None = None,
     ) -> None:
         self._nc = nc
         self._clock = clock
@@ -171,12 +177,24 @@ class NamespaceService:
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
         )
+        self._apart, self._shared_apart = apart or Apart(), apart is not None
+        stream_screen = StreamScreen(deciding.rules, blocked, self._apart)
+        frames = FrameCalls(
+            replies, deciding, acting, screen or stream_screen, None if screen else stream_screen.aside
+        )
+        self._searching = Searching(self._apart, deciding, frames, self._asides)
         self._operators = OperatorCalls(
             nc,
             asides=self._asides,
             deciding=deciding,
             acting=acting,
-            redriver=Redriver(nc, put=self._inbox.put, judge=messages.judge, redriven=recall.redriven),
+            redriver=Redriver(
+                nc,
+                put=self._put_searched,
+                search=self._searching.search,
+                judge=messages.judge,
+                redriven=recall.redriven,
+            ),
             removed=removed,
             withdraw=delayed_calls.withdraw,
             breaker=self._breaker,
@@ -187,7 +205,7 @@ class NamespaceService:
             namespace,
             delayed,
             worker=worker,
-            judge=self._inbox.put,
+            judge=self._put_searched,
             rate=self._release_rate,
             confirmed=lambda: not follower.stale,
             clock=lambda: clock() / 1000,
@@ -196,9 +214,7 @@ class NamespaceService:
             Op.SEND: self._take_message,
             Op.REQUEST: self._take_message,
             Op.REPLY: ReplyCalls(replies, deciding, acting).take,
-            Op.FRAME: FrameCalls(
-                replies, deciding, acting, screen or StreamScreen(deciding.rules, blocked)
-            ).take,
+            Op.FRAME: frames.take,
             Op.FLOW: flow.take_flow,
             Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
@@ -254,12 +270,15 @@ class NamespaceService:
         await end(self._followers)
         await self._releaser.stop()
         await self._delayed.stop()
+        await self._searching.stop(_PATIENCE)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         for lane in (self._inbox, self._slow, self._acts, self._direct_states):
             lane.close()
         if self._lanes:
             await asyncio.wait(self._lanes, timeout=_PATIENCE)
         await end(self._lanes)
+        if not self._shared_apart:
+            await self._apart.stop()
         await self._breaker.stop()
 
     async def wait_broken(self) -> None:
@@ -306,15 +325,29 @@ class NamespaceService:
         if take is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
             return
+        begun = time.perf_counter()
         try:
-            take(call)
+            if call.op not in _SEARCHED:
+                take(call)
+            elif not self._searching.take(call, take):
+                self._asides.tell(call, refusals.busy())
         except Exception:
             log.exception("%s of %s failed", call.op, call.sender)
             self._asides.tell(call, refusals.unavailable())
+        if time.perf_counter() - begun > _TURN:
+            await asyncio.sleep(0)  # many may have arrived: others have their turn between them
 
     def _take_message(self, call: Call) -> None:
         lane = self._slow if call.repeated else self._inbox  # a repetition may make a whole batch fail
         if not lane.put(call):
+            self._asides.tell(call, refusals.busy())
+
+    def _put_searched(self, call: Call) -> bool:
+        """Give what does not come from an agent now to the lane; False when it has too much to do."""
+        return self._searching.take(call, self._put)
+
+    def _put(self, call: Call) -> None:
+        if not self._inbox.put(call):
             self._asides.tell(call, refusals.busy())
 
     def _removed(self, agent: str) -> bool:

@@ -34,7 +34,7 @@ from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.clock import ServerClock
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
-from broker_policy.dlp import ruleset
+from broker_policy.dlp import Apart, ruleset
 from broker_policy.embedded import durability
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
@@ -135,6 +135,7 @@ class PolicyWorker:
         self._take_ring()
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
         self._counters = Counters.at(config.redis_url, patience=config.counted_within)
+        self._apart = Apart()
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._starts: Counter[str] = Counter()
@@ -217,6 +218,7 @@ class PolicyWorker:
         for nc in (*connections, self._callout_nc, self._control, self._observer):
             if nc is not None:
                 await nc.close()
+        await self._apart.stop()
         await self._counters.close()
         await self._redis.aclose()
         if not self._broken.done():
@@ -313,6 +315,7 @@ class PolicyWorker:
             disk=self._disk,
             clock=self._clock,
             counters=self._counters,
+            apart=self._apart,
         )
         try:
             await self._restore(nc, table)

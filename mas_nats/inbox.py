@@ -18,7 +18,7 @@ from mas_nats.errors import DataBlocked, MasError, Reject, StreamCancelled
 from mas_nats.handlers import NotHandled
 from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
-from mas_nats.scrub import scrub
+from mas_nats.scrub import MAX_TEXT, scrub
 from mas_nats.session import Session
 from mas_nats.transport import Connection, Incoming, NotSent, SignsOfLife
 from mas_nats.wire import subjects
@@ -186,23 +186,12 @@ class Inbox:
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            failure = _failure(error, message, retryable=True)
+            return _failure(error, message, retryable=True)
         except (Reject, NotHandled, DataBlocked) as error:
-            failure = _failure(error, message, retryable=False, handler_failed=False)
+            return _failure(error, message, retryable=False, handler_failed=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
-            failure = _failure(error, message, retryable=not message.course.told)
-        else:
-            return None
-        logger.warning(
-            "%s: handling %s from %s failed (attempt %d): %s: %s",
-            self._agent,
-            message.message_type,
-            message.sender,
-            message.attempt,
-            failure.error_class,
-            failure.error,
-        )
-        return failure
+            return _failure(error, message, retryable=not message.course.told)
+        return None
 
     async def _settled(self, delivery: _Delivery, failure: _Failure) -> bool:
         """Report a failure; whether the policy service has taken the message over."""
@@ -217,11 +206,29 @@ class Inbox:
         try:
             verdict = await self._calls.call(Op.FAIL, orjson.dumps(report), timeout=_REPORT_TIMEOUT)
         except MasError as error:
+            self._log(delivery.message, failure, "")
             logger.warning("%s: a failure could not be reported: %s", self._agent, error)
             return False
+        self._log(delivery.message, failure, str(verdict.result.get("error", "")))
         if not verdict.ok:
             logger.warning("%s: a failure report was refused: %s", self._agent, verdict.reason)
         return verdict.ok and bool(verdict.result.get("dead") or verdict.result.get("expired"))
+
+    def _log(self, message: AgentMessage, failure: _Failure, cleaned: str) -> None:
+        """Log a failure with the text that data-loss prevention left of it.
+
+        What a handler raises may be secret though it stood in no message.
+        """
+        if failure.error_class != Decision.EXPIRED:
+            logger.warning(
+                "%s: handling %s from %s failed (attempt %d): %s%s",
+                self._agent,
+                message.message_type,
+                message.sender,
+                message.attempt,
+                failure.error_class,
+                f": {cleaned}" if cleaned else "",
+            )
 
     # -- acknowledging -----------------------------------------------------------------------------
 
@@ -261,5 +268,5 @@ def _failure(
     where = traceback.extract_tb(error.__traceback__)[-1:]
     text = scrub(error, message.data)
     if where and retryable:
-        text = f"{text} (in {where[0].name}, line {where[0].lineno})"[:300]
+        text = f"{text} (in {where[0].name}, line {where[0].lineno})"[:MAX_TEXT]
     return _Failure(type(error).__name__, text, retryable, handler_failed)

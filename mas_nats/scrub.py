@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from mas_nats.handlers import describe
 
 CUT = "[...]"
-MAX_TEXT = 300
-"""Characters of an error text that are kept."""
+MAX_TEXT = 600
+"""Characters of an error text that are reported. Fewer are kept: what the end cuts in two is not."""
 _SHORTEST_LEAF = 4
 _WINDOW = 6
 """So many consecutive characters shared with the payload are a quotation."""
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"\d(?:[\d .,/-]*\d)?")
 
 
 def scrub(error: BaseException, payload: Mapping[str, Any]) -> str:
-    """The text of ``error``, at most 300 characters, without anything it quotes from ``payload``."""
+    """The text of ``error``, at most ``MAX_TEXT`` characters, without anything it quotes from ``payload``."""
     try:
         text = describe(error) if isinstance(error, ValidationError) else str(error)
     except Exception:  # noqa: BLE001 - an exception's own __str__ may do anything

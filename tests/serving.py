@@ -18,6 +18,7 @@ from nats.aio.client import Client
 
 from broker_policy.admission.counters import Counters
 from broker_policy.audit.record import Record, RecordKind
+from broker_policy.dlp import Apart
 from broker_policy.jetstream import direct_get_page
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.policy.store import PolicyStore
@@ -117,6 +118,7 @@ async def serving(
     *,
     through: Any = None,
     screen: Screen | None = None,
+    apart: Apart | None = None,
     counters: Counters | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
@@ -141,6 +143,7 @@ async def serving(
         record_key=KEY,
         recall=recall,
         screen=screen,
+        apart=apart,
         counters=counters,
     )
     await service.start()

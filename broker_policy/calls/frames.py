@@ -14,8 +14,9 @@ from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.replies import Replies, ended
+from broker_policy.dlp import LARGE
 from broker_policy.printable import printable
-from broker_policy.screen import MAX_HELD, Screen, Screened
+from broker_policy.screen import MAX_HELD, Aside, Screen, Screened, at_once
 from broker_policy.sealing import Cursor, ReplyCapability, SealBroken, commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
@@ -45,11 +46,30 @@ class Frame:
 class FrameCalls:
     """Takes the ``frame`` calls of one namespace."""
 
-    def __init__(self, replies: Replies, deciding: Deciding, acting: Acting, screen: Screen) -> None:
+    def __init__(
+        self,
+        replies: Replies,
+        deciding: Deciding,
+        acting: Acting,
+        screen: Screen,
+        aside: Aside | None = None,
+    ) -> None:
         self._replies = replies
         self._deciding = deciding
         self._acting = acting
         self._screen = screen
+        self._aside = aside
+
+    def costly(self, call: Call) -> bool:
+        """Whether there is so much to screen that it is searched before ``take``."""
+        return self._aside is not None and len(call.body) > LARGE  # what was held back is in there, sealed
+
+    async def search(self, call: Call) -> None:
+        """Screen a frame before its turn."""
+        frame = self._granted(call)
+        if self._aside is None or isinstance(frame, Refusal) or frame.failed:
+            return
+        call.searched = await self._aside(frame.cursor.held, frame.chunks, final=frame.final)
 
     def take(self, call: Call) -> None:
         """Decide about a frame, and store it."""
@@ -74,7 +94,7 @@ class FrameCalls:
         frame = self._granted(call)
         if isinstance(frame, Refusal):
             return frame
-        screened = self._screened(frame)
+        screened = self._screened(call, frame)
         if screened.refusal is not None:
             return screened.refusal
         body, room = orjson.dumps({"chunks": screened.out}), self._deciding.room()
@@ -107,13 +127,15 @@ class FrameCalls:
             cursor = self._deciding.sealer.open_cursor(capability, token) if token else Cursor()
         except SealBroken as error:
             return refusals.invalid("cursor", str(error))
-        failed = self._deciding.clean(printable(str(body.get("failed") or ""), 100))
+        failed = printable(self._deciding.clean(str(body.get("failed") or "")[:1_000]), 100)
         return Frame(capability, cursor, tuple(joined(chunks)), body.get("final") is True, failed)
 
-    def _screened(self, frame: Frame) -> Screened:
+    def _screened(self, call: Call, frame: Frame) -> Screened:
         if frame.failed:
             return Screened(())  # what was held back is not said any more
-        screened = self._screen(frame.cursor.held, frame.chunks, final=frame.final)
+        screened = call.searched
+        if not isinstance(screened, Screened):
+            screened = self._screen(frame.cursor.held, frame.chunks, final=frame.final)
         if (size := len(orjson.dumps(screened.held))) > MAX_HELD:
             return Screened((), refusal=refusals.too_large(size, MAX_HELD))
         return screened
@@ -156,20 +178,21 @@ class FrameCalls:
             return refusals.unavailable().verdict(call.message_id), Outcome.UNKNOWN
         if units(frame.chunks) < mark.units and not (frame.final or frame.failed):
             return accepted(call.message_id, duplicate=True, short=mark.units), Outcome.DUPLICATE
-        following = self._follows(frame, mark)
+        following = await self._follows(frame, mark)
         if following is None:
             return await self._end(call, frame)
         result = {"cursor": self._sealed(frame, following), "taken": mark.units}
         return accepted(call.message_id, duplicate=True, **result), Outcome.DUPLICATE
 
-    def _follows(self, frame: Frame, mark: FrameMark) -> Cursor | None:
+    async def _follows(self, frame: Frame, mark: FrameMark) -> Cursor | None:
         """The cursor behind the stored frame, when that is how ``frame`` begins."""
         chunks, _ = split(frame.chunks, mark.units)
         begins = Frame(frame.capability, frame.cursor, tuple(chunks), final=False, failed="")
         same = units(chunks) == mark.units and frame.cursor.run in ("", mark.run)
         if not (same and any(hmac.compare_digest(mac, mark.mac) for mac in self._macs(begins))):
             return None
-        screened = self._screen(frame.cursor.held, chunks, final=False)
+        screen = self._aside or at_once(self._screen)
+        screened = await screen(frame.cursor.held, chunks, final=False)
         return Cursor(frame.cursor.number + 1, mark.run, mark.mac, screened.held)
 
     async def _end(self, call: Call, frame: Frame) -> tuple[Verdict, Outcome]:

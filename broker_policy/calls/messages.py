@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,8 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.subjects import Op
 
+_TURN = 0.005
+"""Seconds after which judging lets others have their turn."""
 _NOBODY = "0" * 20
 """An instance that does not exist."""
 
@@ -42,7 +46,25 @@ class Messages:
             for place, refusal in zip(permitted, said, strict=True):
                 refused[place] = refused[place] or refusal
         return [
-            self._judged(call, refusal or self._inspected(call))
+            self._judged(call, refusal)
+            for call, refusal in zip(calls, await self._all_inspected(calls, refused), strict=True)
+        ]
+
+    async def _all_inspected(
+        self, calls: Sequence[Call], refused: Sequence[Refusal | None]
+    ) -> list[Refusal | None]:
+        """What is against each after the last step; where that takes long, others have turns meanwhile."""
+        table, begun = self.deciding.current(), time.perf_counter()
+        out: list[Refusal | None] = []
+        for call, refusal in zip(calls, refused, strict=True):
+            out.append(refusal or self._inspected(call))
+            if time.perf_counter() - begun > _TURN:
+                await asyncio.sleep(0)
+                begun = time.perf_counter()
+        if self.deciding.current() is table:
+            return out
+        return [  # all under one policy; what was searched is not searched again
+            refusal or self._forbidden(call) or self._inspected(call)
             for call, refusal in zip(calls, refused, strict=True)
         ]
 

@@ -78,8 +78,8 @@ class FailureReports:
         except ValidationError:
             text = "a failure report needs sequence, attempt, error_class, error and retryable"
             return refusals.invalid("fail", text).verdict(call.message_id)
-        clean = {
-            "error": self._deciding.clean(failure.error),
+        clean = {  # before it is cut: half a secret is not found
+            "error": printable(self._deciding.clean(failure.error), 300),
             "error_class": self._deciding.clean(failure.error_class),
         }
         failure = failure.model_copy(update=clean)
@@ -92,7 +92,7 @@ class FailureReports:
         if stored is None:
             # Never "dead", which the agent acknowledges: a node that led, or will lead, may not know of the
             # message (found by make chaos). Where it is gone, giving it back does nothing.
-            return accepted(call.message_id, dead=False)
+            return accepted(call.message_id, dead=False, error=failure.error)
         return await self._settle(call, stored, failure, table.limits.max_deliver)
 
     async def _settle(
@@ -107,7 +107,7 @@ class FailureReports:
                 await self._watch.failed(call.sender, _dedup(stored))
             await self._undertaker.remember(failure.sequence, failure.text)
             await self._record(_report(call, failure, Outcome.REDELIVERED))
-            return accepted(call.message_id, dead=False)
+            return accepted(call.message_id, dead=False, error=failure.error)
         reason = EXHAUSTED if failure.retryable else failure.reason
         try:
             await self._undertaker.bury(
@@ -120,7 +120,7 @@ class FailureReports:
             )
         except NoRoom as full:
             return refusals.not_buried(str(full)).verdict(call.message_id)
-        return accepted(call.message_id, dead=True)
+        return accepted(call.message_id, dead=True, error=failure.error)
 
 
 def _dedup(stored: StoredMessage) -> str:

@@ -19,7 +19,7 @@ from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Letter
 from broker_policy.jetstream import delete_message
 from mas_nats.policy import refusals
-from mas_nats.policy.call import Call, Errand
+from mas_nats.policy.call import Call, Errand, Refusal
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Verdict, accepted
@@ -28,6 +28,7 @@ PATIENCE = 30.0
 """Seconds to wait for one message to be committed."""
 _ATTEMPTS = 3
 
+Search = Callable[[Call], Awaitable[Refusal | None]]
 Redriven = Callable[[str, str, int], Awaitable[bool | None]]
 """Whether the audit knows of a message that was made of a dead letter, by sender, message id and the dead
 letter's sequence; None when it cannot tell."""
@@ -88,13 +89,17 @@ def errand(op: AdminOp, letter: Letter, by: str, *, target: str = "", attempt: i
 class Redriver:
     """Redrives dead letters of one namespace.
 
-    ``put`` gives a call to a commit lane, ``judge`` says what the pipeline would say.
+    ``put`` gives a call to a commit lane, ``judge`` says what the pipeline would say, once ``search`` has
+    looked into what is large.
     """
 
-    def __init__(self, nc: Client, *, put: Callable[[Call], bool], judge: Judge, redriven: Redriven) -> None:
+    def __init__(
+        self, nc: Client, *, put: Callable[[Call], bool], judge: Judge, redriven: Redriven, search: Search
+    ) -> None:
         self._nc = nc
         self._put = put
         self._judge = judge
+        self._search = search
         self._redriven = redriven
 
     async def redrive(self, sequences: Sequence[int], by: str, *, to: str = "") -> list[Done]:
@@ -125,7 +130,7 @@ class Redriver:
                 done.append(Done(sequence, None))
                 continue
             call = errand(AdminOp.REDRIVE, letter, by, target=to)
-            refusal = self._judge(call).refusal
+            refusal = await self._search(call) or self._judge(call).refusal
             verdict = accepted(call.message_id) if refusal is None else refusal.verdict(call.message_id)
             done.append(Done(sequence, verdict, letter, call.target))
         return done

@@ -6,8 +6,20 @@ the raw bytes says which rules could find something at all, and only those look 
 
 from __future__ import annotations
 
-from broker_policy.dlp.judging import Judgement, judge, possible, redact_text
+from broker_policy.dlp.apart import Apart, SearchFailed
+from broker_policy.dlp.judging import LARGE, Judgement, judge, possible, redact_text
 from broker_policy.dlp.ruleset import Ruleset, ruleset
 from broker_policy.dlp.stream import StreamScreen
 
-__all__ = ["Judgement", "Ruleset", "StreamScreen", "judge", "possible", "redact_text", "ruleset"]
+__all__ = [
+    "LARGE",
+    "Apart",
+    "Judgement",
+    "Ruleset",
+    "SearchFailed",
+    "StreamScreen",
+    "judge",
+    "possible",
+    "redact_text",
+    "ruleset",
+]

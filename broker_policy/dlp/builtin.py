@@ -26,6 +26,11 @@ class Pattern:
 _SEP = r"[\s\-.]{0,3}"
 _IS = r"""["']?(?:\s*(?:number|no\.?|num|id|code|is|was|#|:|=|-|>))*[\s"']*"""
 
+_MBI = (
+    r"[1-9][AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-?[AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-?"
+    r"[AC-HJKMNP-RT-Y]{2}\d{2}"
+)
+"""A Medicare beneficiary identifier (CMS, 2018)."""
 _LABEL_ENDS = re.compile(
     r"""["']?(?:\s*(?:is|was|of|[:=]|=>))*[\s"']*([A-Za-z0-9_\-./+=]{16,})""", re.IGNORECASE
 )
@@ -79,14 +84,15 @@ PATTERNS: tuple[Pattern, ...] = (
         r"(?i)\b(?:(?:health\s+)?insurance(?:\s+policy)?|(?:insurance\s+|health\s+)?(?:member|subscriber)\s+(?:id|no\.?|number)"
         r"|medicaid|medicare|policy\s*(?:id|no\.?|number|num|#))"
         + _IS
-        + r"([A-Z]{0,4}-?\d(?:[\s\-]?[A-Z0-9]){5,13})\b",
+        + r"((?:KV(?:NR)?\.?\s)?[A-Z]{0,4}-?\d(?:[\s\-]?[A-Z0-9]){5,13})\b",
         v.insurance,
     ),
+    Pattern(c.INSURANCE, r"(?i)\b(?:medicare|mbi|beneficiary)\b" + _IS + "(" + _MBI + r")\b"),
     Pattern(
         c.INSURANCE,
-        r"\b[1-9][AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-[AC-HJKMNP-RT-Y][AC-HJKMNP-RT-Y0-9]\d-[AC-HJKMNP-RT-Y]{2}\d{2}\b",
+        r"\b" + _MBI.replace("-?", "-") + r"\b",
     ),
-    Pattern(c.ICD10, r"\b[A-TV-Z]\d[0-9AB](?:\.[0-9][0-9A-Z]{0,3})?\b", v.icd10),
+    Pattern(c.ICD10, r"\b[A-Z]\d[0-9AB](?:\.[0-9][0-9A-Z]{0,3})?\b", v.icd10),
     Pattern(c.CARD, r"\d(?:[\s\-.]{0,3}\d){12,}", v.cards),
     Pattern(
         c.CVV,
@@ -95,6 +101,10 @@ PATTERNS: tuple[Pattern, ...] = (
         + r"(\d{3,4})\b",
     ),
     Pattern(c.CVV, r"(?i)\bcard\b[^\n]*\bsecurity\s+code" + _IS + r"(\d{3,4})\b"),
+    Pattern(
+        c.CVV,
+        r"(?i)\bsecurity\s+code\s+(?:on|of|from|for)\b[^\n\d]{0,40}\bcard" + _IS + r"(\d{3,4})\b",
+    ),
     Pattern(c.CVV, r"(?i)\bsecurity\s+code\s*[:=#]\s*(\d{3,4})\b", v.no_door),
     Pattern(c.API_KEY, r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
     Pattern(c.API_KEY, r"\bgithub_pat_[A-Za-z0-9_]{20,}"),
@@ -239,6 +249,12 @@ FIELDS: tuple[Field, ...] = (
         r".*memberid|.*membernumber",
         "member",
         lambda value: bool(re.fullmatch(r"[A-Z]{1,4}-?\d{8,12}", value)),
+    ),
+    _field(
+        c.INSURANCE,
+        r"mbi|medicarebeneficiary(?:id|identifier|number)?",
+        "mbi|beneficiary",
+        lambda value: bool(re.fullmatch(_MBI, value.strip())),
     ),
     _field(
         c.AWS_KEY,

@@ -18,6 +18,10 @@ _DECISIONS = {
 }
 NESTING = "nesting"
 """Stands among the types where a body is nested too deeply to be judged."""
+COST = "cost"
+"""Stands there where it would take too long."""
+LARGE = 8_192
+"""Bytes of content that are searched in place; more go to a process of its own (``Apart``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def places(rules: Ruleset, raw: bytes) -> list[Place]:
         TooDeep: it is nested too deeply.
 
     """
-    scan = Scan(rules, range(len(rules.rules)))
+    scan = Scan(rules, range(len(rules.rules)), all_of_them=True)
     if rules.idle:
         return []
     try:
@@ -117,5 +121,5 @@ def redact_text(rules: Ruleset, text: str) -> str:
     raw = text.encode(errors="replace")
     if not (hits := possible(rules, raw)):
         return text
-    finds = Scan(rules, hits).finds(text)
+    finds = Scan(rules, hits, all_of_them=True).finds(text)
     return cut(text, [find for find in finds if find.rule.action is not DlpAction.ALERT])

@@ -11,7 +11,8 @@ from typing import Any
 import re2
 
 from broker_policy.dlp import builtin, forms, validators
-from broker_policy.dlp.classes import ALIASES, DEFAULT_ACTIONS, canonical
+from broker_policy.dlp.classes import ADDRESS, ALIASES, DEFAULT_ACTIONS, EMAIL, ICD10, PHONE, canonical
+from broker_policy.dlp.reach import reach
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
 
@@ -24,6 +25,15 @@ _RULES_IN_A_SET = 256
 _ANCHORS = re.compile(r"\\[AzZ]|(?<![\[\\])\^|(?<!\\)\$")
 _SENTINEL = r"\A"
 """Always found. Where it is not, the set gave up, and every rule of it has to look for itself."""
+
+
+WINDOW = 256
+"""Characters of a stream that wait where it is not known how a find begins."""
+LONGEST_WINDOW = 8_192
+"""Characters that wait at most, unless all do."""
+_WRITTEN = 3
+"""Characters with which one may be written: ``%41``."""
+_UNNAMED_BEGINNINGS = frozenset({EMAIL, PHONE, ADDRESS, ICD10})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,10 @@ class Rule:
             if start < 0 or start == end:
                 continue
             yield from self.validator(text, start, end)
+
+
+def _begins_anyhow(rule: Rule) -> bool:
+    return rule.action is not DlpAction.ALERT and rule.type in _UNNAMED_BEGINNINGS
 
 
 class _Set:
@@ -75,6 +89,7 @@ class Ruleset:
 
     def __init__(self, settings: Dlp) -> None:
         self.enabled = settings.enabled
+        self.settings = settings.model_dump_json(exclude_defaults=True)
         self.rules: list[Rule] = []
         sources: list[tuple[int, str, bool]] = []
         actions = _actions(settings)
@@ -103,6 +118,8 @@ class Ruleset:
                     self.rules.append(
                         Rule(len(self.rules), field.type, actions[field.type], field=field, said=field.said)
                     )
+        self.window = WINDOW if any(map(_begins_anyhow, self.rules)) else 0
+        self.endless = ""
         always: list[int] = []
         for own in settings.rules:
             compiled = _own(own)
@@ -114,6 +131,8 @@ class Ruleset:
                 sources.append((number, own.pattern, own.case_insensitive))
             action = settings.policy_overrides.get(own.type, own.action)
             self.rules.append(Rule(number, own.type, action, compiled, own=True))
+            if action is not DlpAction.ALERT:
+                self._widen(own)
         self._always = tuple(always)
         sources.insert(0, (PACKED, rf"{forms.BASE64}|{forms.PERCENT}", False))
         self._sets = [
@@ -121,6 +140,13 @@ class Ruleset:
             for first in range(0, len(sources), _RULES_IN_A_SET)
             for made in _sets(sources[first : first + _RULES_IN_A_SET])
         ]
+
+    def _widen(self, own: DlpRule) -> None:
+        """Let so much of a stream wait that a find of ``own`` cannot be cut in two."""
+        needed = _WRITTEN * reach(own.pattern)
+        if needed > LONGEST_WINDOW:
+            self.endless = self.endless or own.id
+        self.window = max(self.window, WINDOW, min(needed, LONGEST_WINDOW))
 
     @property
     def idle(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from broker_policy.dlp import forms
@@ -15,6 +17,8 @@ from mas_nats.policy.governance import DlpAction
 
 MAX_DEPTH = 200
 """Levels of objects and lists. What is nested deeper is refused where it would have to be judged."""
+ENOUGH = 1_000
+"""Finds of one rule that redacts nothing, after which it is not asked again: more change nothing."""
 _SIGNS = re.compile(r"[^a-z0-9]")
 _NAMING = frozenset({"name", "key", "field", "label", "parameter", "param"})
 _VALUED = frozenset({"value", "val", "content", "data"})
@@ -67,10 +71,12 @@ class Scan:
 
     ruleset: Ruleset
     hits: Collection[int]
+    all_of_them: bool = False  # also of what is not redacted
     found: dict[str, DlpAction] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
     patterns: list[Rule] = field(init=False)
     fields: list[Rule] = field(init=False)
+    _counts: Counter[int] = field(default_factory=Counter)
     _named: dict[str, list[Rule]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -174,8 +180,13 @@ class Scan:
 
     def _matches(self, text: str) -> Iterator[Find]:
         for rule in self.patterns:
-            for start, end in rule.finds(text):
-                yield Find(start, end, rule)
+            if self.all_of_them or rule.action is DlpAction.REDACT:
+                for start, end in rule.finds(text):
+                    yield Find(start, end, rule)
+            elif (left := ENOUGH - self._counts[rule.number]) > 0:
+                for start, end in islice(rule.finds(text), left):
+                    self._counts[rule.number] += 1
+                    yield Find(start, end, rule)
 
     def _by_name(self, text: str, named: str) -> Iterator[Find]:
         if not (self.fields and named):

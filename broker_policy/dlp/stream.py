@@ -2,7 +2,8 @@
 
 Prose goes out at once. Held back are digits, what may be the beginning of a token, and words such as
 ``password`` with what follows them. Where a policy redacts or blocks with rules of its own, whose beginnings
-are not known, the last ``WINDOW`` characters wait, too.
+are not known, as many characters wait, too, as a find of them may have before it is one; where that has no
+bound, everything waits for the end.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
-from broker_policy.dlp.classes import ADDRESS, EMAIL, ICD10, PHONE
-from broker_policy.dlp.judging import NESTING, Judgement, judge, possible
+from broker_policy.dlp.apart import Apart
+from broker_policy.dlp.judging import LARGE, NESTING, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
-from broker_policy.screen import Screened
+from broker_policy.screen import MAX_HELD, Screened
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Finding, Refusal
 from mas_nats.policy.governance import DlpAction
 from mas_nats.wire.frames import Chunk, joined
 from mas_nats.wire.verdict import Decision
 
-WINDOW = 256
-"""Characters that wait where rules of a user's own redact or block."""
 LONGEST_WORD = 8_192
 """Characters without a space that wait for what follows them."""
 
@@ -42,37 +41,71 @@ _WORD = re.compile(r"\S+\Z")
 _NUMBERS = re.compile(r"\S*\d(?:[\d\s.\-]{0,62})\Z")
 _ARMOUR = re.compile(r"-{2,5}[^\n-]{0,48}-{0,5}\Z")
 _SIGNS = re.compile(r"[\d_:=@/+%\-\"'{\\]")
-_UNNAMED_BEGINNINGS = frozenset({EMAIL, PHONE, ADDRESS, ICD10})
 
 Rules = Callable[[], Ruleset | None]
 Refuse = Callable[[Judgement], Refusal]
 
 
 class StreamScreen:
-    """A ``Screen`` with the rules that hold when it is asked."""
+    """A ``Screen`` with the rules that hold when it is asked. What is large goes to ``apart``."""
 
-    def __init__(self, rules: Rules, refuse: Refuse) -> None:
+    def __init__(self, rules: Rules, refuse: Refuse, apart: Apart | None = None) -> None:
         self._rules = rules
         self._refuse = refuse
+        self._apart = apart
 
     def __call__(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
         """Divide ``held`` and ``new``."""
-        chunks = joined([*held, *new])
         rules = self._rules()
         if rules is None:
             return Screened((), refusal=refusals.dlp_unusable())
         if rules.idle:
-            return Screened(tuple(chunks))
-        pass_ = _Pass(rules, chunks)
-        if pass_.action is DlpAction.BLOCK:
-            judgement = Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b"")
+            return Screened(tuple(joined([*held, *new])))
+        return self._said(rules, *screened(rules, held, new, final=final))
+
+    async def aside(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
+        """The same, without holding up others while it is searched.
+
+        Raises:
+            SearchFailed: the process that searches did not answer.
+
+        """
+        rules = self._rules()
+        if self._apart is None or rules is None or rules.idle or len(orjson.dumps((held, new))) <= LARGE:
+            return self(held, new, final=final)
+        said = await self._apart.screen(rules, held, new, final=final)
+        if self._rules() is not rules:  # policy changed meanwhile: the sender repeats, under today's
+            return Screened((), refusal=refusals.busy())
+        return self._said(rules, *said)
+
+    def _said(
+        self,
+        rules: Ruleset,
+        out: tuple[Chunk, ...],
+        held: tuple[Chunk, ...],
+        judgement: Judgement | None,
+        finding: Finding | None,
+    ) -> Screened:
+        if judgement is not None:
             return Screened((), refusal=self._refuse(judgement))
-        out, kept = pass_.divide(final=final)
-        finding = None
-        if pass_.types:
-            decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
-            finding = Finding(decision, tuple(sorted(pass_.types)))
-        return Screened(tuple(joined(out)), tuple(joined(kept)), finding=finding)
+        if rules.endless and len(orjson.dumps(held)) > MAX_HELD:
+            return Screened((), refusal=refusals.dlp_endless(rules.endless, MAX_HELD))
+        return Screened(out, held, finding=finding)
+
+
+def screened(
+    rules: Ruleset, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool
+) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...], Judgement | None, Finding | None]:
+    """``held`` and ``new`` divided: what may go, what waits, why all is refused, what was found."""
+    pass_ = _Pass(rules, joined([*held, *new]))
+    if pass_.action is DlpAction.BLOCK:
+        return (), (), Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b""), None
+    out, kept = pass_.divide(final=final)
+    finding = None
+    if pass_.types:
+        decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
+        finding = Finding(decision, tuple(sorted(pass_.types)))
+    return tuple(joined(out)), tuple(joined(kept)), None, finding
 
 
 class _Pass:
@@ -191,18 +224,13 @@ class _Pass:
     def _settled(self, text: str, spans: Sequence[Find]) -> int:
         """How much of ``text`` nothing can change that follows it."""
         settled = min(_beginning(text), *(find.start for find in spans if find.end == len(text)), len(text))
-        if self._wide:
-            settled = min(settled, max(0, len(text) - WINDOW))
+        if self._rules.endless:
+            return 0
+        if self._rules.window:
+            settled = min(settled, max(0, len(text) - self._rules.window))
             if settled and (word := _WORD.search(text, max(0, settled - LONGEST_WORD), settled)):
                 settled = word.start()
         return settled
-
-    @property
-    def _wide(self) -> bool:
-        return any(
-            rule.action is not DlpAction.ALERT and (rule.own or rule.type in _UNNAMED_BEGINNINGS)
-            for rule in self._rules.rules
-        )
 
 
 def _redacted(text: str, spans: Sequence[Find], first: int, last: int) -> str:

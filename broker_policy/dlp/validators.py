@@ -26,10 +26,15 @@ _NOT_A_CARD = re.compile(
 )
 _CARD_WORDS = re.compile(r"card|visa|payment|\bpan\b|\bcc\b|credit|debit", re.IGNORECASE)
 _NOT_A_DIAGNOSIS = re.compile(
-    r"\b(?:section|figure|fig|table|version|ver|v|model|room|gate|chapter|part|rev|release|appendix|row|cell|"
-    r"column|seat|aisle|bay|annex|clause|item|step|firmware|build|sku|grid|sheet|slot|level)\.?\s*[:#]?\s*$",
-    re.IGNORECASE,
+    r"""
+    section|figure|fig|table|version|ver|v|model|room|gate|chapter|part|rev|release|appendix|row|cell|column|
+    seat|aisle|bay|annex|clause|item|step|firmware|build|sku|grid|sheet|slot|level|bios|resistor|capacitor
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
+"""Words before what looks like a code and is the number of something else."""
+_LAST_WORD = re.compile(r"[A-Za-z]+$")
+_LONGEST_WORD = 16
 _DOORS = re.compile(r"door|alarm|gate|building|house|entry|garage|office|lobby|elevator", re.IGNORECASE)
 _DIAGNOSIS_WORDS = re.compile(r"icd|diagnos|\bdx\b|comorbid|\bcondition\b", re.IGNORECASE)
 _NO_STREET = re.compile(
@@ -37,7 +42,7 @@ _NO_STREET = re.compile(
     a|an|the|minute|minutes|step|hour|hours|day|days|week|weeks|month|months|mile|miles|km|people|person|men|
     women|of|to|for|in|on|at|by|with|from|and|or|is|are|was|were|will|would|my|our|your|his|her|their|
     this|that|one|two|more|other|new|way|down|up|went|go|going|takes|took|long|test|times|second|seconds|
-    percent|pm|am|items|steps|points|users|files|lanes|tickets
+    percent|pm|am|items|steps|points|users|files|lane|lanes|tickets
     """,
     re.VERBOSE,
 )
@@ -94,10 +99,12 @@ _GROUPS = frozenset(
     }
 )
 """How many digits cards show between spaces."""
-_BRANDS = (  # how the number begins, from and to, and how many digits it has
+_BRANDS = (  # how the number begins, from and to, and how many digits it has (ISO/IEC 7812, by network)
     (4, 4, (13, 16, 19)),
     (51, 55, (16,)),
     (2221, 2720, (16,)),
+    (2200, 2204, (16,)),
+    (5019, 5019, (16,)),
     (34, 34, (15,)),
     (37, 37, (15,)),
     (6011, 6011, (16, 19)),
@@ -180,6 +187,10 @@ class _Chain:
         return 4 not in (*self.sizes[max(0, first - 1) : first], *self.sizes[last + 1 : last + 2])
 
 
+_LONGER_BEFORE = re.compile(r"\d[-.]$", re.ASCII)
+_LONGER_BEHIND = re.compile(r"[-.]\d", re.ASCII)
+
+
 def ssn_digits(digits: str) -> bool:
     """Whether it could be issued: no area 000, 666 or 9xx, no part of zeros (SSA, 2011)."""
     area, group, serial = digits[:3], digits[3:5], digits[5:]
@@ -195,6 +206,8 @@ def ssn_digits(digits: str) -> bool:
 def ssn(text: str, start: int, end: int) -> Iterator[Span]:
     """A number written as 3-2-4, in the same way between its parts, and not a part of a longer one."""
     found = text[start:end]
+    if _LONGER_BEFORE.search(text[max(0, start - 2) : start]) or _LONGER_BEHIND.match(text[end : end + 2]):
+        return
     groups = _DIGITS.findall(found)
     if not ssn_digits("".join(groups)):
         return
@@ -253,7 +266,10 @@ def address(text: str, start: int, end: int) -> Iterator[Span]:
 def icd10(text: str, start: int, end: int) -> Iterator[Span]:
     """A code with its point, or one behind a word about diagnoses."""
     before = text[max(0, start - _NEARBY) : start]
-    if _NOT_A_DIAGNOSIS.search(before) or (text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit()):
+    if text[end : end + 1] == "." and text[end + 1 : end + 2].isdigit():
+        return
+    word = _LAST_WORD.search(before.rstrip(" \t\r\n:#.")[-_LONGEST_WORD:])
+    if word and _NOT_A_DIAGNOSIS.fullmatch(word[0]):
         return
     after = text[end : end + _NEARBY // 2]
     if "." in text[start:end] or _DIAGNOSIS_WORDS.search(before) or _DIAGNOSIS_WORDS.search(after):

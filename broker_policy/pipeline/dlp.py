@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
-from broker_policy.dlp import Judgement, Ruleset, judge, possible, redact_text, ruleset
+from broker_policy.dlp import LARGE, Judgement, Ruleset, judge, possible, redact_text, ruleset
+from broker_policy.dlp.judging import COST
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
@@ -14,6 +16,15 @@ from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What ``rules`` say of a body, found out before or when it was judged first."""
+
+    rules: Ruleset
+    body: bytes
+    judgement: Judgement | None
 
 
 class Inspection:
@@ -49,10 +60,13 @@ class Inspection:
             return None
         said = f"{call.type} {call.message_id} {call.tracestate}"
         body = b"" if call.op == Op.FRAME else call.body
-        if not possible(rules, body + b"\n" + said.encode(errors="replace")):
+        known = isinstance(call.searched, Searched) and call.searched.body == body
+        unknown = b"" if known else body
+        if possible(rules, unknown + b"\n" + said.encode(errors="replace")):
+            if redact_text(rules, said) != said:
+                return refusals.dlp_header()
+        elif not known:
             return None
-        if redact_text(rules, said) != said:
-            return refusals.dlp_header()
         if not body:
             return None
         value, refusal = self.value(call, body, rules)
@@ -62,15 +76,27 @@ class Inspection:
 
     def value(self, call: Call, value: bytes, rules: Ruleset) -> tuple[bytes, Refusal | None]:
         """``value`` as it may be delivered, or why it may not; what was found is noted in ``call``."""
-        judgement = judge(rules, value)
+        known = call.searched
+        if not isinstance(known, Searched) or known.body != value:
+            known = Searched(rules, value, judge(rules, value))
+        elif known.rules is not rules:  # policy has changed since
+            if len(value) > LARGE:
+                call.searched = None
+                return b"", refusals.busy()
+            known = Searched(rules, value, judge(rules, value))
+        call.searched, judgement = known, known.judgement
         if judgement is None:
             return value, None
         if judgement.decision is Decision.DLP_BLOCKED:
             return b"", blocked(judgement)
         call.finding = judgement.finding.with_earlier(call.finding)
+        if judgement.decision is Decision.DLP_REDACTED:
+            call.searched = Searched(rules, judgement.body, None)  # judged again it holds nothing more
         return judgement.body, None
 
 
 def blocked(judgement: Judgement) -> Refusal:
     """The refusal of what is blocked."""
+    if judgement.types == (COST,):
+        return refusals.dlp_costly()
     return refusals.dlp_blocked(judgement.rule, judgement.types)

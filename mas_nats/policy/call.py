@@ -82,6 +82,7 @@ class Call:
     errand: Errand | None = None
     admitted: bool = False  # counted by the rate limits: what is judged again is not counted again
     finding: Finding | None = None
+    searched: object = None  # what data-loss prevention found out about its content before its turn
     probe: bool = False  # let through to see what becomes of it: its target's circuit is half open
     on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)

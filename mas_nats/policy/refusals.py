@@ -69,6 +69,29 @@ def dlp_blocked(rule: str, types: Sequence[str]) -> Refusal:
     )
 
 
+def dlp_costly() -> Refusal:
+    """A body that would take too long to search: it is not let pass unsearched."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        "dlp:cost",
+        "it takes too long to search for what data-loss prevention must find: too many things look like it",
+        "Send it in smaller parts, or as a reference to where it lies",
+    )
+
+
+def dlp_endless(rule: str, most: int) -> Refusal:
+    """A streamed reply that waits for its end, since a find of a rule may go on for ever, and is too long."""
+    return Refusal(
+        Decision.DLP_BLOCKED,
+        "dlp",
+        "dlp:stream",
+        f"what the rule {rule} finds may be of any length, so a streamed reply waits for its end, "
+        f"with {most} bytes at most",
+        "Bound the repetitions in the middle of its pattern, as in \\s{0,8}, or answer with one reply",
+    )
+
+
 def dlp_header() -> Refusal:
     """A message id, type or trace state that holds what policy lets nobody send: those cannot be redacted."""
     return Refusal(

@@ -57,15 +57,15 @@ class Graves:
                 text = f"sequence {failure.sequence} is not in the inbox of {call.sender}"
                 refusal = Refusal(Decision.AUTHZ_DENIED, "fail", "own_inbox", text)
                 return self._deciding.refuse(call, refusal)
-            return accepted(call.message_id, dead=False)
+            return accepted(call.message_id, dead=False, error=failure.error)
         if failure.error_class == Decision.EXPIRED and headers.DEADLINE in message.fields:
             return accepted(call.message_id, dead=False, expired=True)
         if failure.retryable and failure.attempt < self._deciding.table.limits.max_deliver:
             message.last_error = failure.text
-            return accepted(call.message_id, dead=False)
+            return accepted(call.message_id, dead=False, error=failure.error)
         reason = _EXHAUSTED if failure.retryable else failure.error_class
         self._bury(call.sender, message, reason, failure.attempt, failure.text)
-        return accepted(call.message_id, dead=True)
+        return accepted(call.message_id, dead=True, error=failure.error)
 
     def exhausted(self, message: Waiting) -> None:
         """Bury a message that was delivered as often as it may, and of which nothing was heard."""

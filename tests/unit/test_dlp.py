@@ -332,3 +332,14 @@ def test_wherever_it_stands(value: Any, secret: str):
         found = judge(DEFAULT, json.dumps(body).encode())
         assert found is not None
         assert secret.encode() not in found.body
+
+
+def test_more_finds_than_change_anything_are_not_looked_for_but_all_are_redacted():
+    many = 1_500
+    assert types({"text": " ".join(["a@b.org"] * many) + " 4111 1111 1111 1111"}) == ("credit_card", "email")
+    numbers = " ".join(["219-09-9999"] * many)
+    judgement = judge(ruleset(Dlp()), orjson.dumps({"text": numbers}))
+    assert judgement is not None
+    assert judgement.body.count(b"[REDACTED:ssn]") == many
+    text = redact_text(ruleset(Dlp()), "; ".join(["4111 1111 1111 1111"] * many))
+    assert text.count("[REDACTED:credit_card]") == many

@@ -199,7 +199,8 @@ async def test_a_failure_is_reported_without_secrets(here: Serving):
         "error": f"bad card {CARD} of {SSN}",
         "retryable": False,
     }
-    assert (await here.call("bob", "fail", report)).result == {"dead": True}
+    told = (await here.call("bob", "fail", report)).result
+    assert told == {"dead": True, "error": "bad card [REDACTED:credit_card] of [REDACTED:ssn]"}
     (letter,) = [each async for each in letters(here.nc, Wanted())]
     assert letter.text(headers.DEAD_ERROR) == "ValueError: bad card [REDACTED:credit_card] of [REDACTED:ssn]"
     assert b"1111" not in await everything(here)
@@ -249,3 +250,27 @@ async def test_placeholders_may_make_a_body_too_large(nc: Client):
         verdict = await here.call("alice", "send", many, **asked("send"))
         assert (verdict.ok, verdict.decision) == (False, Decision.TOO_LARGE)
         assert (await here.send("alice", "bob")).ok, "the connection lives"
+
+
+@pytest.mark.parametrize("before", [0, 270, 280, 290, 299])
+async def test_the_text_of_a_failure_comes_back_cleaned_and_half_a_secret_is_not_left(
+    here: Serving, before: int
+):
+    key = "ghp_" + "1aB2" * 9
+    report = {"sequence": 9999, "attempt": 1, "error_class": "E", "retryable": True}
+    verdict = await here.call("bob", "fail", report | {"error": f"{'w' * before} {key} and so on"})
+    assert verdict.result["error"].startswith("w" * before)
+    assert "ghp_1" not in verdict.result["error"]
+    assert len(verdict.result["error"]) <= 300
+
+
+async def test_the_control_where_it_is_off_the_text_of_a_failure_is_as_it_was(nc: Client):
+    async with serving(nc, document(governance=Governance(dlp=Dlp(enabled=False)))) as here:
+        report = {
+            "sequence": 9999,
+            "attempt": 1,
+            "error_class": "E",
+            "retryable": True,
+            "error": f"no {CARD}",
+        }
+        assert (await here.call("bob", "fail", report)).result["error"] == f"no {CARD}"

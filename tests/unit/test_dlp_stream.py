@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_policy.dlp import StreamScreen, judge, ruleset
+from broker_policy.dlp.reach import ENDLESS, reach
+from broker_policy.dlp.ruleset import WINDOW, Ruleset
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.screen import Screened
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
@@ -164,3 +166,72 @@ def test_nothing_is_lost_or_moved(chunks: list[Any]):
     out, steps = stream([[chunk] for chunk in chunks] or [[]], Dlp())
     if all(step.finding is None and step.refusal is None for step in steps):
         assert out == joined(chunks)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "characters"),
+    [
+        (r"PRJ-\d{4}", 8),
+        (r"\bPRJ-\d{4}\b", 8),
+        (r"PRJ-\d+", 6),
+        (r"^PRJ-\d+$", 6),
+        (r"(?i)ab|cde", 3),
+        (r"[[:alpha:]]{40}x", 41),
+        (r"\pL{3}-\p{Greek}{2}", 6),
+        (r"(?:ab){2,}", 6),
+        (r"a(b{100}c+)", 103),
+        (r"BEGIN.*END", ENDLESS),
+        (r"key\s*=\s*\d{4}", ENDLESS),
+        (r"a+\B", ENDLESS),
+        (r"(?U)a+b", ENDLESS),
+        (r"[[a]--b]{3}", 7),
+        (r"\Qa.b\E", ENDLESS),
+    ],
+)
+def test_how_long_a_beginning_may_be(pattern: str, characters: int):
+    assert reach(pattern) == characters
+
+
+def own(pattern: str) -> Dlp:
+    return Dlp(rules=(DlpRule(id="own", type="own", pattern=pattern),))
+
+
+LONG_RULES = {
+    r"BEGIN [a-z ]{900} END": f"BEGIN {'some words ' * 81}wordyword END",
+    r"BEGIN [a-z ]* END": f"BEGIN {'some words ' * 200} END",
+    r"PRJ(?:-[a-z]{4} ?){120}": "PRJ" + "-abcd " * 120,
+}
+
+
+@pytest.mark.parametrize("pattern", LONG_RULES)
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_a_find_of_a_users_own_rule_longer_than_the_window_does_not_slip(pattern: str, size: int):
+    secret, prose = LONG_RULES[pattern], "It was said before that nothing is the matter. " * 12
+    assert len(secret) > WINDOW
+    text = f"{prose}{secret}. {prose}"
+    frames: list[list[Chunk]] = [[text[at : at + size]] for at in range(0, len(text), size)]
+    out, _ = stream(frames, own(pattern))
+    said = "".join(map(str, out))
+    assert said == "".join(map(str, stream([[text]], own(pattern))[0]))
+    assert "[REDACTED:own]" in said
+    assert secret[:40] not in said
+
+
+def test_the_control_with_the_fixed_window_it_slips(monkeypatch: pytest.MonkeyPatch):
+    pattern = r"BEGIN [a-z ]{900} END"
+    rules = Ruleset(own(pattern))
+    monkeypatch.setattr(rules, "window", WINDOW)
+    narrow = StreamScreen(lambda: rules, blocked)
+    held: tuple[Chunk, ...] = ()
+    said = ""
+    for at in range(0, len(LONG_RULES[pattern]), 50):
+        step = narrow(held, [LONG_RULES[pattern][at : at + 50]], final=False)
+        said, held = said + "".join(map(str, step.out)), step.held
+    assert "BEGIN some" in said
+
+
+def test_a_stream_that_must_wait_for_its_end_says_so_when_it_is_too_long():
+    step = screen(own(r"BEGIN.*END"))((), ["so it goes on " * 5_000], final=False)
+    assert step.refusal is not None
+    assert (step.refusal.rule, "own" in step.refusal.reason) == ("dlp:stream", True)
+    assert screen(own(r"PRJ-\d+"))((), ["so it goes on " * 5_000], final=False).refusal is None

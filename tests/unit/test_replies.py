@@ -106,7 +106,7 @@ async def test_a_requester_is_told_that_there_will_be_no_reply(here: Serving):
     sequence = (await here.log())[-1].sequence
     failure = {"sequence": sequence, "attempt": 1, "error_class": "Reject", "error": "no", "retryable": False}
     verdict = await here.call("bob", "fail", failure)
-    assert verdict.result == {"dead": True}
+    assert verdict.result["dead"] is True
     (told,) = await answers(here)
     assert told.headers[headers.FAILURE] == "DEAD"
     assert "Reject" in orjson.loads(told.data)["reason"]

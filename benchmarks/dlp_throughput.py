@@ -1,0 +1,83 @@
+"""What data-loss prevention costs a message on its whole way: the same traffic with it on and off, in turns.
+
+``python -m benchmarks.dlp_throughput`` takes about two minutes and prints ratios of medians: on to off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.first_measurement import pair, prepare
+from benchmarks.traffic import NAMESPACE
+from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.up import Plan, running
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.apply import apply
+from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.material import Material
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.governance import Dlp, Governance
+
+ROUNDS = 5
+PROSE = "The quick brown fox jumps over the lazy dog. "
+TEXTS = {
+    "1 KB, nothing found": (PROSE * 22, 3_000),
+    "1 KB, an e-mail address": (PROSE * 21 + "someone@example.com", 3_000),
+    "1 KB, redacted": (PROSE * 21 + "219-09-9999", 3_000),
+    "20 KB, nothing found": (PROSE * 450, 1_000),
+    "20 KB, an e-mail address": (PROSE * 450 + "someone@example.com", 1_000),
+}
+CONCURRENCY = 64
+
+
+async def main() -> None:
+    """Print one line for each text."""
+    with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
+        folder = Path(name)
+        layout = Layout(folder / ".mas")
+        async with running(layout, Plan(workers=2), lambda line: print(line, file=sys.stderr)) as broker:
+            await prepare(layout, broker)
+            for what, (text, count) in TEXTS.items():
+                os.environ["BENCH_TEXT"] = text
+                rates: dict[bool, list[float]] = {True: [], False: []}
+                for _ in range(ROUNDS):
+                    for on, found in rates.items():
+                        await switch(layout, broker, on=on)
+                        done = await pair(folder, "receive", "send", count, CONCURRENCY)
+                        found.append(done["per_second"])
+                ratio = statistics.median(rates[True]) / statistics.median(rates[False])
+                spread = (max(rates[False]) - min(rates[False])) / statistics.median(rates[False])
+                print(
+                    f"{what:26} off {statistics.median(rates[False]):6.0f}/s  on {ratio:.2f} of that "
+                    f"(spread of off {spread:.2f})",
+                    flush=True,
+                )
+
+
+async def switch(layout: Layout, broker: Broker, *, on: bool) -> None:
+    """Apply the policy with data-loss prevention on or off."""
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    wanted = Wanted(
+        namespace=NAMESPACE,
+        agents={"a": WantedAgent(), "b": WantedAgent()},
+        permissions={"a": Permissions(allowed_targets=("b",))},
+        limits=Limits(in_flight=256),
+        governance=Governance(dlp=Dlp(enabled=on)),
+    )
+    async with TenantController(endpoint, material.controller, material.public) as controller:
+        control = await connect_control_admin(endpoint, material.controller)
+        await apply(controller, PolicyStore(control), wanted)
+        await control.close()
+    await asyncio.sleep(1)  # until both workers follow it
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
