@@ -184,7 +184,16 @@ class _Chain:
             return "-" not in self.text[max(0, start - 1) : start] + self.text[end : end + 1]
         if tuple(self.sizes[first : last + 1]) not in _GROUPS:
             return False
-        return 4 not in (*self.sizes[max(0, first - 1) : first], *self.sizes[last + 1 : last + 2])
+        return not (self._same_row(first - 1, first - 2) or self._same_row(last + 1, last + 2))
+
+    def _same_row(self, group: int, beyond: int) -> bool:
+        """Whether a group beside four others is of their row: four digits, and not a part of ``09-9999``."""
+        if not 0 <= group < len(self.groups) or self.sizes[group] != 4:
+            return False
+        if not 0 <= beyond < len(self.groups):
+            return True
+        left, right = sorted((group, beyond))
+        return not self.text[self.groups[left][1] : self.groups[right][0]].strip()
 
 
 _LONGER_BEFORE = re.compile(r"\d[-.]$", re.ASCII)
