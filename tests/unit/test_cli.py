@@ -45,6 +45,20 @@ def test_every_command_has_json_help_and_an_example(each):
     assert each.epilog.startswith("Example: mas ")
 
 
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
+def test_a_command_is_imported_with_all_below_it(name):
+    """As ``mas`` does it, which imports nothing else."""
+    group = typer.main.get_command(app).commands[name]
+    below = [each.values[0] for each in all_commands(group)] if hasattr(group, "commands") else [group]
+    there = {each.callback.__wrapped__.__module__.rpartition(".")[2] for each in below}
+    assert there <= set(cli.modules_of(name))
+    assert "dlq" not in set(cli.modules_of(name)) - {name}
+
+
+def test_of_a_command_that_is_not_known_all_are_imported():
+    assert {"dlq", "up", "audit"} <= set(cli.modules_of("")) & set(cli.modules_of("dlqq"))
+
+
 def test_help_says_the_exit_codes():
     shown = " ".join(run("--help").output.split())
     for code in ("0 done", "1 refused or failed", "3 nothing runs there", "4 already running"):
