@@ -95,7 +95,12 @@ class Serving:
 
     async def log(self) -> list[Any]:
         """The whole log, in order."""
-        return await direct_get_page(self.nc, subjects.INBOX_STREAM, ">", 1, batch=1000)
+        found: list[Any] = []
+        while page := await direct_get_page(
+            self.nc, subjects.INBOX_STREAM, ">", found[-1].sequence + 1 if found else 1, batch=1000
+        ):
+            found += page
+        return found
 
     async def records(self, writer: str = "") -> list[Record]:
         """The records in the log, of the writers whose names end so."""
