@@ -34,6 +34,9 @@ class Op(StrEnum):
 ANSWERING = frozenset({Op.REPLY, Op.FRAME})
 """Calls that say by a reply capability to whom they go."""
 
+CROSSING = frozenset({Op.SEND, Op.REQUEST})
+"""Calls that may name an agent of another namespace."""
+
 
 def call(agent: str, op: str) -> str:
     """Where ``agent`` asks for ``op``."""
