@@ -59,7 +59,7 @@ class Deciding:
             return None
         home, sender = self.follower.table(call.origin), call.sender.rpartition("/")[2]
         there = f"{self.namespace}/{call.target}"
-        if home is not None and home.agent(sender) is not None and home.allows(sender, there):
+        if home is not None and home.lets(sender, there):
             return None
         return refusals.withdrawn(call.sender, there)
 

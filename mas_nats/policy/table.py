@@ -104,6 +104,10 @@ class Table:
         """Whether ``agent`` exists here and takes messages of ``sender``, an agent of another namespace."""
         return self.agent(agent) is not None and self.allows(sender, agent)
 
+    def lets(self, agent: str, target: str) -> bool:
+        """Whether ``agent`` exists here and may send to ``target``, an agent of another namespace."""
+        return self.agent(agent) is not None and self.allows(agent, target)
+
     def denial(self, sender: str, target: str) -> Denial:
         """Why ``allows`` said no, in words for the person who wrote the sender or the policy."""
         if self._blocks_across(sender, target):
