@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from broker_policy.tenants.apply import set_permissions
 from mas_nats import Agent, AgentMessage, PermissionDenied
-from mas_nats.policy.document import Limits
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.policy.governance import Governance
 from tests.load import audit_of
 from tests.system import System, mas, new_namespace
@@ -58,6 +59,14 @@ class Two:
     @property
     def router(self) -> str:
         return f"{self.sales}/router"
+
+    async def permit(
+        self, namespace: str, sender: str, allowed: Sequence[str] = (), blocked: Sequence[str] = ()
+    ) -> None:
+        """Replace one sender's permissions in the policy of ``namespace``."""
+        rule = Permissions(allowed_targets=tuple(allowed), blocked_targets=tuple(blocked))
+        async with self.system.control() as (_, store):
+            await set_permissions(store, namespace, sender, rule)
 
     async def decisions(self, namespace: str, message_id: str) -> list[dict[str, Any]]:
         """What the audit of ``namespace`` says of a message, once all is settled."""

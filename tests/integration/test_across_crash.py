@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from broker_policy.audit import outcomes
-from mas_nats import OutcomeUnknown
+from mas_nats import OutcomeUnknown, PermissionDenied
 from tests.across import Desk
 from tests.dying_worker import POINTS
-from tests.load import audit_of
+from tests.load import Handling, audit_of, send_all
 from tests.parts import Parts, parts
-from tests.system import REPOSITORY, mas
+from tests.processes import kill
+from tests.system import REPOSITORY, System, mas
 
 SALES, BILLING = "sales", "billing"
 REPLYING = [point for point in POINTS if point.startswith("reply")]
@@ -136,7 +138,9 @@ async def test_a_sender_that_never_asks_again_is_unknown_on_its_side_only(up: Pa
         await up.start_worker()
         [left] = await told(up, SALES, "m1")
         assert (left["d"], left["outcome"]) == ("ALLOWED", "?")
-        audit = await audit_of(up, BILLING, set())
+        with pytest.raises(PermissionDenied) as later:
+            await desk.send("nobody", "marker", {})
+        audit = await audit_of(up, BILLING, {later.value.message_id})
         assert "m1" not in audit["decisions"]
         assert not desk.got
     verify(up)
@@ -151,3 +155,37 @@ async def test_a_worker_that_hands_over_unrecorded_would_be_found(up: Parts) -> 
         audit = await audit_of(up, SALES, set())
     with pytest.raises(AssertionError, match="does not know of it"):
         require_both(audit["decisions"].get("m1", []), came)
+
+
+MESSAGES, CONCURRENCY, HARMS = 2_000, 64, 5
+
+
+@pytest.mark.slow
+async def test_workers_killed_at_random(tmp_path: Path) -> None:
+    """Whatever dies: what was accepted is handled, and each of both audits has it and verifies."""
+    victim = System.up(tmp_path / ".mas")
+    try:
+        await victim.namespace(["router"], {"router": [f"{BILLING}/desk"]}, name=SALES)
+        await victim.namespace(["desk"], {f"{SALES}/router": ["desk"]}, name=BILLING)
+        points = sorted(random.sample(range(100, MESSAGES - 100), HARMS))
+
+        async def nemesis(accepted: int) -> None:
+            while points and accepted >= points[0]:
+                points.pop(0)
+                kill(victim.broker.pid, random.choice(["w1", "w2"]))
+
+        router = Handling("router", server_addr=victim.broker.url, tls=victim.tls("router", SALES))
+        desk = Handling("desk", server_addr=victim.broker.url, tls=victim.tls("desk", BILLING))
+        async with router, desk:
+            accepted = await send_all(router, f"{BILLING}/desk", MESSAGES, CONCURRENCY, progress=nemesis)
+            assert not points
+            assert await desk.wait_handled(accepted, 60) == set()
+            left = await audit_of(victim, SALES, accepted, 90)
+            came = await audit_of(victim, BILLING, accepted, 90)
+        for message_id in desk.handled:
+            assert any(each["d"] == "ALLOWED" for each in left["decisions"][message_id])
+            assert any(each["outcome"] == "h" for each in came["decisions"][message_id])
+        for namespace in (SALES, BILLING):
+            mas("audit", "verify", "--folder", str(victim.layout.root), "--namespace", namespace)
+    finally:
+        victim.down()
