@@ -241,7 +241,7 @@ class NamespaceService:
             Op.FLOW: flow.take_flow,
             Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
-            Op.DELAY: delayed_calls.take,
+            Op.DELAY: self._take_delayed,
             Op.WITHDRAW: delayed_calls.take_back,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
@@ -389,15 +389,22 @@ class NamespaceService:
         if not lane.put(call):
             self._asides.tell(call, refusals.busy())
 
+    def _take_delayed(self, call: Call) -> None:
+        if not (call.crosses and self._crossing.turns_away(call)):
+            self._delayed.take(call)
+
     def _take_arriving(self, call: Call) -> bool:
         return self._searching.take(call, self._take_message)
 
     def _put_searched(self, call: Call) -> bool:
         """Give what does not come from an agent now to the lane; False when it has too much to do."""
+        call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
 
     def _put(self, call: Call) -> None:
-        if not self._inbox.put(call):
+        if call.crosses:
+            self._crossing.take(call)
+        elif not self._inbox.put(call):
             self._asides.tell(call, refusals.busy())
 
     def _removed(self, agent: str) -> bool:

@@ -25,7 +25,7 @@ from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, commitment
 from mas_nats.policy import refusals
 from mas_nats.wire.identity import namespace_of, split_target
-from mas_nats.wire.subjects import CROSSING
+from mas_nats.wire.subjects import CROSSING, RELEASE
 from mas_nats.wire.verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -86,12 +86,20 @@ class Crossing:
     def take(self, call: Call) -> None:
         """Decide about a message, and hand it over; where limits are set, once they were asked."""
         table = self._deciding.current()
-        if self._admitting is None and (table is None or not table.limited):
+        counted = table is not None and table.limited and call.op != RELEASE  # that was, when it was taken
+        if self._admitting is None and not counted:
             self._decide(call, None)
         elif not self._waiting.put(call):
             self._asides.tell(call, refusals.busy())
         elif self._admitting is None:
             self._admitting = asyncio.create_task(self._admit())
+
+    def turns_away(self, call: Call) -> bool:
+        """Whether the other side would not accept what is delayed; then it is refused at once."""
+        if self._forbidden(call) is not None or self._accepted(call):
+            return False
+        self._refuse_on_both_sides(call)
+        return True
 
     def reply(self, call: Call, capability: ReplyCapability) -> None:
         """Record a reply whose content and right were judged, and hand it over."""
@@ -132,7 +140,8 @@ class Crossing:
         counted = [
             place
             for place, call in enumerate(calls)
-            if self._recent.get(self._dedup(call)) is None
+            if call.op != RELEASE
+            and self._recent.get(self._dedup(call)) is None
             and self._forbidden(call) is None
             and self._accepted(call)
         ]

@@ -66,8 +66,8 @@ def explain(
     """What would become of ``call`` under ``table``.
 
     ``open_circuits``: the seconds until each target that is left alone is tried again, None for those that
-    are tried now; None altogether when nobody knows. ``others``: the policies of all namespaces, for a message
-    between two; None when they are not known.
+    are tried now; None altogether when nobody knows. ``others``: the policies of all namespaces, for a
+    message between two; None when they are not known.
     """
     call = replace(call, origin=namespace_of(call.sender))  # a step may complete it
     call.crosses = namespace_of(call.target) not in ("", table.namespace)

@@ -404,12 +404,62 @@ async def test_a_streamed_reply_comes_whole(system: System) -> None:
         assert chunks == [{"text": "once upon a time"}]
 
 
-async def test_a_delayed_message_stays_at_home(system: System) -> None:
+async def test_a_delayed_message_crosses_when_it_is_due(system: System) -> None:
     async with two(system) as both:
         router, desk = await both.pair()
-        with pytest.raises(PermissionDenied, match="a delay call stays in its own"):
-            await router.send(both.desk, "note", {}, delay=0.1)
+        sent = await router.send(both.desk, "note", {"n": 1}, delay=0.5)
+        cancelled = await router.send(both.desk, "note", {"n": 2}, delay=60)
+        assert await router.cancel(cancelled)
+        async with asyncio.timeout(10):
+            await desk.arrived.wait()
+        assert [(message.message_id, message.sender) for message in desk.got] == [(sent, both.router)]
+        held, released = await both.decisions(both.sales, sent)
+        [came] = await both.decisions(both.billing, sent)
+        assert [(each["o"], each["t"], each["outcome"]) for each in (held, released)] == [
+            ("delay", both.desk, "a"),
+            ("release", both.desk, "a"),
+        ]
+        assert (came["o"], came["f"], came["outcome"]) == ("release", both.router, "h")
+        both.verify()
+
+
+@pytest.mark.parametrize("side", ["left", "came"])
+async def test_a_delayed_message_that_is_refused_when_due(system: System, side: str) -> None:
+    """It was never with the other side, so its dead letter lies with the sender's."""
+    async with two(system) as both:
+        router, desk = await both.pair()
+        sent = await router.send(both.desk, "note", {"n": 1}, delay=1.5)
+        if side == "left":
+            await both.permit(both.sales, "router", [])
+        else:
+            await both.permit(both.billing, both.router, [])
+        async with asyncio.timeout(15):
+            while not (found := await dead(both, both.sales)):
+                await asyncio.sleep(0.1)
+        assert found[0].text("Mas-Message-Id") == sent
+        assert found[0].agent == both.desk
+        assert await dead(both, both.billing) == []
+        async with system.tenant(both.sales) as nc:
+            [row] = [row async for row in Operations(nc, "olga").redrive([found[0].sequence])]
+        assert (row["status"], row["rule"]) == ("kept", "cross_namespace")
+        if side == "left":
+            assert await both.unheard_of(desk, both.billing, sent)
+        else:
+            [came] = await both.decisions(both.billing, sent)
+            assert (came["d"], came["outcome"]) == ("AUTHZ_DENIED", "r")
         assert not desk.got
+        both.verify()
+
+
+async def test_a_delayed_message_that_is_not_accepted_now(system: System) -> None:
+    async with two(system, accepts={}) as both:
+        router, _ = await both.pair()
+        with pytest.raises(PermissionDenied) as refused:
+            await router.send(both.desk, "note", {}, delay=60)
+        assert refused.value.verdict.rule == "not_accepted"
+        for namespace in (both.sales, both.billing):
+            [told] = await both.decisions(namespace, refused.value.message_id)
+            assert (told["o"], told["outcome"]) == ("delay", "r")
 
 
 async def test_a_request_that_nobody_answers_times_out(system: System) -> None:
