@@ -81,7 +81,7 @@ def _target(call: Call, table: Table) -> Refusal | None:
         "shape",
         "cross_namespace",
         f"{call.target} is in another namespace, and a {call.op} call stays in its own",
-        "Only send(), request() and stream() go to other namespaces, and not on a broker in memory",
+        "Only send(), request() and stream() go to other namespaces",
     )
 
 

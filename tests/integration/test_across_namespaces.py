@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from broker_policy.audit.disclosure import disclose, read_salt
 from broker_policy.calls.crossing import MOST_REFUSED
 from broker_policy.dead_letters.letters import Wanted, letters
 from broker_policy.dead_letters.operations import Operations
@@ -27,7 +28,7 @@ from mas_nats.policy.governance import Dlp, DlpAction, DlpRule, Governance, Rate
 from mas_nats.wire import subjects
 from tests.across import Desk, Two, two
 from tests.load import audit_of
-from tests.system import System
+from tests.system import System, mas_json
 
 
 async def test_send_and_request_and_reply(system: System) -> None:
@@ -47,12 +48,18 @@ async def test_send_and_request_and_reply(system: System) -> None:
             assert (came["f"], came["t"], came["o"], came["d"]) == (both.router, "desk", op, "ALLOWED")
             assert (left["outcome"], came["outcome"]) == ("a", "h")
             assert left["x"] == came["x"], "the certificate"
+            message = next(each for each in desk.got if each.message_id == message_id)
+            for told in disclose([left, came], read_salt(message.salt), message.body):
+                assert told.matches, "what the receiver kept opens the commitment of either side"
         reply = answer.message_id
         [left] = await both.decisions(both.billing, reply)
         [came] = await both.decisions(both.sales, reply)
         assert (left["f"], left["t"], left["outcome"]) == ("desk", both.router, "a")
         assert (came["f"], came["t"], came["outcome"]) == (both.desk, "router", "a")
         both.verify()
+        asking = ("--folder", str(system.layout.root), "--namespace", both.billing)
+        found = mas_json("audit", "query", "--sender", both.router, "--message-id", sent, *asking)
+        assert [each["target"] for each in found["decisions"]] == ["desk"]
 
 
 @pytest.mark.parametrize(
