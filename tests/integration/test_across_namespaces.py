@@ -28,7 +28,7 @@ from mas_nats.policy.governance import Dlp, DlpAction, DlpRule, Governance, Rate
 from mas_nats.wire import subjects
 from tests.across import Desk, Two, two
 from tests.load import audit_of
-from tests.system import System, mas_json
+from tests.system import System, mas, mas_json
 
 
 async def test_send_and_request_and_reply(system: System) -> None:
@@ -125,6 +125,28 @@ async def test_one_refusal_for_all_that_is_missing_there(system: System) -> None
             assert not {"exist", "unknown"} & set(text.lower().split())
         assert len(set(told)) == 1
         await router.send(both.desk, "note", {})  # the control: another answer where it is accepted
+
+
+async def test_the_commands_know_both_sides(system: System) -> None:
+    out = {"router": ["B/desk", "B/router"]}
+    async with two(system, out=out) as both:
+        here = ("--folder", str(system.layout.root), "--namespace", both.sales)
+        shown = mas_json("policy", "show", "--across", *here)
+        assert {each["target"]: each["other_side"] for each in shown["rules"]} == {
+            both.desk: "agrees",
+            f"{both.billing}/router": "refuses",
+        }
+        assert mas_json("policy", "check", "router", both.desk, *here)["decision"] == "ALLOWED"
+        there = ("--folder", str(system.layout.root), "--namespace", both.billing)
+        assert mas_json("policy", "check", both.router, "desk", *there)["decision"] == "ALLOWED"
+        for sender, target, where, step in (
+            ("router", f"{both.billing}/router", here, "other_side"),
+            ("router", "nowhere/desk", here, "authorize"),
+            (f"{both.sales}/desk", "desk", there, "identity"),
+        ):
+            told = mas("policy", "check", sender, target, *where, check=False)
+            assert told.returncode == 1
+            assert f"{step:<16} refuses" in told.stdout
 
 
 # -- ids ---------------------------------------------------------------------------------------------------
