@@ -109,7 +109,7 @@ class FrameCalls:
             return capability
         if not capability.stream:
             return refusals.not_a_stream()
-        call.target = self._replies.requester(capability)
+        call.target = capability.requester
         return self._deciding.refusal(call, table) or self._read(call, capability)
 
     def _read(self, call: Call, capability: ReplyCapability) -> Frame | Refusal:
