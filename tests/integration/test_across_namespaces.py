@@ -15,6 +15,7 @@ from broker_policy.jetstream import publish
 from mas_nats import (
     Agent,
     AgentMessage,
+    CircuitOpen,
     DataBlocked,
     IdReused,
     PermissionDenied,
@@ -23,8 +24,8 @@ from mas_nats import (
     RequestFailed,
     RequestTimeout,
 )
-from mas_nats.policy.document import key
-from mas_nats.policy.governance import Dlp, DlpAction, DlpRule, Governance, RateLimits
+from mas_nats.policy.document import Limits, key
+from mas_nats.policy.governance import CircuitBreaker, Dlp, DlpAction, DlpRule, Governance, RateLimits
 from mas_nats.wire import subjects
 from tests.across import Desk, Two, two
 from tests.load import audit_of
@@ -254,6 +255,36 @@ async def test_what_is_not_accepted_does_not_fill_the_other_audit(system: System
         assert sum(len(found) for found in at_home["decisions"].values()) >= count
 
 
+class Failing(Desk):
+    """Its handler raises."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        raise RuntimeError("no")
+
+
+async def test_the_circuit_of_an_agent_is_open_for_others_too(system: System) -> None:
+    breaking = Governance(circuit_breaker=CircuitBreaker(failure_threshold=2))
+    limits = Limits(retry_delay=0.1, retry_delay_max=0.1, max_deliver=2)
+    async with two(system, governance_in=breaking, limits=limits) as both:
+        router = await both.start(both.sales, "router")
+        await both.start(both.billing, "desk", Failing)
+
+        async def until_refused() -> CircuitOpen:
+            while True:
+                try:
+                    await router.send(both.desk, "note", {})
+                except CircuitOpen as refused:
+                    return refused
+                await asyncio.sleep(0.1)
+
+        refused = await asyncio.wait_for(until_refused(), 30)
+        assert refused.retry_after > 0
+        allowed, told = await both.decisions(both.sales, refused.message_id)
+        assert (allowed["d"], allowed["outcome"], told["d"]) == ("ALLOWED", "f", "CIRCUIT_OPEN")
+        [came] = await both.decisions(both.billing, refused.message_id)
+        assert (came["d"], came["f"]) == ("CIRCUIT_OPEN", both.router)
+
+
 # -- content -----------------------------------------------------------------------------------------------
 def blocking(word: str) -> Governance:
     rule = DlpRule(id=word, type=word, pattern=word.upper(), action=DlpAction.BLOCK)
@@ -279,6 +310,18 @@ async def test_both_sides_search_what_is_said(system: System) -> None:
         assert not desk.got
         await router.send(both.desk, "note", {"text": "nothing"})
         both.verify()
+
+
+async def test_large_content_is_searched_on_both_sides(system: System) -> None:
+    """What takes long is searched apart, of messages and of replies, and by the rules of each side."""
+    large = "\u00e9" * 200_000
+    async with two(system, governance_out=blocking("ours"), governance_in=blocking("theirs")) as both:
+        router, _ = await both.pair()
+        answer = await router.request(both.desk, "ask", {"text": large}, timeout=60)
+        assert answer.data == {"heard": {"text": large}}
+        for word in ("OURS", "THEIRS"):
+            with pytest.raises(DataBlocked):
+                await router.send(both.desk, "note", {"text": f"{large} {word} {large}"})
 
 
 class Saying(Desk):
