@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from mas_nats.manifest.mas_yaml import NOT_YET
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Document, Limits, Permissions
 from mas_nats.policy.governance import Role
-from mas_nats.wire.identity import DEFAULT_NAMESPACE
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, namespace_of
 from mas_nats.wire.state_mode import StateMode
 
 log = logging.getLogger(__name__)
@@ -119,17 +119,20 @@ class Authorization:
     ) -> int:
         """Set whom an agent may reach; None leaves a list as it is. A block beats every allow and role.
 
+        A target may be ``namespace/agent``, or ``namespace/*``. With ``agent_id`` of that form it is set from
+        whom one's own agents accept messages: both namespaces have to allow what goes between them.
+
         Returns the policy's revision when every live worker follows it, so that it holds for the next
         message of a connected agent.
 
         Raises:
-            ConfigurationError: there is no such agent, or a target is no agent id.
+            ConfigurationError: there is no such agent here, or what would hold is no policy.
             NotConfirmed: a live worker did not confirm within ``timeout`` seconds.
 
         """
 
         def change(document: Document) -> Document:
-            if agent_id not in document.agents:
+            if agent_id not in document.agents and not namespace_of(agent_id):
                 raise ConfigurationError(f"there is no agent {agent_id!r} in namespace {self._namespace!r}")
             before = document.permissions.get(agent_id, Permissions())
             allowed = before.allowed_targets if allowed_targets is None else tuple(allowed_targets)
@@ -141,6 +144,43 @@ class Authorization:
             return document.model_copy(update={"permissions": {**document.permissions, agent_id: said}})
 
         return await edit(self._store, self._namespace, change, timeout)
+
+    async def set_role(
+        self, name: str, permissions: Sequence[str], agents: Sequence[str], *, timeout: float = 5.0
+    ) -> int:
+        """Make or replace a role: patterns such as ``send:worker-*``, and who has it.
+
+        When the server is started again, the roles of its settings hold.
+
+        Returns and raises as ``set_permissions``.
+        """
+        try:
+            role = Role(permissions=tuple(permissions), agents=tuple(agents))
+        except ValueError as error:
+            raise ConfigurationError(f"role {name} is wrong: {error}") from error
+        return await self._set_roles(lambda roles: {**roles, name: role}, timeout)
+
+    async def remove_role(self, name: str, *, timeout: float = 5.0) -> int:
+        """Take a role away from all who have it; nothing happens where there is none of this name.
+
+        Returns and raises as ``set_permissions``.
+        """
+        return await self._set_roles(
+            lambda roles: {each: role for each, role in roles.items() if each != name}, timeout
+        )
+
+    async def roles(self) -> dict[str, Role]:
+        """The roles that there are."""
+        stored = await self._store.get(self._namespace)
+        return dict(stored.document.governance.roles) if stored else {}
+
+    async def _set_roles(self, change: Callable[[dict[str, Role]], dict[str, Role]], timeout: float) -> int:
+        def changed(document: Document) -> Document:
+            governance = document.governance
+            roles = change(governance.roles)
+            return document.model_copy(update={"governance": governance.model_copy(update={"roles": roles})})
+
+        return await edit(self._store, self._namespace, changed, timeout)
 
     async def permissions(self, agent_id: str) -> Permissions:
         """Whom an agent may reach, besides what its roles grant."""
@@ -252,7 +292,11 @@ class MASServer:
         store = PolicyStore(control)
         stored = await store.get(wanted.namespace)
         if stored is not None and self.settings.permissions is None:
-            kept = {name: said for name, said in stored.document.permissions.items() if name in wanted.agents}
+            kept = {
+                name: said
+                for name, said in stored.document.permissions.items()
+                if name in wanted.agents or namespace_of(name)
+            }
             wanted = dataclasses.replace(wanted, permissions=kept)
         async with TenantController(endpoint, keys, PublicMaterial.load(layout.keys)) as controller:
             await apply(controller, store, wanted, by="MASServer")

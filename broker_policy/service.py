@@ -28,7 +28,9 @@ from broker_policy.agent_state import StateBucket
 from broker_policy.audit.recall import Memory
 from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
+from broker_policy.calls.arriving import Arriving
 from broker_policy.calls.asides import Asides
+from broker_policy.calls.crossing import Crossing, Neighbours
 from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
@@ -105,6 +107,7 @@ class NamespaceService:
         clock: Milliseconds = wall_clock,
         counters: Counters | None = None,
         apart: Apart | None = None,
+        neighbours: Neighbours = lambda _: None,
     ) -> None:
         self._nc = nc
         self._clock = clock
@@ -131,9 +134,10 @@ class NamespaceService:
             there=self._in_inbox,
             removed=self._removed,
         )
+        rates = Rates(counters, namespace, workers=lambda: self._census.workers)
         admission = Admission(
             namespace,
-            Rates(counters, namespace, workers=lambda: self._census.workers),
+            rates,
             self._breaker,
             known=lambda dedup: recent.get(dedup) is not None,
         )
@@ -159,7 +163,18 @@ class NamespaceService:
             revision=lambda: follower.revision,
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
-        replies = Replies(nc, namespace, sealer, clock)
+        self._leaving = ActLane(writer("m"), at_once=False)
+        self._returning = ActLane(writer("r"), at_once=False)
+        replies = Replies(nc, namespace, sealer, clock, _replies_of(neighbours))
+        self._crossing = Crossing(
+            deciding,
+            rates,
+            neighbours,
+            messages=self._leaving,
+            answers=self._returning,
+            asides=self._asides,
+            answer=self._answer,
+        )
         flow = FlowCalls(nc, deciding, acting, self._asides)
         undertaker = Undertaker(
             nc,
@@ -183,6 +198,14 @@ class NamespaceService:
             replies, deciding, acting, screen or stream_screen, None if screen else stream_screen.aside
         )
         self._searching = Searching(self._apart, deciding, frames, self._asides)
+        self._arriving = Arriving(
+            deciding,
+            Acting(self._returning, deciding, self._asides, self._answer),
+            self._leaving,
+            replies=replies,
+            put=self._take_arriving,
+            search=self._searching.search,
+        )
         self._operators = OperatorCalls(
             nc,
             asides=self._asides,
@@ -213,12 +236,12 @@ class NamespaceService:
         self._calls: dict[str, Callable[[Call], None]] = {
             Op.SEND: self._take_message,
             Op.REQUEST: self._take_message,
-            Op.REPLY: ReplyCalls(replies, deciding, acting).take,
+            Op.REPLY: ReplyCalls(replies, deciding, acting, self._crossing.reply).take,
             Op.FRAME: frames.take,
             Op.FLOW: flow.take_flow,
             Op.CANCEL: flow.take_cancel,
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
-            Op.DELAY: delayed_calls.take,
+            Op.DELAY: self._take_delayed,
             Op.WITHDRAW: delayed_calls.take_back,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
@@ -226,6 +249,7 @@ class NamespaceService:
             Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
         self._subscription: Any = None
+        self._stopping = False
         self._lanes: list[asyncio.Task[None]] = []
         self._followers: list[asyncio.Task[None]] = []
 
@@ -237,7 +261,14 @@ class NamespaceService:
         await self._room.look()
         self._lanes = [
             asyncio.create_task(lane.run(), name=f"{self._namespace}-lane")
-            for lane in (self._inbox, self._slow, self._acts, self._direct_states)
+            for lane in (
+                self._inbox,
+                self._slow,
+                self._acts,
+                self._direct_states,
+                self._leaving,
+                self._returning,
+            )
         ]
         self._followers = [
             asyncio.create_task(running, name=f"{self._namespace}-{name}")
@@ -262,6 +293,7 @@ class NamespaceService:
 
     async def stop(self) -> None:
         """Take no more calls, finish what was taken, close the records."""
+        self._stopping = True
         if self._subscription is not None:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
@@ -272,10 +304,16 @@ class NamespaceService:
         await self._delayed.stop()
         await self._searching.stop(_PATIENCE)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
+        await self._crossing.stop()
+        away, home = self._lanes[-2:], self._lanes[:-2]
+        self._leaving.close()
+        self._returning.close()
+        if away:  # first, while the other namespaces of this worker still decide
+            await asyncio.wait(away, timeout=_PATIENCE)
         for lane in (self._inbox, self._slow, self._acts, self._direct_states):
             lane.close()
-        if self._lanes:
-            await asyncio.wait(self._lanes, timeout=_PATIENCE)
+        if home:
+            await asyncio.wait(home, timeout=_PATIENCE)
         await end(self._lanes)
         if not self._shared_apart:
             await self._apart.stop()
@@ -325,6 +363,7 @@ class NamespaceService:
         if take is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
             return
+        call.crosses = self._crossing.concerns(call)
         begun = time.perf_counter()
         try:
             if call.op not in _SEARCHED:
@@ -337,17 +376,35 @@ class NamespaceService:
         if time.perf_counter() - begun > _TURN:
             await asyncio.sleep(0)  # many may have arrived: others have their turn between them
 
+    @property
+    def arriving(self) -> Arriving | None:
+        """Where messages from other namespaces come in; None while it stops."""
+        return None if self._stopping else self._arriving
+
     def _take_message(self, call: Call) -> None:
+        if call.crosses:
+            self._crossing.take(call)
+            return
         lane = self._slow if call.repeated else self._inbox  # a repetition may make a whole batch fail
         if not lane.put(call):
             self._asides.tell(call, refusals.busy())
 
+    def _take_delayed(self, call: Call) -> None:
+        if not (call.crosses and self._crossing.turns_away(call)):
+            self._delayed.take(call)
+
+    def _take_arriving(self, call: Call) -> bool:
+        return self._searching.take(call, self._take_message)
+
     def _put_searched(self, call: Call) -> bool:
         """Give what does not come from an agent now to the lane; False when it has too much to do."""
+        call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
 
     def _put(self, call: Call) -> None:
-        if not self._inbox.put(call):
+        if call.crosses:
+            self._crossing.take(call)
+        elif not self._inbox.put(call):
             self._asides.tell(call, refusals.busy())
 
     def _removed(self, agent: str) -> bool:
@@ -386,3 +443,11 @@ class NamespaceService:
         elif call.reply_to:
             with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
                 await self._nc.publish(call.reply_to, verdict.encode())
+
+
+def _replies_of(neighbours: Neighbours) -> Callable[[str], Replies | None]:
+    def replies(namespace: str) -> Replies | None:
+        there = neighbours(namespace)
+        return None if there is None else there.replies
+
+    return replies

@@ -31,6 +31,7 @@ from broker_policy.audit.projector import Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
+from broker_policy.calls.arriving import Arriving
 from broker_policy.clock import ServerClock
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
@@ -316,6 +317,7 @@ class PolicyWorker:
             clock=self._clock,
             counters=self._counters,
             apart=self._apart,
+            neighbours=self._entrance,
         )
         try:
             await self._restore(nc, table)
@@ -343,6 +345,11 @@ class PolicyWorker:
             self._copied.add(namespace)
             store, root = Store(self._redis, namespace), config.disk or Path()
             self._spawn(FileSink(store, lambda: self._sink_of(namespace), root=root).run())
+
+    def _entrance(self, namespace: str) -> Arriving | None:
+        """Where messages of other namespaces come in."""
+        served = self._namespaces.get(namespace)
+        return None if served is None else served.service.arriving
 
     def _sink_of(self, namespace: str) -> AuditSink | None:
         table = self._follower.table(namespace)

@@ -24,7 +24,7 @@ from mas_nats.streams import Streams
 from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation, new_message_id
-from mas_nats.wire.identity import split_target
+from mas_nats.wire.identity import namespace_of, split_target
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
@@ -114,7 +114,7 @@ class Messenger:
         body, fields = self._compose_request(target, message_type, data, message_id, timeout)
         end = asyncio.get_running_loop().time() + timeout
         self._address(fields, timeout)
-        subject = self._reply_subject(self._instance, message_id)
+        subject = self._reply_subject(self._instance, message_id, target)
         if subject in self._waiting:
             raise invalid("message_id", f"a request {message_id!r} is waiting already", "Use another id")
         reply = self._waiting[subject] = asyncio.get_running_loop().create_future()
@@ -149,7 +149,7 @@ class Messenger:
         def reader() -> Reader:
             self._address(fields, timeout)
             end = asyncio.get_running_loop().time() + timeout
-            asked = Asked(known, target, message_type, timeout, end, send)
+            asked = Asked(known, target, message_type, timeout, end, send, self._away(target))
             return self._streams.reader(asked, self._instance)
 
         return Stream(reader)
@@ -229,8 +229,14 @@ class Messenger:
 
     # -- replies -----------------------------------------------------------------------------------
 
-    def _reply_subject(self, instance: str, message_id: str) -> str:
-        return f"mas.reply.{self._agent}.{instance}.{correlation(message_id)}.0"
+    def _reply_subject(self, instance: str, message_id: str, target: str) -> str:
+        token = correlation(message_id, self._away(target))
+        return f"mas.reply.{self._agent}.{instance}.{token}.0"
+
+    def _away(self, target: str) -> str:
+        """The namespace of a target that is in another one."""
+        namespace = namespace_of(target)
+        return "" if namespace == self._session.terms.namespace else namespace
 
     async def _listen(self) -> None:
         """Subscribe for the instance's name; an older name keeps its subscription while requests wait."""

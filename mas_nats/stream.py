@@ -39,6 +39,7 @@ class Asked:
     timeout: float  # seconds
     end: float  # by the loop's clock
     send: Callable[[], Awaitable[None]]
+    away: str = ""  # the namespace of the target, where that is another one: its reply comes whole
 
 
 class Reader:

@@ -59,7 +59,7 @@ class Streams:
     # -- reading -------------------------------------------------------------------------------------
     def reader(self, asked: Asked, instance: str) -> Reader:
         """A reader for the answer to what ``instance`` asked."""
-        key = instance, correlation(asked.message_id)
+        key = instance, correlation(asked.message_id, asked.away)
         if key in self._readers:
             raise invalid(
                 "message_id", f"the answer to {asked.message_id!r} is being read already", "Use another id"
@@ -72,7 +72,7 @@ class Streams:
         def closed(reader: Reader) -> None:
             if self._readers.get(key) is reader:
                 del self._readers[key]
-            if reader.unfinished:
+            if reader.unfinished and not asked.away:
                 self._cancel(key, asked.message_id, asked.target)
 
         def tell(producer: str, count: int) -> None:

@@ -234,7 +234,7 @@ def index_names(entry: Entry) -> list[str]:
     index names of its choice.
     """
     names = [f"decision:{entry['d']}"]
-    if is_id(entry["f"]):
+    if all(map(is_id, entry["f"].split("/"))):
         names.append(f"sender:{entry['f']}")
     if all(map(is_id, entry["t"].split("/"))):
         names.append(f"target:{entry['t']}")

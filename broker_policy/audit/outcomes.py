@@ -23,10 +23,11 @@ from broker_policy.audit.layout import id_place
 from broker_policy.audit.memory import Memory, Remember
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import Pending, decode_reports, early_field
-from broker_policy.audit.record import RELEASE, Outcome, Way
+from broker_policy.audit.record import Outcome, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
 from broker_policy.tenants.streams import DEDUP_WINDOW
+from mas_nats.wire.subjects import RELEASE
 
 SILENT = 15.0
 """Seconds without a record after which a writer that owes outcomes counts as dead."""

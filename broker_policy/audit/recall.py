@@ -8,9 +8,9 @@ from redis.exceptions import RedisError
 
 from broker_policy.audit.entry import refuses
 from broker_policy.audit.layout import id_place
-from broker_policy.audit.record import RELEASE, Outcome
+from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import Store
-from mas_nats.wire.subjects import AdminOp, Op
+from mas_nats.wire.subjects import RELEASE, AdminOp, Op
 
 _NEVER_STORED = (Outcome.NOT_COMMITTED, Outcome.DUPLICATE, Outcome.REFUSED)
 _STORED = (Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED)

@@ -17,9 +17,6 @@ from typing import Any
 
 import orjson
 
-RELEASE = "release"
-"""The operation of a delayed message that has come due. No agent can call it."""
-
 
 class NewerRecord(ValueError):
     """A record says something that this version does not know; a newer one wrote it."""

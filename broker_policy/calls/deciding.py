@@ -17,6 +17,7 @@ from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
+from mas_nats.wire.subjects import ANSWERING
 from mas_nats.wire.verdict import Decision
 
 
@@ -46,9 +47,21 @@ class Deciding:
         table = self.current()
         if table is None:
             return refusals.policy_stale()
+        if call.origin:
+            return self._sender_side(call) or table
         if table.agent(call.sender) is None:
             return refusals.unknown_sender(call.sender)
         return table
+
+    def _sender_side(self, call: Call) -> Refusal | None:
+        """What the namespace that a message came from has against it by now. A reply has its capability."""
+        if call.op in ANSWERING:
+            return None
+        home, sender = self.follower.table(call.origin), call.sender.rpartition("/")[2]
+        there = f"{self.namespace}/{call.target}"
+        if home is not None and home.lets(sender, there):
+            return None
+        return refusals.withdrawn(call.sender, there)
 
     def refusal(self, call: Call, table: Table) -> Refusal | None:
         """What the pipeline has against ``call``, where neither limits nor circuits concern it."""
@@ -114,5 +127,5 @@ class Deciding:
         return fields
 
     def _line(self, call: Call, decision: Decision, rule: str, way: Way, commitment: str) -> DecisionLine:
-        fingerprint = self.registry.fingerprint(call.sender)
+        fingerprint = call.certificate or ("" if call.origin else self.registry.fingerprint(call.sender))
         return line_of(call, decision, rule, way, commitment, fingerprint, self.clock())

@@ -121,7 +121,7 @@ class Messages:
         """
         sealer = self.deciding.sealer
         try:
-            return sealer.seal(replace(sealer.open(call.reply_token), target=call.target))
+            return sealer.seal(replace(sealer.open(call.reply_token), target=self._asked(call)))
         except SealBroken:  # under a key that is no longer accepted: so its deadline has passed for long
             call.deadline = min(call.deadline, call.received)
             call.instance = _NOBODY
@@ -134,13 +134,17 @@ class Messages:
     def _capability(self, call: Call) -> str:
         """The right of the target to answer, sealed (ADR 4)."""
         capability = ReplyCapability(
-            namespace=self.deciding.namespace,
-            requester=call.sender,
+            namespace=call.origin or self.deciding.namespace,
+            requester=call.sender.rpartition("/")[2],
             instance=call.instance,
-            correlation=correlation(call.message_id),
-            target=call.target,
+            correlation=correlation(call.message_id, self.deciding.namespace if call.origin else ""),
+            target=self._asked(call),
             message_id=call.message_id,
             deadline=call.deadline,
             stream=call.stream,
         )
         return self.deciding.sealer.seal(capability)
+
+    def _asked(self, call: Call) -> str:
+        """The target as a capability names it: by its full name where the requester is elsewhere."""
+        return f"{self.deciding.namespace}/{call.target}" if call.origin else call.target

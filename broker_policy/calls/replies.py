@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
@@ -32,16 +33,26 @@ _RACES = 8
 class ReplyCalls:
     """Takes the ``reply`` calls of one namespace."""
 
-    def __init__(self, replies: Replies, deciding: Deciding, acting: Acting) -> None:
+    def __init__(
+        self,
+        replies: Replies,
+        deciding: Deciding,
+        acting: Acting,
+        abroad: Callable[[Call, ReplyCapability], None],
+    ) -> None:
         self._replies = replies
         self._deciding = deciding
         self._acting = acting
+        self._abroad = abroad
 
     def take(self, call: Call) -> None:
-        """Decide about a reply, and publish it."""
+        """Decide about a reply, and publish it, or hand it over to the namespace that asked."""
         capability = self._granted(call)
         if isinstance(capability, Refusal):
             self._acting.refuse(call, capability)
+            return
+        if capability.namespace != self._replies.namespace:
+            self._abroad(call, capability)
             return
         salt = self._deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
@@ -61,18 +72,27 @@ class ReplyCalls:
         capability = self._replies.capability(call)
         if isinstance(capability, Refusal):
             return capability
-        call.target = capability.requester
+        call.target = self._replies.requester(capability)
         return self._deciding.refusal(call, table) or capability
 
 
 @dataclass(slots=True)
 class Replies:
-    """Opens reply capabilities and publishes what they allow, for one namespace."""
+    """Opens reply capabilities and publishes what they allow, for one namespace.
+
+    ``neighbour``: the same of another namespace that this worker serves.
+    """
 
     nc: Client
     namespace: str
     sealer: Sealer
     clock: Milliseconds = wall_clock
+    neighbour: Callable[[str], Replies | None] = lambda _: None
+
+    def requester(self, capability: ReplyCapability) -> str:
+        """Who asked, as the own namespace calls it."""
+        away = capability.namespace != self.namespace
+        return f"{capability.namespace}/{capability.requester}" if away else capability.requester
 
     def capability(self, call: Call) -> ReplyCapability | Refusal:
         """What the call's token allows its sender, or why it allows nothing."""
@@ -80,7 +100,8 @@ class Replies:
             capability = self.sealer.open(call.reply_token)
         except SealBroken:
             return refusals.reply_foreign("the reply token is not one that this system sealed")
-        if capability.namespace != self.namespace or capability.target != call.sender:
+        own = capability.namespace == self.namespace
+        if capability.target != (call.sender if own else f"{self.namespace}/{call.sender}"):
             return refusals.reply_foreign(f"{call.sender} is not the agent that was asked")
         if call.received > capability.deadline + CLOCK_TOLERANCE_MS:
             return refusals.reply_late()
@@ -130,8 +151,9 @@ class Replies:
             capability = self.sealer.open(token)
         except SealBroken:
             return
-        if capability.namespace == self.namespace:
-            await self.give_up(capability, Decision.DEAD, reason)
+        own = capability.namespace == self.namespace
+        if (replies := self if own else self.neighbour(capability.namespace)) is not None:
+            await replies.give_up(capability, Decision.DEAD, reason)
 
 
 def ended(stored: StoredMessage) -> bool:

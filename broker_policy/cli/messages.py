@@ -23,7 +23,9 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 Sender = Annotated[
     str, typer.Option("--as", help="The agent in whose name; needs its certificate (mas certs agent NAME).")
 ]
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="The agent to reach.")]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="The agent to reach; namespace/agent in another namespace.")
+]
 Type = Annotated[str, typer.Argument(metavar="TYPE", help="The message type.")]
 Data = Annotated[
     str,
@@ -66,7 +68,7 @@ async def send(
     Output(json=json).result(document, f"accepted as {accepted}")
 
 
-@command("request", example="""mas request --as router helpdesk ask '{"question": "…?"}'""")
+@command("request", example="""mas request --as router billing/helpdesk ask '{"question": "…?"}'""")
 async def request(
     target: Target,
     message_type: Type,

@@ -15,23 +15,14 @@ from broker_policy.admission.circuit import State
 from broker_policy.cli import breaker
 from broker_policy.cli.app import ExitCode, Json, Namespace, Output, command
 from broker_policy.cli.policy import policy_app
-from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.cli.policy_source import FolderOption, Manifest, source
 from broker_policy.pipeline import cases
 from broker_policy.pipeline.explain import Explanation, explain, message
-from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.connect import connect_control_admin
-from broker_policy.tenants.material import ControllerKeys
-from mas_nats.errors import ConfigurationError, MasError
-from mas_nats.manifest import mas_yaml
-from mas_nats.policy.table import Table
+from mas_nats.errors import MasError
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.verdict import Decision
 
 _DELIVERED = (Decision.ALLOWED, Decision.ALERT, Decision.DLP_REDACTED)
-
-Manifest = Annotated[
-    Path | None, typer.Option("--manifest", help="The manifest; the nearest mas.yaml when not given.")
-]
 
 
 @command(
@@ -40,37 +31,33 @@ Manifest = Annotated[
     example="""mas policy check router helpdesk --type ask --data '{"question": "…?"}'""",
 )
 async def check(
-    sender: Annotated[str, typer.Argument(metavar="SENDER", help="Who would send it.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Whom it would be for.")],
+    sender: Annotated[
+        str, typer.Argument(metavar="SENDER", help="Who would send it; namespace/agent from elsewhere.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Whom it would be for; namespace/agent elsewhere.")
+    ],
     *,
     message_type: Annotated[str, typer.Option("--type", help="The message type.")] = "test",
     data: Annotated[
         str, typer.Option("--data", help="The body; @FILE reads it from a file, - from standard input.")
     ] = "{}",
     manifest: Manifest = None,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="Ask the policy of the broker that runs there instead.")
-    ] = None,
+    folder: FolderOption = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     json: Json = False,
 ) -> None:
     """Say what would become of a message, step by step; nothing is sent.
 
-    From the manifest alone, or with --folder from the policy of a running broker and the circuits that its
-    workers know. Exits with 1 when it would be refused.
+    From the manifest alone, or with --folder from the policy of a running broker, which knows both sides of a
+    message between namespaces, and the circuits that its workers know. Exits with 1 when it would be refused.
     """
     out = Output(json=json)
-    if folder is not None and manifest is not None:
-        raise ConfigurationError("give --manifest or --folder, not both")
-    circuits: dict[str, float | None] | None = None
-    if folder is not None:
-        table, source = await _running(folder, namespace)
-        circuits = await _circuits(folder, namespace)
-    else:
-        table, source = _declared(manifest)
-    found = explain(message(sender, target, message_type, _body(data)), table, circuits)
-    document = {"sender": sender, "target": target, "policy": source, **asdict(found)}
-    out.result(document, _shown(found, sender, target, source))
+    table, named, others = await source(manifest, folder, namespace)
+    circuits = await _circuits(folder, namespace) if folder is not None else None
+    found = explain(message(sender, target, message_type, _body(data)), table, circuits, others=others)
+    document = {"sender": sender, "target": target, "policy": named, **asdict(found)}
+    out.result(document, _shown(found, sender, target, named))
     if found.decision not in _DELIVERED:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -113,27 +100,6 @@ def run_tests(
     Output(json=json).result(document, _table(results, failed))
     if failed:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def _declared(named: Path | None) -> tuple[Table, str]:
-    path = named or mas_yaml.find(Path.cwd())
-    if path is None:
-        raise ConfigurationError(f"there is no {mas_yaml.FILE_NAME} here or above: name it with --manifest")
-    return Table.compile(mas_yaml.load(path).wanted().document(), 0), str(path)
-
-
-async def _running(folder: Path, namespace: str) -> tuple[Table, str]:
-    layout = Layout(folder.absolute())
-    endpoint = Broker.read(layout).connection(layout, "controller")
-    control = await connect_control_admin(endpoint, ControllerKeys.load(layout.keys))
-    try:
-        stored = await PolicyStore(control).get(namespace)
-    finally:
-        await control.close()
-    if stored is None:
-        raise ConfigurationError(f"there is no namespace {namespace!r} in {layout.root}")
-    revision = f"revision {stored.sequence} of namespace {namespace}"
-    return Table.compile(stored.document, stored.sequence), revision
 
 
 async def _circuits(folder: Path, namespace: str) -> dict[str, float | None] | None:

@@ -41,10 +41,11 @@ class Act:
 
 
 class ActLane:
-    """One commit lane for acts."""
+    """One commit lane for acts. ``at_once``: its writer is opened before there is anything to record."""
 
-    def __init__(self, writer: RecordWriter) -> None:
+    def __init__(self, writer: RecordWriter, *, at_once: bool = True) -> None:
         self._writer = writer
+        self._at_once = at_once
         self._waiting: Waiting[Act] = Waiting(lambda act: (act.sender, act.size + 1024))
         self._wake = asyncio.Event()
         self._closing = False
@@ -80,7 +81,7 @@ class ActLane:
 
         """
         while not (self._closing and not self._waiting):
-            if not self._writer.opened:
+            if not self._writer.opened and (self._at_once or self._waiting):
                 with contextlib.suppress(LogFull):
                     await self._writer.write(RecordKind.OPEN)
             if self._waiting:

@@ -20,7 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.audit.probe import is_probe
-from broker_policy.audit.record import RELEASE, DecisionLine, Outcome, RecordKind, Way
+from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
 from broker_policy.commit.lines import weight
 from broker_policy.commit.suspects import Suspects
@@ -41,6 +41,7 @@ from broker_policy.sealing import commitment
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.subjects import RELEASE
 from mas_nats.wire.verdict import Verdict, accepted
 
 log = logging.getLogger(__name__)

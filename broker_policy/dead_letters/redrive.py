@@ -21,6 +21,7 @@ from broker_policy.jetstream import delete_message
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Errand, Refusal
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.identity import namespace_of
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Verdict, accepted
 
@@ -82,6 +83,7 @@ def errand(op: AdminOp, letter: Letter, by: str, *, target: str = "", attempt: i
         tracestate=letter.text(headers.TRACESTATE),
     )
     redrives = letter.number(headers.REDRIVES) + 1
+    call.origin = namespace_of(call.sender)  # the header is a worker's
     call.errand = Errand(by, letter.sequence, attempt, letter.text(headers.SENT), redrives)
     return call
 

@@ -18,7 +18,6 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from broker_policy.audit.record import RELEASE
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.delayed.burial import bury
 from broker_policy.delayed.claims import For
@@ -31,6 +30,8 @@ from broker_policy.jetstream import NO_ROOM, JetStreamError, StoredMessage, stre
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.identity import namespace_of
+from mas_nats.wire.subjects import RELEASE
 from mas_nats.wire.verdict import Decision, Verdict
 
 log = logging.getLogger(__name__)
@@ -241,7 +242,8 @@ class Releaser:
             if verdict.retry or given_up:
                 if claim.new and verdict.decision in _NOT_STORED:
                     await self._delayed.claims.drop(claim)  # it can still be cancelled
-                if verdict.decision in _OF_TARGET:
+                elsewhere = bool(namespace_of(one.target))  # where it is full, this namespace is not
+                if verdict.decision in _OF_TARGET or (elsewhere and verdict.retry):
                     self._pause(one.target, verdict.retry_after)
                 elif verdict.decision in _ALL:
                     self._pause("")

@@ -13,7 +13,9 @@ from enum import StrEnum
 from broker_policy.pipeline import STEPS, Call, Refusal, Step
 from broker_policy.pipeline.dlp import Inspection
 from mas_nats.policy import refusals
+from mas_nats.policy.authorize import authorize
 from mas_nats.policy.table import Table
+from mas_nats.wire.identity import namespace_of
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
 
@@ -54,17 +56,25 @@ def message(sender: str, target: str, message_type: str, body: bytes) -> Call:
     return Call(sender, Op.SEND, body, "", message_id="dry-run", target=target, type=message_type)
 
 
-def explain(call: Call, table: Table, open_circuits: Mapping[str, float | None] | None = None) -> Explanation:
+def explain(
+    call: Call,
+    table: Table,
+    open_circuits: Mapping[str, float | None] | None = None,
+    *,
+    others: Mapping[str, Table] | None = None,
+) -> Explanation:
     """What would become of ``call`` under ``table``.
 
     ``open_circuits``: the seconds until each target that is left alone is tried again, None for those that
-    are tried now; None altogether when nobody knows.
+    are tried now; None altogether when nobody knows. ``others``: the policies of all namespaces, for a
+    message between two; None when they are not known.
     """
-    call = replace(call)  # a step may complete it
+    call = replace(call, origin=namespace_of(call.sender))  # a step may complete it
+    call.crosses = namespace_of(call.target) not in ("", table.namespace)
     findings: list[Finding] = []
     refusal: Refusal | None = None
     rule = ""
-    for step, ask, passed in _steps(table, open_circuits):
+    for step, ask, passed in _steps(call, table, open_circuits, others):
         if refusal is not None:
             findings.append(Finding(step, Outcome.NOT_REACHED))
         elif ask is None:
@@ -86,15 +96,26 @@ _Ask = Callable[[Call], Refusal | None]
 _Said = Callable[[Call], Finding]
 
 
+_Step = tuple[str, _Ask | None, _Said]
+
+
 def _steps(
-    table: Table, circuits: Mapping[str, float | None] | None
-) -> Iterator[tuple[str, _Ask | None, _Said]]:
-    yield "identity", lambda call: _known(call, table), _says("identity", "the sender is declared")
+    call: Call,
+    table: Table,
+    circuits: Mapping[str, float | None] | None,
+    others: Mapping[str, Table] | None,
+) -> Iterator[_Step]:
+    yield _identity(call, table, others)
     for step in STEPS:
         name = step.__name__
         yield name, _asking(step, table), _PASSED.get(name, _plainly(name))(table)
+    if call.crosses:
+        yield _other_side(call, table, others)
     yield "rate_limit", None, _always(_rates(table))
-    if circuits is None or not table.document.governance.circuit_breaker.enabled:
+    if call.crosses:
+        text = "on the target's failures, which its own namespace counts"
+        yield "circuit_breaker", None, _always(Finding("circuit_breaker", Outcome.DEPENDS, "", text))
+    elif circuits is None or not table.document.governance.circuit_breaker.enabled:
         yield "circuit_breaker", None, _always(_breaker(table))
     else:
         yield "circuit_breaker", *_circuit_of(circuits)
@@ -111,6 +132,38 @@ def _asking(step: Step, table: Table) -> _Ask:
 
 def _always(finding: Finding) -> _Said:
     return lambda _: finding
+
+
+def _identity(call: Call, table: Table, others: Mapping[str, Table] | None) -> _Step:
+    if not call.origin:
+        return "identity", lambda call: _known(call, table), _says("identity", "the sender is declared")
+    if others is None:
+        text = f"on namespace {call.origin}, whose policy has to let {call.sender} send it"
+        return "identity", None, _always(Finding("identity", Outcome.DEPENDS, "", text))
+
+    def ask(call: Call) -> Refusal | None:
+        home, there = others.get(call.origin), f"{table.namespace}/{call.target}"
+        if home is not None and home.lets(call.sender.rpartition("/")[2], there):
+            return None
+        return refusals.withdrawn(call.sender, there)
+
+    return "identity", ask, _says("identity", f"namespace {call.origin} lets it send")
+
+
+def _other_side(call: Call, table: Table, others: Mapping[str, Table] | None) -> _Step:
+    namespace, _, agent = call.target.rpartition("/")
+    if others is None:
+        text = f"on namespace {namespace}, whose policy has to accept {table.namespace}/{call.sender}"
+        return "other_side", None, _always(Finding("other_side", Outcome.DEPENDS, "", text))
+
+    def ask(call: Call) -> Refusal | None:
+        sender = f"{table.namespace}/{call.sender}"
+        if (there := others.get(namespace)) is None:
+            return refusals.not_accepted(sender, call.target)
+        brought = replace(call, sender=sender, target=agent, origin=table.namespace, crosses=False)
+        return authorize(brought, there)
+
+    return "other_side", ask, _says("other_side", f"namespace {namespace} accepts it, and judges it too")
 
 
 def _known(call: Call, table: Table) -> Refusal | None:

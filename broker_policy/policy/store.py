@@ -11,6 +11,7 @@ from typing import Any
 import nats.errors
 import orjson
 from nats.aio.client import Client
+from pydantic import ValidationError
 
 from broker_policy.dlp import ruleset
 from broker_policy.jetstream import (
@@ -19,6 +20,7 @@ from broker_policy.jetstream import (
     get_last_of_each,
     publish,
 )
+from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Document, key
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
@@ -75,28 +77,33 @@ class PolicyStore:
 
         Raises:
             PolicyConflict: the current version is another one.
-            ConfigurationError: its rules of data-loss prevention cannot be compiled.
+            ConfigurationError: it is none, or its rules of data-loss prevention cannot be compiled.
 
         """
+        body = document.stored()
+        try:  # a changed copy was not checked, and workers close a namespace whose policy they cannot read
+            Document.model_validate_json(body)
+        except ValidationError as error:
+            said = "; ".join(each["msg"] for each in error.errors(include_input=False))
+            raise ConfigurationError(f"the policy of {document.namespace} would be wrong: {said}") from error
         ruleset(document.governance.dlp)
         subject = _subject(document.namespace)
         try:
-            return await self._put(subject, document, expected)
+            return await self._put(subject, body, expected)
         except PolicyConflict:
             stream = subjects.kv_stream(subjects.POLICY_BUCKET)
             last = None if expected else await get_last(self._nc, stream, subject)
             if last is None or last.data:
                 raise
-            return await self._put(subject, document, last.sequence)  # a deleted one leaves a mark
+            return await self._put(subject, body, last.sequence)  # a deleted one leaves a mark
 
-    async def _put(self, subject: str, document: Document, expected: int) -> int:
-        body = document.stored()
+    async def _put(self, subject: str, body: bytes, expected: int) -> int:
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
         try:
             return (await publish(self._nc, subject, body, condition)).sequence
         except JetStreamError as error:
             if error.code in WRONG_LAST_SEQUENCE:
-                raise PolicyConflict(document.namespace) from error
+                raise PolicyConflict(subject) from error
             raise
 
     async def wait_confirmed(self, revision: int, *, timeout: float = 5.0) -> None:

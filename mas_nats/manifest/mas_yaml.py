@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -23,10 +24,11 @@ from mas_nats.manifest.gateway import SECTION, GatewaySettings, variables
 from mas_nats.manifest.mistakes import mistakes
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.manifest.yaml_lines import YamlFile
-from mas_nats.policy.document import AgentId, Limits, Permissions
+from mas_nats.policy.document import AgentId, Limits, Permissions, require_one_side
 from mas_nats.policy.governance import Role
+from mas_nats.policy.roles import target_of
 from mas_nats.policy.table import ANY
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
@@ -39,12 +41,20 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Name = Annotated[str, AfterValidator(lambda value: require_name(value, "agent id", any_agent=True))]
+"""An agent, as ``namespace/agent`` one of another namespace, as ``namespace/*`` all of them.
+
+A rule is about the own namespace: with a foreign target it says whom one's own agents may reach there, with a
+foreign sender from whom one's own accept messages. A message crosses where both namespaces allow it.
+"""
+
+
 class Allow(_Model):
     """``sender`` may send to ``targets``."""
 
     type: Literal["allow"]
-    sender: AgentId
-    targets: tuple[AgentId, ...]
+    sender: Name
+    targets: tuple[Name, ...]
 
     def pairs(self) -> Iterable[tuple[str, str]]:
         """Sender and target of every allowed way."""
@@ -55,7 +65,7 @@ class AllowBidirectional(_Model):
     """All of ``agents`` may send to each other."""
 
     type: Literal["allow_bidirectional"]
-    agents: tuple[AgentId, ...]
+    agents: tuple[Name, ...]
 
     def pairs(self) -> Iterable[tuple[str, str]]:
         """Sender and target of every allowed way."""
@@ -66,7 +76,7 @@ class AllowNetwork(_Model):
     """A full mesh of ``agents``; not bidirectional: a chain in their order."""
 
     type: Literal["allow_network"]
-    agents: tuple[AgentId, ...]
+    agents: tuple[Name, ...]
     bidirectional: bool = True
 
     def pairs(self) -> Iterable[tuple[str, str]]:
@@ -78,8 +88,8 @@ class AllowBroadcast(_Model):
     """``sender`` may send to all ``receivers``."""
 
     type: Literal["allow_broadcast"]
-    sender: AgentId
-    receivers: tuple[AgentId, ...]
+    sender: Name
+    receivers: tuple[Name, ...]
 
     def pairs(self) -> Iterable[tuple[str, str]]:
         """Sender and target of every allowed way."""
@@ -87,7 +97,7 @@ class AllowBroadcast(_Model):
 
 
 class AllowWildcard(_Model):
-    """``agent_id`` may send to every agent."""
+    """``agent_id`` may send to every agent of the namespace."""
 
     type: Literal["allow_wildcard"]
     agent_id: AgentId
@@ -101,8 +111,12 @@ class Block(_Model):
     """``sender`` may not send to ``targets``, whatever else allows it."""
 
     type: Literal["block"]
-    sender: AgentId
-    targets: tuple[AgentId, ...]
+    sender: Name
+    targets: tuple[Name, ...]
+
+    def pairs(self) -> Iterable[tuple[str, str]]:
+        """Sender and target of every blocked way."""
+        return ((self.sender, target) for target in self.targets)
 
 
 Rule = Annotated[
@@ -166,16 +180,30 @@ class MasYaml(_Model):
         files = {name: path and folder / path for name, path in tls.items()}
         return self.model_copy(update={**files, "agents": agents})
 
+    @field_validator("permissions")
+    @classmethod
+    def _about_this_namespace(cls, rules: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
+        for place, rule in enumerate(rules):
+            for sender, target in rule.pairs():
+                _require_here(info, f"rule {place + 1}", sender, target)
+        return rules
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_of_this_namespace(cls, roles: dict[str, Role], info: ValidationInfo) -> dict[str, Role]:
+        for name, role in roles.items():
+            for said in (*role.agents, *map(target_of, role.permissions)):
+                _require_here(info, name, said, "")
+        return roles
+
     def wanted(self) -> Wanted:
         """What the file wants of its namespace."""
         allowed: dict[str, list[str]] = {}
         blocked: dict[str, list[str]] = {}
         for rule in self.permissions:
-            if isinstance(rule, Block):
-                blocked.setdefault(rule.sender, []).extend(rule.targets)
-                continue
+            said = blocked if isinstance(rule, Block) else allowed
             for sender, target in rule.pairs():
-                allowed.setdefault(sender, []).append(target)
+                said.setdefault(sender, []).append(target)
         return Wanted(
             namespace=self.namespace,
             agents={
@@ -213,6 +241,15 @@ class MasYaml(_Model):
             *((f"features.{name}", name) for name in gateway.features.model_fields_set),
         )
         return [f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET]
+
+
+def _require_here(info: ValidationInfo, what: str, sender: str, target: str) -> None:
+    if (namespace := info.data.get("namespace")) is None:
+        return  # it is wrong itself
+    try:
+        require_one_side(namespace, sender, target)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def load(path: Path) -> MasYaml:

@@ -18,7 +18,7 @@ def authorize(call: Call, table: Table) -> Refusal | None:
     if not table.allows(call.sender, call.target):
         denial = table.denial(call.sender, call.target)
         return Refusal(Decision.AUTHZ_DENIED, "authorize", denial.rule, denial.reason, denial.fix)
-    if table.agent(call.target) is None:
+    if table.agent(call.target) is None and not call.crosses:  # who is there, the other side knows
         return Refusal(
             Decision.UNKNOWN_TARGET,
             "authorize",

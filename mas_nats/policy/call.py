@@ -79,6 +79,9 @@ class Call:
     traceparent: str = ""
     tracestate: str = ""
     malformed: str = ""  # why the headers could not be read
+    crosses: bool = False  # a worker takes it to the namespace that its target names
+    origin: str = ""  # the namespace from which a worker brought it; then ``sender`` is namespace/agent
+    certificate: str = ""  # SHA-256 of the sender's, where it came from another namespace
     errand: Errand | None = None
     admitted: bool = False  # counted by the rate limits: what is judged again is not counted again
     finding: Finding | None = None

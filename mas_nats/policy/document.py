@@ -7,16 +7,23 @@ which account), for authorization, and for discovery.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from mas_nats.policy.governance import Governance
-from mas_nats.wire.identity import require_id
+from mas_nats.policy.roles import target_of
+from mas_nats.wire.identity import ANY_AGENT, namespace_of, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
-Target = Annotated[str, AfterValidator(lambda value: value if value == "*" else require_id(value, "target"))]
+Sender = Annotated[str, AfterValidator(lambda value: require_name(value, "sender", any_agent=True))]
+Target = Annotated[
+    str,
+    AfterValidator(
+        lambda value: value if value == ANY_AGENT else require_name(value, "target", any_agent=True)
+    ),
+]
 
 
 class Strict(BaseModel):
@@ -35,7 +42,11 @@ class AgentPolicy(Strict):
 
 
 class Permissions(Strict):
-    """Whom a sender may reach. A block beats every allow; ``*`` means every agent of the namespace."""
+    """Whom a sender may reach. A block beats every allow.
+
+    ``*`` allows every agent of the own namespace, and blocks every agent there is. An agent of another
+    namespace is ``namespace/agent``, all of them are ``namespace/*``.
+    """
 
     allowed_targets: tuple[Target, ...] = ()
     blocked_targets: tuple[Target, ...] = ()
@@ -76,10 +87,21 @@ class Document(Strict):
     agents: dict[AgentId, AgentPolicy] = Field(default_factory=dict)
     inspectors: dict[AgentId, str] = Field(default_factory=dict)  # name -> account public key
     operators: tuple[AgentId, ...] = ()  # people and CI jobs, inside the tenant account
-    permissions: dict[AgentId, Permissions] = Field(default_factory=dict)
+    permissions: dict[Sender, Permissions] = Field(default_factory=dict)
     limits: Limits = Limits()
     governance: Governance = Governance()
     revoked: dict[str, Revocation] = Field(default_factory=dict)  # by SHA-256, lower-case hexadecimal
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        """A rule is about this namespace: one of its two sides is here, under its plain name."""
+        for sender, rule in self.permissions.items():
+            for target in (*rule.allowed_targets, *rule.blocked_targets):
+                require_one_side(self.namespace, sender, target)
+        for role in self.governance.roles.values():
+            for name in (*role.agents, *map(target_of, role.permissions)):
+                require_one_side(self.namespace, name, "")
+        return self
 
     def stored(self) -> bytes:
         """As it lies in the bucket: what differs from the defaults.
@@ -89,6 +111,22 @@ class Document(Strict):
         """
         said = self.model_dump(mode="json", exclude_defaults=True)
         return json.dumps({"version": self.version, **said}, separators=(",", ":")).encode()
+
+
+def require_one_side(namespace: str, sender: str, target: str) -> None:
+    """Refuse a rule that is not about ``namespace``, or names it where it is understood.
+
+    Raises:
+        ValueError: the text says what to write.
+
+    """
+    for name in (sender, target):
+        if namespace_of(name) == namespace:
+            raise ValueError(f"{name} is an agent of this namespace: write {name.rpartition('/')[2]}")
+    if namespace_of(sender) and namespace_of(target):
+        raise ValueError(
+            f"{sender} to {target} is not about namespace {namespace}: one of the two must be an agent of it"
+        )
 
 
 def key(namespace: str) -> str:

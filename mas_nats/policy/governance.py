@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mas_nats.policy.roles import require_pattern
-from mas_nats.wire.identity import require_id
+from mas_nats.wire.identity import require_name
 
 _Pattern = Annotated[str, AfterValidator(require_pattern)]
-_AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
+_Holder = Annotated[str, AfterValidator(lambda value: require_name(value, "agent id", any_agent=True))]
 
 
 class _Strict(BaseModel):
@@ -91,10 +91,13 @@ class AuditSink(_Strict):
 
 
 class Role(_Strict):
-    """What the agents of a role may do: patterns such as ``send:billing`` or ``send:worker-*``."""
+    """What the agents of a role may do: patterns such as ``send:billing`` or ``send:worker-*``.
+
+    Its agents may be those of another namespace (``namespace/agent``): then it says whom they reach here.
+    """
 
     permissions: tuple[_Pattern, ...] = ()
-    agents: tuple[_AgentId, ...] = ()
+    agents: tuple[_Holder, ...] = ()
 
 
 class Governance(_Strict):

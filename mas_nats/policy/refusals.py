@@ -58,6 +58,45 @@ def unknown_sender(sender: str) -> Refusal:
     )
 
 
+def not_accepted(sender: str, target: str) -> Refusal:
+    """An agent of another namespace that does not exist, or takes nothing from this sender.
+
+    Which of the two is that namespace's affair; so are the namespaces there are.
+    """
+    return Refusal(
+        Decision.AUTHZ_DENIED,
+        "authorize",
+        "not_accepted",
+        f"no agent {target} accepts messages of {sender}",
+        f"Ask whoever runs that namespace: its policy has to say allow, sender: {sender}, targets: "
+        f"[{target.rpartition('/')[2]}]",
+    )
+
+
+def too_many_refused(namespace: str, limit: int) -> Refusal:
+    """More messages to a namespace than may be refused there in a second."""
+    return Refusal(
+        Decision.RATE_LIMITED,
+        "authorize",
+        "not_accepted_rate",
+        f"more than {limit} messages a second to {namespace} were not accepted there",
+        "Stop sending what is not accepted",
+        retry=True,
+        retry_after=1.0,
+    )
+
+
+def withdrawn(sender: str, target: str) -> Refusal:
+    """A message from another namespace whose policy does not let its agent send it any more."""
+    return Refusal(
+        Decision.AUTHZ_DENIED,
+        "authorize",
+        "sender_side",
+        f"the namespace of {sender} does not let it send to {target} (any more)",
+        "Ask whoever runs that namespace",
+    )
+
+
 def dlp_blocked(rule: str, types: Sequence[str]) -> Refusal:
     """A body that holds what policy lets nobody send. Says what kind of thing, never what."""
     return Refusal(

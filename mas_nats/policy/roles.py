@@ -2,18 +2,21 @@
 
 A pattern is ``<action>:<target>``, where ``*`` stands for any characters: ``send:billing``,
 ``send:worker-*``, ``send:*``. The one action is ``send``, which covers requests and delayed messages as well;
-``*`` alone is everything.
+``*`` alone is everything in the namespace. ``send:other/desk-*`` is about agents of the namespace ``other``;
+no pattern is about several namespaces.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mas_nats.wire.identity import ID_PATTERN, namespace_of
 
 ACTION = "send"
 ANYTHING = "*"
-_TARGET = re.compile(r"[a-z0-9_*-]{1,63}")
+_TARGET = re.compile(rf"({ID_PATTERN.pattern}/)?[a-z0-9_*-]{{1,63}}")
 
 
 def require_pattern(pattern: str) -> str:
@@ -29,7 +32,7 @@ def require_pattern(pattern: str) -> str:
     if not colon or not _TARGET.fullmatch(target):
         raise ValueError(
             f"{pattern!r} is no permission pattern: write {ACTION}:<target>, where the target is an agent id "
-            "in which * stands for any characters"
+            "in which * stands for any characters, or <namespace>/ and such an id"
         )
     if action not in (ACTION, ANYTHING):
         raise ValueError(f"{pattern!r}: there is no action {action!r}, only {ACTION!r} and '*'")
@@ -46,6 +49,7 @@ def matching(patterns: Iterable[str], agents: frozenset[str]) -> frozenset[str]:
     targets = {target_of(pattern) for pattern in patterns}
     if ANYTHING in targets:
         return agents
+    targets = {target for target in targets if not namespace_of(target)}
     exact = {target for target in targets if ANYTHING not in target}
     wild = [target.split(ANYTHING) for target in targets - exact]
     return (agents & exact) | {agent for agent in agents if any(_fits(agent, pieces) for pieces in wild)}
@@ -71,11 +75,15 @@ def _fits(agent: str, pieces: list[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What roles grant: targets by sender, and for explanations the targets of each role."""
+    """What roles grant: targets by sender, and for explanations the targets of each role.
+
+    ``abroad``: by role, what its patterns say of agents of other namespaces, which are not known here.
+    """
 
     by_sender: Mapping[str, frozenset[str]]
     by_role: Mapping[str, frozenset[str]]
     roles_of: Mapping[str, tuple[str, ...]]
+    abroad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def none(cls) -> Granted:
@@ -106,8 +114,21 @@ class Granted:
             names: frozenset[str]().union(*(by_role[name] for name in names))
             for names in set(roles_of.values())
         }
-        return cls({holder: together[names] for holder, names in roles_of.items()}, by_role, roles_of)
+        abroad = {
+            name: tuple(target for target in map(target_of, patterns) if namespace_of(target))
+            for name, (patterns, _) in roles.items()
+        }
+        by_sender = {holder: together[names] for holder, names in roles_of.items()}
+        return cls(by_sender, by_role, roles_of, {name: said for name, said in abroad.items() if said})
 
     def granting(self, sender: str, target: str) -> str:
         """The first role that grants it; empty when none does."""
-        return next((name for name in self.roles_of.get(sender, ()) if target in self.by_role[name]), "")
+        return next((name for name in self.roles_of.get(sender, ()) if self._grants(name, target)), "")
+
+    def _grants(self, role: str, target: str) -> bool:
+        if not namespace_of(target):
+            return target in self.by_role[role]
+        said = self.abroad.get(role, ())
+        return target in said or any(
+            _fits(target, pattern.split(ANYTHING)) for pattern in said if ANYTHING in pattern
+        )

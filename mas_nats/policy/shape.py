@@ -11,7 +11,7 @@ from mas_nats.policy.document import Limits
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.identity import split_target
-from mas_nats.wire.subjects import ANSWERING, Op
+from mas_nats.wire.subjects import ANSWERING, CROSSING, Op
 from mas_nats.wire.verdict import Decision
 
 MAX_DEADLINE_MS = 3_600_000
@@ -71,16 +71,18 @@ def _target(call: Call, table: Table) -> Refusal | None:
         namespace, agent = split_target(call.target)
     except ValueError as error:
         return _invalid("target", str(error), "Name an agent id of the manifest")
-    if namespace is not None and namespace != table.namespace:
-        return Refusal(
-            Decision.AUTHZ_DENIED,
-            "shape",
-            "cross_namespace",
-            f"{call.target} is in another namespace and no rule connects the two",
-            "Send to agents of your own namespace",
-        )
-    call.target = agent
-    return None
+    if namespace is None or namespace == table.namespace:
+        call.target = agent
+        return None
+    if call.crosses and call.op in CROSSING:
+        return None
+    return Refusal(
+        Decision.AUTHZ_DENIED,
+        "shape",
+        "cross_namespace",
+        f"{call.target} is in another namespace, and a {call.op} call stays in its own",
+        "Only send(), request() and stream() go to other namespaces",
+    )
 
 
 def _request(call: Call) -> Refusal | None:

@@ -54,8 +54,15 @@ class _Frame:
 class Answers:
     """Takes the ``reply``, ``frame``, ``flow`` and ``cancel`` calls."""
 
-    def __init__(self, replies: Replies, deciding: Deciding, publish: Callable[[Incoming], None]) -> None:
+    def __init__(
+        self,
+        replies: Replies,
+        deciding: Deciding,
+        publish: Callable[[Incoming], None],
+        abroad: Callable[[Call, Capability], Verdict],
+    ) -> None:
         self._replies = replies
+        self._abroad = abroad
         self._deciding = deciding
         self._publish = publish
         self._cursors: dict[str, _Cursor] = {}
@@ -66,6 +73,8 @@ class Answers:
         capability = self._granted(call)
         if isinstance(capability, Refusal):
             return self._deciding.refuse(call, capability)
+        if capability.namespace:
+            return self._abroad(call, capability)
         fields = self._deciding.envelope(call) | {headers.AUDIT: self._deciding.allow(call, "capability")}
         first = self._replies.store(capability.answer(), call.body, fields)
         if first:
@@ -76,7 +85,8 @@ class Answers:
         capability = self._replies.capability(call)
         if isinstance(capability, Refusal):
             return capability
-        call.target = capability.requester
+        away = capability.namespace
+        call.target = f"{away}/{capability.requester}" if away else capability.requester
         return self._deciding.judge(call) or capability
 
     # -- frames (ADR 12) ---------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mas_nats.manifest.wanted import WantedAgent
 from mas_nats.policy.call import Refusal
 from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing.connection import MemoryTransport
+from mas_nats.testing.crossing import Crossing
 from mas_nats.testing.declared import Agents, Reach, wanted, wanted_agent
 from mas_nats.testing.faults import Effect, Fault
 from mas_nats.testing.seen import DeadLetter, SeenDecision, SentMessage
@@ -49,6 +50,8 @@ class MemoryBroker:
         limits: as ``limits:`` in a manifest.
         namespace: the namespace they are in.
         virtual_time: False to wait for real.
+        beside: a broker of another namespace. Agents of the two may talk where both allow it, under their
+            full names: ``namespace/agent``.
 
     """
 
@@ -61,7 +64,9 @@ class MemoryBroker:
         limits: Limits | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         virtual_time: bool = True,
+        beside: MemoryBroker | None = None,
     ) -> None:
+        self._neighbours: dict[str, Crossing] = {} if beside is None else beside._neighbours  # noqa: SLF001
         self._document = wanted(agents, allow, block, limits, namespace).document()
         self._virtual = virtual_time
         self._clock: VirtualTime | None = None
@@ -94,7 +99,10 @@ class MemoryBroker:
             if self._virtual:
                 self._clock = VirtualTime.start()
             self._epoch = time.time() - loop.time()
-            self._server = MemoryServer(self._document, lambda: self._epoch + loop.time())
+            if self._document.namespace in self._neighbours:
+                text = f"there is a broker of namespace {self._document.namespace!r} already"
+                raise ConfigurationError(f"{text}: name another with namespace=")
+            self._server = MemoryServer(self._document, lambda: self._epoch + loop.time(), self._neighbours)
         return self
 
     def stop(self) -> None:

@@ -52,6 +52,10 @@ class Deciding:
         self._note(call, refusal.decision, refusal.step, refusal.rule, refusal.reason)
         return refusal.verdict(call.message_id)
 
+    def note(self, call: Call, verdict: Verdict) -> None:
+        """Note what another namespace refused."""
+        self._note(call, verdict.decision, verdict.step, verdict.rule, verdict.reason)
+
     def allow(self, call: Call, rule: str) -> str:
         """Note that ``rule`` allows ``call``; the decision's name."""
         return self._note(call, Decision.ALLOWED, "", rule, "")

@@ -11,9 +11,9 @@ from mas_nats.policy.call import Call
 from mas_nats.policy.shape import unfit_time, well_formed
 from mas_nats.testing.deciding import Deciding, seen
 from mas_nats.testing.seen import DeadLetter
+from mas_nats.wire.subjects import RELEASE
 from mas_nats.wire.verdict import Verdict, accepted
 
-_RELEASE = "release"
 _TRY_AGAIN = 1.0
 """Seconds until a message that was refused for now is tried again."""
 
@@ -69,7 +69,7 @@ class Delayed:
         """It is due: judge it again, as a message that is sent now."""
         del self._held[call.sender, call.message_id]
         self._cancelled.discard((call.sender, call.message_id))
-        due = replace(call, op=_RELEASE)
+        due = replace(call, op=RELEASE)
         if self._deciding.table.agent(call.sender) is None:
             verdict = self._deciding.refuse(due, refusals.unknown_sender(call.sender))
         else:

@@ -29,26 +29,46 @@ class Capability:
     message_id: str
     deadline: int
     stream: bool = False  # the answer may come in frames
+    namespace: str = ""  # of the requester, where that is another one
+    asked: str = ""  # the namespace of the target then
+
+    @property
+    def answerer(self) -> str:
+        """Who answers, as the requester calls it."""
+        return f"{self.asked}/{self.target}" if self.asked else self.target
 
     def answer(self, frame: int = 0) -> str:
         """Where the answer is stored."""
-        return subjects.answer(self.requester, self.instance, correlation(self.message_id), frame)
+        token = correlation(self.message_id, self.asked)
+        return subjects.answer(self.requester, self.instance, token, frame)
 
 
 @dataclass(slots=True)
 class Replies:
-    """``now`` is unix time in seconds; ``publish`` gets each reply once."""
+    """``now`` is unix time in seconds; ``publish`` gets each reply once.
 
+    ``neighbour``: the same of another namespace.
+    """
+
+    namespace: str
     now: Callable[[], float]
     publish: Callable[[Incoming], None]
+    neighbour: Callable[[str], Replies]
     _capabilities: dict[str, Capability] = field(default_factory=dict)
     _stored: dict[str, tuple[float, Incoming]] = field(default_factory=dict)
 
     def grant(self, call: Call) -> str:
         """A token for the target of the request ``call``."""
-        token = f"memory-{len(self._capabilities) + 1}"
+        token = f"memory-{self.namespace}-{len(self._capabilities) + 1}"
         self._capabilities[token] = Capability(
-            call.sender, call.instance, call.target, call.message_id, call.deadline, call.stream
+            call.sender.rpartition("/")[2],
+            call.instance,
+            call.target,
+            call.message_id,
+            call.deadline,
+            call.stream,
+            call.origin,
+            self.namespace if call.origin else "",
         )
         return token
 
@@ -84,11 +104,14 @@ class Replies:
 
     def give_up(self, capability: Capability, decision: Decision, reason: str) -> None:
         """Tell the requester that there will be no reply, or no more of it; not where it has all of it."""
+        if capability.namespace not in ("", self.namespace):
+            self.neighbour(capability.namespace).give_up(capability, decision, reason)
+            return
         if self.now() * 1000 > capability.deadline:
             return
         fields = {
             headers.MESSAGE_ID: capability.message_id,
-            headers.SENDER: capability.target,
+            headers.SENDER: capability.answerer,
             headers.SENT: str(int(self.now() * 1000)),
             headers.FAILURE: decision,
         }

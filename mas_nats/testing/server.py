@@ -9,6 +9,7 @@ from typing import Protocol
 from mas_nats.policy.call import Call
 from mas_nats.policy.document import Document
 from mas_nats.testing.consumer import Puller
+from mas_nats.testing.crossing import Crossing
 from mas_nats.testing.faults import Effect, Faults
 from mas_nats.testing.service import MemoryService
 from mas_nats.transport import Incoming
@@ -45,12 +46,12 @@ class NotGranted(Exception):
 
 
 class MemoryServer:
-    """The one server of a ``MemoryBroker``. ``now`` is unix time in seconds."""
+    """The one server of a ``MemoryBroker``. ``now`` is unix time in seconds; for ``neighbours`` see there."""
 
-    def __init__(self, document: Document, now: Callable[[], float]) -> None:
+    def __init__(self, document: Document, now: Callable[[], float], neighbours: dict[str, Crossing]) -> None:
         self.now = now
         self.document = document
-        self.service = MemoryService(document, now=now, publish=self._publish)
+        self.service = MemoryService(document, now=now, publish=self._publish, neighbours=neighbours)
         self.faults = Faults()
         self.workers = True
         self.connections: dict[Peer, None] = {}  # every one that is not closed, in the order of opening

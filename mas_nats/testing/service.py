@@ -19,6 +19,7 @@ from mas_nats.policy.state_call import BadStateCall, StateCall
 from mas_nats.policy.table import Table
 from mas_nats.testing.answers import Answers
 from mas_nats.testing.consumer import Consumer, Waiting
+from mas_nats.testing.crossing import Crossing
 from mas_nats.testing.deciding import ROOM, Deciding, seen
 from mas_nats.testing.delayed import Delayed
 from mas_nats.testing.graves import Graves
@@ -31,19 +32,29 @@ from mas_nats.wire.verdict import Verdict, accepted
 
 
 class MemoryService:
-    """One namespace. ``now`` is unix time in seconds; ``publish`` gets every reply."""
+    """One namespace. ``now`` is unix time in seconds; ``publish`` gets every reply.
+
+    ``neighbours`` are the ways into all namespaces; this one adds its own.
+    """
 
     def __init__(
-        self, document: Document, *, now: Callable[[], float], publish: Callable[[Incoming], None]
+        self,
+        document: Document,
+        *,
+        now: Callable[[], float],
+        publish: Callable[[Incoming], None],
+        neighbours: dict[str, Crossing],
     ) -> None:
         self.deciding = Deciding(Table.compile(document, 1), now)
         self.states = StateBucket()
         self.instances = Instances(asyncio.get_running_loop().time)
         self.consumers: dict[str, Consumer] = {}
-        self.replies = Replies(now, publish)
+        self.replies = Replies(document.namespace, now, publish, lambda other: neighbours[other].replies)
         self._graves = Graves(self.consumers, self.deciding, self.replies)
         self._delayed = Delayed(self.deciding, self._message)
-        answers = Answers(self.replies, self.deciding, publish)
+        self._crossing = Crossing(self.deciding, self.replies, self._message, neighbours)
+        neighbours[document.namespace] = self._crossing
+        answers = Answers(self.replies, self.deciding, publish, self._crossing.reply)
         self.apply(document)
         self._sequences = itertools.count(1)
         self._names = itertools.count(1)
@@ -61,7 +72,7 @@ class MemoryService:
             Op.CANCEL: answers.cancel,
             Op.STATE: self._state,
             Op.FAIL: self._graves.report,
-            Op.DELAY: self._delayed.delay,
+            Op.DELAY: self._delay,
             Op.WITHDRAW: self._delayed.withdraw,
         }
 
@@ -137,7 +148,13 @@ class MemoryService:
 
     # -- messages ----------------------------------------------------------------------------------
 
+    def _delay(self, call: Call) -> Verdict:
+        refused = self._crossing.refused(call) if self._crossing.concerns(call) else None
+        return refused or self._delayed.delay(call)
+
     def _message(self, call: Call) -> Verdict:
+        if self._crossing.concerns(call):
+            return self._crossing.take(call)
         if (refusal := self.deciding.judge(call)) is not None:
             return self.deciding.refuse(call, refusal)
         content = (call.target, call.type, call.body)

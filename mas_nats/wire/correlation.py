@@ -11,9 +11,12 @@ def new_message_id() -> str:
     return secrets.token_hex(16)
 
 
-def correlation(message_id: str) -> str:
-    """The subject token that ties a reply to the request ``message_id``.
+def correlation(message_id: str, namespace: str = "") -> str:
+    """The subject token that ties a reply to the request ``message_id``, to an agent of ``namespace``.
+
+    ``namespace`` is empty for the own one. An id holds no blank, so one used here and there makes two tokens.
 
     A digest, since a caller may choose any id while a subject token may not hold dots or wildcards.
     """
-    return hashlib.sha256(message_id.encode()).hexdigest()[:32]
+    asked = f"{namespace} {message_id}" if namespace else message_id
+    return hashlib.sha256(asked.encode()).hexdigest()[:32]

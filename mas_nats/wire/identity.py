@@ -13,6 +13,8 @@ from enum import StrEnum
 DEFAULT_NAMESPACE = "default"
 DEFAULT_TRUST_DOMAIN = "mas"
 
+ANY_AGENT = "*"
+"""Stands for every agent of a namespace."""
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _TRUST_DOMAIN = r"[a-z0-9][a-z0-9._-]{0,254}"
 _LONG = re.compile(
@@ -64,6 +66,28 @@ def require_id(value: str, what: str) -> str:
             "use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or a digit"
         )
     return value
+
+
+def require_name(value: str, what: str, *, any_agent: bool = False) -> str:
+    """Return ``value`` when it names an agent, as ``agent`` or ``namespace/agent``.
+
+    ``any_agent``: also ``namespace/*``, which is every agent of that namespace.
+
+    Raises:
+        ValueError: it does not.
+
+    """
+    namespace, slash, agent = value.rpartition("/")
+    if slash:
+        require_id(namespace, f"the namespace in {what}")
+    if not (slash and any_agent and agent == ANY_AGENT):
+        require_id(agent, what)
+    return value
+
+
+def namespace_of(name: str) -> str:
+    """The namespace in ``namespace/agent``; empty where none is named."""
+    return name.rpartition("/")[0]
 
 
 def parse_spiffe_id(uri: str) -> Identity:

@@ -34,6 +34,11 @@ class Op(StrEnum):
 ANSWERING = frozenset({Op.REPLY, Op.FRAME})
 """Calls that say by a reply capability to whom they go."""
 
+RELEASE = "release"
+"""What becomes of a ``delay`` that has come due. No agent can call it."""
+CROSSING = frozenset({Op.SEND, Op.REQUEST, Op.DELAY, RELEASE})
+"""Calls that may name an agent of another namespace."""
+
 
 def call(agent: str, op: str) -> str:
     """Where ``agent`` asks for ``op``."""

@@ -10,6 +10,7 @@ from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing import MemoryBroker
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.state_mode import StateMode
 from tests.processes import kill
 from tests.system import System, new_namespace, wanted
@@ -60,6 +61,7 @@ class Broker(Protocol):
         allow: Mapping[str, Iterable[str]],
         limits: Limits,
         state: StateMode = StateMode.MEDIATED,
+        name: str = "",
     ) -> Namespace:
         """A namespace with these agents (and their capabilities) and permissions."""
 
@@ -121,11 +123,12 @@ class RealBroker:
         allow: Mapping[str, Iterable[str]],
         limits: Limits,
         state: StateMode = StateMode.MEDIATED,
+        name: str = "",
     ) -> RealNamespace:
         declared = {
             agent: WantedAgent(tuple(capabilities), state=state) for agent, capabilities in agents.items()
         }
-        content = wanted(new_namespace(), declared, allow, limits=limits)
+        content = wanted(name or new_namespace(), declared, allow, limits=limits)
         await self.system.apply(content)
         return RealNamespace(self.system, content)
 
@@ -174,11 +177,15 @@ class InMemory:
         allow: Mapping[str, Iterable[str]],
         limits: Limits,
         state: StateMode = StateMode.MEDIATED,
+        name: str = "",
     ) -> MemoryNamespace:
         declared = {
             agent: WantedAgent(tuple(capabilities), state=state) for agent, capabilities in agents.items()
         }
-        self.made.append(MemoryBroker(declared, allow=allow, limits=limits).start())
+        beside = self.made[-1] if name and self.made else None
+        namespace = name or DEFAULT_NAMESPACE
+        made = MemoryBroker(declared, allow=allow, limits=limits, namespace=namespace, beside=beside)
+        self.made.append(made.start())
         return MemoryNamespace(self.made[-1])
 
     def crash(self) -> None:

@@ -140,6 +140,32 @@ async def test_roles_hold_on_a_running_broker_and_a_block_beats_them(authority: 
         assert "AUTHZ_DENIED by blocked_targets" in told.stdout
 
 
+async def test_roles_and_rules_about_others_at_run_time(authority: CertificateAuthority):
+    port = free_port()
+    async with seed_server(port) as server:
+        desk = HelpDesk("helpdesk", capabilities=["qa"], state_model=DeskState, tls=agent_tls("helpdesk"))
+        async with desk, Agent("router", tls=agent_tls("router")) as router:
+            with pytest.raises(PermissionDenied):
+                await router.send("helpdesk", "note", {})
+            await server.authz.set_role("clerk", ["send:help*"], ["router"])
+            assert (await server.authz.roles())["clerk"].agents == ("router",)
+            reply = await router.request("helpdesk", "ask", {"question": "?"}, timeout=10)
+            assert reply.data["text"] == "about: ?"
+            await server.authz.remove_role("clerk")
+            with pytest.raises(PermissionDenied):
+                await router.send("helpdesk", "note", {})
+        for wrong in (["send:a.b"], ["read:helpdesk"]):
+            with pytest.raises(ConfigurationError, match="role clerk is wrong"):
+                await server.authz.set_role("clerk", wrong, ["router"])
+        await server.authz.set_permissions("sales/router", allowed_targets=["helpdesk"])
+        for sender, target in (("sales/router", "billing/desk"), ("router", "default/helpdesk")):
+            with pytest.raises(ConfigurationError, match="would be wrong"):
+                await server.authz.set_permissions(sender, allowed_targets=[target])
+    async with seed_server(port) as server:
+        assert (await server.authz.permissions("sales/router")).allowed_targets == ("helpdesk",)
+        assert await server.authz.roles() == {}
+
+
 async def test_what_the_gateway_s_settings_say_holds(authority: CertificateAuthority):
     gateway = GatewaySettings(
         rate_limit={"per_minute": 3},

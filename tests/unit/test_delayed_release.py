@@ -12,7 +12,7 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
-from broker_policy.audit.record import RELEASE, Outcome
+from broker_policy.audit.record import Outcome
 from broker_policy.delayed import releaser
 from broker_policy.delayed.claims import Claim, Claims, For
 from broker_policy.delayed.lease import Lease
@@ -22,7 +22,7 @@ from broker_policy.tenants import streams
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
-from mas_nats.wire.subjects import AdminOp
+from mas_nats.wire.subjects import RELEASE, AdminOp
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
 from tests.serving import Serving, document, serving

@@ -1,0 +1,88 @@
+"""What comes into one namespace from others (ADR 27): judged by its own policy, recorded in its own log.
+
+Whoever brings it is ``calls.crossing`` of the other namespace, in the same worker. It has recorded its own
+decision before, so nothing is here of which the sender's namespace does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from broker_policy.audit.record import Outcome, Way
+from broker_policy.calls.acting import Acting
+from broker_policy.calls.deciding import Deciding
+from broker_policy.calls.replies import Replies
+from broker_policy.commit.act_lane import Act, ActLane
+from broker_policy.pipeline import Call, Refusal
+from broker_policy.sealing import ReplyCapability, commitment
+from mas_nats.policy import refusals
+from mas_nats.policy.authorize import authorize
+from mas_nats.wire import headers
+from mas_nats.wire.verdict import Verdict, accepted
+
+
+class Arriving:
+    """Takes what other namespaces bring.
+
+    ``put`` gives a message to the inbox lanes, ``search`` looks into a large body before its turn.
+    """
+
+    def __init__(
+        self,
+        deciding: Deciding,
+        acting: Acting,
+        lane: ActLane,
+        *,
+        replies: Replies,
+        put: Callable[[Call], bool],
+        search: Callable[[Call], Awaitable[Refusal | None]],
+    ) -> None:
+        self._deciding = deciding
+        self._acting = acting
+        self._lane = lane
+        self.replies = replies
+        self.message = put
+        self._search = search
+
+    async def refused(self, call: Call) -> bool:
+        """Record a message that this side does not accept; False when it cannot be recorded."""
+        table = self._deciding.current()
+        refusal = authorize(call, table) if table is not None else None
+        line = self._deciding.refused(call, refusal or refusals.not_accepted(call.sender, call.target))
+        recorded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def tell(reference: str | None) -> Outcome:
+            if not recorded.done():
+                recorded.set_result(reference is not None)
+            return Outcome.REFUSED
+
+        act = Act(tell, line, self._deciding.revision, sender=call.sender)
+        return self._lane.put(act) and await recorded
+
+    async def reply(self, call: Call, capability: ReplyCapability) -> Verdict:
+        """Decide about a reply to a request of this namespace, and publish it."""
+        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        call.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        if (refusal := await self._search(call) or self._against(call)) is not None:
+            self._acting.refuse(call, refusal)
+            return await told
+        salt = self._deciding.sealer.salt(call.sender, call.message_id)
+        committed = commitment(salt, call.target, call.type, call.body)
+
+        async def publish(reference: str) -> tuple[Verdict, Outcome]:
+            fields = self._deciding.envelope(call, salt) | {headers.AUDIT: reference}
+            ack = await self.replies.publish(capability, call.body, fields)
+            outcome = Outcome.DUPLICATE if ack.duplicate else Outcome.APPLIED
+            return accepted(call.message_id, duplicate=ack.duplicate), outcome
+
+        self._acting.perform(call, self._deciding.allowed(call, "capability", Way.ACT, committed), publish)
+        return await told
+
+    def _against(self, call: Call) -> Refusal | None:
+        table = self._deciding.table(call)
+        if isinstance(table, Refusal):
+            return table
+        if table.agent(call.target) is None:
+            return refusals.unknown_sender(call.target)
+        return self._deciding.refusal(call, table)
