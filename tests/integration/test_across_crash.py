@@ -32,6 +32,7 @@ SENDING = [point for point in POINTS if point not in (*REPLYING, "unrecorded")]
 async def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Parts]:
     """Servers without a worker, and both namespaces."""
     monkeypatch.setattr(outcomes, "SILENT", 2.0)  # seconds after which a writer counts as dead
+    monkeypatch.setattr(outcomes, "CLOCKS", 0.0)  # one machine, one clock: the server has just started
     async with parts(tmp_path, workers=0) as running:
         await running.namespace(["router"], {"router": [f"{BILLING}/desk"]}, name=SALES)
         await running.namespace(["desk"], {f"{SALES}/router": ["desk"]}, name=BILLING)
