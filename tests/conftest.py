@@ -24,6 +24,24 @@ from tests.system import System
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
+
+class _AsTheyFail:
+    """Names each failed test at once: the summary comes many minutes later."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f" failed: {report.nodeid} ({report.when}, {report.duration:.1f} s)")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    plugins = session.config.pluginmanager
+    if (terminal := plugins.get_plugin("terminalreporter")) is not None:
+        plugins.register(_AsTheyFail(terminal))
+
+
 StartNats = Callable[..., Awaitable[NatsServer]]
 StartRedis = Callable[..., Awaitable[RedisServer]]
 
