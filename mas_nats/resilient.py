@@ -46,7 +46,14 @@ class ResilientClient(Client):
         except AttributeError:
             # nats-py writes what is pending to a TLS transport that asyncio has given up already.
             self._pending_data_size, self._status = 0, Client.DISCONNECTED
+            if self._writes_nowhere():
+                self._transport = None
             await super().close()
+
+    def _writes_nowhere(self) -> bool:
+        """Whether the server went away while TLS began: then asyncio leaves a writer without a transport."""
+        writer: Any = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.transport is None
 
     async def connect_within(
         self, seconds: float, *, error_cb: ErrorCallback, reconnect_jitter: float = 0.0, **options: Any

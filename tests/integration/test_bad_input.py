@@ -119,7 +119,7 @@ async def test_a_target_that_does_not_exist(stage: Stage) -> None:
 
 async def test_a_target_in_another_namespace(stage: Stage) -> None:
     sender = await stage.agent("sender")
-    with pytest.raises(PermissionDenied, match="another namespace"):
+    with pytest.raises(PermissionDenied, match="no rule allows sender to send to elsewhere/receiver"):
         await sender.send("elsewhere/receiver", "work", {})
 
 

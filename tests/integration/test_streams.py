@@ -181,7 +181,8 @@ async def cut_off(reader: Agent[Any], telling: asyncio.Task[str], times: int) ->
         if telling.done():
             return
         connection: Any = reader._alive().connection
-        connection._client._transport._io_writer.transport.abort()
+        if transport := connection._client._transport._io_writer.transport:  # none while TLS begins
+            transport.abort()
 
 
 async def test_a_reader_that_reconnects_misses_nothing(system: System, namespace: str) -> None:

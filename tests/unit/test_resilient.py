@@ -38,3 +38,16 @@ async def test_a_request_made_meanwhile_is_answered_afterwards(nc: ResilientClie
     asking = asyncio.create_task(nc.request("echo", timeout=10))
     await nats_server.start()
     assert (await asking).data == b"here"
+
+
+async def test_a_connection_whose_writer_has_lost_its_transport_can_be_closed(nc: ResilientClient):
+    """As asyncio leaves it where the server goes away while TLS begins."""
+    transport = nc._transport
+    writer = transport._io_writer
+    lost, writer._transport = writer.transport, None
+    try:
+        await nc.close()
+        assert nc.is_closed
+    finally:
+        writer._transport = lost
+        lost.abort()
