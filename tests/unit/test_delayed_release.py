@@ -160,9 +160,10 @@ async def test_cancelled_or_delivered_never_both_never_neither(here: Serving):
 
 
 async def test_without_claims_some_would_be_both(here: Serving, monkeypatch: pytest.MonkeyPatch):
-    """The control: the same race where everybody's claim holds."""
+    """The control: the same race where everybody's claim holds, and takes as long as over a network."""
 
     async def mine(_: Claims, _sender: str, _token: str, message: int, what: For) -> Claim:
+        await asyncio.sleep(0.03)
         return Claim(what, message, 0, new=True)
 
     monkeypatch.setattr(Claims, "claim", mine)
