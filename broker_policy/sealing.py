@@ -132,7 +132,9 @@ class Sealer:
         return base64.urlsafe_b64encode(head + self._cipher.encrypt(nonce, body, head + bound)).decode()
 
     def _open(self, token: str, bound: bytes) -> bytes:
-        raw = base64.urlsafe_b64decode(token.encode())
+        raw = base64.b64decode(token.encode(), altchars=b"-_", validate=True)
+        if base64.urlsafe_b64encode(raw).decode() != token:  # one token has one spelling
+            raise ValueError("not as it was sealed")
         key = self._by_id[raw[:_KEY_ID_BYTES]]
         worker_end = _KEY_ID_BYTES + 1 + raw[_KEY_ID_BYTES]
         worker = raw[_KEY_ID_BYTES + 1 : worker_end].decode()
