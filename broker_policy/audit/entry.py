@@ -245,11 +245,6 @@ def index_names(entry: Entry) -> list[str]:
     return names
 
 
-def target_agent(target: str) -> str:
-    """The agent of ``agent`` or ``namespace/agent``."""
-    return target.rpartition("/")[2]
-
-
 @lru_cache(maxsize=4096)
 def short_fingerprint(fingerprint: str) -> str:
     """A hexadecimal SHA-256 in base64url, a third shorter; anything else as it is."""

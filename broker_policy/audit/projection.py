@@ -15,6 +15,7 @@ from broker_policy.audit.numbering import Received, WriterState, follow
 from broker_policy.audit.record import DecisionLine, Outcome, Record, RecordKind, Report, Settlement, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.state_marks import StateMark
+from mas_nats.wire.identity import agent_of
 
 DecisionName = tuple[str, int, int]
 """Writer, record number and position: what names a decision in the log."""
@@ -207,12 +208,12 @@ class Projection:
             if not trusted:
                 continue
             if message:
-                agent = entry.target_agent(line.target)
+                agent = agent_of(line.target)
                 self._opened[agent, message] = index
                 self._batched[record.writer, record.number, position] = Batched(index, agent, message)
             elif line.way in (Way.LONE, Way.ACT):
                 self._pending[record.writer, record.number, position] = Pending(
-                    index, line.way, entry.target_agent(line.target), line.time
+                    index, line.way, agent_of(line.target), line.time
                 )
 
         if place and trusted:

@@ -40,6 +40,7 @@ from broker_policy.audit.state_marks import StateMark, state_agents
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken, Tail
 from broker_policy.jetstream import JetStreamError
+from mas_nats.wire.identity import agent_of
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +311,7 @@ class Projector:
         found = await self.store.entries_at(list(indexes.values()))
         decisions = {name: found[index].entry() for name, index in indexes.items() if index in found}
         batched = {
-            name: Batched(indexes[name], entry.target_agent(decision["t"]), decision["q"])
+            name: Batched(indexes[name], agent_of(decision["t"]), decision["q"])
             for name, decision in decisions.items()
             if "q" in decision
         }

@@ -24,7 +24,7 @@ from broker_policy.dedup import RecentIds, dedup_id
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, commitment
 from mas_nats.policy import refusals
-from mas_nats.wire.identity import namespace_of, split_target
+from mas_nats.wire.identity import agent_of, namespace_of, split_target
 from mas_nats.wire.subjects import CROSSING, RELEASE
 from mas_nats.wire.verdict import Verdict
 
@@ -176,7 +176,7 @@ class Crossing:
     def _accepted(self, call: Call) -> bool:
         """Whether the policy of the other side accepts it, as far as this worker knows."""
         there = self._deciding.follower.table(namespace_of(call.target))
-        return there is not None and there.accepts(self._name(call.sender), _agent_of(call.target))
+        return there is not None and there.accepts(self._name(call.sender), agent_of(call.target))
 
     def _refuse_on_both_sides(self, call: Call) -> None:
         """The other side records it, too, whether there is such an agent or not."""
@@ -263,7 +263,7 @@ class Crossing:
         return replace(
             call,
             sender=self._name(call.sender),
-            target=_agent_of(call.target),
+            target=agent_of(call.target),
             origin=self._deciding.namespace,
             certificate=self._deciding.registry.fingerprint(call.sender),
             crosses=False,
@@ -301,7 +301,3 @@ class Crossing:
 
     def _dedup(self, call: Call) -> str:
         return dedup_id(namespace_of(call.target), self._name(call.sender), call.message_id)
-
-
-def _agent_of(name: str) -> str:
-    return name.rpartition("/")[2]

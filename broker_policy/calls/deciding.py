@@ -17,6 +17,7 @@ from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
+from mas_nats.wire.identity import agent_of
 from mas_nats.wire.subjects import ANSWERING
 from mas_nats.wire.verdict import Decision
 
@@ -57,7 +58,7 @@ class Deciding:
         """What the namespace that a message came from has against it by now. A reply has its capability."""
         if call.op in ANSWERING:
             return None
-        home, sender = self.follower.table(call.origin), call.sender.rpartition("/")[2]
+        home, sender = self.follower.table(call.origin), agent_of(call.sender)
         there = f"{self.namespace}/{call.target}"
         if home is not None and home.lets(sender, there):
             return None

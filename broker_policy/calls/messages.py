@@ -16,6 +16,7 @@ from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, SealBroken, commitment
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
+from mas_nats.wire.identity import agent_of
 from mas_nats.wire.subjects import Op
 
 _TURN = 0.005
@@ -135,7 +136,7 @@ class Messages:
         """The right of the target to answer, sealed (ADR 4)."""
         capability = ReplyCapability(
             namespace=call.origin or self.deciding.namespace,
-            requester=call.sender.rpartition("/")[2],
+            requester=agent_of(call.sender),
             instance=call.instance,
             correlation=correlation(call.message_id, self.deciding.namespace if call.origin else ""),
             target=self._asked(call),

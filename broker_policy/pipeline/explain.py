@@ -15,7 +15,7 @@ from broker_policy.pipeline.dlp import Inspection
 from mas_nats.policy import refusals
 from mas_nats.policy.authorize import authorize
 from mas_nats.policy.table import Table
-from mas_nats.wire.identity import namespace_of
+from mas_nats.wire.identity import agent_of, namespace_of
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
 
@@ -143,7 +143,7 @@ def _identity(call: Call, table: Table, others: Mapping[str, Table] | None) -> _
 
     def ask(call: Call) -> Refusal | None:
         home, there = others.get(call.origin), f"{table.namespace}/{call.target}"
-        if home is not None and home.lets(call.sender.rpartition("/")[2], there):
+        if home is not None and home.lets(agent_of(call.sender), there):
             return None
         return refusals.withdrawn(call.sender, there)
 

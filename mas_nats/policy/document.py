@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from mas_nats.policy.governance import Governance
 from mas_nats.policy.roles import target_of
-from mas_nats.wire.identity import ANY_AGENT, namespace_of, require_id, require_name
+from mas_nats.wire.identity import ANY_AGENT, agent_of, namespace_of, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
@@ -122,7 +122,7 @@ def require_one_side(namespace: str, sender: str, target: str) -> None:
     """
     for name in (sender, target):
         if namespace_of(name) == namespace:
-            raise ValueError(f"{name} is an agent of this namespace: write {name.rpartition('/')[2]}")
+            raise ValueError(f"{name} is an agent of this namespace: write {agent_of(name)}")
     if namespace_of(sender) and namespace_of(target):
         raise ValueError(
             f"{sender} to {target} is not about namespace {namespace}: one of the two must be an agent of it"

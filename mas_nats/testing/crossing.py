@@ -11,7 +11,7 @@ from mas_nats.policy.call import Call
 from mas_nats.testing.deciding import Deciding, seen
 from mas_nats.testing.replies import Capability, Replies
 from mas_nats.wire import headers
-from mas_nats.wire.identity import namespace_of, split_target
+from mas_nats.wire.identity import agent_of, namespace_of, split_target
 from mas_nats.wire.verdict import Verdict, accepted
 
 
@@ -78,7 +78,7 @@ class Crossing:
         return replace(
             call,
             sender=f"{namespace}/{call.sender}",
-            target=call.target.rpartition("/")[2],
+            target=agent_of(call.target),
             origin=namespace,
             crosses=False,
             stream=False,

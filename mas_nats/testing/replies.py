@@ -13,6 +13,7 @@ from mas_nats.policy.shape import CLOCK_TOLERANCE_MS
 from mas_nats.transport import Incoming
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
+from mas_nats.wire.identity import agent_of
 from mas_nats.wire.verdict import Decision
 
 _AGE = 120.0
@@ -61,7 +62,7 @@ class Replies:
         """A token for the target of the request ``call``."""
         token = f"memory-{self.namespace}-{len(self._capabilities) + 1}"
         self._capabilities[token] = Capability(
-            call.sender.rpartition("/")[2],
+            agent_of(call.sender),
             call.instance,
             call.target,
             call.message_id,

@@ -90,6 +90,11 @@ def namespace_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
+def agent_of(name: str) -> str:
+    """The agent in ``agent`` or ``namespace/agent``."""
+    return name.rpartition("/")[2]
+
+
 def parse_spiffe_id(uri: str) -> Identity:
     """Parse a SPIFFE ID of this system.
 
