@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -42,8 +41,7 @@ class Acting:
 
     async def refused(self, call: Call, refusal: Refusal) -> Verdict:
         """Record a refusal; the verdict for whoever answers, once it is durable."""
-        recorded: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        call.on_verdict = lambda verdict: None if recorded.done() else recorded.set_result(verdict)
+        recorded = call.awaited()
         self.refuse(call, refusal)
         try:
             return await recorded

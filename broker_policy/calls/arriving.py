@@ -62,8 +62,7 @@ class Arriving:
 
     async def reply(self, call: Call, capability: ReplyCapability) -> Verdict:
         """Decide about a reply to a request of this namespace, and publish it."""
-        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        call.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        told = call.awaited()
         if (refusal := await self._search(call) or self._against(call)) is not None:
             self._acting.refuse(call, refusal)
             return await told

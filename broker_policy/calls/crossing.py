@@ -237,9 +237,8 @@ class Crossing:
         there = self._neighbours(namespace_of(call.target))
         if there is None:
             return refusals.unavailable().verdict(call.message_id)
-        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         brought = self._brought(call)
-        brought.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        told = brought.awaited()
         if not there.message(brought):
             return refusals.busy().verdict(call.message_id)
         return await told

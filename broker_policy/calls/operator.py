@@ -171,8 +171,7 @@ class OperatorCalls:
             return asked
         about = Call(asked.sender, AdminOp.WITHDRAW, b"", "", message_id=asked.message_id)
         about.target, about.type, about.errand = asked.sender, "withdraw", Errand(asked.name)
-        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        about.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        told = about.awaited()
         self._withdraw_message(about, "operator")
         return await told
 
@@ -221,8 +220,7 @@ class OperatorCalls:
 
     async def _performed(self, about: Call, perform: Perform) -> Verdict:
         """What came of an act, which is recorded first."""
-        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        about.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        told = about.awaited()
         self._acting.perform(about, self._deciding.allowed(about, "operator", Way.ACT, ""), perform)
         return await told
 

@@ -164,8 +164,7 @@ class Redriver:
         """Have the pipeline decide and the lane commit; the next dedup id where the audit closed one."""
         for attempt in range(_ATTEMPTS):
             call = errand(AdminOp.REDRIVE, letter, by, target=to, attempt=attempt)
-            told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-            call.on_verdict = lambda verdict, told=told: None if told.done() else told.set_result(verdict)
+            told = call.awaited()
             if not self._put(call):
                 return refusals.busy().verdict(call.message_id)
             try:

@@ -256,12 +256,6 @@ class Releaser:
 
     async def _decide(self, one: Waiting, stored: StoredMessage) -> Verdict | None:
         """Today's decision, and the commit where it allows; None where neither is known."""
-        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-
-        def told(verdict: Verdict) -> None:
-            if not answer.done():
-                answer.set_result(verdict)
-
         fields = stored.headers
         call = Call(
             one.sender,
@@ -274,8 +268,8 @@ class Releaser:
             traceparent=fields.get(headers.TRACEPARENT, ""),
             tracestate=fields.get(headers.TRACESTATE, ""),
             received=one.sent,
-            on_verdict=told,
         )
+        answer = call.awaited()
         if not self._judge(call):
             return refusals.busy().verdict(one.message_id)
         with contextlib.suppress(TimeoutError):

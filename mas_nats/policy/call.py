@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -115,6 +116,12 @@ class Call:
             if headers.DELAY in fields:
                 call.delay = call._milliseconds(fields, headers.DELAY)
         return call
+
+    def awaited(self) -> asyncio.Future[Verdict]:
+        """The verdict, when it comes: whoever asks waits for it in this process."""
+        told: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self.on_verdict = lambda verdict: None if told.done() else told.set_result(verdict)
+        return told
 
     @property
     def due(self) -> int:
