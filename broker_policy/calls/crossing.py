@@ -15,11 +15,11 @@ from dataclasses import replace
 
 from broker_policy.admission.rates import Rates
 from broker_policy.audit.record import DecisionLine, Outcome, Way
+from broker_policy.calls.admitting import Admitting
 from broker_policy.calls.arriving import Arriving
 from broker_policy.calls.asides import Answer, Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.act_lane import Act, ActLane
-from broker_policy.commit.waiting import Waiting
 from broker_policy.dedup import RecentIds, dedup_id
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, commitment
@@ -35,8 +35,6 @@ Neighbours = Callable[[str], Arriving | None]
 MOST_REFUSED = 50
 """Messages a second to one namespace, in one worker, that both sides record though the other does not accept
 them. What is more is refused by the own side alone, so that nobody fills another's audit."""
-_AT_ONCE = 256
-"""Messages whose limits are asked about together."""
 _PATIENCE = 60.0
 """Seconds after which nobody waits for the other side any more; the sender has asked again long before."""
 
@@ -69,8 +67,9 @@ class Crossing:
         self._answer = answer
         self._clock = clock
         self._recent = RecentIds()
-        self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
-        self._admitting: asyncio.Task[None] | None = None
+        self._admitting = Admitting(
+            "messages to other namespaces", ask=self._beyond_limits, decide=self._decide, asides=asides
+        )
         self._refused: dict[str, tuple[int, int]] = {}  # by namespace: in which second, how many
 
     def concerns(self, call: Call) -> bool:
@@ -87,12 +86,7 @@ class Crossing:
         """Decide about a message, and hand it over; where limits are set, once they were asked."""
         table = self._deciding.current()
         counted = table is not None and table.limited and call.op != RELEASE  # that was, when it was taken
-        if self._admitting is None and not counted:
-            self._decide(call, None)
-        elif not self._waiting.put(call):
-            self._asides.tell(call, refusals.busy())
-        elif self._admitting is None:
-            self._admitting = asyncio.create_task(self._admit())
+        self._admitting.take(call, counted=counted)
 
     def turns_away(self, call: Call) -> bool:
         """Whether the other side would not accept what is delayed; then it is refused at once."""
@@ -114,23 +108,9 @@ class Crossing:
 
     async def stop(self) -> None:
         """Decide about what was taken."""
-        if self._admitting is not None:
-            await self._admitting
+        await self._admitting.stop()
 
     # -- the sender's limits ---------------------------------------------------------------------------
-    async def _admit(self) -> None:
-        """Ask the limits about all that waits at once, until nothing does."""
-        while self._waiting:
-            calls = [self._waiting.take() for _ in range(min(len(self._waiting), _AT_ONCE))]
-            try:
-                refused = await self._beyond_limits(calls)
-            except Exception:
-                log.exception("messages to other namespaces could not be judged")
-                refused = [refusals.unavailable()] * len(calls)
-            for call, refusal in zip(calls, refused, strict=True):
-                self._decide(call, refusal)
-        self._admitting = None
-
     async def _beyond_limits(self, calls: Sequence[Call]) -> list[Refusal | None]:
         """What the limits have against each; they count neither what is refused anyway nor repetitions."""
         refused: list[Refusal | None] = [None] * len(calls)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 
 from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
+from broker_policy.calls.admitting import Admitting
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
-from broker_policy.commit.waiting import Waiting
 from broker_policy.delayed.stream import DelayedStream, Held
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import commitment
@@ -20,11 +18,6 @@ from mas_nats.policy.shape import unfit_time, well_formed
 from mas_nats.policy.table import Table
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Verdict, accepted
-
-log = logging.getLogger(__name__)
-
-_AT_ONCE = 256
-"""Messages whose limits are asked about together."""
 
 
 class DelayedCalls:
@@ -43,37 +36,18 @@ class DelayedCalls:
         self._deciding = deciding
         self._acting = acting
         self._admission = admission
-        self._asides = asides
-        self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
-        self._admitting: asyncio.Task[None] | None = None
+        self._admitting = Admitting(
+            "delayed messages", ask=self._admissible, decide=self._decide, asides=asides
+        )
 
     def take(self, call: Call) -> None:
         """Decide about a message, and hold it until it is due; where limits are set, once they were asked."""
         table = self._deciding.current()
-        if self._admitting is None and (table is None or not self._admission.concerns(table)):
-            self._decide(call, None)
-        elif not self._waiting.put(call):
-            self._asides.tell(call, refusals.busy())
-        elif self._admitting is None:
-            self._admitting = asyncio.create_task(self._admit())
+        self._admitting.take(call, counted=table is not None and self._admission.concerns(table))
 
     async def stop(self) -> None:
         """Decide about what was taken."""
-        if self._admitting is not None:
-            await self._admitting
-
-    async def _admit(self) -> None:
-        """Ask the limits about all that waits at once, until nothing does."""
-        while self._waiting:
-            calls = [self._waiting.take() for _ in range(min(len(self._waiting), _AT_ONCE))]
-            try:
-                refused = await self._admissible(calls)
-            except Exception:
-                log.exception("delayed messages could not be judged")
-                refused = [refusals.unavailable()] * len(calls)
-            for call, refusal in zip(calls, refused, strict=True):
-                self._decide(call, refusal)
-        self._admitting = None
+        await self._admitting.stop()
 
     async def _admissible(self, calls: Sequence[Call]) -> list[Refusal | None]:
         """What the limits have against each; they do not count what is refused anyway."""

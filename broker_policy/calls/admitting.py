@@ -1,0 +1,66 @@
+"""Calls that wait until the limits were asked about them, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from broker_policy.calls.asides import Asides
+from broker_policy.commit.waiting import Waiting
+from broker_policy.pipeline import Call, Refusal
+from mas_nats.policy import refusals
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 256
+"""Calls whose limits are asked about together."""
+
+
+class Admitting:
+    """Stands before ``decide``, which gets each call with what the limits have against it.
+
+    ``ask`` says that of many at once; ``what`` names them in the log.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        ask: Callable[[Sequence[Call]], Awaitable[list[Refusal | None]]],
+        decide: Callable[[Call, Refusal | None], None],
+        asides: Asides,
+    ) -> None:
+        self._what = what
+        self._ask = ask
+        self._decide = decide
+        self._asides = asides
+        self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
+        self._admitting: asyncio.Task[None] | None = None
+
+    def take(self, call: Call, *, counted: bool) -> None:
+        """Have ``call`` decided: at once where it is not ``counted`` and nothing waits before it."""
+        if self._admitting is None and not counted:
+            self._decide(call, None)
+        elif not self._waiting.put(call):
+            self._asides.tell(call, refusals.busy())
+        elif self._admitting is None:
+            self._admitting = asyncio.create_task(self._admit())
+
+    async def stop(self) -> None:
+        """Have decided what was taken."""
+        if self._admitting is not None:
+            await self._admitting
+
+    async def _admit(self) -> None:
+        """Ask about all that waits at once, until nothing does."""
+        while self._waiting:
+            calls = [self._waiting.take() for _ in range(min(len(self._waiting), _AT_ONCE))]
+            try:
+                refused = await self._ask(calls)
+            except Exception:
+                log.exception("%s could not be judged", self._what)
+                refused = [refusals.unavailable()] * len(calls)
+            for call, refusal in zip(calls, refused, strict=True):
+                self._decide(call, refusal)
+        self._admitting = None
