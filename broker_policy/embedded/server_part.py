@@ -32,7 +32,7 @@ def planned(plan: Plan) -> Plan:
     if said.server_listen_addr is not None:
         host, named = listen_address(said.server_listen_addr, "server_listen_addr")
         port = port or named
-    redis = (said.gateway or GatewaySettings.unsaid()).redis
+    redis = said.settings.redis
     return dataclasses.replace(
         plan,
         host=host,

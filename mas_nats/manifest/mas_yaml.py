@@ -165,6 +165,11 @@ class MasYaml(_Model):
             raise ValueError(f"declared more than once: {', '.join(twice)}; instances: says how many to run")
         return agents
 
+    @property
+    def settings(self) -> GatewaySettings:
+        """What ``gateway:`` says, or what holds where it says nothing."""
+        return self.gateway or GatewaySettings.unsaid()
+
     def beside(self, folder: Path) -> MasYaml:
         """The same, with the relative paths in it resolved against ``folder``."""
         tls = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("tls_")}
@@ -220,7 +225,7 @@ class MasYaml(_Model):
             inspectors=self.inspectors,
             operators=self.operators,
             limits=self.limits,
-            governance=(self.gateway or GatewaySettings.unsaid()).governance(self.roles),
+            governance=self.settings.governance(self.roles),
             notices=tuple(self._notices()),
         )
 
@@ -235,7 +240,7 @@ class MasYaml(_Model):
 
     def _unused(self) -> list[str]:
         """What the file sets and nothing acts upon."""
-        gateway = self.gateway or GatewaySettings.unsaid()
+        gateway = self.settings
         said = (
             *((name, name) for name in gateway.model_fields_set),
             *((f"features.{name}", name) for name in gateway.features.model_fields_set),
