@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from broker_policy.audit.record import Outcome, Way
+from broker_policy.audit.record import Outcome
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.deciding import Deciding
-from broker_policy.calls.replies import Replies
+from broker_policy.calls.replies import Replies, answer
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.pipeline import Call, Refusal
-from broker_policy.sealing import ReplyCapability, commitment
+from broker_policy.sealing import ReplyCapability
 from mas_nats.policy import refusals
 from mas_nats.policy.authorize import authorize
-from mas_nats.wire import headers
-from mas_nats.wire.verdict import Verdict, accepted
+from mas_nats.wire.verdict import Verdict
 
 
 class Arriving:
@@ -66,16 +65,7 @@ class Arriving:
         if (refusal := await self._search(call) or self._against(call)) is not None:
             self._acting.refuse(call, refusal)
             return await told
-        salt = self._deciding.sealer.salt(call.sender, call.message_id)
-        committed = commitment(salt, call.target, call.type, call.body)
-
-        async def publish(reference: str) -> tuple[Verdict, Outcome]:
-            fields = self._deciding.envelope(call, salt) | {headers.AUDIT: reference}
-            ack = await self.replies.publish(capability, call.body, fields)
-            outcome = Outcome.DUPLICATE if ack.duplicate else Outcome.APPLIED
-            return accepted(call.message_id, duplicate=ack.duplicate), outcome
-
-        self._acting.perform(call, self._deciding.allowed(call, "capability", Way.ACT, committed), publish)
+        answer(call, capability, replies=self.replies, deciding=self._deciding, acting=self._acting)
         return await told
 
     def _against(self, call: Call) -> Refusal | None:

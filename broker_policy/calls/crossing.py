@@ -90,7 +90,7 @@ class Crossing:
 
     def turns_away(self, call: Call) -> bool:
         """Whether the other side would not accept what is delayed; then it is refused at once."""
-        if self._forbidden(call) is not None or self._accepted(call):
+        if self._deciding.forbidden_now(call) is not None or self._accepted(call):
             return False
         self._refuse_on_both_sides(call)
         return True
@@ -122,7 +122,7 @@ class Crossing:
             for place, call in enumerate(calls)
             if call.op != RELEASE
             and self._recent.get(self._dedup(call)) is None
-            and self._forbidden(call) is None
+            and self._deciding.forbidden_now(call) is None
             and self._accepted(call)
         ]
         messages = [(calls[place].sender, calls[place].target) for place in counted]
@@ -134,24 +134,14 @@ class Crossing:
     # -- deciding --------------------------------------------------------------------------------------
     def _decide(self, call: Call, limit: Refusal | None) -> None:
         """The first refusal of all steps; ``limit`` is that of the limits."""
-        if (refusal := self._forbidden(call)) is not None:
+        if (refusal := self._deciding.forbidden_now(call)) is not None:
             self._refuse(self._messages, call, refusal)
         elif not self._accepted(call):
             self._refuse_on_both_sides(call)
-        elif (refusal := limit or self._inspected(call)) is not None:
+        elif (refusal := limit or self._deciding.inspected_now(call)) is not None:
             self._refuse(self._messages, call, refusal)
         else:
             self._hand_over(self._messages, call, "permissions", lambda: self._deliver(call))
-
-    def _forbidden(self, call: Call) -> Refusal | None:
-        """What shape and permission of the own side have against it."""
-        table = self._deciding.table(call)
-        return table if isinstance(table, Refusal) else self._deciding.forbidden(call, table)
-
-    def _inspected(self, call: Call) -> Refusal | None:
-        """What its content has against it."""
-        table = self._deciding.table(call)
-        return table if isinstance(table, Refusal) else self._deciding.inspected(call, table)
 
     def _accepted(self, call: Call) -> bool:
         """Whether the policy of the other side accepts it, as far as this worker knows."""

@@ -83,6 +83,16 @@ class Deciding:
         size = len(call.body)  # placeholders may be longer than what they stand for
         return refusals.too_large(size, room) if size > room else None
 
+    def forbidden_now(self, call: Call) -> Refusal | None:
+        """The same as ``forbidden``, under the policy of the moment."""
+        table = self.table(call)
+        return table if isinstance(table, Refusal) else self.forbidden(call, table)
+
+    def inspected_now(self, call: Call) -> Refusal | None:
+        """The same as ``inspected``: the last step, so that what does not pass anyway costs no search."""
+        table = self.table(call)
+        return table if isinstance(table, Refusal) else self.inspected(call, table)
+
     def rules(self) -> Ruleset | None:
         """The rules of data-loss prevention that hold now; None where there are none to judge by."""
         table = self.follower.table(self.namespace)

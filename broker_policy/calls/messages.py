@@ -37,13 +37,13 @@ class Messages:
 
         It waits, for a bounded time, only where a limit is set.
         """
-        refused = [self._forbidden(call) for call in calls]
+        refused = [self.deciding.forbidden_now(call) for call in calls]
         table = self.deciding.current()
         if table is not None and self.admission.concerns(table):
             permitted = [place for place, refusal in enumerate(refused) if refusal is None]
             said = await self.admission.admit([calls[place] for place in permitted], table)
             if self.deciding.current() is not table:  # meanwhile somebody may have been forbidden something
-                refused = [self._forbidden(call) for call in calls]
+                refused = [self.deciding.forbidden_now(call) for call in calls]
             for place, refusal in zip(permitted, said, strict=True):
                 refused[place] = refused[place] or refusal
         return [
@@ -58,31 +58,25 @@ class Messages:
         table, begun = self.deciding.current(), time.perf_counter()
         out: list[Refusal | None] = []
         for call, refusal in zip(calls, refused, strict=True):
-            out.append(refusal or self._inspected(call))
+            out.append(refusal or self.deciding.inspected_now(call))
             if time.perf_counter() - begun > _TURN:
                 await asyncio.sleep(0)
                 begun = time.perf_counter()
         if self.deciding.current() is table:
             return out
         return [  # all under one policy; what was searched is not searched again
-            refusal or self._forbidden(call) or self._inspected(call)
+            refusal or self.deciding.forbidden_now(call) or self.deciding.inspected_now(call)
             for call, refusal in zip(calls, refused, strict=True)
         ]
 
     def judge(self, call: Call) -> Judged:
         """The same of one call that is not going to happen: nothing is counted."""
         return self._judged(
-            call, self._forbidden(call) or self.admission.foresee(call) or self._inspected(call)
+            call,
+            self.deciding.forbidden_now(call)
+            or self.admission.foresee(call)
+            or self.deciding.inspected_now(call),
         )
-
-    def _forbidden(self, call: Call) -> Refusal | None:
-        table = self.deciding.table(call)
-        return table if isinstance(table, Refusal) else self.deciding.forbidden(call, table)
-
-    def _inspected(self, call: Call) -> Refusal | None:
-        """The last step, so that what does not pass anyway costs no search."""
-        table = self.deciding.table(call)
-        return table if isinstance(table, Refusal) else self.deciding.inspected(call, table)
 
     def _judged(self, call: Call, refusal: Refusal | None) -> Judged:
         deciding = self.deciding

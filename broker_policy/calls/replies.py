@@ -54,16 +54,7 @@ class ReplyCalls:
         if capability.namespace != self._replies.namespace:
             self._abroad(call, capability)
             return
-        salt = self._deciding.sealer.salt(call.sender, call.message_id)
-        committed = commitment(salt, call.target, call.type, call.body)
-
-        async def publish(reference: str) -> tuple[Verdict, Outcome]:
-            fields = self._deciding.envelope(call, salt) | {headers.AUDIT: reference}
-            ack = await self._replies.publish(capability, call.body, fields)
-            outcome = Outcome.DUPLICATE if ack.duplicate else Outcome.APPLIED
-            return accepted(call.message_id, duplicate=ack.duplicate), outcome
-
-        self._acting.perform(call, self._deciding.allowed(call, "capability", Way.ACT, committed), publish)
+        answer(call, capability, replies=self._replies, deciding=self._deciding, acting=self._acting)
 
     def _granted(self, call: Call) -> ReplyCapability | Refusal:
         table = self._deciding.table(call)
@@ -74,6 +65,22 @@ class ReplyCalls:
             return capability
         call.target = self._replies.requester(capability)
         return self._deciding.refusal(call, table) or capability
+
+
+def answer(
+    call: Call, capability: ReplyCapability, *, replies: Replies, deciding: Deciding, acting: Acting
+) -> None:
+    """Record that ``capability`` allows the reply ``call``, then publish it."""
+    salt = deciding.sealer.salt(call.sender, call.message_id)
+    committed = commitment(salt, call.target, call.type, call.body)
+
+    async def publish(reference: str) -> tuple[Verdict, Outcome]:
+        fields = deciding.envelope(call, salt) | {headers.AUDIT: reference}
+        ack = await replies.publish(capability, call.body, fields)
+        outcome = Outcome.DUPLICATE if ack.duplicate else Outcome.APPLIED
+        return accepted(call.message_id, duplicate=ack.duplicate), outcome
+
+    acting.perform(call, deciding.allowed(call, "capability", Way.ACT, committed), publish)
 
 
 @dataclass(slots=True)
