@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+from redis.asyncio import Redis
 
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
@@ -124,6 +125,14 @@ async def nats_server(start_nats: StartNats) -> NatsServer:
 async def redis_server(start_redis: StartRedis) -> RedisServer:
     """A redis-server with the settings of the audit store."""
     return await start_redis()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A connection to it."""
+    client = Redis.from_url(redis_server.url, socket_timeout=5)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture(scope="session")

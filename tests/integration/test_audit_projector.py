@@ -31,7 +31,6 @@ from broker_policy.audit.tail import Overtaken
 from broker_policy.audit.verify import verify
 from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
 from broker_policy.jetstream import Ack, api, delete_message, direct_get, publish
 from mas_nats.wire import subjects
@@ -51,13 +50,6 @@ async def nc(nats_server: NatsServer, certificate: CertificatePaths) -> AsyncIte
     await make_streams(client)
     yield client
     await client.close()
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_server.url, socket_timeout=5)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

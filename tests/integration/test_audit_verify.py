@@ -32,7 +32,6 @@ from broker_policy.audit.tail import Tail
 from broker_policy.audit.verify import verify
 from broker_policy.cli.app import ExitCode, app
 from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import NAMESPACE, connect, line, make_streams
@@ -41,13 +40,6 @@ KEY = Ed25519PrivateKey.generate()
 KEYS = CheckpointKeys(KEY.public_key())
 Checkpoints = list[SignedCheckpoint]
 Rows = list[tuple[bytes, str]]  # canonical entry and hash
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_server.url, socket_timeout=5)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture

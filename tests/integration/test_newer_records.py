@@ -20,7 +20,6 @@ from broker_policy.audit.record import NewerRecord, RecordKind, Way, digest
 from broker_policy.audit.store import Store
 from broker_policy.audit.verify import verify
 from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import publish
 from mas_nats.wire import headers, subjects
@@ -46,13 +45,6 @@ async def nc(nats_server: NatsServer, ca: CertificateAuthority, tmp_path: Path) 
     await make_streams(client)
     yield client
     await client.close()
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_server.url, socket_timeout=5)
-    yield client
-    await client.aclose()
 
 
 async def put_newer(writer: LogWriter, change: Change, *, mac: str | None = None) -> int:

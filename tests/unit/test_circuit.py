@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from broker_policy.admission import circuit as circuits
 from broker_policy.admission.circuit import Circuit, State
@@ -182,13 +181,6 @@ class Time:
 
     def __call__(self) -> int:
         return self.now
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_server.url)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture
