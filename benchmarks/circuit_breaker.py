@@ -14,25 +14,22 @@ import argparse
 import asyncio
 import logging
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import uvloop
 from nats.aio.client import Client
 
+from benchmarks.first_measurement import brought_up
 from broker_policy.admission.admission import Admission
 from broker_policy.admission.breaker import Breaker
 from broker_policy.admission.circuits import SharedCircuits
 from broker_policy.admission.counters import Counters
 from broker_policy.admission.rates import Rates
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply
@@ -86,13 +83,11 @@ async def main() -> None:
     logging.disable()  # circuits open as they should
     for size in (1, 16, 256):
         await step(size)
-    with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
-        layout = Layout(Path(name) / ".mas")
-        async with running(layout, Plan(workers=1), lambda line: print(line, file=sys.stderr)) as broker:
-            await prepare(layout, broker)
-            async with senders(layout, broker) as found:
-                await compare(found, 1, 100, 3 * rounds)
-                await compare(found, 64, 2_000, rounds)
+    async with brought_up(workers=1) as (_, layout, broker):
+        await prepare(layout, broker)
+        async with senders(layout, broker) as found:
+            await compare(found, 1, 100, 3 * rounds)
+            await compare(found, 64, 2_000, rounds)
 
 
 async def step(size: int) -> None:

@@ -8,14 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import sys
-import tempfile
-from pathlib import Path
 
-from benchmarks.first_measurement import pair, prepare
+from benchmarks.first_measurement import brought_up, pair, prepare
 from benchmarks.traffic import NAMESPACE
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.up import Plan, running
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply
 from broker_policy.tenants.connect import connect_control_admin
@@ -39,26 +35,23 @@ CONCURRENCY = 64
 
 async def main() -> None:
     """Print one line for each text."""
-    with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
-        folder = Path(name)
-        layout = Layout(folder / ".mas")
-        async with running(layout, Plan(workers=2), lambda line: print(line, file=sys.stderr)) as broker:
-            await prepare(layout, broker)
-            for what, (text, count) in TEXTS.items():
-                os.environ["BENCH_TEXT"] = text
-                rates: dict[bool, list[float]] = {True: [], False: []}
-                for _ in range(ROUNDS):
-                    for on, found in rates.items():
-                        await switch(layout, broker, on=on)
-                        done = await pair(folder, "receive", "send", count, CONCURRENCY)
-                        found.append(done["per_second"])
-                ratio = statistics.median(rates[True]) / statistics.median(rates[False])
-                spread = (max(rates[False]) - min(rates[False])) / statistics.median(rates[False])
-                print(
-                    f"{what:26} off {statistics.median(rates[False]):6.0f}/s  on {ratio:.2f} of that "
-                    f"(spread of off {spread:.2f})",
-                    flush=True,
-                )
+    async with brought_up() as (folder, layout, broker):
+        await prepare(layout, broker)
+        for what, (text, count) in TEXTS.items():
+            os.environ["BENCH_TEXT"] = text
+            rates: dict[bool, list[float]] = {True: [], False: []}
+            for _ in range(ROUNDS):
+                for on, found in rates.items():
+                    await switch(layout, broker, on=on)
+                    done = await pair(folder, "receive", "send", count, CONCURRENCY)
+                    found.append(done["per_second"])
+            ratio = statistics.median(rates[True]) / statistics.median(rates[False])
+            spread = (max(rates[False]) - min(rates[False])) / statistics.median(rates[False])
+            print(
+                f"{what:26} off {statistics.median(rates[False]):6.0f}/s  on {ratio:.2f} of that "
+                f"(spread of off {spread:.2f})",
+                flush=True,
+            )
 
 
 async def switch(layout: Layout, broker: Broker, *, on: bool) -> None:

@@ -14,6 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,21 +42,28 @@ REPOSITORY = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
-async def main() -> None:
+@asynccontextmanager
+async def brought_up(workers: int = 2) -> AsyncIterator[tuple[Path, Layout, Broker]]:
+    """A broker in a folder of its own, which is there for as long as the block."""
     with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
-        folder = Path(name)
-        layout = Layout(folder / ".mas")
-        async with running(layout, Plan(workers=2), lambda line: print(line, file=sys.stderr)) as broker:
-            await prepare(layout, broker)
-            result = {
-                "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-                "fsync_ms": round(fsync_time(folder) * 1e3, 3),
-                "workers": 2,
-                "payload_bytes": 1024,
-                "rounds": ROUNDS,
-                "one_way": await one_way(folder),
-                "request_reply": await request_reply(folder),
-            }
+        layout = Layout(Path(name) / ".mas")
+        plan = Plan(workers=workers)
+        async with running(layout, plan, lambda line: print(line, file=sys.stderr)) as broker:
+            yield Path(name), layout, broker
+
+
+async def main() -> None:
+    async with brought_up() as (folder, layout, broker):
+        await prepare(layout, broker)
+        result = {
+            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+            "fsync_ms": round(fsync_time(folder) * 1e3, 3),
+            "workers": 2,
+            "payload_bytes": 1024,
+            "rounds": ROUNDS,
+            "one_way": await one_way(folder),
+            "request_reply": await request_reply(folder),
+        }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "first_measurement.json").write_text(json.dumps(result, indent=2) + "\n")
     show(result)

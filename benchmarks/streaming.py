@@ -12,7 +12,6 @@ import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,9 +19,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.first_measurement import REPOSITORY, prepare
-from broker_policy.embedded.layout import Layout
-from broker_policy.embedded.up import Plan, running
+from benchmarks.first_measurement import REPOSITORY, brought_up, prepare
 from mas_nats import Agent, AgentMessage
 
 WORDS = 20_000
@@ -126,19 +123,16 @@ async def measured(folder: Path) -> dict[str, Any]:
 
 
 async def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
-        folder = Path(name)
-        layout = Layout(folder / ".mas")
-        async with running(layout, Plan(workers=2), lambda line: print(line, file=sys.stderr)) as broker:
-            await prepare(layout, broker)
-            async with process("write", folder) as writer:
-                assert writer.stdout is not None
-                await writer.stdout.readline()
-                result = {"alone": await measured(folder)}
-                async with process("send", folder) as sender:
-                    assert sender.stdout is not None
-                    await sender.stdout.readline()
-                    result["sends"] = await measured(folder)
+    async with brought_up() as (folder, layout, broker):
+        await prepare(layout, broker)
+        async with process("write", folder) as writer:
+            assert writer.stdout is not None
+            await writer.stdout.readline()
+            result = {"alone": await measured(folder)}
+            async with process("send", folder) as sender:
+                assert sender.stdout is not None
+                await sender.stdout.readline()
+                result["sends"] = await measured(folder)
     print(json.dumps(result, indent=2))
 
 
