@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.process import Process
 
 
@@ -42,7 +43,7 @@ class Supervisor:
         """Start a group at once and return when each is ready; from then on they are watched.
 
         ``restarted`` is awaited whenever one of them was started again; while it raises, the process counts
-        as not ready and is started once more.
+        as not ready and is started once more. It is cancelled when the process ends before.
 
         Raises:
             ServerDied: one did not get ready. The others run on until ``stop``.
@@ -85,12 +86,30 @@ class Supervisor:
             try:
                 await process.start()
                 if restarted is not None:
-                    await restarted()
+                    await self._while_it_runs(process, restarted())
             except Exception as error:  # noqa: BLE001 - whatever it is, the next try is all that can be done
                 self._say(f"{process.name}: {type(error).__name__}: {error}")
                 process.kill()
             else:
                 self._say(f"{process.name} ready again (process {process.pid})")
+
+    async def _while_it_runs(self, process: Process, work: Awaitable[None]) -> None:
+        """Await ``work``, which may wait for the process for ever.
+
+        Raises:
+            ServerDied: the process ended meanwhile.
+
+        """
+        working, ended = asyncio.ensure_future(work), asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((working, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ServerDied(f"it ended with {process.ending} before all was as it was")
+            await working
+        finally:
+            working.cancel()
+            ended.cancel()
+            await asyncio.gather(working, ended, return_exceptions=True)
 
     async def _until_ended(self, process: Process) -> None:
         """Return when it has ended; one that ails twice in a row is ended."""

@@ -137,6 +137,26 @@ async def test_a_restart_that_fails_is_tried_again(program):
     await supervisor.stop()
 
 
+async def test_a_process_that_ends_before_it_is_completed_is_started_again(program):
+    """What completes it may wait for it for ever, such as a client that connects again and again."""
+    tries = []
+
+    async def restarted():
+        tries.append(process.pid)
+        if len(tries) == 1:
+            await asyncio.Event().wait()
+
+    supervisor = Supervisor(lambda _line: None, backoff=QUICK)
+    process = program()
+    await supervisor.start(process, restarted=restarted)
+    process.kill()
+    await until(lambda: tries)
+    process.kill()
+    await until(lambda: len(tries) == 2)
+    assert process.running
+    await supervisor.stop()
+
+
 async def test_a_process_that_ails_is_started_again(program):
     """Twice in a row, so that a passing trouble ends nobody."""
     troubles = ["once", "", "ails", "still ails"]
