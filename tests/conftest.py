@@ -135,9 +135,40 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+class Shared:
+    """A running broker that tests share, until it has so many namespaces that they cost more than a start."""
+
+    MOST = 30
+    """Each is served for as long as the broker runs, and takes about a 200th of a core."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._system: System | None = None
+
+    def system(self) -> System:
+        """The one, or another."""
+        if self._system is not None and self._system.namespaces > self.MOST:
+            self.down()
+        if self._system is None:
+            self._system = System.up(self._folders.mktemp("system") / ".mas")
+        return self._system
+
+    def down(self) -> None:
+        """Stop it."""
+        if self._system is not None:
+            self._system.down()
+        self._system = None
+
+
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A running broker that the whole test run shares; each test takes a namespace of its own."""
-    running = System.up(tmp_path_factory.mktemp("system") / ".mas")
-    yield running
-    running.down()
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """What ``system`` takes its broker from."""
+    found = Shared(tmp_path_factory)
+    yield found
+    found.down()
+
+
+@pytest.fixture(scope="module")
+def system(shared: Shared) -> System:
+    """A running broker, the same for a whole file; each test takes a namespace of its own."""
+    return shared.system()

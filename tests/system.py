@@ -38,6 +38,7 @@ class System:
     """A broker in a folder. Each test takes a namespace of its own, so that none disturbs another."""
 
     layout: Layout
+    namespaces: int = 0  # made here
 
     @classmethod
     def up(cls, folder: Path, *options: str) -> System:
@@ -81,6 +82,7 @@ class System:
         name: str = "",
     ) -> str:
         """A new namespace with these agents and permissions; its name."""
+        self.namespaces += 1
         name = name or new_namespace()
         await self.apply(wanted(name, agents, allow, block=block, limits=limits, governance=governance))
         return name
