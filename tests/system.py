@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class System:
     """A broker in a folder. Each test takes a namespace of its own, so that none disturbs another."""
 
     layout: Layout
-    namespaces: int = 0  # made here
+    namespaces: int = field(default=0, init=False)  # made here
 
     @classmethod
     def up(cls, folder: Path, *options: str) -> System:
