@@ -1,10 +1,12 @@
 """Claims: whether a delayed message is released or cancelled is said once, and the first to say it wins.
 
-A claim names the message by its sequence, so an old one says nothing about a new message under the same id.
+A claim names the message by its sequence: an old one says nothing about a new message under the same id,
+but that a release of that id was begun. What is released cannot be cancelled by cancelling its repetition.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +44,7 @@ class Claim:
     what: For
     message: int
     sequence: int
+    content: str = ""  # of what is released
     new: bool = False  # made just now: nobody had claimed the message before
 
 
@@ -51,17 +54,20 @@ class Claims:
     def __init__(self, nc: Client) -> None:
         self._nc = nc
 
-    async def claim(self, sender: str, token: str, message: int, what: For) -> Claim | None:
+    async def claim(
+        self, sender: str, token: str, message: int, what: For, content: str = ""
+    ) -> Claim | None:
         """Claim the message at sequence ``message``; the claim that holds, this one or an earlier.
 
-        None: it is about a later message, so the one at ``message`` is gone.
+        None: it is about a later message, so the one at ``message`` is gone. A cancellation does not hold
+        where an earlier message under the same id was claimed for its release.
 
         Raises:
             JetStreamError, nats.errors.Error, LogUnreachable: no answer, or none that was expected.
 
         """
         subject = subjects.claim(sender, token)
-        body = orjson.dumps({"for": what, "message": message})
+        body = orjson.dumps({"for": what, "message": message, "content": content})
         fields = {headers.TTL: f"{REMEMBERED}s"}
         for _ in range(_TRIES):
             try:
@@ -71,7 +77,7 @@ class Claims:
                 if not isinstance(refused, JetStreamError) or not subject_full(refused):
                     raise
             else:
-                return Claim(what, message, ack.sequence, new=True)
+                return Claim(what, message, ack.sequence, content, new=True)
             there = await self.find(sender, token)
             if there is None:
                 continue
@@ -79,6 +85,8 @@ class Claims:
                 return there
             if there.message > message:
                 return None
+            if what is For.CANCEL and there.what is For.RELEASE:
+                return there
             await self.drop(there)
         raise OSError(f"the claim of a delayed message of {sender} changes all the time")
 
@@ -94,4 +102,10 @@ class Claims:
 
 def _read(stored: StoredMessage) -> Claim:
     raw = orjson.loads(stored.data)
-    return Claim(For(raw["for"]), int(raw["message"]), stored.sequence)
+    return Claim(For(raw["for"]), int(raw["message"]), stored.sequence, raw.get("content", ""))
+
+
+def content_of(target: str, message_type: str, body: bytes) -> str:
+    """What a claim says of the content of a message, to know it again when it is repeated."""
+    content = hashlib.sha256(body).digest()
+    return hashlib.sha256(b"\0".join((target.encode(), message_type.encode(), content))).hexdigest()

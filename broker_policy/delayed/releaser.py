@@ -20,7 +20,7 @@ from nats.aio.client import Client
 
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.delayed.burial import bury
-from broker_policy.delayed.claims import For
+from broker_policy.delayed.claims import For, content_of
 from broker_policy.delayed.feed import Missed, listen
 from broker_policy.delayed.lease import RENEW_EVERY, Lease
 from broker_policy.delayed.queue import DueQueue, Waiting
@@ -228,7 +228,8 @@ class Releaser:
         stored = await self._delayed.get(one.sequence)
         if stored is None:
             return True
-        claim = await self._delayed.claims.claim(one.sender, one.token, one.sequence, For.RELEASE)
+        content = content_of(one.target, one.type, stored.data)
+        claim = await self._delayed.claims.claim(one.sender, one.token, one.sequence, For.RELEASE, content)
         if claim is None:
             return True
         if claim.what is For.CANCEL:  # by a worker that died before it removed the message

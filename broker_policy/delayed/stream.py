@@ -9,7 +9,7 @@ from enum import Enum
 from nats.aio.client import Client
 
 from broker_policy.commit.answered import MaybeStored, publish_until_answered
-from broker_policy.delayed.claims import Claims, For
+from broker_policy.delayed.claims import Claims, For, content_of
 from broker_policy.jetstream import (
     NO_ROOM,
     JetStreamError,
@@ -35,8 +35,8 @@ class Held(Enum):
     """What came of a message to hold."""
 
     STORED = 1
-    KNOWN = 2  # the same waits already
-    OTHER = 3  # another waits under this id
+    KNOWN = 2  # the same waits already, or was released
+    OTHER = 3  # another waits, or was released, under this id
     TOO_MANY = 4  # of this sender
     NO_ROOM = 5  # for anybody
 
@@ -53,19 +53,26 @@ class DelayedStream:
     async def hold(
         self, sender: str, message_id: str, body: bytes, fields: dict[str, str], most: int
     ) -> Held:
-        """Store a message, unless something waits under its id or ``most`` of its sender wait.
+        """Store a message, unless its id is in use or ``most`` of its sender wait.
+
+        An id is in use while something waits under it, and ``REMEMBERED`` seconds after its release began.
 
         Raises:
             JetStreamError, nats.errors.Error, LogUnreachable: no answer, or none that was expected.
 
         """
-        subject = subjects.delayed(sender, correlation(message_id))
+        token = correlation(message_id)
+        subject = subjects.delayed(sender, token)
         if await self._count(sender) >= most:
-            return await self._compare(subject, body, fields) or Held.TOO_MANY
+            return (
+                await self._compare(subject, body, fields)
+                or await self._released(sender, token, body, fields)
+                or Held.TOO_MANY
+            )
         # A try that was not answered may be stored and cancelled since: repeated, it must not be held anew.
         named = {**fields, headers.MSG_ID: fields[headers.AUDIT]}
         try:
-            await publish_until_answered(self._nc, subject, body, named, patience=_PATIENCE)
+            ack = await publish_until_answered(self._nc, subject, body, named, patience=_PATIENCE)
         except (JetStreamError, MaybeStored) as error:
             refused = error.__cause__ if isinstance(error, MaybeStored) else error
             if not isinstance(refused, JetStreamError) or refused.code not in NO_ROOM:
@@ -73,8 +80,12 @@ class DelayedStream:
             if there := await self._compare(subject, body, fields):
                 return there
             if not subject_full(refused):
-                return Held.NO_ROOM
+                return await self._released(sender, token, body, fields) or Held.NO_ROOM
             raise  # what was in the way has gone meanwhile
+        # Asked afterwards, so that nothing is released between the question and the publish.
+        if released := await self._released(sender, token, body, fields, before=ack.sequence):
+            await self.remove(ack.sequence)
+            return released
         count, counted = self._counts.get(sender, (0, -COUNT_EVERY))
         self._counts[sender] = (count + 1, counted)
         return Held.STORED
@@ -112,6 +123,16 @@ class DelayedStream:
         same = there.data == body and all(
             there.headers.get(name) == fields[name] for name in (headers.TARGET, headers.TYPE)
         )
+        return Held.KNOWN if same else Held.OTHER
+
+    async def _released(
+        self, sender: str, token: str, body: bytes, fields: dict[str, str], before: int | None = None
+    ) -> Held | None:
+        """What a release under this id that began lately, of a message ``before`` this one, makes of it."""
+        claim = await self.claims.find(sender, token)
+        if claim is None or claim.what is not For.RELEASE or (before and claim.message >= before):
+            return None
+        same = claim.content == content_of(fields[headers.TARGET], fields[headers.TYPE], body)
         return Held.KNOWN if same else Held.OTHER
 
     async def _count(self, sender: str) -> int:

@@ -26,6 +26,7 @@ class Delayed:
         self._send = send
         self._held: dict[tuple[str, str], tuple[Call, asyncio.TimerHandle]] = {}
         self._cancelled: set[tuple[str, str]] = set()
+        self._released: dict[tuple[str, str], tuple[str, str, bytes]] = {}
 
     def delay(self, call: Call) -> Verdict:
         """Hold a message until it is due."""
@@ -33,8 +34,10 @@ class Delayed:
         refusal = deciding.judge(call) or unfit_time(call, limits)
         if refusal is not None:
             return deciding.refuse(call, refusal)
-        if (held := self._held.get((call.sender, call.message_id))) is not None:
-            if _content(held[0]) != _content(call):
+        name = (call.sender, call.message_id)
+        held = self._held.get(name)
+        if (known := _content(held[0]) if held else self._released.get(name)) is not None:
+            if known != _content(call):
                 return deciding.refuse(call, refusals.id_reused())
             deciding.allow(call, "duplicate")
             return accepted(call.message_id, duplicate=True)
@@ -76,7 +79,9 @@ class Delayed:
             verdict = self._send(due)
         if verdict.retry:
             self._hold(call, _TRY_AGAIN)
-        elif not verdict.ok:
+            return
+        self._released[call.sender, call.message_id] = _content(call)
+        if not verdict.ok:
             error = f"refused when due: {verdict.rule}: {verdict.reason}"
             letter = DeadLetter(seen(due), verdict.decision, 0, error[:300], call.body)
             self._deciding.ledger.dead[call.target].append(letter)

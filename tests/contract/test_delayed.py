@@ -81,6 +81,21 @@ async def test_an_id_can_be_used_again_after_it_was_cancelled(stage: Stage):
     assert not await a.cancel("x")
 
 
+async def test_what_was_released_cannot_be_cancelled_by_way_of_its_repetition(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+    await a.send("b", "note", {"n": 1}, id="x", delay=0.1)
+    await eventually(lambda: b.got)
+    await stage.all_acknowledged("b")
+    assert await a.send("b", "note", {"n": 1}, id="x", delay=60) == "x", "its answer may have been lost"
+    assert not await a.cancel("x")
+    with pytest.raises(IdReused):
+        await a.send("b", "note", {"n": 2}, id="x", delay=60)
+    assert not await a.cancel("x")
+    await a.send("b", "note", {"n": 3}, delay=0.2)
+    await eventually(lambda: len(b.got) == 2)
+    assert [message.data["n"] for message in b.got] == [1, 3]
+
+
 async def test_nobody_cancels_what_another_sent(stage: Stage):
     a, b, c = await stage.recorders("a", "b", "c")
     message_id = await a.send("b", "note", {"n": 1}, delay=0.6)

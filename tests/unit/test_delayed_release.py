@@ -17,6 +17,7 @@ from broker_policy.delayed import releaser
 from broker_policy.delayed.claims import Claim, Claims, For
 from broker_policy.delayed.lease import Lease
 from broker_policy.delayed.releaser import Releaser
+from broker_policy.delayed.stream import DelayedStream
 from broker_policy.jetstream import api, delete_message, direct_get_page
 from broker_policy.tenants import streams
 from mas_nats.policy.document import Document, Limits
@@ -162,7 +163,7 @@ async def test_cancelled_or_delivered_never_both_never_neither(here: Serving):
 async def test_without_claims_some_would_be_both(here: Serving, monkeypatch: pytest.MonkeyPatch):
     """The control: the same race where everybody's claim holds, and takes as long as over a network."""
 
-    async def mine(_: Claims, _sender: str, _token: str, message: int, what: For) -> Claim:
+    async def mine(_: Claims, _sender: str, _token: str, message: int, what: For, *_content: str) -> Claim:
         await asyncio.sleep(0.03)
         return Claim(what, message, 0, new=True)
 
@@ -180,6 +181,37 @@ async def test_a_cancellation_that_was_not_finished_is(nc: Client):
         await until(lambda: _empty(nc))
         assert await inbox(nc) == []
         assert await cancel(here, "m1"), "it was cancelled"
+
+
+async def _nothing(*_: object, **__: object) -> None:
+    """Nothing was released lately."""
+
+
+async def test_a_repetition_held_while_it_is_released_is_not_cancelled(nc: Client, monkeypatch: Any):
+    """Its worker held the repetition and died before it asked for a release."""
+
+    async with serving(nc) as here:
+        assert (await delay(here, "m1", 0)).ok
+        await until(lambda: _equal(inbox(nc), ["m1"]))
+        await until(lambda: _empty(nc))
+        monkeypatch.setattr(DelayedStream, "_released", _nothing)
+        assert (await delay(here, "m1", 60_000)).ok
+        assert await held(nc) == 1
+        assert not await cancel(here, "m1"), "it is in the inbox"
+
+
+async def test_without_what_was_released_it_would_be_both(nc: Client, monkeypatch: Any):
+    """The control: the same where nothing is known of earlier claims."""
+
+    async with serving(nc) as here:
+        assert (await delay(here, "m1", 0)).ok
+        await until(lambda: _equal(inbox(nc), ["m1"]))
+        await until(lambda: _empty(nc))
+        monkeypatch.setattr(DelayedStream, "_released", _nothing)
+        assert (await delay(here, "m1", 60_000)).ok
+        claims = Claims(nc)
+        await claims.drop(await claims.find("alice", correlation("m1")))
+        assert await cancel(here, "m1")
 
 
 async def test_a_claim_of_an_earlier_message_means_nothing(here: Serving):
