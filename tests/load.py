@@ -10,8 +10,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from broker_policy.audit.layout import Layout
 from broker_policy.audit.store import Store
+from broker_policy.jetstream import JetStreamError, api, direct_get_page
 from mas_nats import Agent, AgentMessage, MasError, OutcomeUnknown, Overloaded, PolicyStale, Unavailable
+from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import new_message_id
 from tests.system import System
 
@@ -85,7 +88,7 @@ async def audit_of(
     """
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
-        lacking = "Redis"
+        lacking, open_ones = "Redis", list[dict[str, Any]]()
         with contextlib.suppress(RedisError):
             async with system.redis() as redis:
                 decisions, entries, unsettled = await _decisions(Store(redis, namespace))
@@ -95,8 +98,27 @@ async def audit_of(
             open_ones = [{key: each[key] for key in _NAMED if key in each} for each in unsettled[:5]]
             lacking = f"an outcome of {len(unsettled)} decisions ({open_ones}), {len(missing)} decisions"
         if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError(f"the audit lacks {lacking}")
+            where = await _whereabouts(system, namespace, {each["t"] for each in open_ones})
+            raise AssertionError(f"the audit lacks {lacking}; {where}")
         await asyncio.sleep(0.5)
+
+
+async def _whereabouts(system: System, namespace: str, targets: set[str]) -> dict[str, Any]:
+    """What the inboxes hold, what their consumers say, and what the audit follows."""
+    told: dict[str, Any] = {}
+    async with system.tenant(namespace) as nc, system.redis() as redis:
+        for target in targets:
+            inbox = await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox(target), 1)
+            try:
+                told[f"consumer {target}"] = await api(
+                    nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{target}", {}
+                )
+            except JetStreamError as error:
+                told[f"consumer {target}"] = repr(error)
+            told[f"inbox {target}"] = [(each.sequence, each.headers.get(headers.AUDIT)) for each in inbox]
+            followed = Layout(namespace).open(target)
+            told[f"followed {target}"] = await redis.zrange(followed, 0, 9, withscores=True)
+    return told
 
 
 async def audited(

@@ -10,6 +10,7 @@ from typing import Any
 
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.process import Process
+from broker_policy.ending import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,7 @@ class Supervisor:
                 raise ServerDied(f"it ended with {process.ending} before all was as it was")
             await working
         finally:
-            working.cancel()
-            ended.cancel()
-            await asyncio.gather(working, ended, return_exceptions=True)
+            await end((working, ended))
 
     async def _until_ended(self, process: Process) -> None:
         """Return when it has ended; one that ails twice in a row is ended."""
@@ -132,9 +131,7 @@ class Supervisor:
 
     async def stop(self, timeout: float = 5.0) -> None:
         """Stop everything, the last group first; a group gets ``timeout`` seconds before it is killed."""
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await end(self._watches)
         self._watches.clear()
         while self._groups:
             group = self._groups.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -172,6 +173,27 @@ async def test_a_process_that_ails_is_started_again(program):
     await until(lambda: not troubles and process.running and process.pid != first)
     await supervisor.stop()
     assert any("still ails" in line for line in lines)
+
+
+async def test_stop_ends_a_watch_that_takes_a_cancellation_for_its_own(program):
+    """As a client that is just losing its connection can."""
+    looked = asyncio.Event()
+
+    async def ailing():
+        if looked.is_set():
+            return ""
+        looked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return ""
+
+    supervisor = Supervisor(lambda _line: None, backoff=QUICK)
+    process = program(ailing=ailing)
+    await supervisor.start(process)
+    await looked.wait()
+    async with asyncio.timeout(10):
+        await supervisor.stop()
+    assert not process.running
 
 
 async def test_a_group_that_fails_to_start_can_be_stopped(program):
