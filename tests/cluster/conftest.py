@@ -68,7 +68,7 @@ class Cluster(System):
             await client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running broker of three nodes that these tests share; each takes a namespace of its own."""
     layout = Layout(tmp_path_factory.mktemp("cluster") / ".mas")
