@@ -39,6 +39,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\
 _DRAWN = {**_DASHES, **_INVISIBLE}
 _TO_DRAW = re.compile("[" + "".join(map(chr, _DRAWN)) + "]")
 _DIGIT = re.compile(r"[^\D0-9]")
+_HALF = re.compile("[\ud800-\udfff]")
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F\-]{20,64}")
 _SHORT_RUN = 8_192
 """Characters of base64 that are also read from the second to fourth on: something may stand before it."""
@@ -69,14 +70,19 @@ def unescaped(raw: bytes) -> str:
     if "\\u" in out:
         try:
             out = out.encode("raw_unicode_escape").decode("raw_unicode_escape")
-            out = out.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         except UnicodeError:  # text that only looks like an escape
             out = _ESCAPE.sub(_meant, out)
+        out = out.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return out.replace("\x00", "\\")
 
 
 def _meant(found: re.Match[str]) -> str:
     return chr(int(found[1], 16)) if found[1] else _ESCAPES.get(found[2], found[2])
+
+
+def whole(text: str) -> str:
+    """``text``, as long as it is, without halves of pairs: JSON can write those and UTF-8 cannot."""
+    return text if text.isascii() else _HALF.sub("\ufffd", text)
 
 
 def plain(text: str) -> str:

@@ -74,7 +74,7 @@ class _Set:
             self._set.Add(f"(?i:{pattern})" if insensitive else pattern)
         self._set.Compile()
 
-    def hits(self, text: bytes | str) -> Iterable[int]:
+    def hits(self, text: bytes) -> Iterable[int]:
         """The numbers of the rules that may find something in ``text``."""
         found = self._set.Match(text)
         if len(found) == 1 and found[0] == 0:
@@ -155,6 +155,8 @@ class Ruleset:
 
     def look(self, text: bytes | str) -> tuple[set[int], bool]:
         """The numbers of the rules that may find something in ``text``; whether more may be packed in it."""
+        if isinstance(text, str):
+            text = text.encode(errors="replace")
         out = set(self._always)
         for each in self._sets:
             if found := each.hits(text):

@@ -152,6 +152,7 @@ class Scan:
 
     def finds(self, text: str, named: str = "", level: int = 0) -> list[Find]:
         """What is found in ``text``, which is no JSON."""
+        text = forms.whole(text)
         return [*self._by_name(text, named), *self._in_all_forms(text, level)]
 
     def value_nested(self, value: Any, path: str, level: int) -> Any:
@@ -193,7 +194,7 @@ class Scan:
             return
         rules = self._named.get(named)
         if rules is None:
-            name = _SIGNS.sub("", forms.plain(named).lower())
+            name = _SIGNS.sub("", forms.plain(forms.whole(named)).lower())
             rules = [
                 rule for rule in self.fields if rule.field is not None and rule.field.names.fullmatch(name)
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_policy.dlp import judge, redact_text, ruleset
+from broker_policy.dlp.judging import places
 from broker_policy.dlp.ruleset import Ruleset
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
@@ -343,3 +345,49 @@ def test_more_finds_than_change_anything_are_not_looked_for_but_all_are_redacted
     assert judgement.body.count(b"[REDACTED:ssn]") == many
     text = redact_text(ruleset(Dlp()), "; ".join(["4111 1111 1111 1111"] * many))
     assert text.count("[REDACTED:credit_card]") == many
+
+
+# -- halves of surrogate pairs ---------------------------------------------------------------------------
+_PIECES = st.sampled_from(
+    [
+        *(
+            "\\ud800",
+            "\\uDFFF",
+            "\\ud83d\\ude00",
+            "\\u12",
+            "\\u0663",
+            "\\\\ud800",
+            "\\\\u12",
+            "\\\\",
+            '\\"',
+            "\\n",
+        ),
+        *("\u0663", "\u2013", "%ED%A0%80", "7aCA7aCA7aCA7aCA7aCA7aCA", " ", "password", "a", SSN, CARD, AWS),
+    ]
+)
+_NASTY = st.lists(_PIECES, max_size=12).map("".join)
+
+
+@given(_NASTY, _NASTY)
+def test_nothing_that_can_be_written_stops_the_search(name: str, text: str):
+    """JSON may hold halves of pairs, escaped once or several times, that no UTF-8 can."""
+    body = f'{{"{name}":"{text}"}}'.encode()
+    try:
+        json.loads(body)
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            judge(DEFAULT, body)
+        return
+    found = judge(DEFAULT, body)
+    if found is not None and found.body:
+        json.loads(found.body)
+    places(DEFAULT, body)
+    redact_text(DEFAULT, text)
+
+
+def test_halves_of_pairs_hide_nothing():
+    assert types(b'{"text":"\\ud800 219-09-9999 \\udc00"}') == ("ssn",)
+    assert types('{"a":"\\\\ud800\\\\u12 ٣ 219-09-9999"}'.encode()) == ("ssn",)
+    assert types(b'{"pass\\ud800word \\ud800 password":"tulip"}') == types(
+        b'{"pass?word ? password":"tulip"}'
+    )
