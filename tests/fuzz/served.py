@@ -18,7 +18,9 @@ from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import direct_get_page
 from mas_nats.config import Endpoint, TlsClientConfig
+from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Document
+from mas_nats.policy.governance import Governance
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
@@ -39,14 +41,18 @@ class Served:
     here: Serving | None = None
     accepted: set[str] = field(default_factory=set)
 
-    def under(self, policy: Document) -> None:
-        """Serve ``policy`` from here on."""
-        self.runner.run(self._under(policy))
+    def under(self, policy: Document) -> bool:
+        """Serve ``policy`` from here on; False where it cannot be used, and the last one stays."""
+        try:
+            self.runner.run(self._under(policy))
+        except ConfigurationError:
+            return False
+        return True
 
     async def _under(self, policy: Document) -> None:
         if self.here is None:
-            self.here = await self.stack.enter_async_context(serving(self.nc, policy))
-            return
+            first = policy.model_copy(update={"governance": Governance()})
+            self.here = await self.stack.enter_async_context(serving(self.nc, first))
         stored = await self.here.store.get(policy.namespace)
         assert stored is not None
         revision = await self.here.store.put(policy, expected=stored.sequence)
