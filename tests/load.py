@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.store import Store
+from broker_policy.audit.verify import OVERDUE
 from broker_policy.jetstream import JetStreamError, api, direct_get_page
 from mas_nats import Agent, AgentMessage, MasError, OutcomeUnknown, Overloaded, PolicyStale, Unavailable
 from mas_nats.wire import headers, subjects
@@ -80,11 +81,12 @@ async def send_all(
 
 
 async def audit_of(
-    system: System, namespace: str, accepted: set[str], timeout: float = 60.0
+    system: System, namespace: str, accepted: set[str], timeout: float = OVERDUE
 ) -> dict[str, Any]:
     """Wait until the audit is complete; what it says, by message id: the decisions with their outcomes.
 
-    Complete: every accepted message has a decision, and every decision an outcome that is final.
+    Complete: every accepted message has a decision, and every decision an outcome that is final. That may
+    take a minute where a worker was not told whether its message was stored.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     while True:
@@ -122,7 +124,7 @@ async def _whereabouts(system: System, namespace: str, targets: set[str]) -> dic
 
 
 async def audited(
-    system: System, namespace: str, op: str, count: int, timeout: float = 60.0
+    system: System, namespace: str, op: str, count: int, timeout: float = OVERDUE
 ) -> dict[str, Any]:
     """The same, complete with ``count`` decisions of the kind ``op``."""
     async with asyncio.timeout(timeout):

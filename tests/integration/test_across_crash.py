@@ -181,8 +181,8 @@ async def test_workers_killed_at_random(tmp_path: Path) -> None:
             accepted = await send_all(router, f"{BILLING}/desk", MESSAGES, CONCURRENCY, progress=nemesis)
             assert not points
             assert await desk.wait_handled(accepted, 60) == set()
-            left = await audit_of(victim, SALES, accepted, 90)
-            came = await audit_of(victim, BILLING, accepted, 90)
+            left = await audit_of(victim, SALES, accepted)
+            came = await audit_of(victim, BILLING, accepted)
         for message_id in desk.handled:
             assert any(each["d"] == "ALLOWED" for each in left["decisions"][message_id])
             assert any(each["outcome"] == "h" for each in came["decisions"][message_id])

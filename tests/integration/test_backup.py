@@ -152,7 +152,7 @@ async def compare(
         sleeper = await enter("sleeper", Handling)
         assert await receiver.refresh_state() == {"colour": "blue"}
         # What was acknowledged, and of whose delivery the copied server does not know, waits half a minute.
-        audit = await audit_of(restored, namespace, earlier, 100)
+        audit = await audit_of(restored, namespace, earlier)
         decisions = audit["decisions"]
         outcomes = {
             one: {each["outcome"] for each in decisions[one] if each["o"] == "send"} for one in earlier

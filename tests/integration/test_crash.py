@@ -55,7 +55,7 @@ async def survive(system: System, harm: Callable[[], Awaitable[None]]) -> None:
         assert not points
         assert len(accepted) == MESSAGES
         assert await receiver.wait_handled(accepted, 60) == set()
-        audit = await audit_of(system, namespace, accepted, 90)
+        audit = await audit_of(system, namespace, accepted)
 
     decisions = audit["decisions"]
     for message_id in receiver.handled:
@@ -120,7 +120,7 @@ async def test_workers_killed_while_dead_letters_are_redriven(victim: System) ->
         assert len(points) < HARMS // 2  # a letter that a killed worker finished may not be counted
         assert await receiver.wait_handled(ids, 60) == set()
         assert set(receiver.handled.values()) == {1}
-        audit = await audit_of(victim, namespace, ids, 90)
+        audit = await audit_of(victim, namespace, ids)
     for message_id in ids:  # unknown, seldom: its worker died before it could settle the message
         told = [each["outcome"] for each in audit["decisions"][message_id]]
         assert told.count("h") + told.count("?") == 1, told

@@ -57,7 +57,7 @@ async def send_until_refused(sender: Handling, accepted: set[str]) -> Overloaded
 
 async def intact(system: System, namespace: str, accepted: set[str]) -> None:
     """Everything accepted is audited and settled, and the chain verifies."""
-    await audit_of(system, namespace, accepted, 60)
+    await audit_of(system, namespace, accepted)
     verified = mas("audit", "verify", "--folder", str(system.layout.root), "--namespace", namespace)
     assert verified.returncode == 0, verified.stdout
 
@@ -77,7 +77,7 @@ async def test_a_disk_that_fills_up_is_not_filled(crowded: System, disk: Path) -
         assert shutil.disk_usage(disk).free > 10 << 20, "the disk was filled up"
         async with receiver:
             assert await receiver.wait_handled(accepted, 30) == set()
-            await audit_of(crowded, namespace, accepted, 60)  # also while it is full
+            await audit_of(crowded, namespace, accepted)  # also while it is full
             ballast.unlink()
             more = await asyncio.wait_for(send_all(sender, "b", 20, 4), 30)
             assert await receiver.wait_handled(more, 30) == set()
@@ -134,7 +134,7 @@ async def test_redis_without_memory_does_not_stop_traffic(tmp_path: Path) -> Non
             with pytest.raises(AssertionError, match="the audit lacks"):
                 await audit_of(up, namespace, accepted, 1)
             await redis.config_set("maxmemory", 0)
-            await audit_of(up, namespace, accepted, 60)
+            await audit_of(up, namespace, accepted)
             assert not any(worker._broken.done() for worker in up.workers)
         verified = mas("audit", "verify", "--folder", str(up.layout.root), "--namespace", namespace)
         assert verified.returncode == 0, verified.stdout

@@ -158,7 +158,7 @@ async def test_a_rolling_upgrade_and_downgrade_under_load(  # noqa: C901 - sende
         stopped.set()
         await asyncio.gather(*running)
         assert await desk.wait_handled(accepted, 60) == set()
-        await audit_of(up, namespace, accepted, 90)
+        await audit_of(up, namespace, accepted)
         where = ("--folder", str(up.layout.root), "--namespace", namespace)
         verified = await asyncio.to_thread(mas, "audit", "verify", *where, check=False)
         assert verified.returncode == 0, verified.stdout
