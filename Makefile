@@ -28,10 +28,9 @@ help:
 demo: setup
 	@$(BIN)/python -m examples.demo
 
-# In several processes, each with servers of its own; then what compares speeds, by itself. 5: nothing selected.
+# In several processes; what fails in company is repeated alone, and named.
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster and not alone" $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	@sh .ci/tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/python -m ruff check .
