@@ -1,0 +1,112 @@
+"""Whether the classes of a manifest can be used, before anything is started.
+
+They are imported in a process of their own, ``python -m mas_nats.runner.examination NAME DESCRIPTOR``: the
+runner never loads the agents' code, which may crash, print or hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mas_nats.errors import ConfigurationError
+from mas_nats.manifest.mas_yaml import AgentEntry
+from mas_nats.runner import class_paths
+from mas_nats.runner.child import Child
+from mas_nats.runner.plan import Plan
+
+TIME = 120.0
+"""Seconds in which all modules must be imported."""
+_LAST = 15
+
+
+async def examine(plan: Plan) -> None:
+    """Import every class and compare it with its entry.
+
+    Raises:
+        ConfigurationError: something does not fit; the text names line and field of each mistake.
+
+    """
+    printed: list[str] = []
+    found: list[dict[str, Any]] = []
+    order = {
+        "folder": str(plan.folder),
+        "agents": [
+            {
+                "agent_id": entry.agent_id,
+                "class_path": entry.class_path,
+                "given": _given(entry),
+                "init_kwargs": dict.fromkeys(
+                    entry.init_kwargs
+                ),  # only their names: the values may be secrets
+            }
+            for entry in plan.entries
+        ],
+    }
+    child = Child(
+        "mas_nats.runner.examination",
+        "examination",
+        json.dumps(order).encode(),
+        folder=plan.folder,
+        output=printed.append,
+        told=lambda line: found.append(json.loads(line)),
+    )
+    try:
+        status = await asyncio.wait_for(child.run(), TIME)
+    except TimeoutError:
+        raise ConfigurationError(
+            f"{plan.path}: importing {_named(found, plan)} took more than {TIME:g} s. "
+            "What takes long belongs into on_start"
+        ) from None
+    if status:
+        last = "".join(f"\n  {line}" for line in printed[-_LAST:])
+        raise ConfigurationError(
+            f"{plan.path}: importing {_named(found, plan)} ended the process with status {status}{last}"
+        )
+    mistakes = [each for each in found if "text" in each]
+    if mistakes:
+        raise plan.wrong([plan.mistake(each["agent_id"], each["field"], each["text"]) for each in mistakes])
+
+
+def _given(entry: AgentEntry) -> list[str]:
+    """What the runner passes to the constructor beside ``agent_id`` and ``init_kwargs``."""
+    optional = {"capabilities": entry.capabilities, "metadata": entry.metadata}
+    return ["server_addr", "tls", *(name for name, value in optional.items() if value)]
+
+
+def _named(found: Iterable[dict[str, Any]], plan: Plan) -> str:
+    """The class that was looked at last."""
+    begun = [each["begun"] for each in found if "begun" in each]
+    return begun[-1] if begun else plan.entries[0].class_path
+
+
+def main() -> None:
+    """Look at each class and tell what does not fit."""
+    descriptor = int(sys.argv[2])
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
+
+    def tell(**what: Any) -> None:
+        os.write(descriptor, json.dumps(what).encode() + b"\n")
+
+    order = json.load(sys.stdin)
+    class_paths.import_from(Path(order["folder"]))
+    for agent in order["agents"]:
+        tell(begun=agent["class_path"])
+        try:
+            cls = class_paths.load(agent["class_path"])
+        except ConfigurationError as error:
+            tell(agent_id=agent["agent_id"], field=["class_path"], text=str(error))
+            continue
+        for each in class_paths.misfits(cls, agent["given"], agent["init_kwargs"]):
+            tell(agent_id=agent["agent_id"], field=each.field, text=each.text)
+    sys.stdout.flush()
+    os._exit(0)  # threads that a module has started are not waited for
+
+
+if __name__ == "__main__":
+    main()
