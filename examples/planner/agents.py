@@ -65,16 +65,23 @@ class Critic(Agent[Record]):
 
 
 class Planner(Agent[dict[str, object]]):
-    def __init__(self, agent_id: str, goal: str, **kwargs: object) -> None:
+    def __init__(self, agent_id: str, goal: str, workers: int = 1, **kwargs: object) -> None:
         super().__init__(agent_id, **kwargs)
         self.goal = goal
+        self.workers = workers
 
     async def on_start(self) -> None:
+        while await self.writers() < self.workers:  # noqa: ASYNC110 - no event says that one has started
+            await asyncio.sleep(0.1)
         drafts = await asyncio.gather(*(self.settle(about) for about in PARTS))
         print(f"the plan for {self.goal}:")
         for draft in drafts:
             print(f"- {draft.text}")
         self.finish()
+
+    async def writers(self) -> int:
+        """How many instances can write at the moment."""
+        return sum(found.instances for found in await self.discover(capabilities=["writing"]))
 
     async def settle(self, about: str) -> Draft:
         """Have one part written until the critic is content."""

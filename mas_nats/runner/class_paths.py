@@ -60,10 +60,10 @@ def load(class_path: str) -> type[Agent[Any]]:
     return agent
 
 
-def misfits(cls: type[Agent[Any]], given: Sequence[str], init_kwargs: Mapping[str, Any]) -> list[Misfit]:
-    """Why ``cls`` cannot be made with ``init_kwargs`` and what the runner gives; nothing of it is called.
+def misfits(cls: type[Agent[Any]], given: Sequence[str], init_kwargs: Sequence[str]) -> list[Misfit]:
+    """Why ``cls`` cannot be made with ``init_kwargs`` and what the runner gives, which are names.
 
-    Values are not looked at: only the class itself knows which are good.
+    Nothing of it is called, and values are not looked at: only the class itself knows which are good.
     """
     constructors = [[each for each in parameters if each.kind in _BOUND] for parameters in _constructors(cls)]
     accepted = {each.name for parameters in constructors for each in parameters}
@@ -111,12 +111,12 @@ def _import(name: str) -> Any:
 
 def _failed(name: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
-        file, line = error.filename, error.lineno
+        file, line, text = error.filename, error.lineno, error.msg
     else:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = last.filename, last.lineno
+        file, line, text = last.filename, last.lineno, str(error)
     where = f" ({file}, line {line})" if file and not file.startswith("<") else ""
-    return f"module {name!r} cannot be imported: {type(error).__name__}: {error}{where}"
+    return f"module {name!r} cannot be imported: {type(error).__name__}: {text}{where}"
 
 
 def _is_agent(value: object) -> bool:

@@ -1,22 +1,18 @@
 """Whether the classes of a manifest can be used, before anything is started.
 
-They are imported in a process of their own, ``python -m mas_nats.runner.examination NAME DESCRIPTOR``: the
-runner never loads the agents' code, which may crash, print or hang.
+They are imported in a process of their own (``importing``): the runner never loads the agents' code, which
+may crash, print or hang.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.mas_yaml import AgentEntry
-from mas_nats.runner import class_paths
 from mas_nats.runner.child import Child
 from mas_nats.runner.plan import Plan
 
@@ -41,15 +37,13 @@ async def examine(plan: Plan) -> None:
                 "agent_id": entry.agent_id,
                 "class_path": entry.class_path,
                 "given": _given(entry),
-                "init_kwargs": dict.fromkeys(
-                    entry.init_kwargs
-                ),  # only their names: the values may be secrets
+                "init_kwargs": list(entry.init_kwargs),  # only their names: values may be secrets
             }
             for entry in plan.entries
         ],
     }
     child = Child(
-        "mas_nats.runner.examination",
+        "mas_nats.runner.importing",
         "examination",
         json.dumps(order).encode(),
         folder=plan.folder,
@@ -83,30 +77,3 @@ def _named(found: Iterable[dict[str, Any]], plan: Plan) -> str:
     """The class that was looked at last."""
     begun = [each["begun"] for each in found if "begun" in each]
     return begun[-1] if begun else plan.entries[0].class_path
-
-
-def main() -> None:
-    """Look at each class and tell what does not fit."""
-    descriptor = int(sys.argv[2])
-    os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
-
-    def tell(**what: Any) -> None:
-        os.write(descriptor, json.dumps(what).encode() + b"\n")
-
-    order = json.load(sys.stdin)
-    class_paths.import_from(Path(order["folder"]))
-    for agent in order["agents"]:
-        tell(begun=agent["class_path"])
-        try:
-            cls = class_paths.load(agent["class_path"])
-        except ConfigurationError as error:
-            tell(agent_id=agent["agent_id"], field=["class_path"], text=str(error))
-            continue
-        for each in class_paths.misfits(cls, agent["given"], agent["init_kwargs"]):
-            tell(agent_id=agent["agent_id"], field=each.field, text=each.text)
-    sys.stdout.flush()
-    os._exit(0)  # threads that a module has started are not waited for
-
-
-if __name__ == "__main__":
-    main()

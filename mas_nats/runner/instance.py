@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mas_nats.agent import Agent
+from mas_nats.config import ENDPOINT_FILE, Endpoint, TlsClientConfig, read_endpoint, resolve
 from mas_nats.errors import (
     ConfigurationError,
     IdentityRefused,
@@ -26,7 +27,7 @@ from mas_nats.errors import (
     Unavailable,
 )
 from mas_nats.loop import run
-from mas_nats.runner import class_paths, where
+from mas_nats.runner import class_paths
 from mas_nats.runner.order import Order
 
 _PATIENCE = (3.0, 6.0, 12.0)
@@ -48,7 +49,7 @@ class _Start:
     """One attempt, which knows how far it came."""
 
     def __init__(self, cls: type[Agent[Any]], order: Order) -> None:
-        endpoint = where.endpoint(order)
+        endpoint = _endpoint(order)
         options: dict[str, Any] = {"server_addr": endpoint.url, "tls": endpoint.tls, **order.init_kwargs}
         if order.capabilities:
             options["capabilities"] = list(order.capabilities)
@@ -62,6 +63,21 @@ class _Start:
     async def _on_start(self) -> None:
         self.connected = True
         await self._own()
+
+
+def _endpoint(order: Order) -> Endpoint:
+    """Where to connect now, and with which files.
+
+    Raises:
+        ConfigurationError: a file is missing or is somebody else's; the text says how to get one.
+
+    """
+    address = order.address
+    if address is None and order.broker is not None:
+        file = order.broker / ENDPOINT_FILE.name  # there while the broker runs
+        address = read_endpoint(file).get("url") if file.is_file() else None
+    tls = TlsClientConfig(order.ca, order.cert, order.key)
+    return resolve(order.agent_id, address or order.listen, tls, environment={}, folder=order.folder)
 
 
 async def serve(order: Order, cls: type[Agent[Any]], tell: Tell) -> None:

@@ -148,7 +148,8 @@ async def _stop(running: dict[asyncio.Task[End], Keeper], stop: Stop, printer: S
     left = [task for task in running if not task.done()]
     if not left:
         return
-    printer.event("stopping", f"stopping {len(left)} instances, within {grace:g} s", instances=len(left))
+    count = f"{len(left)} instance{'s' if len(left) > 1 else ''}"
+    printer.event("stopping", f"stopping {count}, within {grace:g} s", instances=len(left))
     for task in left:
         running[task].stop()
     hurried = asyncio.create_task(stop.hurried.wait())

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mas_nats.config import DEFAULT_URL, ENDPOINT_FILE, Endpoint, TlsClientConfig, read_endpoint, resolve
+from mas_nats.config import DEFAULT_URL, ENDPOINT_FILE
 from mas_nats.manifest.mas_yaml import AgentEntry, MasYaml
-from mas_nats.runner.order import Order
 from mas_nats.wire.identity import Role
 
-_FOLDER, _ENDPOINT = ENDPOINT_FILE.parts
+_FOLDER = ENDPOINT_FILE.parent
 _ANYWHERE = ("0.0.0.0", "[::]", "")  # noqa: S104 - the server listens there, agents go to this machine
 
 
@@ -68,25 +67,6 @@ def address(said: str | None, manifest: MasYaml) -> tuple[str | None, str]:
     host, _, port = (manifest.server_listen_addr or "").rpartition(":")
     listen = f"{'127.0.0.1' if host in _ANYWHERE else host}:{port}" if port else DEFAULT_URL
     return said or os.environ.get("MAS_SERVER_ADDR") or None, listen
-
-
-def endpoint(order: Order) -> Endpoint:
-    """Where to connect now, and with which files.
-
-    Raises:
-        ConfigurationError: a file is missing or is somebody else's; the text says how to get one.
-
-    """
-    tls = TlsClientConfig(order.ca, order.cert, order.key)
-    return resolve(order.agent_id, current_address(order), tls, environment={}, folder=order.folder)
-
-
-def current_address(order: Order) -> str:
-    """The address to try now."""
-    file = order.broker / _ENDPOINT if order.broker is not None else None
-    if order.address is None and file is not None and file.is_file():
-        return read_endpoint(file).get("url") or order.listen
-    return order.address or order.listen
 
 
 def _path(text: str | None) -> Path | None:
