@@ -60,7 +60,7 @@ def init(
         f"  {commands[2]}",
         f"  {'':<28} ask, in another terminal",
         "",
-        "Tests: python -m pytest. The end: mas down.",
+        "Tests (with pytest installed): python -m pytest. The end: mas down.",
     ]
     out.result({"folder": str(folder.resolve()), "written": written, "next": commands}, "\n".join(lines))
 

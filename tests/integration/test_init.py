@@ -54,6 +54,12 @@ def test_the_three_commands_work_as_printed(tmp_path: Path) -> None:
             )
             assert asked.returncode == 0, asked.stderr
             assert json.loads(asked.stdout)["text"].startswith("Hello, Ada! You are number ")
+            assert mas(folder, "down").returncode == 0  # the broker goes away, and comes back
+            run.wait_line("is away; waiting for it")
+            assert mas(folder, "up", "--detach").returncode == 0
+            run.wait_line("the broker is back")
+            run.wait_line("Hello, visitor! You are number ", "visitor/1")
+            assert not run.of("crashed")
             assert run.stop() == 0
     finally:
         assert mas(folder, "down").returncode == 0
