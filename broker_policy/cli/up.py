@@ -213,7 +213,7 @@ def _how_to_go_on(layout: Layout, broker: Broker, *, detached: bool) -> str:
         (
             "",
             f"Ready on {broker.url} ({durable})",
-            f"  agents            mas apply{folder} mas.yaml",
+            f"  agents            mas apply{folder} mas.yaml, then mas run{folder}",
             f"  certificates      mas certs agent{folder} NAME",
             f"  a first message   mas send{folder} --help",
             f"  the audit         mas audit verify{folder}",

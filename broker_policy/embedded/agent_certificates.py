@@ -7,7 +7,6 @@ have: a server with given certificates has agents whose issuer is elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -30,15 +29,22 @@ class DevelopmentCertificates:
     def __init__(self, *, every: float = _EVERY) -> None:
         self._every = every
 
-    def issue(self, plan: Plan, show: Show) -> None:
-        """Make those that are missing or expire soon; nothing where the folder has no CA of its own."""
+    def due(self, plan: Plan) -> list[str]:
+        """The agents that have none, or one that expires soon; none where the folder has no CA of its own."""
         if plan.broker is None:
-            return
+            return []
         layout = Layout(plan.broker)
         if not (layout.authority / "ca.key").is_file() or layout.given_tls.exists():
+            return []
+        return [agent for agent, files in plan.unnamed() if files.missing or _old(files)]
+
+    def issue(self, plan: Plan, show: Show) -> None:
+        """Make those that are due."""
+        if plan.broker is None or not (due := self.due(plan)):
             return
+        layout = Layout(plan.broker)
         authority = CertificateAuthority.load(layout.authority)
-        for agent, _ in _due(plan):
+        for agent in due:
             identity = Identity(DEFAULT_TRUST_DOMAIN, plan.manifest.namespace, Role.AGENT, agent)
             paths = authority.issue(identity, layout.certs, lifetime=LIFETIME)
             text = f"{agent} has a development certificate for {LIFETIME.days} days: {paths.cert}"
@@ -52,12 +58,6 @@ class DevelopmentCertificates:
                 await asyncio.to_thread(self.issue, plan, show)
             except (OSError, ValueError) as error:
                 show.event("certificate", f"a certificate cannot be renewed: {error}")
-
-
-def _due(plan: Plan) -> Iterator[tuple[str, Certificate]]:
-    for agent, files in plan.unnamed():
-        if files.missing or _old(files):
-            yield agent, files
 
 
 def _old(files: Certificate) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mas_nats.parent import dies_with_parent
 from mas_nats.runner import lines
+from mas_nats.runner.guard import Guard
 
 _LAST_WORDS = 2.0
 """Seconds for what was written before the end; only a process that left the group can keep a pipe open."""
@@ -32,6 +33,7 @@ class Child:
         order: bytes,
         *,
         folder: Path,
+        guard: Guard,
         output: Callable[[str], None],
         told: Callable[[str], None],
     ) -> None:
@@ -39,6 +41,7 @@ class Child:
         self._name = name
         self._order = order
         self._folder = folder
+        self._guard = guard
         self._output = output
         self._told = told
         self._process: asyncio.subprocess.Process | None = None
@@ -62,12 +65,14 @@ class Child:
                     asyncio.create_task(lines.read(output, self._output)),
                     asyncio.create_task(lines.read(told, self._told)),
                 ]
+            self._guard.add(process.pid)
             begun(process.pid)
             try:
                 status = await process.wait()
             finally:
                 self.kill()
                 await process.wait()
+                self._guard.remove(process.pid)
             await asyncio.wait(hearing, timeout=_LAST_WORDS)
             return status
         finally:

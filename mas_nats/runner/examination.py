@@ -14,6 +14,7 @@ from typing import Any
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.mas_yaml import AgentEntry
 from mas_nats.runner.child import Child
+from mas_nats.runner.guard import Guard
 from mas_nats.runner.plan import Plan
 
 TIME = 120.0
@@ -21,8 +22,8 @@ TIME = 120.0
 _LAST = 15
 
 
-async def examine(plan: Plan) -> None:
-    """Import every class and compare it with its entry.
+async def examine(plan: Plan, guard: Guard) -> None:
+    """Import every class and compare it with its entry; ``guard`` ends that should the runner be gone.
 
     Raises:
         ConfigurationError: something does not fit; the text names line and field of each mistake.
@@ -47,6 +48,7 @@ async def examine(plan: Plan) -> None:
         "examination",
         json.dumps(order).encode(),
         folder=plan.folder,
+        guard=guard,
         output=printed.append,
         told=lambda line: found.append(json.loads(line)),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from mas_nats.runner.backoff import Backoff
 from mas_nats.runner.child import Child
+from mas_nats.runner.guard import Guard
 from mas_nats.runner.plan import Instance
 from mas_nats.runner.printing import Printer
 
@@ -28,8 +29,11 @@ class End(StrEnum):
 class Keeper:
     """One instance. ``once``: it is not started again, however it ends."""
 
-    def __init__(self, instance: Instance, printer: Printer, *, backoff: Backoff, once: bool = False) -> None:
+    def __init__(
+        self, instance: Instance, printer: Printer, guard: Guard, *, backoff: Backoff, once: bool = False
+    ) -> None:
         self.instance = instance
+        self._guard = guard
         self._printer = printer
         self._backoff = backoff
         self._once = once
@@ -83,6 +87,7 @@ class Keeper:
             self.instance.name,
             self.instance.order.model_dump_json().encode(),
             folder=self.instance.order.folder,
+            guard=self._guard,
             output=lambda line: self._printer.line(self.instance.name, line),
             told=self._told,
         )

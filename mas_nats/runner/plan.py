@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,12 @@ class Instance:
     @property
     def name(self) -> str:
         """What it is called in the output: ``helpdesk/1``."""
-        return f"{self.agent_id}/{self.number}"
+        return name_of(self.agent_id, self.number)
+
+
+def name_of(agent_id: str, number: int) -> str:
+    """The name of an instance."""
+    return f"{agent_id}/{number}"
 
 
 class Plan:
@@ -86,6 +91,11 @@ class Plan:
         """The agents to run."""
         return [entry for entry in self._chosen.values() if entry.class_path]
 
+    @property
+    def names(self) -> list[str]:
+        """What the instances are called: ``helpdesk/1``, ``helpdesk/2``."""
+        return [name_of(entry.agent_id, n + 1) for entry in self.entries for n in range(entry.instances)]
+
     def mistake(self, agent_id: str, field: Sequence[str], text: str) -> str:
         """A mistake in the entry of an agent, with its line."""
         (number,) = (key for key, entry in self._chosen.items() if entry.agent_id == agent_id)
@@ -104,14 +114,15 @@ class Plan:
             if files is not None and said == (None, None):
                 yield entry.agent_id, files
 
-    def require_certificates(self) -> None:
-        """Check that every agent has a certificate.
+    def require_certificates(self, *, besides: Collection[str] = ()) -> None:
+        """Check that every agent has a certificate, ``besides`` some.
 
         Raises:
             ConfigurationError: one has none; the text says how to get it.
 
         """
-        if mistakes := [each for entry in self.entries for each in self._missing(entry)]:
+        looked_at = [entry for entry in self.entries if entry.agent_id not in besides]
+        if mistakes := [each for entry in looked_at for each in self._missing(entry)]:
             raise self.wrong(mistakes)
 
     def instances(self, *, drain: float, log_level: str) -> list[Instance]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
 from mas_nats.runner.backoff import Backoff
 from mas_nats.runner.examination import examine
+from mas_nats.runner.guard import Guard
 from mas_nats.runner.keeper import End, Keeper
 from mas_nats.runner.plan import NO_MANIFEST, Plan
 from mas_nats.runner.printing import JsonLines, Text
@@ -27,6 +28,9 @@ Show = Text | JsonLines
 
 class Certifier(Protocol):
     """Provides development certificates where the manifest names none."""
+
+    def due(self, plan: Plan) -> Collection[str]:
+        """The agents for whom ``issue`` would make one now."""
 
     def issue(self, plan: Plan, show: Show) -> None:
         """Make those that are missing, before the start."""
@@ -100,30 +104,31 @@ async def run(
     plan = Plan(path, options.agents, server=options.server, folder=options.folder)
     if options.until is not None and options.until not in {entry.agent_id for entry in plan.entries}:
         raise ConfigurationError(f"--until {options.until}: that agent is not run here")
+    printer.introduce(plan.names)
     for name in plan.skipped:
         printer.event("skipped", f"{name} has no class_path: it is run elsewhere", agent=name)
-    if not await _unless(stop.asked, examine(plan)):
-        return 0
-    if certifier is not None:
-        certifier.issue(plan, printer)
-    plan.require_certificates()
-    instances = plan.instances(drain=options.drain, log_level=options.log_level)
-    printer.introduce(each.name for each in instances)
-    if options.check:
-        count = f"{len(instances)} instances of {len(plan.entries)} agents"
-        printer.event("checked", f"{plan.path} can be run: {count}", manifest=str(plan.path))
-        return 0
-    keepers = [
-        Keeper(each, printer, backoff=options.backoff, once=each.agent_id == options.until)
-        for each in instances
-    ]
-    renewing = None if certifier is None else asyncio.create_task(certifier.renew(plan, printer))
-    try:
-        return await _keep(keepers, stop, printer, options)
-    finally:
-        if renewing is not None:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+    with Guard() as guard:
+        if not await _unless(stop.asked, examine(plan, guard)):
+            return 0
+        if options.check:
+            plan.require_certificates(besides=() if certifier is None else certifier.due(plan))
+            count = f"{len(plan.names)} instances of {len(plan.entries)} agents"
+            printer.event("checked", f"{plan.path} can be run: {count}", manifest=str(plan.path))
+            return 0
+        if certifier is not None:
+            certifier.issue(plan, printer)
+        plan.require_certificates()
+        keepers = [
+            Keeper(each, printer, guard, backoff=options.backoff, once=each.agent_id == options.until)
+            for each in plan.instances(drain=options.drain, log_level=options.log_level)
+        ]
+        renewing = None if certifier is None else asyncio.create_task(certifier.renew(plan, printer))
+        try:
+            return await _keep(keepers, stop, printer, options)
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+                await asyncio.gather(renewing, return_exceptions=True)
 
 
 async def _keep(keepers: Sequence[Keeper], stop: Stop, printer: Show, options: Options) -> int:

@@ -228,11 +228,17 @@ def test_a_second_signal_does_not_wait(system: System, tmp_path: Path) -> None:
         asking.communicate()
 
 
-def test_a_runner_that_is_killed_leaves_no_agent(system: System, tmp_path: Path) -> None:
+def test_a_runner_that_is_killed_leaves_nothing(system: System, tmp_path: Path) -> None:
+    """Neither agents, nor what they have started, nor what it has started for itself."""
     path = project(system, tmp_path, MANIFEST.replace("qa]", "qa], instances: 2"), agents=AGENTS)
+    certified(system, path, "asker")
     with running(tmp_path, *where(system, path)) as run:
         pids = [run.wait_for("started")["pid"] for _ in range(2)]
         run.wait_for("ready")
+        pids.append(int(str(answer(ask(system, path, "child"))["pid"])))
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+        pids += [int(each) for each in children.split()]
+        assert len(set(pids)) == 4  # two agents, what one has started, the guard
         assert all(map(alive, pids))
         run.process.kill()
         wait_gone(*pids)
@@ -366,6 +372,7 @@ def test_the_manifest_is_found_upwards_and_by_the_environment(
         assert done.returncode == 0, done.stdout
         last = json.loads(done.stdout.splitlines()[-1])
         assert (last["event"], last["manifest"]) == ("checked", str(path))
+    assert not (system.layout.certs / path.read_text().split()[1]).exists()  # it only looks
     nowhere = check(Path("/"))
     assert nowhere.returncode == 1
     assert "MAS_RUNNER_CONFIG_FILE" in nowhere.stdout

@@ -14,6 +14,7 @@ import pytest
 from mas_nats.errors import ConfigurationError
 from mas_nats.runner.backoff import Backoff
 from mas_nats.runner.examination import examine
+from mas_nats.runner.guard import Guard
 from mas_nats.runner.lines import Lines, read
 from mas_nats.runner.plan import Plan
 from mas_nats.runner.printing import JsonLines, Text
@@ -72,9 +73,14 @@ def entry(class_path, more=""):
     return f"agents:\n  - agent_id: desk\n    class_path: {class_path}\n{more}"
 
 
+async def look(path):
+    with Guard() as guard:
+        await examine(Plan(path), guard)
+
+
 async def refused(path):
     with pytest.raises(ConfigurationError) as caught:
-        await examine(Plan(path))
+        await look(path)
     return str(caught.value)
 
 
@@ -134,7 +140,7 @@ async def test_what_fits_is_found_fitting_and_nothing_is_made(folder):
         ("agents:Deep", "{language: de}"),
         ("agents:Plain", "{}"),
     ):
-        await examine(Plan(manifest(folder, entry(class_path, f"    init_kwargs: {kwargs}\n"))))
+        await look(manifest(folder, entry(class_path, f"    init_kwargs: {kwargs}\n")))
 
 
 async def test_every_mistake_is_told_at_once(folder):
@@ -181,7 +187,13 @@ async def test_a_module_that_never_ends_is_given_up(folder, monkeypatch):
 
 async def test_a_module_beside_the_manifest_comes_before_an_installed_one(folder):
     (folder / "pydantic_settings.py").write_text("from agents import Plain\n")
-    await examine(Plan(manifest(folder, entry("pydantic_settings:Plain"))))
+    await look(manifest(folder, entry("pydantic_settings:Plain")))
+
+
+async def test_a_class_in_a_package_beside_the_manifest(folder):
+    (folder / "my_app").mkdir()
+    (folder / "my_app" / "agents.py").write_text(AGENTS)
+    await look(manifest(folder, entry("my_app.agents:Plain")))
 
 
 # -- the plan ----------------------------------------------------------------------------------------------
