@@ -18,7 +18,7 @@ from mas_nats.runner.run import run as run_agents
 @command("run", example="mas run --until router")
 async def run(
     agents: Annotated[
-        list[str] | None, typer.Argument(metavar="[AGENT]...", help="Only these; all when not given.")
+        list[str] | None, typer.Argument(metavar="AGENT...", help="Only these; all when not given.")
     ] = None,
     *,
     manifest: Annotated[
@@ -59,9 +59,12 @@ async def run(
 ) -> None:
     """Run every instance of every agent of a manifest as a process of its own, and keep it running.
 
-    What crashes is started again, later each time; what ends with status 0 has finished. Ctrl-C or SIGTERM
-    stops: handlers finish first; a second one kills. Exits with 0 when everything stopped or finished, with 1
-    when manifest, classes or certificates are not in order, something was killed, or --until's agent failed.
+    What crashes is started again, later each time; what ends with status 0 has finished.
+
+    Ctrl-C or SIGTERM stops: handlers finish first; a second one kills.
+
+    Exits with 0 when everything stopped or finished, with 1 when manifest, classes or certificates are not in
+    order, when something had to be killed, or when the agent of --until failed.
     """
     options = Options(
         manifest=manifest,

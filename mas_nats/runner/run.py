@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ GRACE = 30.0
 """Seconds between the wish to stop and SIGKILL."""
 _RETURN = 2.0
 """Seconds of the grace in which an agent gives back what its handlers did not finish, and disconnects."""
+_SAME = 1.0
+"""Seconds in which another signal is the first one again: timeout(1) sends it to us and to our group."""
 
 Show = Text | JsonLines
 
@@ -69,6 +72,7 @@ class Stop:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
+        self._since = 0.0
 
     def on_signals(self) -> None:
         """Listen to SIGTERM, SIGINT and SIGHUP."""
@@ -77,8 +81,13 @@ class Stop:
                 asyncio.get_running_loop().add_signal_handler(number, self.ask)
 
     def ask(self) -> None:
-        """Once more."""
-        (self.hurried if self.asked.is_set() else self.asked).set()
+        """Ask; when that was done a while ago, hurry."""
+        now = time.monotonic()
+        if not self.asked.is_set():
+            self.asked.set()
+            self._since = now
+        elif now - self._since > _SAME:
+            self.hurried.set()
 
 
 async def run(
