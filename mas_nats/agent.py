@@ -20,6 +20,7 @@ from mas_nats.config import TlsClientConfig, resolve
 from mas_nats.due import due
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.inbox import Inbox
+from mas_nats.loop import run
 from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.messenger import AgentInfo, Messenger
 from mas_nats.nats_transport import NatsTransport
@@ -137,6 +138,7 @@ class Agent(Generic[S]):
         self._running: _Running[S] | None = None
         self._inbox: Inbox | None = None
         self._last_state: S | None = None
+        self._finished = asyncio.Event()
 
     # -- who this is -------------------------------------------------------------------------------
 
@@ -193,6 +195,7 @@ class Agent(Generic[S]):
         """
         if self._running is not None:
             return
+        self._finished = asyncio.Event()
         self._running = running = await self._open(timeout)
         try:
             await running.state.refresh(timeout=timeout)
@@ -233,27 +236,32 @@ class Agent(Generic[S]):
         await self.stop()
 
     async def run_until_stopped(self) -> None:
-        """Start, and stop on SIGTERM or SIGINT."""
+        """Start, and stop on SIGTERM, SIGINT or ``finish``."""
         loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
+        # Of this class: a subclass may have a handler with one of these names.
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, Agent.finish, self)
         try:
             async with self:
-                await stopped.wait()
+                await Agent.finished(self)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     def run(self) -> None:
         """``run_until_stopped`` as a whole program."""
-        try:
-            import uvloop  # noqa: PLC0415 - not on every platform
-        except ImportError:
-            asyncio.run(self.run_until_stopped())
-        else:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self.run_until_stopped())
+        run(self.run_until_stopped())
+
+    def finish(self) -> None:
+        """Say that this agent has done its work: who runs it (``run_until_stopped``, ``mas run``) stops it.
+
+        Returns at once, so a handler may call it: that handler still finishes.
+        """
+        self._finished.set()
+
+    async def finished(self) -> None:
+        """Return when ``finish`` was called, which counts until the next start."""
+        await self._finished.wait()
 
     async def on_start(self) -> None:
         """Called when connection and state are ready, before the first message is handled."""

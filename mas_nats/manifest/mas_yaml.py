@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise, permutations
@@ -32,6 +33,8 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
+VARIABLE = "MAS_RUNNER_CONFIG_FILE"
+"""The environment variable that names the manifest."""
 
 NOT_YET = ("telemetry",)
 """The sections of ``gateway:`` on which nothing acts in this version."""
@@ -292,3 +295,10 @@ def find(start: Path) -> Path | None:
         if (candidate := folder / FILE_NAME).is_file():
             return candidate
     return None
+
+
+def chosen(named: Path | None) -> Path | None:
+    """The manifest to use, absolute: the one named, else that of the environment, else the nearest."""
+    if named is None and (variable := os.environ.get(VARIABLE)):
+        named = Path(variable)
+    return named.absolute() if named else find(Path.cwd())

@@ -149,6 +149,17 @@ async def test_server_away_and_back(where: Endpoint, nats_server: NatsServer, op
     assert (await connection.exchange("echo", b"2", None, 2)).data == b"2"
 
 
+async def test_a_server_that_stays_away_is_logged_and_so_is_its_return(
+    where: Endpoint, nats_server: NatsServer, open_connection: Open, caplog: pytest.LogCaptureFixture
+):
+    await open_connection(where)
+    await nats_server.process.stop()
+    await eventually(lambda: "is away; waiting for it" in caplog.text, 30)
+    assert "is back" not in caplog.text
+    await nats_server.start()
+    await eventually(lambda: "the broker is back" in caplog.text, 30)
+
+
 async def test_denied_subject_is_an_error_at_once(
     ca: CertificateAuthority,
     start_nats: Callable[..., Awaitable[NatsServer]],
@@ -169,7 +180,12 @@ async def test_denied_subject_is_an_error_at_once(
 
 
 async def test_renewed_certificate_is_used_and_nothing_is_lost(
-    where: Endpoint, ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path, open_connection: Open
+    where: Endpoint,
+    ca: CertificateAuthority,
+    nats_server: NatsServer,
+    tmp_path: Path,
+    open_connection: Open,
+    caplog: pytest.LogCaptureFixture,
 ):
     connection, other = await open_connection(where), await open_connection(where)
     got: list[bytes] = []
@@ -191,6 +207,7 @@ async def test_renewed_certificate_is_used_and_nothing_is_lost(
     await eventually(lambda: steps == ["before", "after"])
     await other.publish("news", b"1")
     await eventually(lambda: got == [b"1"])
+    assert "away" not in caplog.text
 
 
 async def test_half_written_certificate_waits(
