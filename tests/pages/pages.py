@@ -128,6 +128,7 @@ PAGES = (
             "mas breaker reset desk": "mas breaker reset helpdesk",
         },
     ),
+    Page("docs/running.md", instead={"mas run": "timeout --preserve-status 15 mas run"}, brings_up=True),
     Page(
         "docs/policy-testing.md",
         f"""{AGENTS}mkdir policy-tests && printf 'tests:

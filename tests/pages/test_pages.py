@@ -28,12 +28,17 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[Page], Pa
 
     def make(page: Page) -> Path:
         if page.brings_up:
-            request.addfinalizer(lambda: mas("down", "--folder", str(tmp_path / ".mas"), check=False))
+            request.addfinalizer(lambda: _end(tmp_path))
         else:
             (tmp_path / ".mas").symlink_to(request.getfixturevalue("broker").layout.root)
         return tmp_path
 
     return make
+
+
+def _end(folder: Path) -> None:
+    for broker in folder.rglob(".mas"):
+        mas("down", "--folder", str(broker), check=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
