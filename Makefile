@@ -28,10 +28,12 @@ help:
 demo: setup
 	@$(BIN)/python -m examples.demo
 
-# In several processes, each with servers of its own; then what compares speeds, by itself. 5: nothing selected.
+# In several processes, each with servers of its own; then by themselves what compares speeds, and compose.yaml on
+# a container engine, which is skipped where none answers. 5: nothing selected.
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster and not alone" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster and not alone and not containers" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m containers $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 from examples.helpdesk.desk import DeskState, HelpDesk
 from mas_nats import Agent, MasError
 
-EVERY = 5.0
+EVERY = 2.0
 """Seconds between two questions."""
 
 
