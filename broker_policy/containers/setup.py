@@ -66,10 +66,16 @@ def set_up(layout: Layout, parts: Path, say: Callable[[str], None]) -> Done:
     Containers see their part where the folder of ``layout`` is here.
 
     Raises:
-        ConfigurationError: keys are damaged or being rotated, or a part has an impossible name.
+        ConfigurationError: keys are damaged or being rotated, a part has an impossible name, or the parts
+            are of another installation.
 
     """
     new = not layout.keys.exists()
+    if new and (taken := [each.name for each in parts.iterdir() if any(each.glob("*/*"))]):
+        raise ConfigurationError(
+            f"{', '.join(sorted(taken))} have files of an installation that is not in {layout.root}: bring "
+            "its volume back (a backup has it), or remove all volumes to begin anew"
+        )
     named = agents(parts.iterdir())
     layout.create()
     certify(layout, also=NODES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -41,14 +42,14 @@ class Project(DockerCompose):
     def __init__(self, folder: Path, *profiles: str) -> None:
         self.name = f"mas-test-{secrets.token_hex(4)}"
         settings = folder / "settings.env"
-        settings.write_text(
-            f"COMPOSE_PROJECT_NAME={self.name}\nMAS_VERSION=test\nMAS_PORT=0\nMAS_PORT_2=0\nMAS_PORT_3=0\n"
-        )
+        settings.write_text(f"COMPOSE_PROJECT_NAME={self.name}\nMAS_PORT=0\nMAS_PORT_2=0\nMAS_PORT_3=0\n")
         super().__init__(context=REPOSITORY, env_file=str(settings), profiles=list(profiles))
 
-    def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run ``docker compose`` with these arguments."""
-        return _run([*self.docker_compose_command(), *arguments], check=check)
+    def compose(
+        self, *arguments: str, check: bool = True, version: str = "test", **streams: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``docker compose`` with these arguments, and our images of ``version``."""
+        return _run([*self.docker_compose_command(), *arguments], check=check, version=version, **streams)
 
     def engine(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``docker`` with these arguments."""
@@ -113,12 +114,21 @@ def until(
         time.sleep(0.5)
 
 
-def _run(command: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: Sequence[str], *, check: bool = True, version: str = "test", **streams: Any
+) -> subprocess.CompletedProcess[str]:
+    streams = {"stdout": subprocess.PIPE, "stdin": subprocess.DEVNULL} | streams
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_COMMAND, check=False, cwd=REPOSITORY
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=_COMMAND,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, "MAS_VERSION": version},
+        **streams,
     )
     if check and done.returncode:
-        raise AssertionError(
-            f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-2000:]}"
-        )
+        said = f"{done.stderr[-2000:]}{(done.stdout or '')[-2000:]}"
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}: {said}")
     return done

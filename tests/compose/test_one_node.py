@@ -110,8 +110,6 @@ def test_traffic_goes_on_when_a_worker_is_killed(project: Project):
     before = project.logs("router").count("no answer:")
     project.more_answers(3)
     assert project.logs("router").count("no answer:") == before
-    project.up("--scale", "policy=3")
-    assert all(each["State"]["Running"] for each in project.containers()["policy"])
 
 
 def test_containers_are_unprivileged_and_read_only(project: Project):
@@ -196,15 +194,45 @@ async def test_an_agent_on_the_host_joins_with_certificates_that_were_copied_out
     assert "From the host?" in reply.data["text"]
 
 
-def test_what_was_accepted_outlives_the_containers(project: Project):
-    def audited() -> int:
-        return int(json.loads(project.mas("audit", "verify", "--json").stdout)["entries"])
+def test_workers_of_another_version_take_over_without_a_pause(project: Project):
+    """The commands of docs/compose.md, with a tag that is another name for the same image."""
+    project.engine("tag", "mas-nats:test", "mas-nats:test-next")
+    before = {each["Id"] for each in project.containers()["policy"]}
+    unanswered = project.logs("router").count("no answer:")
+    ours = ("up", "--detach", "--wait", "--no-deps", "--no-recreate", "--scale", f"policy={len(before) + 2}")
+    project.compose(*ours, "policy", version="test-next")
+    project.engine("rm", "--force", *before)
+    workers = project.containers()["policy"]
+    assert [each["Config"]["Image"] for each in workers] == ["mas-nats:test-next"] * 2
+    assert {each["State"]["Health"]["Status"] for each in workers} == {"healthy"}
+    project.more_answers(2)
+    assert project.logs("router").count("no answer:") == unanswered
+    project.engine("image", "rm", "--force", "mas-nats:test-next")
+
+
+def test_a_backup_brings_everything_back(project: Project, tmp_path):
+    """The commands of docs/compose.md: stopped, copied, removed with all volumes, restored."""
+    tar = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "tar", "setup")
+    file = tmp_path / "mas.tar"
+
+    def audited() -> dict[str, object]:
+        report: dict[str, object] = json.loads(project.mas("audit", "verify", "--json").stdout)
+        return report
 
     before = audited()
-    project.compose("down", "--timeout", "30")
-    project.up("--scale", "policy=3")
+    project.compose("stop")
+    with file.open("wb") as out:
+        volumes = (".mas", "data/nats", "data/nats-2", "data/nats-3", "data/redis")
+        project.compose(*tar, "--create", "--directory", "/mas", *volumes, stdout=out)
+    project.down()
+    assert project.left() == []
+    with file.open("rb") as source:
+        project.compose(*tar, "--extract", "--directory", "/mas", stdin=source)
+    project.up()
     project.more_answers(1)
-    assert audited() > before
+    after = audited()
+    assert after["intact"]
+    assert int(str(after["entries"])) > int(str(before["entries"]))
 
 
 def test_down_leaves_nothing(project: Project):

@@ -166,6 +166,16 @@ def test_one_node_stays_one(site: Site):
         choose_nodes(site.layout, 3)
 
 
+def test_no_other_installation_is_made_over_the_parts_of_one_that_is_away(site: Site):
+    before = {name: site.files(name) for name in PARTS}
+    site.layout.root.rename(site.layout.root.with_name("away"))
+    with pytest.raises(ConfigurationError, match="bring its volume back"):
+        site.set_up()
+    assert {name: site.files(name) for name in PARTS} == before
+    site.layout.root.with_name("away").rename(site.layout.root)
+    assert set(site.set_up().values()) == {0}
+
+
 @pytest.mark.parametrize("name", ["workers", "agent-", "agent-Desk", ".."])
 def test_a_part_that_is_not_known_is_refused(name: str):
     with pytest.raises((ConfigurationError, ValueError)):
