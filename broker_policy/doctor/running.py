@@ -71,7 +71,8 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
         try:
             keys = ControllerKeys.load(layout.keys)
             endpoint = broker.connection(layout, "controller")
-            control = await connect_control_admin(endpoint, keys, name="doctor", patience=_PATIENCE)
+            patience = _patience(broker)
+            control = await connect_control_admin(endpoint, keys, name="doctor", patience=patience)
             stack.push_async_callback(control.close)
             documents, found = await _policy(control)
             checks += [*found, await _workers(control)]
@@ -122,7 +123,7 @@ async def _nats_in_containers(layout: Layout, broker: Broker, clock: Callable[[]
     endpoint = broker.connection(layout, "controller")
     fix = "docker compose ps, and docker compose logs nats"
     try:
-        system = await connect_system(endpoint, keys, public, name="doctor", patience=_PATIENCE)
+        system = await connect_system(endpoint, keys, public, name="doctor", patience=_patience(broker))
     except _NO_ANSWER as error:
         return [fail("nats-server", f"{broker.url} does not answer ({type(error).__name__})", fix)]
     try:
@@ -139,6 +140,11 @@ async def _nats_in_containers(layout: Layout, broker: Broker, clock: Callable[[]
         checks += [judge_clock(_offset(varz, middle))] if len(answers) == broker.nodes else []
         checks += _durable("nats durability", durability.judge_nats(varz), broker)
     return checks
+
+
+def _patience(broker: Broker) -> float:
+    """Seconds to connect within: each of several nodes may be the one that keeps silent."""
+    return _PATIENCE * broker.nodes
 
 
 async def _redis(client: Redis, broker: Broker) -> tuple[list[Check], bool]:
@@ -223,7 +229,8 @@ async def _projection(
 ) -> Check:
     name = f"audit of {namespace}"
     try:
-        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=_PATIENCE)
+        patience = _PATIENCE * endpoint.nodes
+        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=patience)
         try:
             head = await Store(client, namespace).head()
             page = await audit_log.read(tenant, head.sequence + 1, most=1)
