@@ -3,7 +3,8 @@
 #
 # Without access to an index: put the wheels into a folder wheelhouse/ beside this file and build with
 #   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/source/wheelhouse .
-# made where there is access by: pip wheel --wheel-dir wheelhouse '.[server]' hatchling editables
+# made where there is access by: docker run --rm --volume .:/source --workdir /source python:3.12-slim \
+#   pip wheel --wheel-dir wheelhouse '.[server]' hatchling
 
 FROM python:3.12-slim AS wheels
 ARG PIP_INDEX_URL
