@@ -174,7 +174,7 @@ class Broker:
     monitor: str
     redis: str
     redis_password: str
-    pid: int  # of mas up
+    pid: int  # of mas up; 0: in containers
     since: str  # ISO 8601, UTC
     durable: bool
     nodes: int = 1
@@ -208,6 +208,11 @@ class Broker:
             raise ConfigurationError(
                 f"{layout.endpoint} is damaged ({error}): run mas down, then mas up"
             ) from None
+
+    @property
+    def contained(self) -> bool:
+        """Whether servers and workers are containers (``compose.yaml``), so that no ``mas up`` has them."""
+        return self.pid == 0
 
     def connection(self, layout: Layout, holder: str) -> Endpoint:
         """How ``holder`` of the policy side (worker, signer, controller) reaches NATS."""

@@ -17,9 +17,9 @@ import snapshot
 from attacks import ATTACKER, SOURCES, VICTIM
 from installation import SECRET, Installation, everything
 
+from broker_policy.embedded.certify import certify, certify_routes
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nodes import Ports, servers, until_formed
-from broker_policy.embedded.up import _certify, _certify_routes
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.tenants.material import Material
 from mas_nats.wire import subjects
@@ -32,8 +32,8 @@ async def installation(material: Material, tmp_path: Path) -> AsyncIterator[Inst
     """Two tenants with two agents each on three nodes, and something in every stream."""
     layout = Layout(tmp_path / ".mas")
     layout.create()
-    _certify(layout)
-    _certify_routes(layout)
+    certify(layout)
+    certify_routes(layout)
     ports = Ports.choose(layout, 0, 3)
     nodes = servers(layout, material.public, ports, relaxed=True)
     ca = CertificateAuthority.load(layout.authority)
