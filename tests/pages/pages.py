@@ -140,3 +140,6 @@ PAGES = (
         },
     ),
 )
+
+ELSEWHERE = {"docs/compose.md": "tests/compose"}
+"""Pages whose commands need what not every machine has, and where they are run."""
