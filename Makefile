@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit chaos fuzz cluster soak setup clean
+.PHONY: help demo docs test lint format types unit chaos fuzz cluster soak setup clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
@@ -19,6 +19,7 @@ help:
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
+	@echo "make docs    the pages of docs/ as a site in build/docs"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make setup   only the virtual environment and the two servers"
@@ -31,6 +32,10 @@ demo: setup
 # In several processes; what fails in company is repeated alone, and named.
 test: lint
 	@sh .ci/tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
+
+# The pages of docs/ as a site in build/docs; warnings are errors.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -128,6 +128,11 @@ PAGES = (
             "mas breaker reset desk": "mas breaker reset helpdesk",
         },
     ),
+    Page(
+        "docs/guides/first-agent.md",
+        fails={"mas policy check shop buyer": 1},
+        brings_up=True,
+    ),
     Page("docs/running.md", instead={"mas run": "timeout --preserve-status 15 mas run"}, brings_up=True),
     Page(
         "docs/policy-testing.md",
