@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit chaos fuzz cluster soak setup clean
+.PHONY: help demo test lint format types unit chaos fuzz cluster soak setup nats-cli clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/python -m examples.demo
 
 # In several processes, each with servers of its own; then what compares speeds, by itself. 5: nothing selected.
-test: lint
+test: lint nats-cli
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not cluster and not alone" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
@@ -64,6 +64,10 @@ cluster: setup
 # Does nothing when it was done before, for this pyproject.toml and this version of Python.
 setup:
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/setup
+
+# The nats command, for the tests that look into a broker with it: built once where there is a Go toolchain.
+nats-cli: setup
+	@VENV="$(VENV)" sh .ci/nats-cli
 
 clean:
 	@if [ -x $(BIN)/mas ]; then $(BIN)/mas down >/dev/null 2>&1 || true; fi
