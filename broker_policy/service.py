@@ -222,6 +222,7 @@ class NamespaceService:
             removed=removed,
             withdraw=delayed_calls.withdraw,
             breaker=self._breaker,
+            put_state=self._put_state,
         )
         self._onlookers = Onlookers(nc, namespace, worker, self._inspects)
         presence = Presence(self._registry, sealer, deciding, acting)
@@ -405,6 +406,9 @@ class NamespaceService:
         """Give what does not come from an agent now to the lane; False when it has too much to do."""
         call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
+
+    def _put_state(self, call: Call) -> bool:
+        return self._searching.take(call, self._calls[Op.STATE])
 
     def _put(self, call: Call) -> None:
         if call.crosses:

@@ -58,6 +58,7 @@ class AdminOp(StrEnum):
     WITHDRAW = "withdraw"
     CIRCUITS = "circuits"
     RESET = "reset"
+    STATE = "state"
 
 
 def admin(op: AdminOp) -> str:
