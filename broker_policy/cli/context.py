@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,13 @@ _MONTH = 30 * 24.0
 _ROLES = {Role.INSPECTOR: "inspectors", Role.OPERATOR: "operators"}
 
 
+class Looker(StrEnum):
+    """Who may have a context."""
+
+    INSPECTOR = Role.INSPECTOR
+    OPERATOR = Role.OPERATOR
+
+
 def _known_names() -> list[str]:
     return [each.name for each in NatsContexts().ours()]
 
@@ -38,9 +46,9 @@ async def add(
     ] = "",
     *,
     role: Annotated[
-        Role,
+        Looker,
         typer.Option("--role", help="inspector: reads and changes nothing; operator: may do everything."),
-    ] = Role.INSPECTOR,
+    ] = Looker.INSPECTOR,
     who: Annotated[
         str, typer.Option("--as", help="Who uses it: an id for the audit; this system's user if not given.")
     ] = "",
@@ -69,10 +77,8 @@ async def add(
     site = Site(Layout(folder.absolute()), out.progress)
     broker = site.broker
     if cert is None:
-        if role not in _ROLES:
-            raise ConfigurationError(f"a context is for an inspector or an operator, not for {role}")
         person = require_id(who, "--as") if who else _id_of(operator_name())
-        identity = Identity(DEFAULT_TRUST_DOMAIN, require_id(namespace, "namespace"), role, person)
+        identity = Identity(DEFAULT_TRUST_DOMAIN, require_id(namespace, "namespace"), Role(role), person)
     else:
         identity = identity_from_chain(cert.read_bytes()).identity
         if identity.role not in _ROLES:

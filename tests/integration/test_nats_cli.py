@@ -159,8 +159,8 @@ def test_a_context_for_nobody_in_particular_says_what_is_missing(inspected):
     assert wrong.code == 1
     assert "there is no namespace 'nowhere'" in wrong.text
     wrong = inspected.cli.run("mas", "context", "add", "-n", "shop", "--role", "agent", "--folder", folder)
-    assert wrong.code == 1
-    assert "for an inspector or an operator" in wrong.text
+    assert wrong.code == 2
+    assert "'inspector', 'operator'" in wrong.text
 
 
 def test_a_certificate_of_ones_own_says_who_it_is(inspected, tmp_path):
