@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import nats.errors
@@ -20,7 +20,7 @@ from mas_nats.errors import PermissionDenied
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.subjects import Op
-from tests.system import System
+from tests.system import System, wanted
 
 
 @pytest.fixture
@@ -99,6 +99,24 @@ async def test_an_inspector_finds_it_and_an_agent_may_not_ask(system, namespace)
     async with connected(system, Role.AGENT, "asker", namespace) as (nc, refused):
         await nc.publish(subjects.micro("PING"), b"", reply=nc.new_inbox())
         await asyncio.wait_for(refused.wait(), 30)
+
+
+async def test_whom_a_manifest_does_not_name_any_more_is_out(system, namespace):
+    people = {Role.INSPECTOR: "carol", Role.OPERATOR: "olga"}
+    async with system.control() as (controller, store):
+        for role, name in people.items():
+            await ensure_declared(controller, store, Identity("mas", namespace, role, name))
+    async with AsyncExitStack() as stack:
+        clients = [
+            (await stack.enter_async_context(connected(system, role, name, namespace)))[0]
+            for role, name in people.items()
+        ]
+        before = [nc.stats["reconnects"] for nc in clients]
+        await system.apply(wanted(namespace, ["asker", "desk"], {"asker": ["desk"]}))
+        async with asyncio.timeout(30):
+            while any(nc.is_connected for nc in clients):
+                await asyncio.sleep(0.02)
+        assert [nc.stats["reconnects"] for nc in clients] == before  # refused, not merely sent away
 
 
 @asynccontextmanager
