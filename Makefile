@@ -21,6 +21,7 @@ help:
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make nats-cli the nats command for the tests that use it, where there is Go"
 	@echo "make setup   only the virtual environment and the two servers"
 	@echo "make soak    the memory of every process under load; SECONDS=1200"
 	@echo "make clean   remove the virtual environment, caches and the .mas folder"
