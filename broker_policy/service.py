@@ -65,6 +65,7 @@ from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import Apart, StreamScreen
 from broker_policy.ending import end
 from broker_policy.jetstream import get_known
+from broker_policy.onlookers import Onlookers
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
@@ -221,7 +222,9 @@ class NamespaceService:
             removed=removed,
             withdraw=delayed_calls.withdraw,
             breaker=self._breaker,
+            put_state=self._put_state,
         )
+        self._onlookers = Onlookers(nc, namespace, worker, self._inspects)
         presence = Presence(self._registry, sealer, deciding, acting)
         self._releaser = Releaser(
             nc,
@@ -289,6 +292,7 @@ class NamespaceService:
             pending_bytes_limit=-1,
         )
         await self._operators.start()
+        await self._onlookers.start()
         await self._nc.flush()
 
     async def stop(self) -> None:
@@ -298,6 +302,7 @@ class NamespaceService:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
                 await self._operators.stop()
+                await self._onlookers.stop()
         await self._census.stop()
         await end(self._followers)
         await self._releaser.stop()
@@ -363,6 +368,7 @@ class NamespaceService:
         if take is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
             return
+        self._onlookers.tally.asked(call)
         call.crosses = self._crossing.concerns(call)
         begun = time.perf_counter()
         try:
@@ -401,6 +407,9 @@ class NamespaceService:
         call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
 
+    def _put_state(self, call: Call) -> bool:
+        return self._searching.take(call, self._calls[Op.STATE])
+
     def _put(self, call: Call) -> None:
         if call.crosses:
             self._crossing.take(call)
@@ -411,6 +420,10 @@ class NamespaceService:
         """Whether policy, which is known for certain, does not have ``agent``."""
         table = self._follower.table(self._namespace)
         return not self._follower.stale and table is not None and table.agent(agent) is None
+
+    def _inspects(self, name: str) -> bool:
+        table = self._follower.table(self._namespace)
+        return not self._follower.stale and table is not None and name in table.document.inspectors
 
     def _limited(self) -> bool:
         table = self._follower.table(self._namespace)
@@ -441,6 +454,7 @@ class NamespaceService:
         if call.on_verdict is not None:
             call.on_verdict(verdict)
         elif call.reply_to:
+            self._onlookers.tally.answered(call, verdict, self._clock())
             with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
                 await self._nc.publish(call.reply_to, verdict.encode())
 

@@ -57,11 +57,20 @@ _EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (ConnectionError, ExitCode.UNREACHABLE),
 )
 
-_EPILOG = (
-    "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing runs there or nobody answers, "
-    "4 already running, 5 outcome unknown (repeat with the same id), 6 no reply in time, "
-    "7 the audit does not verify."
-)
+MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "refused or failed",
+    ExitCode.USAGE: "wrong usage",
+    ExitCode.UNREACHABLE: "nothing runs there or nobody answers",
+    ExitCode.ALREADY_RUNNING: "already running",
+    ExitCode.UNKNOWN: "outcome unknown (repeat with the same id)",
+    ExitCode.TIMEOUT: "no reply in time",
+    ExitCode.ALTERED: "the audit does not verify",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+"""What each exit status means, in the words of the help and of the reference."""
+
+_EPILOG = f"Exit status: {', '.join(f'{int(code)} {meaning}' for code, meaning in MEANINGS.items())}."
 
 app = typer.Typer(
     name="mas",

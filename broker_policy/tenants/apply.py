@@ -18,6 +18,7 @@ from broker_policy.tenants.retire import Retired, retire_absent
 from mas_nats.manifest import mas_yaml
 from mas_nats.manifest.wanted import Wanted
 from mas_nats.policy.document import AgentPolicy, Document, Permissions
+from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ async def apply(
     switched = [name for name in agents.keys() & before.keys() if agents[name].state != before[name].state]
     for name in (*removed, *switched):  # the latter are back at once, with the permissions of their new state
         await controller.kick_account(before[name].account)
+    for uri in _dismissed(stored.document, document) if stored else ():
+        await controller.kick(uri)
     log.info("namespace %s is at revision %d", wanted.namespace, revision)
     now = Stored(document, revision)
     retired = await retire_absent(controller, store, now, by=by, progress=progress)
@@ -125,6 +128,13 @@ async def apply(
         notices=wanted.notices,
         retired=tuple(retired),
     )
+
+
+def _dismissed(before: Document, now: Document) -> list[str]:
+    """The inspectors and operators that policy does not know any more."""
+    gone = [(Role.INSPECTOR, name) for name in before.inspectors if name not in now.inspectors]
+    gone += [(Role.OPERATOR, name) for name in before.operators if name not in now.operators]
+    return [Identity(DEFAULT_TRUST_DOMAIN, now.namespace, role, name).uri for role, name in gone]
 
 
 async def apply_file(controller: TenantController, store: PolicyStore, path: Path) -> Applied:

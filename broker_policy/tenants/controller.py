@@ -146,7 +146,7 @@ class TenantController:
             The account's public key.
 
         """
-        return await self._ensure_contained(namespace, Role.INSPECTOR, name, accounts.INSPECTOR)
+        return await self._ensure_contained(namespace, Role.INSPECTOR, name, accounts.inspector(name))
 
     async def retire_agent(self, namespace: str, agent_id: str) -> bool:
         """Delete an agent's account, which ends its connections; False when there was none.

@@ -146,5 +146,8 @@ PAGES = (
     ),
 )
 
-ELSEWHERE = {"docs/compose.md": "tests/compose"}
+ELSEWHERE = {
+    "docs/compose.md": "tests/compose",
+    "docs/nats-cli.md": "tests/integration/test_nats_cli.py",
+}
 """Pages whose commands need what not every machine has, and where they are run."""
