@@ -66,12 +66,24 @@ class Spans:
 class TracedCall:
     """See ``watching.WatchedCall``."""
 
-    __slots__ = ("_begun", "_decided", "_line", "_op", "_recorded", "_reference", "_span", "_spans", "batch")
+    __slots__ = (
+        "_arrived",
+        "_begun",
+        "_decided",
+        "_line",
+        "_op",
+        "_recorded",
+        "_reference",
+        "_span",
+        "_spans",
+        "batch",
+    )
 
     def __init__(self, spans: Spans, op: str) -> None:
         self._spans = spans
         self._op = op
         self._span: trace.Span = trace.INVALID_SPAN
+        self._arrived = time.time_ns()
         self._begun = time.perf_counter()
         self._decided = self._recorded = 0.0
         self._line: DecisionLine | None = None
@@ -102,6 +114,7 @@ class TracedCall:
                 names.OP: call.op,
                 names.SENDER: call.sender,
             },
+            start_time=self._arrived,
         )
         if not trace.get_current_span(context).get_span_context().is_valid:
             carried.clear()
@@ -123,17 +136,20 @@ class TracedCall:
         self._spans.meters.answered(self._op, now - self._begun)
         if not self.sampled:
             return
-        end = time.time_ns()
         if self._line is not None:
             self._describe(self._line)
-            self._step(names.DECIDE_SPAN, end, now - self._begun, now - self._decided)
+            self._step(names.DECIDE_SPAN, self._begun, self._decided)
             if self._recorded:
-                self._committed(now, end)
+                self._committed(self._line, now)
         self._span.set_attribute(names.DECISION, str(verdict.decision))
         if not verdict.ok:
             self._span.set_attribute(names.ERROR, str(verdict.decision))
             self._span.set_status(Status(StatusCode.ERROR))
-        self._span.end(end)
+        self._span.end(self._at(now))
+
+    def _at(self, moment: float) -> int:
+        """A moment of the performance counter as unix time, in nanoseconds, whatever the clock does since."""
+        return self._arrived + round((moment - self._begun) * 1e9)
 
     def _describe(self, line: DecisionLine) -> None:
         said: Attributes = {
@@ -146,32 +162,25 @@ class TracedCall:
             said[names.CONVERSATION] = line.message_id
         self._span.set_attributes(said)
 
-    def _committed(self, now: float, end: int) -> None:
+    def _committed(self, line: DecisionLine, now: float) -> None:
         said: Attributes = {names.AUDIT: self._reference}
-        decided, recorded = now - self._decided, now - self._recorded
-        self._step(names.AUDIT_SPAN, end, decided, recorded, said, self.batch)
-        if self._line is not None and self._line.way is not Way.NONE:
-            # In a batch they are one and the same: the record is at its head.
-            since, until = (recorded, 0.0) if self.batch is None else (decided, recorded)
-            self._step(names.COMMIT_SPAN, end, since, until, said, self.batch)
+        self._step(names.AUDIT_SPAN, self._decided, self._recorded, said)
+        if line.way is Way.NONE:
+            return
+        # In a batch they are one and the same: the record is at its head.
+        since, until = (self._recorded, now) if self.batch is None else (self._decided, self._recorded)
+        self._step(names.COMMIT_SPAN, since, until, said)
 
-    def _step(
-        self,
-        name: str,
-        end: int,
-        since: float,
-        until: float,
-        said: Attributes | None = None,
-        batch: SpanContext | None = None,
-    ) -> None:
-        """A span below the call's, from ``since`` to ``until`` seconds before its ``end``."""
+    def _step(self, name: str, since: float, until: float, said: Attributes | None = None) -> None:
+        """A span below the call's; those that ``said`` something are linked with the batch."""
+        linked = [Link(self.batch)] if self.batch is not None and said else None
         self._spans.tracer.start_span(
             name,
             trace.set_span_in_context(self._span, Context()),
-            links=[Link(batch)] if batch is not None else None,
+            links=linked,
             attributes={names.NAMESPACE: self._spans.namespace, **(said or {})},
-            start_time=end - round(since * 1e9),
-        ).end(end - round(until * 1e9))
+            start_time=self._at(since),
+        ).end(self._at(until))
 
 
 def _nanoseconds(begun: float) -> int:

@@ -51,8 +51,7 @@ class Providers:
     async def flush(self) -> None:
         """Export what is waiting; not longer than ``FLUSH`` seconds."""
         if self.own:
-            await _bounded(self.tracers, "force_flush")
-            await _bounded(self.meters, "force_flush")
+            await asyncio.gather(_bounded(self.tracers, "force_flush"), _bounded(self.meters, "force_flush"))
 
     async def stop(self) -> None:
         """Export what is waiting and end; not longer than ``FLUSH`` seconds for each of both."""
