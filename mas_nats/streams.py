@@ -17,6 +17,8 @@ from mas_nats.message import AgentMessage
 from mas_nats.payload import invalid
 from mas_nats.reply_stream import FramedReply
 from mas_nats.stream import Asked, Reader
+from mas_nats.telemetry.off import OFF
+from mas_nats.telemetry.watching import Telemetry
 from mas_nats.transport import Connection, Incoming
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
@@ -46,8 +48,9 @@ class _Left:
 class Streams:
     """Who reads and who writes, by request."""
 
-    def __init__(self, connection: Connection, calls: Calls, agent: str) -> None:
+    def __init__(self, connection: Connection, calls: Calls, agent: str, telemetry: Telemetry = OFF) -> None:
         self._connection = connection
+        self._telemetry = telemetry
         self._calls = calls
         self._agent = agent
         self._readers: dict[tuple[str, str], Reader] = {}  # instance and correlation
@@ -125,6 +128,9 @@ class Streams:
             max_payload=max_payload,
             closed=closed,
             now=now,
+            sending=self._telemetry.sending(
+                Op.REPLY, message.sender, message_type, message.reply_id, made_id=True, answers=message
+            ),
         )
         return made
 

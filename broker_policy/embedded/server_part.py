@@ -1,4 +1,4 @@
-"""What a manifest says of the server itself: where it listens, its certificate, its Redis."""
+"""What a manifest says of the server itself: where it listens, its certificate, its Redis, its telemetry."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ def planned(plan: Plan) -> Plan:
 
     """
     if plan.manifest is None:
-        redis = GatewaySettings().redis
-        return dataclasses.replace(plan, redis=redis.url, redis_timeout=redis.socket_timeout)
+        settings = GatewaySettings()
+        return dataclasses.replace(
+            plan,
+            redis=settings.redis.url,
+            redis_timeout=settings.redis.socket_timeout,
+            telemetry=settings.telemetry,
+        )
     said = mas_yaml.load(plan.manifest)
     host, port = plan.host, plan.port
     if said.server_listen_addr is not None:
@@ -40,6 +45,7 @@ def planned(plan: Plan) -> Plan:
         tls=_tls(plan.manifest, said),
         redis=redis.url,
         redis_timeout=redis.socket_timeout,
+        telemetry=said.settings.telemetry,
     )
 
 

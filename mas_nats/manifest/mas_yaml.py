@@ -36,9 +36,6 @@ FILE_NAME = "mas.yaml"
 VARIABLE = "MAS_RUNNER_CONFIG_FILE"
 """The environment variable that names the manifest."""
 
-NOT_YET = ("telemetry",)
-"""The sections of ``gateway:`` on which nothing acts in this version."""
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -234,21 +231,10 @@ class MasYaml(_Model):
 
     def _notices(self) -> Iterable[str]:
         """What the reader of the file should know."""
-        for name in self._unused():
-            yield f"{name} is read but has no effect in this version"
         if self.roles and self.gateway is not None and not self.gateway.features.rbac:
             yield "roles grant nothing while gateway.features.rbac is false"
         if named := variables():
             yield f"the environment beats the file: {', '.join(named)}"
-
-    def _unused(self) -> list[str]:
-        """What the file sets and nothing acts upon."""
-        gateway = self.settings
-        said = (
-            *((name, name) for name in gateway.model_fields_set),
-            *((f"features.{name}", name) for name in gateway.features.model_fields_set),
-        )
-        return [f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET]
 
 
 def _require_here(info: ValidationInfo, what: str, sender: str, target: str) -> None:
