@@ -172,8 +172,7 @@ class NamespaceService:
             revision=lambda: follower.revision,
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
-        self._leaving = ActLane(writer("m"), at_once=False)
-        self._returning = ActLane(writer("r"), at_once=False)
+        self._leaving, self._returning = (ActLane(writer(lane), at_once=False) for lane in "mr")
         replies = Replies(nc, namespace, sealer, clock, _replies_of(neighbours))
         self._crossing = Crossing(
             deciding,
