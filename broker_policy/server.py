@@ -34,7 +34,7 @@ from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.gateway import GatewaySettings
-from mas_nats.manifest.mas_yaml import NOT_YET
+from mas_nats.manifest.unused import NOT_YET
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Document, Limits, Permissions
 from mas_nats.policy.governance import Role

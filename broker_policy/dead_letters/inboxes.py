@@ -17,10 +17,18 @@ async def waiting(nc: Client) -> dict[str, int]:
         JetStreamError, nats.errors.Error: no stream, or no answer.
 
     """
+    return await messages_of_each(nc, subjects.INBOX_STREAM, subjects.INBOX_SUBJECTS)
+
+
+async def messages_of_each(nc: Client, stream: str, pattern: str) -> dict[str, int]:
+    """How many messages a stream holds for each agent, which is the last part of the subjects of ``pattern``.
+
+    Raises: as ``waiting``.
+    """
     found: dict[str, int] = {}
     while True:
-        request = {"subjects_filter": subjects.INBOX_SUBJECTS, "offset": len(found)}
-        info = await stream_info(nc, subjects.INBOX_STREAM, request)
+        request = {"subjects_filter": pattern, "offset": len(found)}
+        info = await stream_info(nc, stream, request)
         some: dict[str, int] = info["state"].get("subjects") or {}
         found |= {subject.rpartition(".")[2]: count for subject, count in some.items()}
         if not some or len(found) >= int(info.get("total", 0)):

@@ -9,7 +9,7 @@ from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.up import Plan
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.mas_yaml import MasYaml
 
@@ -27,12 +27,12 @@ def planned(plan: Plan) -> Plan:
     if plan.manifest is None:
         redis = GatewaySettings().redis
         return dataclasses.replace(plan, redis=redis.url, redis_timeout=redis.socket_timeout)
-    said = mas_yaml.load(plan.manifest)
+    said, storing = documents.load(plan.manifest).server()
     host, port = plan.host, plan.port
     if said.server_listen_addr is not None:
         host, named = listen_address(said.server_listen_addr, "server_listen_addr")
         port = port or named
-    redis = said.settings.redis
+    redis = storing.settings.redis
     return dataclasses.replace(
         plan,
         host=host,
