@@ -181,15 +181,16 @@ class _Reading:
 
 
 def _parsed(file: YamlFile) -> MasYaml | MultiAgentSystem | CasaPolicy:
-    if not isinstance(file.content, dict):
+    fields = file.fields()
+    if fields is None:
         raise ConfigurationError(f"{_where(file)}: a document must be a mapping")
-    if "kind" in file.content or "apiVersion" in file.content:
-        return _casa(file, file.content)
+    if "kind" in fields or "apiVersion" in fields:
+        return _casa(file, fields)
     return mas_yaml.parse(file)
 
 
-def _casa(file: YamlFile, content: dict[Any, Any]) -> MultiAgentSystem | CasaPolicy:
-    kind = content.get("kind")
+def _casa(file: YamlFile, raw: dict[str, Any]) -> MultiAgentSystem | CasaPolicy:
+    kind = raw.get("kind")
     model = KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         close = guess(kind, list(KINDS)) if isinstance(kind, str) else ""
@@ -198,7 +199,6 @@ def _casa(file: YamlFile, content: dict[Any, Any]) -> MultiAgentSystem | CasaPol
             f"{file.path}, line {file.line(('kind',))}, kind: {' or '.join(KINDS)} is read, of "
             f"apiVersion {API_VERSION}{close} (found {said})"
         )
-    raw = {str(key): value for key, value in content.items()}
     problems = []
     spec = raw.get("spec")
     if model is MultiAgentSystem and isinstance(spec, dict) and SECTION in spec:

@@ -276,9 +276,9 @@ def load(path: Path) -> MasYaml:
 def parse(file: YamlFile) -> MasYaml:
     """One document. Raises as ``load``."""
     path = file.path
-    if not isinstance(file.content, dict):
+    raw = file.fields()
+    if raw is None:
         raise ConfigurationError(f"{path} must hold a mapping with agents: and permissions:")
-    raw = {str(key): value for key, value in file.content.items()}
     problems = []
     try:
         if SECTION in raw:

@@ -20,6 +20,16 @@ Named = Callable[[Place], str]
 
 _CHOICES = frozenset({"literal_error", "enum", "union_tag_invalid"})
 _QUOTED = re.compile(r"'([^']*)'")
+_PLAIN = {
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "string_type": "text",
+    "invalid_key": "text, as every key",
+}
+"""What pydantic calls by the names of Python."""
 _LONGEST = 40
 _LARGE = 10**15  # Python refuses to write out integers of more than 4300 digits
 _SELF_EVIDENT = frozenset({"missing", "extra_forbidden", "value_error", "union_tag_not_found"})
@@ -31,7 +41,9 @@ def mistakes(error: ValidationError, model: type[BaseModel], named: Named = lamb
     lines = []
     for each in error.errors(include_url=False):
         place, text = each["loc"], str(each["msg"])
-        if each["type"] == "extra_forbidden":
+        if each["type"] in _PLAIN:
+            text = f"must be {_PLAIN[each['type']]}"
+        elif each["type"] == "extra_forbidden":
             text = _unknown(str(place[-1]), sorted(known_keys(model, place[:-1])))
         elif each["type"] in _CHOICES:
             choices = _QUOTED.findall(str(each.get("ctx", {}).get("expected_tags") or text))

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mas_nats.errors import ConfigurationError
 
+_INTEGER = "tag:yaml.org,2002:int"
+_SURELY_SMALL = 15  # characters of an integer
+_LARGEST = (1 << 63) - 1
 _MOST_REPEATED = 100_000
 """Values that anchors may add to what is written: a few lines could add more than any memory holds."""
 
@@ -65,6 +69,12 @@ class YamlFile:
             raise ConfigurationError("\n- ".join((f"{path} is ambiguous:", *twice)))
         return [each for each in found if each.content is not None]
 
+    def fields(self) -> dict[str, Any] | None:
+        """The content by its keys as texts; None where it is no mapping."""
+        if not isinstance(self.content, dict):
+            return None
+        return {_text(key): value for key, value in self.content.items()}
+
     def line(self, path: Sequence[str | int]) -> int:
         """The line, from 1, of the value at ``path``, or of the nearest thing around it that is there.
 
@@ -82,6 +92,13 @@ class YamlFile:
                 node = node.value[part]
                 line = node.start_mark.line + 1
         return line
+
+
+def _text(key: Any) -> str:
+    try:
+        return str(key)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        return "a very large number"
 
 
 def _repeated(root: Node) -> Iterator[tuple[int, str]]:
@@ -105,7 +122,7 @@ def _repeated(root: Node) -> Iterator[tuple[int, str]]:
 
 
 def _require_small(root: Node) -> None:
-    """Refuse what holds itself, or becomes far more than is written.
+    """Refuse what holds itself, becomes far more than is written, or what JSON has no number for.
 
     Raises:
         ValueError: it does.
@@ -120,6 +137,10 @@ def _require_small(root: Node) -> None:
             raise ValueError(f"line {node.start_mark.line + 1}: this holds itself")
         if known is None:
             sizes[id(node)] = under_way  # type: ignore[assignment]
+            if isinstance(node, ScalarNode) and node.tag == _INTEGER and len(node.value) > _SURELY_SMALL:
+                number = SafeConstructor().construct_yaml_int(node)
+                if not -_LARGEST - 1 <= number <= _LARGEST:
+                    raise ValueError(f"line {node.start_mark.line + 1}: a number of more than 64 bits")
             children = node.value if isinstance(node, SequenceNode) else ()
             if isinstance(node, MappingNode):
                 children = [each for pair in node.value for each in pair]

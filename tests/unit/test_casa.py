@@ -316,9 +316,9 @@ def app(text: str) -> str:
     ("text", "words"),
     [
         (one(name=None), "line 4, spec.name: Field required"),
-        (one(name="7"), "line 5, spec.name: .*valid string .found 7."),
+        (one(name="7"), "line 5, spec.name: must be text .found 7."),
         (one(name="''"), "line 5, spec.name: .*at least 1 character"),
-        (one(apps="{}"), "line 6, spec.apps: .*valid tuple .found a mapping."),
+        (one(apps="{}"), "line 6, spec.apps: must be a list .found a mapping."),
         (one(apps="planner"), r"line 6, spec.apps: .*\(found text\)"),
         (one(app="[]"), "line 7, spec.app: there is no such key; did you mean 'apps'"),
         (one(enabledToolCheck="[]"), "line 7, spec.enabledToolCheck: .*did you mean 'enabledToolChecks'"),
