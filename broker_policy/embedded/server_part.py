@@ -9,7 +9,7 @@ from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.up import Plan
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.mas_yaml import MasYaml
 
@@ -32,12 +32,12 @@ def planned(plan: Plan) -> Plan:
             redis_timeout=settings.redis.socket_timeout,
             telemetry=settings.telemetry,
         )
-    said = mas_yaml.load(plan.manifest)
+    said, storing = documents.load(plan.manifest).server()
     host, port = plan.host, plan.port
     if said.server_listen_addr is not None:
         host, named = listen_address(said.server_listen_addr, "server_listen_addr")
         port = port or named
-    redis = said.settings.redis
+    redis = storing.settings.redis
     return dataclasses.replace(
         plan,
         host=host,
@@ -45,7 +45,7 @@ def planned(plan: Plan) -> Plan:
         tls=_tls(plan.manifest, said),
         redis=redis.url,
         redis_timeout=redis.socket_timeout,
-        telemetry=said.settings.telemetry,
+        telemetry=storing.settings.telemetry,
     )
 
 
