@@ -1,9 +1,9 @@
 """What telemetry costs: processor time for a message, in the worker and in the agents, off and on.
 
 ``python -m benchmarks.telemetry_cost --before TREE`` takes some minutes and prints ratios. ``TREE`` is a
-checkout from before telemetry (``git worktree add``); without it only off and on are compared. Each side has a
-broker with one worker of its own; sides alternate, another one first in each round. Processor time is counted
-and not the clock, since other work on the machine changes it much less.
+checkout from before telemetry (``git worktree add``); without it only off and on are compared. Each side has
+a broker with one worker of its own; sides alternate, another one first in each round. Processor time is
+counted and not the clock, since other work on the machine changes it much less.
 """
 
 from __future__ import annotations
