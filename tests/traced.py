@@ -10,9 +10,11 @@ import asyncio
 import contextvars
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -22,9 +24,13 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 
 from mas_nats import Agent, AgentMessage, MasError, TlsClientConfig
 
+SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+
 
 class Helper(Agent[dict[str, Any]]):
     """Answers, and says to another agent that it did."""
+
+    secrets: Mapping[str, str] = {}
 
     async def on_message(self, message: AgentMessage) -> None:
         """Nothing to say to the rest."""
@@ -53,6 +59,21 @@ class Helper(Agent[dict[str, Any]]):
             for word in ("a ", "b ", "c "):
                 await out.write(word)
 
+    @Agent.on("leak")
+    async def leak(self, message: AgentMessage) -> None:
+        """Say the secret that this program was given, in one of the ways there are."""
+        secret = self.secrets[message.data["way"]]
+        match message.data["way"]:
+            case "error":
+                raise ValueError(f"could not use {secret} today")
+            case "reply":
+                await message.reply("answer", {"text": f"it is {secret}."})
+            case "reply type":
+                await message.reply(secret, {})
+            case "frame":
+                async with message.reply_stream() as out:
+                    await out.write(f"it is {secret}.")
+
     @Agent.on("fail")
     async def fail(self, message: AgentMessage) -> None:
         raise ValueError(f"with what it was given: {message.data['note']}")
@@ -62,11 +83,20 @@ async def ask(agent: Agent[Any], task: dict[str, Any]) -> None:
     """Do what the task says, below a span of the program's own."""
     tracer = trace.get_tracer("program")
     for step in task["steps"]:
-        with tracer.start_as_current_span(f"work {step['do']}"):
+        with tracer.start_as_current_span(f"work {step['do']}", context=_above(step)):
             try:
                 await one(agent, step)
             except MasError as error:
                 print(f"{step['do']}: {error!r}", file=sys.stderr)
+
+
+def _above(step: dict[str, Any]) -> Context | None:
+    """Where a step says what its trace's state is: a span elsewhere that has it."""
+    if "tracestate" not in step:
+        return None
+    state = trace.TraceState([("vendor", step["tracestate"])])
+    elsewhere = trace.SpanContext(1 << 100, 1, is_remote=True, trace_flags=SAMPLED, trace_state=state)
+    return trace.set_span_in_context(trace.NonRecordingSpan(elsewhere))
 
 
 async def one(agent: Agent[Any], step: dict[str, Any]) -> None:
@@ -78,7 +108,7 @@ async def one(agent: Agent[Any], step: dict[str, Any]) -> None:
             await agent.send(target, message_type, data, id=id_)
         case "delay":
             await agent.send(target, message_type, data, id=id_, delay=0.2)
-        case "ask" | "later":
+        case "ask" | "later" | "leak":
             await agent.request(target, message_type, data, id=id_, timeout=30)
         case "tell":
             async for _ in agent.stream(target, message_type, data, id=id_, timeout=30):
@@ -100,6 +130,7 @@ async def main() -> None:
     metrics.set_meter_provider(MeterProvider(metric_readers=[reader]))
     options: dict[str, Any] = {"server_addr": task["url"], "tls": TlsClientConfig(*task["tls"])}
     if task["role"] == "helper":
+        Helper.secrets = task.get("secrets", {})
         async with Helper("helper", **options):
             print("ready", flush=True)
             await lines.read()

@@ -26,7 +26,7 @@ from mas_nats.wire.verdict import Verdict
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.DELAY, RELEASE})
 """Calls that are spans; what keeps an agent alive is none."""
-_UNSAMPLED = ("-00", "-02")  # flags without the bit "sampled"
+_UNSAMPLED = frozenset("02468ace")  # how flags end without the bit "sampled"
 Attributes = dict[str, str | int | bool]
 
 
@@ -41,7 +41,7 @@ class Spans:
     def arrived(self, call: Call) -> TracedCall:
         """See ``watching.Watch``."""
         traced = TracedCall(self, call.op)
-        if call.op in _TRACED and not call.traceparent.endswith(_UNSAMPLED):
+        if call.op in _TRACED and call.traceparent[-1:] not in _UNSAMPLED:
             traced.begin(call)
         return traced
 
@@ -101,9 +101,11 @@ class TracedCall:
         return self._span.get_span_context()
 
     def begin(self, call: Call) -> None:
-        """Open the span, as a child of what the sender says."""
-        carried = {headers.TRACEPARENT: call.traceparent, headers.TRACESTATE: call.tracestate}
-        context = _PROPAGATOR.extract(carried, Context())
+        """Open the span, as a child of what the sender says.
+
+        Its ``tracestate`` is passed on and not exported: it is any text, and nobody has looked at it yet.
+        """
+        context = _PROPAGATOR.extract({headers.TRACEPARENT: call.traceparent}, Context())
         self._span = self._spans.tracer.start_span(
             f"{names.POLICY_SPAN} {call.op}",
             context,
@@ -117,7 +119,7 @@ class TracedCall:
             start_time=self._arrived,
         )
         if not trace.get_current_span(context).get_span_context().is_valid:
-            carried.clear()
+            carried: dict[str, str] = {}
             _PROPAGATOR.inject(carried, trace.set_span_in_context(self._span, Context()))
             call.traceparent = carried.get(headers.TRACEPARENT, "")
             call.tracestate = ""

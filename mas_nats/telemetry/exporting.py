@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -83,7 +84,7 @@ async def _bounded(provider: Any, what: str) -> None:
 @lru_cache(maxsize=4)
 def shared(settings: str) -> Providers:
     """The providers of ``settings`` (JSON), the same for every agent of this process."""
-    return providers(TelemetrySettings.model_validate_json(settings))
+    return providers(TelemetrySettings.model_validate_json(settings), instance=uuid4().hex)
 
 
 def providers(
