@@ -13,8 +13,10 @@ import pytest
 from broker_policy.dead_letters.inboxes import waiting
 from broker_policy.dead_letters.letters import Wanted as WantedLetters
 from broker_policy.dead_letters.letters import letters
+from broker_policy.tenants.controller import TenantController
 from mas_nats import Agent, AgentMessage, PermissionDenied
 from mas_nats.config import Endpoint
+from mas_nats.manifest import documents
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import Role
 from tests.load import Handling
@@ -271,6 +273,26 @@ async def test_an_operator_or_inspector_that_is_gone_is_disconnected(
         done = await call(system, "apply", written(tmp_path, PEOPLE, name=name, more=""))
         assert {each["what"] for each in done["namespaces"][0]["changes"]} == {f"{role} olga", "limits"}
         assert await connections(system, name, role, "olga") == 0
+
+
+async def test_an_apply_that_died_before_it_disconnected_them_is_finished_by_the_next(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = new_namespace()
+    await call(system, "apply", written(tmp_path, PEOPLE, name=name, more="operators: [olga]"))
+    gone = documents.load(Path(written(tmp_path, PEOPLE, name=name, more=""))).of(name).wanted
+    async with connected(system, name, Role.OPERATOR, "olga"):
+
+        async def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying:
+            dying.setattr(TenantController, "kick_absent", die)
+            with pytest.raises(KeyboardInterrupt):
+                await system.apply(gone)
+        assert await connections(system, name, Role.OPERATOR, "olga") == 1
+        assert not (await system.apply(gone)).changed
+        assert await connections(system, name, Role.OPERATOR, "olga") == 0
 
 
 # -- what there is ---------------------------------------------------------------------------------------
