@@ -22,7 +22,7 @@ from mas_nats.manifest import documents
 from mas_nats.manifest.documents import Manifest
 from mas_nats.manifest.wanted import Wanted
 from mas_nats.policy.document import AgentPolicy, Document, Permissions
-from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+from mas_nats.wire.identity import Role
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ async def apply(
         document = document.model_copy(update={"revoked": stored.document.revoked})
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
+        await _kick_absent(controller, document)
         retired = await retire_absent(controller, store, stored, by=by, progress=progress)
         return Applied(
             wanted.namespace,
@@ -124,7 +125,6 @@ async def apply(
         )
     done = changes(stored.document if stored else None, document)
     before = stored.document.agents if stored else {}
-    gone = _gone(stored.document, document) if stored else ()
     if stored is not None:
         stored = await drain(
             controller, store, stored, document, seconds=drain_for, confirm=confirm, progress=progress
@@ -140,8 +140,7 @@ async def apply(
     switched = [name for name in agents.keys() & before.keys() if agents[name].state != before[name].state]
     for name in (*removed, *switched):  # the latter are back at once, with the permissions of their new state
         await controller.kick_account(before[name].account)
-    for uri in gone:
-        await controller.kick(uri)
+    await _kick_absent(controller, document)
     log.info("namespace %s is at revision %d", wanted.namespace, revision)
     now = Stored(document, revision)
     retired = await retire_absent(controller, store, now, by=by, progress=progress)
@@ -157,17 +156,14 @@ async def apply(
     )
 
 
-def _gone(before: Document, after: Document) -> tuple[str, ...]:
-    """The SPIFFE ids of inspectors and operators that are no more: nothing else ends their connections."""
-    roles = (
-        (Role.INSPECTOR, set(before.inspectors) - set(after.inspectors)),
-        (Role.OPERATOR, set(before.operators) - set(after.operators)),
-    )
-    return tuple(
-        Identity(DEFAULT_TRUST_DOMAIN, before.namespace, role, name).uri
-        for role, names in roles
-        for name in sorted(names)
-    )
+async def _kick_absent(controller: TenantController, document: Document) -> None:
+    """End what connections operators and inspectors have who are no more, also those an apply that died left.
+
+    Agents lose their account (``retire``), which ends theirs.
+    """
+    present = {Role.OPERATOR: document.operators, Role.INSPECTOR: tuple(document.inspectors)}
+    if kicked := await controller.kick_absent(document.namespace, present):
+        log.info("%d connections ended of operators and inspectors who are no more", kicked)
 
 
 async def apply_manifest(
