@@ -137,6 +137,7 @@ PAGES = (
         "docs/guides/from-casa.md",
         fails={"mas policy check bookings desk --namespace travel --folder .mas": 1},
     ),
+    Page("docs/manifest.md", AGENTS),
     Page("docs/running.md", instead={"mas run": "timeout --preserve-status 15 mas run"}, brings_up=True),
     Page(
         "docs/policy-testing.md",
