@@ -153,7 +153,7 @@ PAGES = (
 
 ELSEWHERE = {
     "docs/compose.md": "tests/compose",
-    "docs/cli.md": "tests/unit/test_cli.py, against the options of each command",
+    "docs/cli.md": "test_every_example_of_the_reference_is_run",
     "docs/nats-cli.md": "tests/integration/test_nats_cli.py",
 }
 """Pages whose commands need what not every machine has, and where they are run."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.pages.shown import Command, File
 
 _STEP = "@@ step"
-_PAGE = 120.0
+_PAGE = 240.0
 """Seconds for one page."""
 
 
