@@ -51,7 +51,7 @@ class _Running(Generic[S]):
     session: Session
     messenger: Messenger
     state: StateStore[S]
-    telemetry: Telemetry
+    telemetry: Telemetry | None
 
 
 class Agent(Generic[S]):
@@ -485,4 +485,5 @@ async def _disconnect(running: _Running[Any]) -> None:
     with contextlib.suppress(MasError):
         await running.session.close()
     await running.connection.close()
-    await running.telemetry.flush()
+    if running.telemetry is not None:
+        await running.telemetry.flush()

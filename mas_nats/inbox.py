@@ -20,7 +20,6 @@ from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
 from mas_nats.scrub import MAX_TEXT, scrub
 from mas_nats.session import Session
-from mas_nats.telemetry.off import OFF
 from mas_nats.telemetry.watching import Telemetry
 from mas_nats.transport import Connection, Incoming, NotSent, SignsOfLife
 from mas_nats.wire import subjects
@@ -70,7 +69,7 @@ class Inbox:
         handle: Handle,
         replier: Replier,
         now: Callable[[], float],
-        telemetry: Telemetry = OFF,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._connection = connection
@@ -186,8 +185,11 @@ class Inbox:
         if message.deadline is not None and message.deadline.timestamp() < now:
             return _Failure(Decision.EXPIRED, "", retryable=False, handler_failed=False)
         try:
-            with self._telemetry.processing(message, headers, now):
+            if self._telemetry is None:
                 await self._handle(message)
+            else:
+                with self._telemetry.processing(message, headers, now):
+                    await self._handle(message)
         except StreamCancelled:
             return None  # nobody waits for what it did not finish
         except asyncio.CancelledError as error:

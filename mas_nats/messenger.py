@@ -21,7 +21,7 @@ from mas_nats.payload import encode, invalid
 from mas_nats.session import Session
 from mas_nats.stream import Asked, Reader, Stream, failure_of
 from mas_nats.streams import Streams
-from mas_nats.telemetry.off import OFF
+from mas_nats.telemetry.off import UNWATCHED
 from mas_nats.telemetry.watching import Sending, Telemetry
 from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.wire import headers, subjects
@@ -60,7 +60,7 @@ class Messenger:
         agent: str,
         *,
         now: Callable[[], float],
-        telemetry: Telemetry = OFF,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._now = now  # unix time, in seconds
         self._telemetry = telemetry
@@ -100,6 +100,9 @@ class Messenger:
         if due is not None:
             fields[due.header] = str(due.milliseconds)
         op = Op.SEND if due is None else Op.DELAY
+        if self._telemetry is None:
+            verdict = _accepted(await self._calls.call(op, body, fields, timeout=timeout))
+            return verdict.message_id or known
         with self._telemetry.sending(op, target, message_type, known, made_id=not message_id) as sending:
             fields.update(sending.headers)
             verdict = _accepted(await self._calls.call(op, body, fields, timeout=timeout))
@@ -119,6 +122,8 @@ class Messenger:
         """Send a request and wait for its reply."""
         known = message_id or new_message_id()
         body, fields = self._compose_request(target, message_type, data, known, timeout)
+        if self._telemetry is None:
+            return self._read_reply(await self._ask(body, fields, timeout), target, known)
         with self._telemetry.sending(
             Op.REQUEST, target, message_type, known, made_id=not message_id
         ) as sending:
@@ -127,7 +132,9 @@ class Messenger:
             sending.answered(answer.headers)
             return self._read_reply(answer, target, known)
 
-    async def _ask(self, body: bytes, fields: dict[str, str], timeout: float, sending: Sending) -> Incoming:
+    async def _ask(
+        self, body: bytes, fields: dict[str, str], timeout: float, sending: Sending = UNWATCHED
+    ) -> Incoming:
         """Send a request and wait for what comes in answer to it."""
         end = asyncio.get_running_loop().time() + timeout
         target, message_id = fields[headers.TARGET], fields[headers.MSG_ID]
@@ -161,8 +168,9 @@ class Messenger:
         known = message_id or new_message_id()
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         fields[headers.STREAM] = "1"
-
-        sending = self._telemetry.sending(Op.REQUEST, target, message_type, known, made_id=not message_id)
+        sending: Sending = UNWATCHED
+        if self._telemetry is not None:
+            sending = self._telemetry.sending(Op.REQUEST, target, message_type, known, made_id=not message_id)
 
         async def send() -> None:
             fields.update(sending.headers)
@@ -199,15 +207,21 @@ class Messenger:
         _require_requested(message)
         body, fields = self._compose(message.reply_id, message_type, data)
         fields[headers.REPLY_TOKEN] = message.reply_token
+        if self._telemetry is None:
+            return await self._answer(body, fields)
         with self._telemetry.sending(
             Op.REPLY, message.sender, message_type, message.reply_id, made_id=True, answers=message
         ) as sending:
             fields.update(sending.headers)
-            verdict = await self._calls.call(Op.REPLY, body, fields, timeout=_REPLY_CALL_TIMEOUT)
-            if verdict.decision is Decision.REPLY_LATE:
-                return ReplyResult(delivered=False, late=True)
-            _accepted(verdict)
+            result = await self._answer(body, fields)
             sending.accepted()
+            return result
+
+    async def _answer(self, body: bytes, fields: dict[str, str]) -> ReplyResult:
+        verdict = await self._calls.call(Op.REPLY, body, fields, timeout=_REPLY_CALL_TIMEOUT)
+        if verdict.decision is Decision.REPLY_LATE:
+            return ReplyResult(delivered=False, late=True)
+        _accepted(verdict)
         return ReplyResult(delivered=True, duplicate=verdict.duplicate)
 
     async def discover(self, capabilities: Sequence[str], *, timeout: float) -> list[AgentInfo]:

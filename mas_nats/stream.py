@@ -11,7 +11,7 @@ from typing import Any, Self
 import orjson
 
 from mas_nats.errors import MasError, OutcomeUnknown, RequestFailed, RequestTimeout
-from mas_nats.telemetry.off import OFF
+from mas_nats.telemetry.off import UNWATCHED
 from mas_nats.telemetry.watching import Sending
 from mas_nats.transport import Incoming, NoAnswer, NoResponders, NotSent
 from mas_nats.wire import headers
@@ -42,7 +42,7 @@ class Asked:
     end: float  # by the loop's clock
     send: Callable[[], Awaitable[None]]
     away: str = ""  # the namespace of the target, where that is another one: its reply comes whole
-    sending: Sending = OFF.sending()  # noqa: RUF009 - the one that says nothing
+    sending: Sending = UNWATCHED
 
 
 class Reader:

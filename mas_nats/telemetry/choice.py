@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.telemetry.off import OFF
 from mas_nats.telemetry.settings import PREFIX, from_environment
 from mas_nats.telemetry.watching import Telemetry
 
@@ -15,7 +14,7 @@ _SWITCH = f"{PREFIX}ENABLED"
 _MISSING = 'telemetry is on, but OpenTelemetry is missing: pip install "mas-nats[telemetry]"'
 
 
-def choose(agent: str, namespace: Callable[[], str]) -> Telemetry:
+def choose(agent: str, namespace: Callable[[], str]) -> Telemetry | None:
     """The telemetry of one agent instance.
 
     The application's own providers where it has set any; else, where the environment turns it on, those that
@@ -26,16 +25,16 @@ def choose(agent: str, namespace: Callable[[], str]) -> Telemetry:
 
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return OFF
+        return None
     if _application_has_some():
         from mas_nats.telemetry import agent as watched  # noqa: PLC0415 - not imported while it is off
 
         return watched.of_application(agent, namespace)
     if not any(name.upper() == _SWITCH for name in os.environ):
-        return OFF
+        return None
     settings = from_environment()
     if not settings.enabled:
-        return OFF
+        return None
     try:
         from mas_nats.telemetry import agent as watched  # noqa: PLC0415
         from mas_nats.telemetry import exporting  # noqa: PLC0415

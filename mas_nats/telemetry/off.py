@@ -1,10 +1,10 @@
-"""Nobody listens: nothing is made, kept or told."""
+"""What is said where nobody listens: nothing is made, kept or told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -29,35 +29,4 @@ class _Unwatched:
         """Nobody is told."""
 
 
-class _Quiet:
-    """A block of which nothing is said."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-_UNWATCHED = _Unwatched()
-_QUIET = _Quiet()
-
-
-class Off:
-    """Telemetry that is off."""
-
-    def sending(self, *_: Any, **__: Any) -> Any:
-        """Nothing."""
-        return _UNWATCHED
-
-    def processing(self, *_: Any) -> Any:
-        """Nothing."""
-        return _QUIET
-
-    async def flush(self) -> None:
-        """Nothing to let go of."""
-
-
-OFF = Off()
+UNWATCHED = _Unwatched()

@@ -339,7 +339,7 @@ async def test_without_a_trace_the_worker_begins_one(traced: Traced):
         helper(traced, namespace) as helping,
         Agent("other", **options(traced, namespace, "other")) as one,
     ):
-        assert "opentelemetry" not in type(one._alive().telemetry).__module__
+        assert one._alive().telemetry is None
         await one.request("helper", "ask", {})
         helped, _ = await helping.result()
     process = named(helped, f"process {INBOX}", **{names.MESSAGE_TYPE: "ask"})
@@ -570,7 +570,7 @@ def loaded_by(code: str) -> set[str]:
     }
 
 
-CHOOSE = "from mas_nats.telemetry.choice import choose; assert choose('a', str).__class__.__name__ == 'Off'"
+CHOOSE = "from mas_nats.telemetry.choice import choose; assert choose('a', str) is None"
 
 
 def test_off_loads_nothing_of_it():

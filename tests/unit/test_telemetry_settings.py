@@ -19,7 +19,6 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.telemetry.choice import choose
 from mas_nats.telemetry.exporting import providers
-from mas_nats.telemetry.off import OFF
 from mas_nats.telemetry.settings import PREFIX, TelemetrySettings, from_environment
 
 
@@ -39,20 +38,20 @@ def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_off_by_default():
     assert not TelemetrySettings().enabled
     assert TelemetrySettings().metrics_port == 0
-    assert choose("a", str) is OFF
+    assert choose("a", str) is None
 
 
 def test_the_standard_variables_alone_turn_nothing_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    assert choose("a", str) is OFF
+    assert choose("a", str) is None
 
 
 def test_the_environment_turns_it_on_and_the_standard_switch_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(f"{PREFIX}ENABLED", "false")
-    assert choose("a", str) is OFF
+    assert choose("a", str) is None
     monkeypatch.setenv("OTEL_SDK_DISABLED", "TRUE")
     monkeypatch.setenv(f"{PREFIX}ENABLED", "true")
-    assert choose("a", str) is OFF
+    assert choose("a", str) is None
 
 
 def test_an_agents_environment_has_the_names_of_the_gateways():
