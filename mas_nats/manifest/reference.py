@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from mas_nats.made_pages import filled, rewrite
 from mas_nats.manifest import schema as schemas
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.schema import Form
 
-_MARKED = re.compile(r"(<!-- made from the models: ([a-z.-]+) -->).*?(<!-- end -->)", re.DOTALL)
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}
 _BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 _BEYOND = 1e9
@@ -40,7 +37,7 @@ _POLICY = {
 
 def current(page: str) -> str:
     """``page`` with today's references between its marks."""
-    return _MARKED.sub(lambda found: f"{found[1]}\n\n{_REFERENCES[found[2]]()}\n\n{found[3]}", page)
+    return filled(page, _REFERENCES)
 
 
 def _gateway() -> str:
@@ -152,5 +149,4 @@ def _followed(found: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[st
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(current(path.read_text()))
+    rewrite(current)

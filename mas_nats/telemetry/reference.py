@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
+from mas_nats.made_pages import filled, rewrite
 from mas_nats.telemetry import names
 from mas_nats.telemetry.names import Instrument, Metric
 
-BEGIN, END = "<!-- made from the names: begin -->", "<!-- end -->"
 _SUFFIXES = {"s": "_seconds"}
 
 
@@ -39,9 +37,7 @@ def reference() -> str:
 
 def current(page: str) -> str:
     """``page`` with today's tables between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
+    return filled(page, {"begin": reference})
 
 
 def _table(metrics: Iterable[Metric]) -> str:
@@ -56,5 +52,4 @@ def _table(metrics: Iterable[Metric]) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(current(path.read_text()))
+    rewrite(current)
