@@ -7,7 +7,7 @@ Across namespaces nothing is allowed but what a policy says, on either side (ADR
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mas_nats.manifest.casa import (
@@ -52,12 +52,13 @@ def problems(policy: CasaPolicy, systems: Systems) -> Iterator[Problem]:
     if app is None:
         yield Problem(("spec", "targetRef", "name"), _no_app(home, spec.target_ref.name))
         return
-    if spec.allowed_endpoints and not app.type.calls:
-        yield Problem(("spec", "allowedEndpoints"), f"{app.name} is an mcp_server, which calls nobody")
-    if spec.allowed_sources and not app.type.called:
-        yield Problem(("spec", "allowedSources"), f"{app.name} is a client, which nobody calls")
+    if spec.allowed_endpoints and (wrong := _calls_nobody(app)):
+        yield Problem(("spec", "allowedEndpoints"), wrong)
+    if spec.allowed_sources and (wrong := _is_not_called(app)):
+        yield Problem(("spec", "allowedSources"), wrong)
     for at, endpoint in enumerate(spec.allowed_endpoints or ()):
-        yield from _of_endpoint(endpoint, ("spec", "allowedEndpoints", at), policy.namespace, systems)
+        system = systems.get(endpoint.namespace or policy.namespace)
+        yield from _of_app(endpoint, ("spec", "allowedEndpoints", at), system, _is_not_called)
     for at, source in enumerate(spec.allowed_sources):
         place = ("spec", "allowedSources", at)
         if (source.namespace or policy.namespace) == policy.namespace:
@@ -67,29 +68,27 @@ def problems(policy: CasaPolicy, systems: Systems) -> Iterator[Problem]:
                 "allowedEndpoints of the caller",
             )
         else:
-            yield from _of_source(source, place, systems)
+            yield from _of_app(source, place, systems.get(source.namespace or ""), _calls_nobody)
 
 
-def _of_endpoint(endpoint: Endpoint, place: Place, here: str, systems: Systems) -> Iterator[Problem]:
-    system = systems.get(endpoint.namespace or here)
-    if system is None or endpoint.name == ANY_AGENT:
+def _of_app(
+    named: Endpoint, place: Place, system: MultiAgentSystem | None, against: Callable[[App], str]
+) -> Iterator[Problem]:
+    """What is wrong with an application that a rule names; ``against`` says why its type forbids it."""
+    if system is None or named.name == ANY_AGENT:
         return
-    app = system.app(endpoint.name)
-    if app is None:
-        yield Problem((*place, "name"), _no_app(system, endpoint.name))
-    elif not app.type.called:
-        yield Problem((*place, "name"), f"{app.name} is a client, which nobody calls")
+    app = system.app(named.name)
+    wrong = _no_app(system, named.name) if app is None else against(app)
+    if wrong:
+        yield Problem((*place, "name"), wrong)
 
 
-def _of_source(source: Endpoint, place: Place, systems: Systems) -> Iterator[Problem]:
-    system = systems.get(source.namespace or "")
-    if system is None or source.name == ANY_AGENT:
-        return
-    app = system.app(source.name)
-    if app is None:
-        yield Problem((*place, "name"), _no_app(system, source.name))
-    elif not app.type.calls:
-        yield Problem((*place, "name"), f"{app.name} is an mcp_server, which calls nobody")
+def _calls_nobody(app: App) -> str:
+    return "" if app.type.calls else f"{app.name} is an mcp_server, which calls nobody"
+
+
+def _is_not_called(app: App) -> str:
+    return "" if app.type.called else f"{app.name} is a client, which nobody calls"
 
 
 def _no_app(system: MultiAgentSystem, name: str) -> str:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import casa_wanted, mas_yaml
 from mas_nats.manifest.casa import API_VERSION, KINDS, CasaPolicy, MultiAgentSystem
+from mas_nats.manifest.checked import checked
 from mas_nats.manifest.gateway import SECTION, GatewaySettings
 from mas_nats.manifest.halves import one_sided
 from mas_nats.manifest.mas_yaml import MasYaml
-from mas_nats.manifest.mistakes import guess, mistakes
+from mas_nats.manifest.mistakes import guess
 from mas_nats.manifest.wanted import Wanted
 from mas_nats.manifest.yaml_lines import YamlFile
 
@@ -199,22 +198,11 @@ def _casa(file: YamlFile, raw: dict[str, Any]) -> MultiAgentSystem | CasaPolicy:
             f"{file.path}, line {file.line(('kind',))}, kind: {' or '.join(KINDS)} is read, of "
             f"apiVersion {API_VERSION}{close} (found {said})"
         )
-    problems = []
-    spec = raw.get("spec")
-    if model is MultiAgentSystem and isinstance(spec, dict) and SECTION in spec:
-        raw["spec"] = {key: value for key, value in spec.items() if key != SECTION}
-        try:
-            raw["spec"][SECTION] = GatewaySettings.of_section(file, spec[SECTION], ("spec", SECTION))
-        except ConfigurationError as error:
-            problems.append(str(error))
-    try:
-        parsed = model.model_validate(raw)
-    except ValidationError as error:
-        found = mistakes(error, model, lambda place: f"line {file.line(place)}")
-        problems.insert(0, "\n- ".join((f"{file.path} is not a valid {kind}:", *found)))
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    return parsed
+    assert isinstance(kind, str)  # noqa: S101 - one of KINDS
+    if model is not MultiAgentSystem or not isinstance(raw.get("spec"), dict):
+        return checked(file, raw, model, kind)
+    spec = raw["spec"] = dict(raw["spec"])
+    return checked(file, raw, model, kind, holder=spec, place=("spec",))
 
 
 def _where(file: YamlFile) -> str:

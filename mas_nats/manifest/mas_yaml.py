@@ -15,14 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest.gateway import SECTION, GatewaySettings, variables
-from mas_nats.manifest.mistakes import mistakes
+from mas_nats.manifest.checked import checked
+from mas_nats.manifest.gateway import GatewaySettings, variables
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.document import AgentId, Limits, Permissions, require_one_side
@@ -276,20 +275,7 @@ def parse(file: YamlFile) -> MasYaml:
     raw = file.fields()
     if raw is None:
         raise ConfigurationError(f"{path} must hold a mapping with agents: and permissions:")
-    problems = []
-    try:
-        if SECTION in raw:
-            raw[SECTION] = GatewaySettings.of_section(file, raw[SECTION], (SECTION,))
-    except ConfigurationError as error:
-        problems.append(str(error))
-        del raw[SECTION]
-    try:
-        manifest = MasYaml.model_validate(raw)
-    except ValidationError as error:
-        found = mistakes(error, MasYaml, lambda place: f"line {file.line(place)}")
-        problems.insert(0, "\n- ".join((f"{path} is not a valid manifest:", *found)))
-    if problems:
-        raise ConfigurationError("\n".join(problems))
+    manifest = checked(file, raw, MasYaml, "manifest", holder=raw)
     return manifest.beside(path.absolute().parent)
 
 
