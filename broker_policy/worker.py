@@ -59,6 +59,7 @@ from broker_policy.tenants.reach import keep_in_reach
 from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
+from mas_nats.loop import run
 from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
 from mas_nats.telemetry.settings import OFF, TelemetrySettings
@@ -502,11 +503,7 @@ def main() -> None:
     layout = Layout(arguments.folder.resolve())
     config = WorkerConfig.embedded(layout, arguments.name, metrics_port=arguments.metrics_port)
     ready = layout.ready(arguments.name)
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        sys.exit(asyncio.run(serve(config, ready)))
-    sys.exit(uvloop.run(serve(config, ready)))
+    sys.exit(run(serve(config, ready)))
 
 
 if __name__ == "__main__":
