@@ -25,6 +25,8 @@ _PASSING = frozenset({Decision.UNAVAILABLE, Decision.POLICY_STALE})
 """Refusals that say nothing about the call itself."""
 _DENIED_FOR_GOOD = 1.0
 """Seconds after which a denial by the server is believed."""
+_ABSENT_FOR_GOOD = 1.0
+"""Seconds after which it is believed that nobody is there to take it."""
 
 
 class Calls:
@@ -61,7 +63,7 @@ class Calls:
         loop = asyncio.get_running_loop()
         end = loop.time() + min(timeout, MAX_TIMEOUT)
         subject = subjects.call(self._agent, op)
-        may_have_arrived, denied_since = False, 0.0
+        may_have_arrived, denied_since, absent_since = False, 0.0, 0.0
         wait, pause = self._patience.wait, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
@@ -87,7 +89,10 @@ class Calls:
                 if loop.time() >= end and not may_have_arrived:
                     raise unreachable(error) from error
             except NoResponders as error:
-                if not may_have_arrived:
+                # Workers whose keys are replaced are away for a moment, all of them at once.
+                absent_since = absent_since or loop.time()
+                absent = loop.time() - absent_since > _ABSENT_FOR_GOOD or loop.time() >= end
+                if absent and not may_have_arrived:
                     raise Unavailable(
                         "no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat"
                     ) from error

