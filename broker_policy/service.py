@@ -302,6 +302,10 @@ class NamespaceService:
         await self._onlookers.start()
         await self._nc.flush()
 
+    def policy_changed(self) -> None:
+        """Look at once at what the new policy asks for."""
+        self._direct_states.policy_changed()
+
     async def stop(self) -> None:
         """Take no more calls, finish what was taken, close the records."""
         self._stopping = True

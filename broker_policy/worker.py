@@ -296,6 +296,8 @@ class PolicyWorker:
         with contextlib.suppress(ConfigurationError):  # told by whoever needs them
             ruleset(table.document.governance.dlp)  # compiled now, not with the first message
         namespace = table.namespace
+        if namespace in self._namespaces:
+            self._namespaces[namespace].service.policy_changed()
         if namespace in self._namespaces or namespace in self._starting or self._stopping:
             return
         self._starting[namespace] = self._spawn(self._keep_starting(namespace))

@@ -12,9 +12,12 @@ TERM = 3.0
 """Seconds a lease holds without being renewed."""
 _RENEW_AFTER = 1.0
 
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if holder then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """
 _GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -26,7 +29,7 @@ class Lease:
         self._redis: Any = redis
         self._key = key
         self._holder = f"{name}.{secrets.token_hex(8)}"
-        self._renew = redis.register_script(_RENEW)
+        self._hold = redis.register_script(_HOLD)
         self._give_up = redis.register_script(_GIVE_UP)
         self._held_since: float | None = None
 
@@ -36,9 +39,7 @@ class Lease:
         if self._held_since is not None and now - self._held_since < _RENEW_AFTER:
             return True
         milliseconds = int(TERM * 1000)
-        mine = bool(await self._renew(keys=[self._key], args=[self._holder, milliseconds])) or bool(
-            await self._redis.set(self._key, self._holder, nx=True, px=milliseconds)
-        )
+        mine = bool(await self._hold(keys=[self._key], args=[self._holder, milliseconds]))
         self._held_since = now if mine else None
         return mine
 

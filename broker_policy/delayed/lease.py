@@ -14,6 +14,9 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 RENEW_EVERY = 1.0
+"""Seconds between two renewals by who has it."""
+ASK_EVERY = 2.0
+"""Seconds after which who has it not asks again."""
 _UNANSWERED = (nats.errors.Error, JetStreamError, OSError)
 
 

@@ -22,7 +22,7 @@ from broker_policy.commit.answered import UNANSWERED
 from broker_policy.delayed.burial import bury
 from broker_policy.delayed.claims import For, content_of
 from broker_policy.delayed.feed import Missed, listen
-from broker_policy.delayed.lease import RENEW_EVERY, Lease
+from broker_policy.delayed.lease import ASK_EVERY, RENEW_EVERY, Lease
 from broker_policy.delayed.queue import DueQueue, Waiting
 from broker_policy.delayed.stream import DelayedStream
 from broker_policy.ending import end
@@ -97,7 +97,7 @@ class Releaser:
         while True:
             if await self._lease.hold():
                 await self._lead()
-            await asyncio.sleep(RENEW_EVERY)
+            await asyncio.sleep(ASK_EVERY)
 
     async def stop(self) -> None:
         """Finish what is under way, after ``run`` was ended; another worker may go on at once."""
@@ -157,7 +157,11 @@ class Releaser:
             one = self._queue.take(now) if ready else None
             if one is None:
                 following = self._queue.next() if ready else None
-                wait = 0.25 if following is None else min(max(following - now, 1) / 1000, 0.25)
+                wait: float | None = 0.25
+                if following is not None:
+                    wait = min(max(following - now, 1) / 1000, 0.25)
+                elif ready:
+                    wait = None  # nothing is delayed: whatever comes will say so
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
                 continue

@@ -35,6 +35,8 @@ TAKE_OVER_AFTER = 1.5
 GAP_AFTER = 4.0
 """Seconds that a worker which lacks something waits first for one that may have it."""
 _TICK = 0.25
+_IDLE = 5.0
+"""Seconds between two looks where no state is direct; a change of policy is told."""
 _PACE = 0.05
 """Seconds between two records, so that a fast agent's changes share them."""
 _COVER_AFTER = 0.5
@@ -84,6 +86,10 @@ class DirectStateAudit:
         self._direct: set[str] = set()
         self._away = False
 
+    def policy_changed(self) -> None:
+        """Look at once whom to follow."""
+        self._wake.set()
+
     def close(self) -> None:
         """Record what is known, then end ``run``."""
         self._closing = True
@@ -114,7 +120,7 @@ class DirectStateAudit:
             if not self._closing:
                 await asyncio.sleep(_PACE if self._followed else 0)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _TICK)
+                await asyncio.wait_for(self._wake.wait(), _TICK if self._followed else _IDLE)
         await self._end()
 
     async def _round(self) -> None:

@@ -34,6 +34,7 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead worker held is free after a second."""
     monkeypatch.setattr(streams, "LEASE_AGE", 1.0)
     monkeypatch.setattr(releaser, "RENEW_EVERY", 0.25)
+    monkeypatch.setattr(releaser, "ASK_EVERY", 0.25)
     monkeypatch.setattr(releaser, "_STOPPING", 1.0)
 
 
