@@ -54,9 +54,9 @@ FROM base AS mas
 USER 0:0
 # An empty volume takes owner and mode of the folder it is mounted on: these are what setup writes to. Those of
 # agents take them from /mas/.mas of the agent's image.
-RUN for part in controller worker signer redis nats nats-2 nats-3; do \
+RUN for part in controller worker signer redis nats nats-2 nats-3 prometheus grafana; do \
         install -d -m 700 -o 10001 -g 10001 /mas/parts /mas/parts/$part; done \
-    && for data in redis nats nats-2 nats-3; do install -d -m 700 -o 10001 -g 10001 /mas/data /mas/data/$data; done
+    && for data in redis nats nats-2 nats-3 prometheus grafana; do install -d -m 700 -o 10001 -g 10001 /mas/data /mas/data/$data; done
 USER 10001:10001
 COPY --from=wheels /opt/server /opt/server
 ENV PATH=/opt/server/bin:$PATH

@@ -20,6 +20,10 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 NODES = ("nats", "nats-2", "nats-3")
 """The nats-servers, as their containers are called."""
 REDIS = "redis"
+METRICS_TOKEN = "prometheus/token"  # noqa: S105 - where it is
+"""What Prometheus shows to the workers."""
+GRAFANA_PASSWORD = "grafana/password"  # noqa: S105 - where it is
+"""The password of Grafana's administrator."""
 AGENT = "agent-"
 """What the name of an agent's part begins with."""
 
@@ -71,7 +75,13 @@ _PARTS = {
     each.name: each
     for each in (
         Part(REDIS, ("redis/redis.conf", "redis/password")),
-        Part("worker", (*_POLICY, "keys/worker/*", *_certificate(Role.POLICY, "worker")), ("run",)),
+        Part("prometheus", (METRICS_TOKEN,)),
+        Part("grafana", (GRAFANA_PASSWORD,)),
+        Part(
+            "worker",
+            (*_POLICY, "keys/worker/*", *_certificate(Role.POLICY, "worker"), "telemetry.json"),
+            ("run",),
+        ),
         Part(
             "signer",
             (*_POLICY, "keys/signer/*", *_certificate(Role.POLICY, "signer")),

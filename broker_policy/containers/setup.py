@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker_policy.containers.parts import NODES, REDIS, agents, hand_out
+from broker_policy.containers.parts import (
+    GRAFANA_PASSWORD,
+    METRICS_TOKEN,
+    NODES,
+    REDIS,
+    agents,
+    hand_out,
+)
+from broker_policy.embedded import telemetry_file
 from broker_policy.embedded.certify import YEAR, certify, expires_soon
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nats_config import Membership, NatsConfig
@@ -24,12 +32,15 @@ from broker_policy.keys.turns import unchanged
 from broker_policy.tenants.material import PublicMaterial, create_material
 from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
+from mas_nats.telemetry.settings import from_environment
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
 
 DATA = Path("/data")
 """Where the servers' containers have their data."""
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - of its container, which publishes what it wants
 _ROUTE_PORT, _MONITOR_PORT, _REDIS_PORT = 6222, 8222, 6379
+METRICS_PORT = 9464
+"""Where each worker's container shows its metrics, to who has the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,7 @@ def set_up(layout: Layout, parts: Path, say: Callable[[str], None]) -> Done:
     _certify_routes(layout)
     _certify_agents(layout, named)
     create_material(layout.keys)
+    _set_telemetry(layout)
     with unchanged(layout.keys):
         return Done(new, len(_nodes(layout)), tuple(named), distribute(layout, parts, say))
 
@@ -154,11 +166,28 @@ def _membership(layout: Layout, name: str, names: tuple[str, ...]) -> Membership
     )
 
 
+def _set_telemetry(layout: Layout) -> None:
+    """Metrics for who has the token; exports as the environment says."""
+    _secret(layout.root / GRAFANA_PASSWORD)
+    settings = {
+        "metrics_host": _EVERYWHERE,
+        "metrics_port": METRICS_PORT,
+        "metrics_token": _secret(layout.root / METRICS_TOKEN),
+    }
+    telemetry_file.write(layout, from_environment().model_copy(update=settings))
+
+
+def _secret(path: Path) -> str:
+    """The secret in a file, which is made where there is none."""
+    if not path.exists():
+        private_folder(path.parent)
+        write_private(path, secrets.token_urlsafe(32).encode())
+    return path.read_text()
+
+
 def _configure_redis(layout: Layout) -> None:
-    if not layout.redis_password.exists():
-        write_private(layout.redis_password, secrets.token_urlsafe(32).encode())
     settings = RedisConfig(bind=_EVERYWHERE, port=_REDIS_PORT, folder=DATA)
-    text = settings.render(layout.redis_password.read_text())
+    text = settings.render(_secret(layout.redis_password))
     write_private(layout.redis / "redis.conf", text.encode())
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from broker_policy.containers.parts import part
 from mas_nats import Agent, TlsClientConfig
 from tests.compose.conftest import BringUp
-from tests.compose.project import Project, until
+from tests.compose.project import REPOSITORY, Project, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -17,7 +19,8 @@ ONCE = {"setup", "provision"}
 RUNNING = {"nats", "redis", "policy", "signer", "helpdesk", "router"}
 HOLDS = {
     "setup": {"site", "controller", "worker", "signer", "redis", "nats", "nats-2", "nats-3"}
-    | {"agent-helpdesk", "agent-router", "redis-data", "nats-data", "nats-2-data", "nats-3-data"},
+    | {"agent-helpdesk", "agent-router", "redis-data", "nats-data", "nats-2-data", "nats-3-data"}
+    | {"prometheus", "grafana", "prometheus-data", "grafana-data"},
     "provision": {"controller"},
     "nats": {"nats", "nats-data"},
     "redis": {"redis", "redis-data"},
@@ -39,6 +42,7 @@ SECRETS = {
         "keys/worker/sealing.key",
         "certs/default/policy/worker.key",
         "redis/password",
+        "telemetry.json",
     },
     "signer": {
         "keys/signer/checkpoint.key",
@@ -52,8 +56,25 @@ SECRETS = {
 """Every secret that a running container can read, below /mas/.mas."""
 FIND = r"""
 find / \( -path /proc -o -path /sys -o -path /dev -o -path /data -o -path /etc -o -path /usr -o -path /var \
-    \) -prune -o -type f \( -name '*.key' -o -name '*.nk' -o -name password -o -name redis.conf \) -print
+    \) -prune -o -type f \( -name '*.key' -o -name '*.nk' -o -name password -o -name redis.conf \
+    -o -name token -o -name telemetry.json \) -print
 """
+SCRAPE = """
+import json, socket, sys, urllib.error, urllib.request
+name, port, token = sys.argv[1], sys.argv[2], open(sys.argv[3]).read()
+def get(address, headers):
+    request = urllib.request.Request(f"http://{address}:{port}/metrics", headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=10).read().decode()
+    except urllib.error.HTTPError as error:
+        return str(error.code)
+workers = sorted({each[4][0] for each in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)})
+print(json.dumps([
+    [get(each, {"Authorization": f"Bearer {token}"}), get(each, {}), get(each, {"Authorization": "Bearer x"})]
+    for each in workers
+]))
+"""
+"""What Prometheus does with its configuration, without and with another token, too."""
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
 
 
@@ -164,6 +185,43 @@ def test_no_secret_is_in_an_environment_an_image_or_a_command(project: Project):
     for image in ("mas-nats:test", "mas-nats-example:test"):
         found = project.engine("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", FIND)
         assert found.stdout.split() == [], image
+
+
+def test_prometheus_finds_every_worker_and_reaches_nothing_else(project: Project):
+    """With its network, its volume and its configuration; its image is not needed for that."""
+    [job] = yaml.safe_load((REPOSITORY / "docs/observability/compose/prometheus.yml").read_text())[
+        "scrape_configs"
+    ]
+    [names], token = job["dns_sd_configs"], job["authorization"]["credentials_file"]
+    [name] = names["names"]
+    mine = ["--network", f"{project.name}_metrics", "--volume", f"{project.name}_prometheus:/mas/.mas:ro"]
+
+    def run(*arguments: str) -> str:
+        return project.engine(
+            "run", "--rm", *mine, "--entrypoint", "python", "mas-nats:test", "-c", *arguments
+        ).stdout
+
+    workers = json.loads(run(SCRAPE, name, str(names["port"]), token))
+    assert len(workers) == len(project.containers()["policy"])
+    for shown, unasked, wrong in workers:
+        assert "mas_worker_ready" in shown
+        assert (unasked, wrong) == ("401", "401")
+    for other in ("redis", "nats"):
+        assert run(f"import socket; print(socket.getaddrinfo({name!r}, 1) and 'found')").strip() == "found"
+        with pytest.raises(AssertionError, match=r"not known|resolution"):
+            run(f"import socket; socket.getaddrinfo({other!r}, 1)")
+
+
+def test_the_profile_observability_is_in_order(project_of: BringUp):
+    found = json.loads(project_of("observability").compose("config", "--format", "json").stdout)
+    services = found["services"]
+    for name in ("prometheus", "grafana"):
+        assert services[name]["read_only"], name
+        assert services[name]["user"] == "10001:10001", name
+        assert {port["host_ip"] for port in services[name]["ports"]} == {"127.0.0.1"}, name
+        for each in services[name]["volumes"]:
+            assert each["type"] == "volume" or Path(each["source"]).exists(), each
+    assert found["networks"]["metrics"]["internal"]
 
 
 def test_agents_reach_nats_and_nothing_else(project: Project):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from broker_policy.audit.verify import OVERDUE
 from mas_nats import Agent, AgentMessage
 from tests.load import UNSURE, audit_of
 from tests.processes import kill
@@ -77,13 +78,13 @@ async def test_killed(victim: System, victims: tuple[str, ...]) -> None:
 
         sending = asyncio.gather(*(send(number) for number in range(MESSAGES)))
         for harm in range(3):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(OVERDUE):
                 while len(receiver.handled) < (harm + 1) * MESSAGES // 5:
                     await asyncio.sleep(0.02)
             kill(victim.broker.pid, victims[harm % len(victims)])
         await sending
         wanted = due.keys() - cancelled
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(OVERDUE):
             while wanted - receiver.handled.keys():
                 await asyncio.sleep(0.05)
         await audit_of(victim, namespace, set(due))

@@ -20,6 +20,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
 
 PARTS = ("controller", "worker", "signer", "redis", "nats", "nats-2", "nats-3", "agent-desk", "agent-router")
+PARTS += ("prometheus", "grafana")
 
 
 class Site:
@@ -50,7 +51,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def secret(path: str) -> bool:
-    return path.endswith((".key", ".nk", "redis.conf", "redis/password"))
+    return path.endswith((".key", ".nk", "redis.conf", "password", "token"))
 
 
 def test_every_secret_goes_to_its_holders_only(site: Site):
