@@ -264,7 +264,8 @@ def load(path: Path) -> MasYaml:
     file = YamlFile.read(path)
     if isinstance(file.content, dict) and "kind" in file.content:
         raise ConfigurationError(
-            f"{path}, line {file.line(('kind',))}: a {FILE_NAME} is read, and has no kind:"
+            f"{path}, line {file.line(('kind',))}: here a {FILE_NAME} is read, which has no kind:. The "
+            "applications of a MultiAgentSystem are programs of their own; `mas apply` reads both forms"
         )
     return parse(file)
 

@@ -38,8 +38,10 @@ class YamlFile:
         """
         found = cls.read_all(path)
         if len(found) > 1:
-            second = f"the second begins on line {found[1].line(())}"
-            raise ConfigurationError(f"{path} holds {len(found)} documents where one is read: {second}")
+            raise ConfigurationError(
+                f"{path} holds {len(found)} documents where one is read: the second begins on line "
+                f"{found[1].line(())}. Keep each in a file of its own; `mas apply` takes several files"
+            )
         return found[0] if found else cls(path, None, None)
 
     @classmethod

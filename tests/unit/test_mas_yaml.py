@@ -348,7 +348,7 @@ BOMB = "".join(
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"agents: &a [*a]", "line 1: this holds itself"),
         (b"agents: []\n---\nagents: []", "holds 2 documents where one is read: the second begins on line 3"),
-        (b"kind: MultiAgentSystem", "line 1: a mas.yaml is read, and has no kind:"),
+        (b"kind: MultiAgentSystem", "line 1: here a mas.yaml is read, which has no kind:"),
         (b"namespace: !!timestamp ''", "not valid YAML: a value does not fit the tag"),
         (b"namespace: !!bool perhaps", "not valid YAML: a value does not fit the tag"),
         (b"namespace: !!int ''", "not valid YAML: a value does not fit the tag"),
