@@ -83,7 +83,7 @@ class SharedCircuits:
             arguments = [raw, after.encode(), life, agent, now + life if after.until else ""]
             if await self._counters.run(_SWAP, [key, self._open], arguments):
                 return Changed(before, after, now)
-            await asyncio.sleep(random.uniform(0, 0.002 * (attempt + 1)))
+            await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))
         raise Away
 
     async def unsettled(self, settings: CircuitBreaker) -> tuple[dict[str, Circuit], int]:
