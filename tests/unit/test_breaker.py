@@ -50,7 +50,7 @@ async def here(nc: Client) -> AsyncIterator[Serving]:
 
 @pytest.fixture
 async def counters(redis_server: RedisServer) -> AsyncIterator[Counters]:
-    found = Counters.at(redis_server.url)
+    found = Counters.at(redis_server.url, patience=30)
     yield found
     await found.close()
 

@@ -186,7 +186,7 @@ class Time:
 @pytest.fixture
 async def workers(redis_server: RedisServer) -> AsyncIterator[list[SharedCircuits]]:
     """Four of them, on one clock."""
-    found = [Counters.at(redis_server.url) for _ in range(4)]
+    found = [Counters.at(redis_server.url, patience=30) for _ in range(4)]
     time = Time()
     yield [SharedCircuits(each, "ns", time) for each in found]
     for each in found:
