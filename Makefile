@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else is set up in .venv.
 #   make demo    two agents, for real, in under a minute
 #   make test    lint, types and every test
+#   make bench   how fast it is beside raw nats-py
 #   make chaos   everything killed in turn under load: SECONDS=600 SEED=1
 # Another interpreter: make PYTHON=/path/to/python3.13 test
 
@@ -10,13 +11,14 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
+.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
+	@echo "make bench   how fast it is beside raw nats-py, in one run; QUICK=1 in about a minute"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
 	@echo "make docs    the pages of docs/ as a site in build/docs"
@@ -57,6 +59,11 @@ unit: setup
 # The result is in build/chaos.json too. More: python -m tests.chaos --help
 chaos: setup
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
+
+# The result is in benchmarks/results: latest.json, latest.md and plots. More: python -m benchmarks.bench --help
+bench: setup
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet matplotlib || true
+	$(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick)
 
 # Payloads, calls, policies and manifests that nobody would write.
 fuzz: setup

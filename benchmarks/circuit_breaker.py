@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 from nats.aio.client import Client
 
-from benchmarks.first_measurement import brought_up
+from benchmarks.site import brought_up
 from broker_policy.admission.admission import Admission
 from broker_policy.admission.breaker import Breaker
 from broker_policy.admission.circuits import SharedCircuits

@@ -9,16 +9,8 @@ import asyncio
 import os
 import statistics
 
-from benchmarks.first_measurement import brought_up, pair, prepare
-from benchmarks.traffic import NAMESPACE
-from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.apply import apply
-from broker_policy.tenants.connect import connect_control_admin
-from broker_policy.tenants.controller import TenantController
-from broker_policy.tenants.material import Material
-from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits, Permissions
+from benchmarks.pairs import pair
+from benchmarks.site import brought_up, prepare, set_policy
 from mas_nats.policy.governance import Dlp, Governance
 
 ROUNDS = 5
@@ -42,7 +34,7 @@ async def main() -> None:
             rates: dict[bool, list[float]] = {True: [], False: []}
             for _ in range(ROUNDS):
                 for on, found in rates.items():
-                    await switch(layout, broker, on=on)
+                    await set_policy(layout, broker, governance=Governance(dlp=Dlp(enabled=on)))
                     done = await pair(folder, "receive", "send", count, CONCURRENCY)
                     found.append(done["per_second"])
             ratio = statistics.median(rates[True]) / statistics.median(rates[False])
@@ -52,24 +44,6 @@ async def main() -> None:
                 f"(spread of off {spread:.2f})",
                 flush=True,
             )
-
-
-async def switch(layout: Layout, broker: Broker, *, on: bool) -> None:
-    """Apply the policy with data-loss prevention on or off."""
-    material = Material.load(layout.keys)
-    endpoint = broker.connection(layout, "controller")
-    wanted = Wanted(
-        namespace=NAMESPACE,
-        agents={"a": WantedAgent(), "b": WantedAgent()},
-        permissions={"a": Permissions(allowed_targets=("b",))},
-        limits=Limits(in_flight=256),
-        governance=Governance(dlp=Dlp(enabled=on)),
-    )
-    async with TenantController(endpoint, material.controller, material.public) as controller:
-        control = await connect_control_admin(endpoint, material.controller)
-        await apply(controller, PolicyStore(control), wanted)
-        await control.close()
-    await asyncio.sleep(1)  # until both workers follow it
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.first_measurement import REPOSITORY, brought_up, prepare
+from benchmarks.site import REPOSITORY, brought_up, prepare
 from mas_nats import Agent, AgentMessage
 
 WORDS = 20_000

@@ -3,6 +3,9 @@
 ``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, prints one line of JSON
 when it is ready and one when it is done. The raw roles are what people would write on nats-py without any
 governance: ``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
+
+From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it; and
+``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +24,7 @@ from typing import Any
 import nats.errors
 import uvloop
 from nats.aio.client import Client
+from pydantic import BaseModel
 
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.tenants.connect import connect_tenant_admin
@@ -27,13 +32,18 @@ from broker_policy.tenants.material import ControllerKeys
 from mas_nats import Agent, AgentMessage
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
-RAW_STREAM, RAW_SUBJECT, RAW_SERVICE = "RAW", "raw.b", "raw.service"
-PAYLOAD = {"n": 1, "text": os.environ.get("BENCH_TEXT", "x" * 1000)}
+RAW_STREAM, RAW_SUBJECT, RAW_SERVICE, RAW_BUCKET = "RAW", "raw.b", "raw.service", "raw"
+ENVELOPE = len(json.dumps({"n": 1, "text": ""}))
+BYTES = int(os.environ.get("BENCH_BYTES", "1024"))
+PAYLOAD = {"n": 1, "text": os.environ.get("BENCH_TEXT", "x" * (BYTES - ENVELOPE))}
 BODY = json.dumps(PAYLOAD).encode()
+RATE = float(os.environ.get("BENCH_RATE", "0"))
 
 
 def say(**what: object) -> None:
-    print(json.dumps(what), flush=True)
+    """One line; with it, what this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({**what, "cpu": used.ru_utime + used.ru_stime, "peak_kb": used.ru_maxrss}), flush=True)
 
 
 class Receiver(Agent[dict[str, Any]]):
@@ -68,6 +78,39 @@ async def send(count: int, concurrency: int) -> None:
 async def request(count: int, concurrency: int) -> None:
     async with Agent[dict[str, Any]]("a", receive=False) as agent:
         await measure(count, concurrency, lambda: agent.request("b", "ask", PAYLOAD))
+
+
+class Kept(BaseModel):
+    """A state of the size of the payload."""
+
+    n: int = 0
+    text: str = ""
+
+
+async def _state(agent_id: str, count: int) -> None:
+    async with Agent[Kept](agent_id, state_model=Kept, receive=False) as agent:
+        numbers = iter(range(1, count + 1))
+        await measure(count, 1, lambda: agent.update_state({**PAYLOAD, "n": next(numbers)}))
+
+
+async def state_mediated(count: int, _: int) -> None:
+    await _state("a", count)
+
+
+async def state_direct(count: int, _: int) -> None:
+    await _state("direct", count)
+
+
+async def raw_state(count: int, _: int) -> None:
+    async with raw() as nc:
+        bucket = await nc.jetstream(timeout=30).key_value(RAW_BUCKET)
+        last = await bucket.put("a", BODY)
+
+        async def update() -> None:
+            nonlocal last
+            last = await bucket.update("a", BODY, last)
+
+        await measure(count, 1, update)
 
 
 async def raw_receive(count: int, _: int) -> None:
@@ -118,19 +161,25 @@ async def raw_request(count: int, concurrency: int) -> None:
 
 
 async def measure(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
-    """``count`` calls, ``concurrency`` at a time."""
+    """``count`` calls, ``concurrency`` at a time, or at the rate that the environment says."""
     await once()
     numbers, latencies = iter(range(count - 1)), []
     say(ready=True)
 
+    async def timed() -> None:
+        begun = time.perf_counter()
+        await once()
+        latencies.append(time.perf_counter() - begun)
+
     async def work() -> None:
         for _ in numbers:
-            begun = time.perf_counter()
-            await once()
-            latencies.append(time.perf_counter() - begun)
+            await timed()
 
     started = time.time()
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    if RATE:
+        await at_rate(numbers, timed)
+    else:
+        await asyncio.gather(*(work() for _ in range(concurrency)))
     latencies.sort()
     say(
         started=started,
@@ -138,6 +187,18 @@ async def measure(count: int, concurrency: int, once: Callable[[], Awaitable[obj
         p50=latencies[len(latencies) // 2],
         p99=latencies[int(len(latencies) * 0.99)],
     )
+
+
+async def at_rate(numbers: Any, once: Callable[[], Awaitable[None]]) -> None:
+    """Begin one call each time it is due, whether the one before it has ended or not."""
+    loop = asyncio.get_running_loop()
+    due, running = loop.time(), set()
+    for _ in numbers:
+        due += 1 / RATE
+        await asyncio.sleep(due - loop.time())
+        running.add(task := asyncio.create_task(once()))
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
 
 
 @asynccontextmanager
@@ -153,7 +214,18 @@ async def raw() -> AsyncIterator[Client]:
 
 ROLES = {
     role.__name__.replace("_", "-"): role
-    for role in (receive, send, request, raw_receive, raw_send, raw_respond, raw_request)
+    for role in (
+        receive,
+        send,
+        request,
+        state_mediated,
+        state_direct,
+        raw_receive,
+        raw_send,
+        raw_respond,
+        raw_request,
+        raw_state,
+    )
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""What a measurement runs on: a broker in a folder of its own, two agents, and a plain stream beside them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
+from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.up import Plan, running
+from broker_policy.identity.pki import CertificateAuthority
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.apply import apply
+from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.material import Material
+from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.document import Limits, Permissions, StateMode
+from mas_nats.policy.governance import Governance
+from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@asynccontextmanager
+async def brought_up(
+    workers: int = 2, *, relaxed: bool = False
+) -> AsyncIterator[tuple[Path, Layout, Broker]]:
+    """A broker in a folder of its own, which is there for as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="mas-bench-") as name:
+        layout = Layout(Path(name) / ".mas")
+        plan = Plan(workers=workers, relaxed=relaxed)
+        async with running(layout, plan, lambda line: print(line, file=sys.stderr)) as broker:
+            yield Path(name), layout, broker
+
+
+async def prepare(layout: Layout, broker: Broker) -> None:
+    """Two agents and their certificates; beside them an account with a plain stream and a plain bucket."""
+    await set_policy(layout, broker)
+    authority = CertificateAuthority.open_or_create(layout.authority)
+    for name in ("a", "b", "direct"):
+        identity = Identity(DEFAULT_TRUST_DOMAIN, NAMESPACE, Role.AGENT, name)
+        authority.issue(identity, layout.certs, lifetime=timedelta(hours=1))
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    async with TenantController(endpoint, material.controller, material.public) as controller:
+        await controller.ensure_tenant(RAW_NAMESPACE, Limits())
+    raw = await connect_tenant_admin(endpoint, material.controller, RAW_NAMESPACE)
+    js = raw.jetstream()
+    await js.add_stream(
+        StreamConfig(
+            name=RAW_STREAM,
+            subjects=[RAW_SUBJECT],
+            storage=StorageType.FILE,
+            retention=RetentionPolicy.WORK_QUEUE,
+            discard=DiscardPolicy.NEW,
+        )
+    )
+    consumer = ConsumerConfig(name="b", durable_name="b", ack_policy=AckPolicy.EXPLICIT, max_ack_pending=2000)
+    await js.add_consumer(RAW_STREAM, consumer)
+    await js.create_key_value(bucket=RAW_BUCKET)
+    await raw.close()
+
+
+async def set_policy(
+    layout: Layout, broker: Broker, *, more_agents: int = 0, governance: Governance | None = None
+) -> None:
+    """Apply the policy: ``a`` may send to ``b``, and there are so many other agents."""
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    agents = {"a": WantedAgent(), "b": WantedAgent(), "direct": WantedAgent(state=StateMode.DIRECT)}
+    wanted = Wanted(
+        namespace=NAMESPACE,
+        agents={**agents, **{f"other{number}": WantedAgent() for number in range(more_agents)}},
+        permissions={"a": Permissions(allowed_targets=("b",))},
+        limits=Limits(in_flight=256),
+        governance=governance or Governance(),
+    )
+    async with TenantController(endpoint, material.controller, material.public) as controller:
+        control = await connect_control_admin(endpoint, material.controller)
+        await apply(controller, PolicyStore(control), wanted)
+        await control.close()
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "fsync_ms": round(fsync_time(folder) * 1e3, 3),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def fsync_time(folder: Path) -> float:
+    """Median seconds of an fsync after a small write."""
+    times = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(50):
+            file.write(b"x" * 1024)
+            begun = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times)
