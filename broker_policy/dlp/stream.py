@@ -21,7 +21,7 @@ from broker_policy.screen import MAX_HELD, Screened
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Finding, Refusal
 from mas_nats.policy.governance import DlpAction
-from mas_nats.wire.frames import Chunk, joined
+from mas_nats.wire.frames import WHOLE, Chunk, joined
 from mas_nats.wire.verdict import Decision
 
 LONGEST_WORD = 8_192
@@ -123,7 +123,7 @@ class _Pass:
         }
         self._leaves: dict[tuple[str, ...], list[tuple[int, str]]] = {}
         for number, chunk in enumerate(chunks):
-            if not isinstance(chunk, str):
+            if not isinstance(chunk, str) and chunk.get(WHOLE) is not True:
                 _leaves(chunk, (), number, self._leaves)
         for path, parts in self._leaves.items():
             if len(parts) > 1:

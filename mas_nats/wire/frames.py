@@ -16,6 +16,13 @@ from typing import Any
 Chunk = str | dict[str, Any]
 """A piece of a streamed reply: text, or a JSON object."""
 
+WHOLE = "$whole"
+"""A member, true, of an object whose texts do not go on in the objects that follow it.
+
+Data-loss prevention judges such an object by itself and lets it go at once. Without it, texts at the same place
+of one object after the other are taken for one text that came in parts, and the last of them may wait.
+"""
+
 FRAME_BYTES = 4096
 """Bytes of chunks that a frame holds; a single larger object makes a frame of its own (DESIGN 5)."""
 WINDOW_FRAMES = 64

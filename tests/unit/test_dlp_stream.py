@@ -15,7 +15,7 @@ from broker_policy.dlp.ruleset import WINDOW, Ruleset
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.screen import Screened
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
-from mas_nats.wire.frames import Chunk, joined
+from mas_nats.wire.frames import WHOLE, Chunk, joined
 from mas_nats.wire.verdict import Decision
 
 REDACTING = Dlp(
@@ -132,6 +132,22 @@ def test_prose_does_not_wait(words: list[str]):
 def test_objects_without_secrets_do_not_wait():
     step = screen()((), [{"n": 1, "text": "a word "}, {"n": 2}], final=False)
     assert step.held == ()
+
+
+def test_an_object_that_is_whole_does_not_wait_for_the_next():
+    version: Chunk = {"jsonrpc": "2.0"}  # 2.0 may be the beginning of a number
+    assert screen()((), [version], final=False).held == (version,)
+    whole: Chunk = {**version, WHOLE: True}
+    assert screen()((), [whole], final=False) == Screened((whole,))
+
+
+def test_what_is_in_a_whole_object_is_found():
+    said = screen()((), [{"a": "AKIAIOSFODNN7EXAMPLE", WHOLE: True}], final=False)
+    assert "AKIAIOSFODNN7EXAMPLE" not in str(said.out)
+    assert said.finding is not None
+    blocking = Dlp(policy_overrides={"aws_key": DlpAction.BLOCK})
+    refused = screen(blocking)((), [{"a": "AKIAIOSFODNN7EXAMPLE", WHOLE: True}], final=False)
+    assert refused.refusal is not None
 
 
 def test_own_rules_hold_back_a_window():

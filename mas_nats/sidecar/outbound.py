@@ -1,0 +1,370 @@
+"""Calls that leave: recognised, or refused before they do; carried as a request whose reply is streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import ValidationError
+
+from mas_nats.errors import (
+    CircuitOpen,
+    MasError,
+    OutcomeUnknown,
+    Overloaded,
+    PolicyStale,
+    RateLimited,
+    Refused,
+    RequestFailed,
+    RequestTimeout,
+    Unavailable,
+)
+from mas_nats.sidecar import card, events, strict_json
+from mas_nats.sidecar.application import Application, Kind, Settings
+from mas_nats.sidecar.authority import Authority, Leaving
+from mas_nats.sidecar.call import Call
+from mas_nats.sidecar.carriage import Carried, Head, Part
+from mas_nats.sidecar.decision import decide
+from mas_nats.sidecar.http_message import EVENTS, HttpRequest, HttpResponse, carried, repeated
+from mas_nats.sidecar.in_flight import InFlight
+from mas_nats.sidecar.listener import Answer, Received
+from mas_nats.sidecar.llm import LlmPassage
+from mas_nats.sidecar.refusal import (
+    OUTCOME_UNKNOWN,
+    REFUSED,
+    TOO_LARGE,
+    UNAVAILABLE,
+    Refusal,
+    Shape,
+    response,
+)
+from mas_nats.sidecar.strict_json import NotStrict
+from mas_nats.stream import Stream
+from mas_nats.wire.correlation import new_message_id
+from mas_nats.wire.frames import Chunk
+from mas_nats.wire.identity import namespace_of
+from mas_nats.wire.verdict import Decision
+
+logger = logging.getLogger("mas_nats")
+
+_GRACE = 3.0
+"""Seconds more than the other sidecar may take, for clocks and for the way."""
+_MISSED = 3
+"""Signs of life that may be missing before the other sidecar is taken for dead."""
+
+
+class Caller(Protocol):
+    """What can send a request and read its reply in parts: an ``Agent``."""
+
+    def stream(
+        self,
+        target: str,
+        message_type: str,
+        data: Any,
+        *,
+        id: str | None = None,  # noqa: A002 - the SDK's name
+        timeout: float = 60.0,
+    ) -> Stream:
+        """See ``Agent.stream``."""
+
+
+class Outbound:
+    """Takes what the application sends."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        caller: Caller,
+        authority: Authority,
+        in_flight: InFlight,
+        llm: LlmPassage | None = None,
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._caller = caller
+        self._authority = authority
+        self._in_flight = in_flight
+        self._llm = llm
+        self._now = now  # unix time, in seconds
+        self._hosts = settings.hosts
+
+    async def handle(self, received: Received, answer: Answer) -> None:
+        """Answer one request of the application."""
+        shape, request_id = Shape.PLAIN, None
+        try:
+            host, request = self._read(received)
+            shape, request_id = _shape(request)
+            if self._settings.llm_host and host == self._settings.llm_host:
+                await self._to_llm(request, answer)
+                return
+            target = self._target(host)
+            call = decide(request, caller=self._settings.own, target=self._settings.known(target))
+            shape, request_id = call.shape, call.request_id
+            await self._carry(request, host, target, call, answer)
+        except Refusal as refusal:
+            known = refusal if refusal.shape is not Shape.PLAIN else refusal.to(shape, request_id)
+            logger.warning("refused: %s", known)
+            if answer.begun:
+                raise ConnectionAbortedError(str(known)) from None
+            await answer.whole(response(known))
+
+    # -- what it is --------------------------------------------------------------------------------
+    def _read(self, received: Received) -> tuple[str, HttpRequest]:
+        """Host and request: what came is a proxy's request (absolute form), or one for a mapped host."""
+        if twice := repeated(received.headers):
+            raise Refusal("header", f"{twice} is there twice", "Send it once")
+        headers = dict(received.headers)
+        if received.method == "CONNECT":
+            text = "tunnels are not carried: nobody could see what is in them"
+            raise Refusal("connect", text, "Use http:// addresses", status=405, code=REFUSED)
+        host, target = headers.get("host", "").lower(), received.target
+        if not target.startswith("/"):
+            parts = urlsplit(target)
+            if parts.scheme != "http" or "@" in parts.netloc or not parts.netloc:
+                raise Refusal("target", "the request names no http:// address", "Use http:// addresses")
+            if parts.netloc.lower() != host:
+                raise Refusal("host", "the Host header is not the host of the address", "Send the same host")
+            target = target[len("http://") + len(parts.netloc) :] or "/"
+        if headers.get("content-encoding", "identity") != "identity":
+            raise Refusal("content_encoding", "compressed bodies are not taken", "Send it plain", status=415)
+        if "upgrade" in headers:
+            raise Refusal("upgrade", "other protocols are not carried", "Send no Upgrade header")
+        path, _, query = target.partition("?")
+        kept = {name: value.strip() for name, value in headers.items() if carried(name)}
+        return host, HttpRequest(received.method, path, query, kept, received.body)
+
+    def _target(self, host: str) -> str:
+        name, colon, port = host.rpartition(":")
+        plain = name if colon and port == "80" else host
+        target = self._hosts.get(host) or self._hosts.get(plain)
+        if target is None:
+            fix = "Use one of the host names of the applications"
+            text = f"host {host[:80]!r} stands for none of the applications"
+            raise Refusal("unknown_host", text, fix, status=403, code=REFUSED)
+        return target
+
+    async def _to_llm(self, request: HttpRequest, answer: Answer) -> None:
+        if self._llm is None or self._settings.own.type is not Kind.AGENT:
+            text = "the traffic of this application to the language model is not carried"
+            raise Refusal("llm", text, status=403, code=REFUSED)
+        cause = self._in_flight.cause(request.header("traceparent"), needed=True)
+        async for part in self._llm.carry(request, cause):
+            if isinstance(part, HttpResponse):
+                await answer.begin(part.status, part.headers)
+            else:
+                await answer.write(part)
+        await answer.end()
+
+    # -- carrying it -------------------------------------------------------------------------------
+    async def _carry(self, request: HttpRequest, host: str, target: str, call: Call, answer: Answer) -> None:
+        limits = self._settings.limits
+        cause = self._in_flight.cause(request.header("traceparent"), needed=call.acts)
+        authorization = await self._authority.authorize(Leaving(target, call, cause))
+        body = call.document
+        parcel = Carried(
+            method=request.method,
+            path=request.path,
+            query=request.query,
+            headers=dict(request.headers),
+            body=body,
+            begin_by=int((self._now() + limits.begin) * 1000),
+            authorization=authorization,
+            cause=cause,
+        )
+        message_id = new_message_id()
+        chunks = self._caller.stream(
+            target,
+            call.message_type,
+            parcel.model_dump(exclude_defaults=True),
+            id=message_id,
+            timeout=limits.stream,
+        )
+        try:
+            async with aclosing(self._parts(chunks, target, call)) as parts:
+                await _Relay(answer, call, host).pass_on(parts, message_id)
+        except MasError as error:
+            raise _refusal(error, message_id) from None
+
+    async def _parts(self, chunks: Stream, target: str, call: Call) -> AsyncGenerator[Part | str, None]:
+        """The parts of the answer; a sidecar that is silent for too long is taken for dead."""
+        limits = self._settings.limits
+        application = self._settings.known(target)
+        patient = bool(namespace_of(target)) or _repeatable(application, call)
+        wait = limits.answer if patient else limits.begin
+        quiet = limits.answer if patient else _MISSED * limits.heartbeat
+        async with aclosing(_unfolded(chunks)) as unfolded:
+            while True:
+                try:
+                    async with asyncio.timeout(wait + _GRACE):
+                        chunk = await anext(unfolded, None)
+                except TimeoutError:
+                    raise RequestTimeout(f"the sidecar of {target} was silent for {wait:g} s") from None
+                if chunk is None:
+                    return
+                wait = quiet
+                yield chunk
+
+
+async def _unfolded(chunks: Stream) -> AsyncGenerator[Part | str, None]:
+    """The parts in a reply: in chunks as they were written, or gathered in one object."""
+    async with chunks:
+        async for chunk in chunks:
+            for each in _each(chunk):
+                yield each if isinstance(each, str) else _part(each)
+
+
+def _each(chunk: Chunk) -> list[Chunk]:
+    if isinstance(chunk, dict) and chunk.keys() == {"chunks"} and isinstance(chunk["chunks"], list):
+        return chunk["chunks"]
+    return [chunk]
+
+
+def _part(chunk: Any) -> Part:
+    try:
+        return Part.model_validate(chunk)
+    except ValidationError:
+        text = "the other sidecar sent something that is no part of an answer"
+        raise Refusal(
+            "carriage", text, "Run sidecars of one version", 502, OUTCOME_UNKNOWN, ran="unknown"
+        ) from None
+
+
+class _Relay:
+    """Writes the parts of an answer to the application."""
+
+    def __init__(self, answer: Answer, call: Call, host: str) -> None:
+        self._answer = answer
+        self._call = call
+        self._host = host
+        self._head: Head | None = None
+
+    async def pass_on(self, parts: AsyncIterator[Part | str], message_id: str) -> None:
+        """All of them.
+
+        Raises:
+            Refusal: the other sidecar refused the call, or the answer makes no sense.
+
+        """
+        done = False
+        async for part in parts:
+            if isinstance(part, Part) and part.refused is not None:
+                raise part.refused.refusal(self._call.shape, self._call.request_id, message_id)
+            if isinstance(part, Part) and part.head is not None and self._head is None:
+                await self._begin(part.head)
+            elif isinstance(part, Part) and part.alive is not None:
+                await self._still_there()
+            elif self._head is None or done:
+                raise self._nonsense()
+            else:
+                done = await self._body(part, self._head)
+        if self._head is None:
+            raise self._nonsense()
+        if done:
+            return
+        if self._answer.begun:
+            await self._answer.end()
+        else:
+            await self._answer.whole(HttpResponse(self._head.status, self._head.headers))
+
+    async def _begin(self, head: Head) -> None:
+        self._head = head
+        if head.headers.get("content-type", "").startswith(EVENTS):
+            await self._answer.begin(head.status, {**head.headers, "cache-control": "no-cache, no-transform"})
+
+    async def _still_there(self) -> None:
+        if (
+            self._answer.begun
+            and self._head is not None
+            and EVENTS in self._head.headers.get("content-type", "")
+        ):
+            await self._answer.write(events.ALIVE)
+
+    async def _body(self, part: Part | str, head: Head) -> bool:
+        """Write a part of the body; whether that was all of it."""
+        if isinstance(part, Part) and part.whole is not None and not self._answer.begun:
+            body = orjson.dumps(self._reachable(part.whole[0]))
+            await self._answer.whole(HttpResponse(head.status, head.headers, body))
+            return True
+        if isinstance(part, Part) and part.event is not None and self._answer.begun:
+            await self._answer.write(events.write(part.event))
+            return False
+        if not isinstance(part, str):
+            raise self._nonsense()
+        if not self._answer.begun:
+            await self._answer.begin(head.status, head.headers)
+        await self._answer.write(part.encode())
+        return False
+
+    def _reachable(self, document: Any) -> Any:
+        if not self._call.card or not isinstance(document, dict):
+            return document
+        if "jsonrpc" not in document:
+            return card.reachable(document, self._host)
+        if isinstance(document.get("result"), dict):
+            return {**document, "result": card.reachable(document["result"], self._host)}
+        return document
+
+    def _nonsense(self) -> Refusal:
+        return Refusal(
+            "carriage", "the other sidecar's answer makes no sense", "", 502, OUTCOME_UNKNOWN, ran="unknown"
+        )
+
+
+def _repeatable(application: Application | None, call: Call) -> bool:
+    return application is not None and call.operation in application.idempotent
+
+
+def _shape(request: HttpRequest) -> tuple[Shape, str | int | None]:
+    """How to tell whoever sent this that it is refused, before it is known what it is."""
+    try:
+        document = strict_json.parse(request.body)
+    except NotStrict:
+        return Shape.PLAIN, None
+    if not isinstance(document, dict) or document.get("jsonrpc") != "2.0":
+        return Shape.PLAIN, None
+    request_id = document.get("id")
+    known = isinstance(request_id, str | int) and not isinstance(request_id, bool)
+    return Shape.MCP, request_id if known else None
+
+
+_LATER = (Overloaded, RateLimited, CircuitOpen, PolicyStale)
+
+
+def _refusal(error: MasError, message_id: str) -> Refusal:
+    """What the caller is told of an error of the SDK."""
+    if isinstance(error, Refused):
+        verdict = error.verdict
+        status = 429 if isinstance(error, RateLimited) else 503 if isinstance(error, _LATER) else 403
+        code = UNAVAILABLE if isinstance(error, _LATER) else REFUSED
+        if verdict.decision is Decision.TOO_LARGE:
+            status, code = 413, TOO_LARGE
+        text = f"policy refused it ({verdict.decision}, step {verdict.step}): {verdict.reason}"
+        return Refusal(
+            f"policy.{verdict.rule or verdict.decision.lower()}",
+            text,
+            verdict.fix,
+            status,
+            code,
+            message_id=message_id,
+            retry_after=error.retry_after,
+        )
+    if isinstance(error, Unavailable):
+        return Refusal("unavailable", f"it could not leave: {error}", "", 503, UNAVAILABLE, retry_after=1)
+    if isinstance(error, RequestFailed) and error.decision is Decision.EXPIRED:
+        return Refusal("expired", "it was not taken in time, and was not run", "", 504, UNAVAILABLE)
+    status = 504 if isinstance(error, RequestTimeout | OutcomeUnknown) else 502
+    return Refusal(
+        "outcome_unknown",
+        f"{error}: whether the call was run is not known",
+        "Look at what it would have changed before calling again",
+        status,
+        OUTCOME_UNKNOWN,
+        ran="unknown",
+        message_id=message_id,
+    )

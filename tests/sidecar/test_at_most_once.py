@@ -1,0 +1,158 @@
+"""A call is run at most once, whatever dies; and never when it is too late."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mas_nats import Agent
+from mas_nats.sidecar import Sidecar
+from mas_nats.sidecar.inbound import Inbound
+from tests.sidecar.conftest import Town
+from tests.sidecar.running import running, start
+
+HEADERS = {"mcp-protocol-version": "2026-07-28", "accept": "application/json, text/event-stream"}
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+async def tool(http: httpx.AsyncClient, name: str, arguments: dict[str, object]) -> httpx.Response:
+    params = {"name": name, "arguments": arguments, "_meta": META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    headers = {**HEADERS, "mcp-method": "tools/call", "mcp-name": name}
+    return await http.post("http://bank.test/mcp", json=body, headers=headers)
+
+
+KILLS = 8
+EACH = 12
+
+
+@pytest.mark.slow
+async def test_a_sidecar_killed_while_money_is_transferred(empty_town: Town, tmp_path: Path):
+    """The target's sidecar is killed at a random moment, again and again: no transfer is made twice, and
+    whoever was not told that it was made was told that nothing is known, or that it was not run."""
+    town = empty_town
+    told: dict[int, str] = {}
+    chance = random.Random(1)
+
+    async def transfer(http: httpx.AsyncClient, number: int) -> None:
+        answer = await tool(http, "transfer_money", {"number": number})
+        if answer.status_code == 200 and "error" not in answer.text:
+            told[number] = "made"
+        else:
+            told[number] = json.loads(answer.text)["error"]["data"]["ran"]
+
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "shop")
+        http = await stack.enter_async_context(httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60))
+        for kill in range(KILLS):
+            sidecar = await start(town, "bank", tmp_path)
+            numbers = range(kill * EACH, (kill + 1) * EACH)
+            tasks = [asyncio.create_task(transfer(http, number)) for number in numbers]
+            await asyncio.sleep(chance.uniform(0.0, 0.15))
+            await sidecar.kill()
+            await asyncio.gather(*tasks)
+        async with running(town, "bank", tmp_path):  # what was left in the inbox is too late by now
+            await transfer(http, KILLS * EACH)
+    made = Counter(town.bank.transfers)
+    assert len(told) == KILLS * EACH + 1
+    assert max(made.values()) == 1
+    assert {number for number, how in told.items() if how == "made"} <= made.keys()
+    assert not {number for number, how in told.items() if how == "no"} & made.keys()
+    assert told[KILLS * EACH] == "made"
+    print(f"told: {Counter(told.values())}, made: {len(made)}")
+
+
+async def test_the_control_acknowledged_after_it_is_run_twice(
+    empty_town: Town, monkeypatch: pytest.MonkeyPatch
+):
+    """Without the early acknowledgement a call whose sidecar dies is run again."""
+    town = empty_town
+
+    async def at_once(self: Inbound, *_: object) -> None:
+        """Do not acknowledge."""
+
+    monkeypatch.setattr(Inbound, "_begin", at_once)
+    done = asyncio.Event()
+    run = Inbound._run
+
+    async def dies_after(self: Inbound, *what: object) -> None:
+        if not done.is_set():
+            await tool_run(town)
+            done.set()
+            raise RuntimeError("it dies here")
+        await run(self, *what)  # type: ignore[arg-type]
+
+    async def tool_run(town: Town) -> None:
+        town.bank.transfers.append(7)
+
+    monkeypatch.setattr(Inbound, "_run", dies_after)
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "bank", "shop")
+        async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+            await tool(http, "transfer_money", {"number": 7})
+    assert town.bank.transfers == [7, 7]
+
+
+async def test_a_call_that_comes_too_late_is_not_run(empty_town: Town):
+    """Nobody takes it while it may be begun; the sidecar that comes later leaves it."""
+    town = empty_town
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "shop", limits={"begin": 0.3, "heartbeat": 1.0})
+        async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+            answer = await tool(http, "transfer_money", {"number": 1})
+            assert answer.status_code == 504
+            assert answer.json()["error"]["data"]["ran"] == "unknown"
+            assert "outcome_unknown" in answer.json()["error"]["message"]
+            await town.start(stack, "bank")
+            assert (await tool(http, "balance", {"account": "a"})).status_code == 504  # 0.3 s after the first
+            town.sidecars.pop("shop")
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "bank", "shop")
+        async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+            assert (await tool(http, "balance", {"account": "a"})).status_code == 200
+    assert town.bank.transfers == []
+
+
+async def test_an_operation_marked_idempotent_is_run_again(
+    empty_town: Town, monkeypatch: pytest.MonkeyPatch
+):
+    """``tools/list`` is: when its first run dies, its second one answers."""
+    town = empty_town
+    ran = 0
+    run = Inbound._run
+
+    async def dies_first(self: Inbound, *what: object) -> None:
+        nonlocal ran
+        ran += 1
+        if ran == 1:
+            raise RuntimeError("it dies here")
+        await run(self, *what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Inbound, "_run", dies_first)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "bank", "shop")
+        async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+            headers = {**HEADERS, "mcp-method": "tools/list"}
+            answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert ran == 2
+
+
+async def test_a_begin_limit_that_could_run_a_call_twice_is_refused(empty_town: Town):
+    from mas_nats import ConfigurationError
+
+    sidecar = empty_town.sidecar("bank", limits={"begin": 20.0})
+    with pytest.raises(ConfigurationError, match="ack_wait"):
+        await sidecar.start()
+    assert isinstance(sidecar, Sidecar | Agent)
