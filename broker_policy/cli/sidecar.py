@@ -20,7 +20,9 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 @command("sidecar", example="mas sidecar --app shop --config applications.yaml")
 async def sidecar(
     *,
-    app: Annotated[str, typer.Option("--app", help="The application; needs its certificate (mas certs agent).")],
+    app: Annotated[
+        str, typer.Option("--app", help="The application; needs its certificate (mas certs agent).")
+    ],
     config: Annotated[Path, typer.Option("--config", help="The applications: see docs/sidecar.md.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,

@@ -79,7 +79,7 @@ class Application(_Model):
     """
 
     type: Kind
-    base_url: Annotated[str, AfterValidator(_base_url)] = Field("", alias="baseUrl")
+    base_url: Annotated[str, AfterValidator(_base_url)] = ""
     listen: Address = "127.0.0.1:0"
     hosts: tuple[Host, ...] = ()
     endpoint: Endpoint | None = None
@@ -114,7 +114,7 @@ class Settings(_Model):
     app: str = ""
     applications: dict[Name, Application]
     limits: Limits = Limits()
-    llm_host: str = Field("", alias="llmHost")
+    llm_host: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -127,7 +127,7 @@ class Settings(_Model):
         if self.app:
             own = self.own
             if own.type is not Kind.CLIENT and not own.base_url:
-                raise ValueError(f"application {self.app} needs baseUrl: where it listens")
+                raise ValueError(f"application {self.app} needs base_url: where it listens")
         return self
 
     @property

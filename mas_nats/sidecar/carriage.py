@@ -100,7 +100,7 @@ class Part(_Model):
     ``json`` holds the whole JSON body; ``alive`` says that the call is being run.
     """
 
-    one: Literal[True] = Field(True, alias=WHOLE)
+    one: Literal[True] = Field(default=True, alias=WHOLE)
 
     head: Head | None = None
     whole: list[Any] | None = Field(None, min_length=1, max_length=1, alias="json")

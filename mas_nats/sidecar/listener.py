@@ -204,7 +204,7 @@ class _Connection:
             else:
                 return None
 
-    async def _event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    async def _event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
         while True:
             try:
                 event = self._http.next_event()

@@ -1,4 +1,4 @@
-"""The seam for a language model's traffic: who carries it to ``llmHost`` and sees its answers."""
+"""The seam for a language model's traffic: who carries it to ``llm_host`` and sees its answers."""
 
 from __future__ import annotations
 

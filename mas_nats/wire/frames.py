@@ -19,8 +19,8 @@ Chunk = str | dict[str, Any]
 WHOLE = "$whole"
 """A member, true, of an object whose texts do not go on in the objects that follow it.
 
-Data-loss prevention judges such an object by itself and lets it go at once. Without it, texts at the same place
-of one object after the other are taken for one text that came in parts, and the last of them may wait.
+Data-loss prevention judges such an object by itself and lets it go at once. Without it, texts at the same
+place of one object after the other are taken for one text that came in parts, and the last of them may wait.
 """
 
 FRAME_BYTES = 4096

@@ -32,7 +32,6 @@ async def serving(app: Any, port: int = 0) -> AsyncIterator[int]:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        server.force_exit = True
         await task
 
 
@@ -116,7 +115,9 @@ class Echo(AgentExecutor):
             for version in ("1.0", "0.3")
             for binding in ("JSONRPC", "HTTP+JSON")
         ]
-        interfaces.append(AgentInterface(url="grpc.example:443", protocol_binding="GRPC", protocol_version="1.0"))
+        interfaces.append(
+            AgentInterface(url="grpc.example:443", protocol_binding="GRPC", protocol_version="1.0")
+        )
         card = AgentCard(
             name="echo",
             description="says what it was told",

@@ -39,10 +39,10 @@ class Town:
         """The settings, as they stand in a file."""
         applications = {
             "shop": {"type": "client"},
-            "echo": {"type": "agent", "baseUrl": self.base("echo"), "hosts": ["echo.test"]},
+            "echo": {"type": "agent", "base_url": self.base("echo"), "hosts": ["echo.test"]},
             "bank": {
                 "type": "mcp_server",
-                "baseUrl": self.base("bank"),
+                "base_url": self.base("bank"),
                 "hosts": ["bank.test", "bank.test:8080"],
                 "idempotent": ["tools/list"],
             },

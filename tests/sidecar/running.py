@@ -35,12 +35,13 @@ async def start(town: Town, app: str, folder: Path) -> Process:
     town.system.tls(app, town.namespace)
     arguments = ("sidecar", "--app", app, "--config", str(config), "--json")
     place = ("--namespace", town.namespace, "--folder", str(town.system.layout.root))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "broker_policy.cli", *arguments, *place),
-        cwd=REPOSITORY,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=(folder / f"{app}.log").open("ab"),
-    )
+    with (folder / f"{app}.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "broker_policy.cli", *arguments, *place),
+            cwd=REPOSITORY,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+        )
     assert process.stdout is not None
     text = ""
     async with asyncio.timeout(60):

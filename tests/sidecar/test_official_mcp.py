@@ -30,7 +30,7 @@ async def test_tools_are_listed_and_called(town: Town, mode: str):
     assert town.bank.calls == 1
 
 
-@pytest.mark.parametrize("mode", ("legacy", "2026-07-28"))
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_progress_streams_back_and_large_results_are_whole(town: Town, mode: str):
     seen: list[float] = []
 
