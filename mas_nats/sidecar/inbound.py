@@ -213,7 +213,8 @@ class Inbound:
     ) -> None:
         async with self._sent(request, alive) as answer:
             head = self._head(answer)
-            if session := answer.headers.get("mcp-session-id"):
+            session = answer.headers.get("mcp-session-id")
+            if session and call.operation == "initialize":
                 self._sessions.opened(session, message.sender)
             if call.operation == "session.end" and answer.is_success:
                 self._sessions.ended(request.headers["mcp-session-id"])

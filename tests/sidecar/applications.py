@@ -15,6 +15,7 @@ from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes, c
 from a2a.server.tasks import InMemoryTaskStore
 from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Message, Part, Role
 from mcp.server.mcpserver import Context, MCPServer
+from pydantic import BaseModel
 from starlette.applications import Starlette
 
 
@@ -35,6 +36,12 @@ async def serving(app: Any, port: int = 0) -> AsyncIterator[int]:
         await task
 
 
+class Account(BaseModel):
+    """What is asked for."""
+
+    account: str
+
+
 class Bank:
     """An MCP server that counts what it did."""
 
@@ -43,6 +50,7 @@ class Bank:
         self.calls = 0
         self.waiting = asyncio.Event()  # somebody waits in ``wait``
         self.left = asyncio.Event()  # and was cancelled there
+        self.seen = asyncio.Event()
         server = MCPServer("bank")
 
         @server.tool()
@@ -63,6 +71,25 @@ class Bank:
             for number in range(to):
                 await ctx.report_progress(number + 1, to, f"at {number + 1}")
             return f"counted to {to}"
+
+        @server.tool()
+        async def stepwise(ctx: Context) -> str:
+            """Make one step, and wait until somebody has seen it."""
+            await ctx.report_progress(1, 2, "one")
+            await self.seen.wait()
+            return "two"
+
+        @server.tool()
+        async def ask_back(ctx: Context) -> str:
+            """Ask the client's user."""
+            answer = await ctx.elicit("which account?", Account)
+            return str(answer.model_dump())
+
+        @server.tool()
+        async def change(ctx: Context) -> str:
+            """Tell everybody who listens that the tools have changed."""
+            await ctx.session.send_tool_list_changed()
+            return "changed"
 
         @server.tool()
         def large(size: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mas_nats.policy import document as policy
 from mas_nats.sidecar import Settings, Sidecar
 from tests.sidecar.applications import Bank, Echo, serving
 from tests.system import System
@@ -71,7 +72,8 @@ class Town:
 @pytest.fixture
 async def empty_town(system: System) -> AsyncIterator[Town]:
     """The applications run, no sidecar does."""
-    namespace = await system.namespace(["shop", "echo", "bank"], ALLOW)
+    limits = policy.Limits(ack_wait=10.0, retry_delay=0.1)
+    namespace = await system.namespace(["shop", "echo", "bank"], ALLOW, limits=limits)
     bank, echo = Bank(), Echo()
     echo_port = free_port()
     async with (

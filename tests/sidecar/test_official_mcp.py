@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 import pytest
-from mcp import Client
+from mcp import Client, types
 
 from tests.sidecar.conftest import Town
 
@@ -53,3 +55,42 @@ async def test_a_client_that_leaves_cancels_the_tool(town: Town):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await town.bank.left.wait()
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_events_arrive_before_the_stream_ends(town: Town, mode: str):
+    """The tool waits until its first event was seen: an event that is held back would never be."""
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        town.bank.seen.set()
+
+    async with asyncio.timeout(60), Client(URL, mode=mode) as client:
+        assert text(await client.call_tool("stepwise", {}, progress_callback=progress)) == "two"
+
+
+async def test_a_server_asks_its_client_back(town: Town):
+    """A request of the server in the stream of the answer; the client's answer is a POST of its own."""
+    asked: list[str] = []
+
+    async def answer(_: Any, params: types.ElicitRequestParams) -> types.ElicitResult:
+        asked.append(params.message)
+        return types.ElicitResult(action="accept", content={"account": "a-1"})
+
+    async with asyncio.timeout(60), Client(URL, mode="legacy", elicitation_callback=answer) as client:
+        assert "a-1" in text(await client.call_tool("ask_back", {}))
+    assert asked == ["which account?"]
+
+
+async def test_the_standing_stream_of_a_session(town: Town):
+    changed = asyncio.Event()
+
+    async def heard(message: object) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            changed.set()
+
+    async with asyncio.timeout(60), Client(URL, mode="legacy", message_handler=heard) as client:
+        while not changed.is_set():  # the stream may open after the first call
+            await client.call_tool("change", {})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await changed.wait()
