@@ -34,6 +34,8 @@ logger = logging.getLogger("mas_nats")
 _FIRST_SIGN = 1.0
 """Seconds until the caller hears that its call is being run, where there is no answer yet."""
 _CONNECT_TIMEOUT = 5.0
+_TOGETHER = 0.02
+"""Seconds that the head of a stream waits for its first event, to be one frame with it."""
 _PLAIN_BYTES = 64 << 10
 """Bytes of a plain text (an error page) that are carried."""
 _PIECE = 64 << 10
@@ -219,10 +221,12 @@ class Inbound:
             if call.operation == "session.end" and answer.is_success:
                 self._sessions.ended(request.headers["mcp-session-id"])
             if media_type(head.headers.get("content-type", "")) == EVENTS:
-                await out.write(Part(head=head).payload())
-                await self._events(answer, alive, out)
-            else:
-                await self._whole(answer, head, call, alive, out)
+                await self._events(answer, head, alive, out)
+                return
+            parts = await self._whole(answer, head, call, alive)
+        # Only now, with nothing to wait for any more: a short answer is one frame, and that is its last.
+        for part in parts:
+            await out.write(part)
 
     @asynccontextmanager
     async def _sent(self, request: httpx2.Request, alive: _SignsOfLife) -> AsyncIterator[httpx2.Response]:
@@ -256,17 +260,16 @@ class Inbound:
         return Head(status=answer.status_code, headers=kept)
 
     async def _whole(
-        self, answer: httpx2.Response, head: Head, call: Call, alive: _SignsOfLife, out: ReplyWriter
-    ) -> None:
+        self, answer: httpx2.Response, head: Head, call: Call, alive: _SignsOfLife
+    ) -> list[str | dict[str, Any]]:
         """An answer that is no stream: as JSON where it is one, small error pages as text."""
         kind = media_type(head.headers.get("content-type", ""))
         if kind not in {JSON, A2A_JSON}:
-            await self._text(answer, head, kind, alive, out)
-            return
+            return await self._text(answer, head, kind, alive)
+        begin = Part(head=head).payload()
         raw = await self._read(answer, alive, self._settings.limits.response_bytes)
         if not raw:
-            await out.write(Part(head=head).payload())
-            return
+            return [begin]
         try:
             document = self._homed(strict_json.parse(raw), call)
         except NotStrict as error:
@@ -274,17 +277,14 @@ class Inbound:
         except card.NoWay:
             raise _unknown("the agent card names no address of this application") from None
         written = orjson.dumps(document)
-        await out.write(Part(head=head).payload())
         if len(written) + 2 * FRAME_BYTES <= self._max_payload():
-            await out.write(Part(json=[document]).payload())
-        else:
-            text = written.decode()
-            for start in range(0, len(text), _PIECE):
-                await out.write(text[start : start + _PIECE])
+            return [begin, Part(json=[document]).payload()]
+        text = written.decode()
+        return [begin, *(text[start : start + _PIECE] for start in range(0, len(text), _PIECE))]
 
     async def _text(
-        self, answer: httpx2.Response, head: Head, kind: str, alive: _SignsOfLife, out: ReplyWriter
-    ) -> None:
+        self, answer: httpx2.Response, head: Head, kind: str, alive: _SignsOfLife
+    ) -> list[str | dict[str, Any]]:
         text = ""
         if kind == "text/plain":
             text = (await self._read(answer, alive, _PLAIN_BYTES)).decode(errors="replace")
@@ -292,9 +292,7 @@ class Inbound:
             head = head.model_copy(
                 update={"headers": {k: v for k, v in head.headers.items() if k != "content-type"}}
             )
-        await out.write(Part(head=head).payload())
-        if text:
-            await out.write(text)
+        return [Part(head=head).payload(), *([text] if text else [])]
 
     def _homed(self, document: Any, call: Call) -> Any:
         """An agent card with paths that lead here; anything else as it is."""
@@ -320,15 +318,31 @@ class Inbound:
             raise _unknown(f"the application's answer broke off ({type(error).__name__})") from None
         return b"".join(parts)
 
-    async def _events(self, answer: httpx2.Response, alive: _SignsOfLife, out: ReplyWriter) -> None:
+    async def _events(
+        self, answer: httpx2.Response, head: Head, alive: _SignsOfLife, out: ReplyWriter
+    ) -> None:
         reader = EventReader(self._max_payload() - 2 * FRAME_BYTES)
+        raw = answer.aiter_raw()
+        first = asyncio.ensure_future(_following(raw))
         try:
-            async for part in alive.through(answer.aiter_raw()):
+            await asyncio.wait({first}, timeout=_TOGETHER)
+            early = first.done()
+            events = reader.feed(first.result() or b"") if early else []
+            await out.write(Part(head=head).payload())
+            if not early:
+                begun = await alive.during(first)
+                events = reader.feed(begun or b"")
+            for event in events:
+                await out.write(Part(event=event).payload())
+            async for part in alive.through(raw):
                 for event in reader.feed(part):
                     await out.write(Part(event=event).payload())
         except (httpx2.HTTPError, BrokenStream) as error:
             why = str(error) if isinstance(error, BrokenStream) else type(error).__name__
             raise _Broken(f"the application's stream broke off: {why}") from None
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
 
 
 class _SignsOfLife:
@@ -355,12 +369,12 @@ class _SignsOfLife:
 
     async def through(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Go through ``parts``."""
-
-        async def following() -> bytes | None:
-            return await anext(parts, None)
-
-        while (part := await self.during(following())) is not None:
+        while (part := await self.during(_following(parts))) is not None:
             yield part
+
+
+async def _following(parts: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(parts, None)
 
 
 def _unknown(text: str, status: int = 502) -> Refusal:

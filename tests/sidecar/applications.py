@@ -118,10 +118,13 @@ class Echo(AgentExecutor):
     def __init__(self) -> None:
         self.told: list[str] = []
         self.think: Callable[[str], Awaitable[str]] | None = None
+        self.traces: dict[str, str] = {}  # traceparent of each text's request
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         text = context.get_user_input()
         self.told.append(text)
+        if context.call_context is not None:
+            self.traces[text] = context.call_context.state.get("headers", {}).get("traceparent", "")
         answer = await self.think(text) if self.think else f"you said {text}"
         await event_queue.enqueue_event(
             Message(

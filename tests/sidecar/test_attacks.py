@@ -12,10 +12,11 @@ import orjson
 import pytest
 
 from mas_nats import Agent
+from mas_nats.sidecar import Settings, Sidecar
 from mas_nats.sidecar.refusal import HEADER_MISMATCH
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import HEADERS, META
-from tests.system import mas_json
+from tests.system import System, mas_json, wanted
 
 NEW = {**HEADERS, "content-type": "application/json"}
 PAY = {"name": "transfer_money", "arguments": {"number": 1}, "_meta": META}
@@ -254,3 +255,32 @@ async def test_an_application_that_is_away(empty_town: Town):
         "ran": "no",
         "message_id": answer.json()["error"]["data"]["message_id"],
     }
+
+
+async def test_an_application_of_another_namespace(empty_town: Town, system: System):
+    """Declared on both sides and allowed by both policies it is reached; without a permission it is not."""
+    town = empty_town
+    far = await system.namespace(["shop", "stranger"], {"shop": [f"{town.namespace}/bank"]})
+    near = {"shop": ["bank"], f"{far}/shop": ["bank"]}
+    await system.apply(wanted(town.namespace, ["shop", "echo", "bank"], near))
+    document = town.document()
+    document["applications"][f"{far}/shop"] = {"type": "client"}
+    bank = Settings.model_validate({**document, "app": "bank"})
+    document = town.document()
+    document["applications"][f"{town.namespace}/bank"] = document["applications"].pop("bank")
+    caller = Settings.model_validate({**document, "app": "shop"})
+    url = system.broker.url
+    headers = NEW | {"mcp-method": "tools/call", "mcp-name": "transfer_money"}
+    async with (
+        Sidecar(bank, server_addr=url, tls=system.tls("bank", town.namespace)),
+        Sidecar(caller, server_addr=url, tls=system.tls("shop", far)) as shop,
+        httpx.AsyncClient(proxy=f"http://{shop.address}", timeout=60) as http,
+    ):
+        answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert town.bank.transfers == [1]
+        await system.apply(wanted(town.namespace, ["shop", "echo", "bank"], {"shop": ["bank"]}))
+        async with asyncio.timeout(30):
+            while answer.status_code == 200:
+                answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=headers)
+        assert answer.status_code == 403

@@ -13,6 +13,7 @@ from a2a.types import Message, Part, Role, SendMessageRequest
 from google.protobuf import json_format
 
 from tests.sidecar.conftest import Town
+from tests.sidecar.test_at_most_once import META
 
 pytestmark = pytest.mark.usefixtures("from_shop")
 
@@ -59,19 +60,43 @@ async def test_a_message_is_answered(town: Town, version: str, binding: str, str
     assert town.echo.told == [f"hello {version}"]
 
 
+async def test_an_answer_larger_than_a_message_is_whole(town: Town):
+    """It travels as text, in parts; a request of that size is refused."""
+    words = 'wörter \\ "sagen" ' * 60_000
+
+    async def think(text: str) -> str:
+        return words
+
+    town.echo.think = think
+    body = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "message/send",
+        "params": {"message": {"role": "user", "messageId": "m", "parts": [{"kind": "text", "text": "a"}]}},
+    }
+    async with httpx.AsyncClient(timeout=120) as http:
+        answer = await http.post(f"{URL}/", json=body)
+        assert len(answer.content) > 1_000_000
+        assert answer.json()["result"]["parts"][0]["text"] == words
+        body["params"] = {"message": {"parts": [{"kind": "text", "text": words}]}}
+        assert (await http.post(f"{URL}/", json=body)).status_code == 413
+
+
 async def test_an_agent_that_calls_a_tool_is_tied_to_what_made_it(town: Town):
     """Two requests at once: without ``traceparent`` it is not known for which it calls; with it, it is."""
     outcome: dict[str, int] = {}
     both = asyncio.Barrier(2)
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "balance"}}
-    call["params"]["arguments"] = {"account": "a"}
+    passes_on = False
+    params = {"name": "balance", "arguments": {"account": "a"}, "_meta": META}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
     headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "balance"}
     headers["accept"] = "application/json, text/event-stream"
 
     async def think(text: str) -> str:
         await both.wait()
+        trace = {"traceparent": town.echo.traces[text]} if passes_on else {}
         async with httpx.AsyncClient(proxy=town.proxy("echo"), timeout=30) as http:
-            answer = await http.post("http://bank.test/mcp", json=call, headers=headers)
+            answer = await http.post("http://bank.test/mcp", json=call, headers=headers | trace)
         outcome[text] = answer.status_code
         await both.wait()
         return answer.text
@@ -94,6 +119,9 @@ async def test_an_agent_that_calls_a_tool_is_tied_to_what_made_it(town: Town):
     assert outcome == {"a": 403, "b": 403}
     assert all("correlation" in each and "traceparent" in each for each in said)
     assert town.bank.calls == 0
-    both = asyncio.Barrier(1)
-    assert "outcome" not in await ask("c")
-    assert outcome["c"] != 403
+    passes_on = True
+    said = await asyncio.gather(ask("c"), ask("d"))
+    assert (outcome["c"], outcome["d"]) == (200, 200)
+    passes_on, both = False, asyncio.Barrier(1)
+    assert "a: 100" in await ask("e")  # the only one
+    assert town.bank.calls == 3
