@@ -75,14 +75,14 @@ class Event(_Model):
 class Refused(_Model):
     """A refusal by the target's sidecar. The names are those of ``Refusal``."""
 
-    rule: str
-    text: str
-    fix: str = ""
+    rule: str = Field(max_length=200)
+    text: str = Field(max_length=4096)
+    fix: str = Field("", max_length=4096)
     status: int = Field(400, ge=400, le=599)
     code: int
-    ran: str = "no"
-    retry_after: float = 0.0
-    allow: str = ""
+    ran: Literal["no", "unknown", "yes"] = "no"
+    retry_after: float = Field(0.0, ge=0, le=86400)
+    allow: str = Field("", max_length=100, pattern=r"^[A-Z, ]*$")
 
     @classmethod
     def of(cls, refusal: Refusal) -> Self:

@@ -72,6 +72,7 @@ class Inbound:
         self._sessions = Sessions()
         self._standing = 0
         self._begun: OrderedDict[str, None] = OrderedDict()
+        self._leaving = asyncio.Event()
         base = settings.own.base_url
         self._authorities = {urlsplit(base).netloc.lower(), *settings.own.hosts}
         # A connection for each call: on one that was kept, an application that closes it meanwhile would
@@ -83,6 +84,10 @@ class Inbound:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT),
         )
+
+    def leave(self) -> None:
+        """End standing streams: whoever reads them opens them anew, at another instance or later."""
+        self._leaving.set()
 
     async def close(self) -> None:
         """Close what is open to the application."""
@@ -137,13 +142,13 @@ class Inbound:
         """Make sure that a call is run at most once, and not too late."""
         if call.operation in self._settings.own.idempotent:
             return
-        self._require_in_time(carried)
+        self._require_in_time(message, carried)
         if call.standing and self._standing >= self._settings.limits.standing:
             raise Refusal(
                 "standing", "too many streams are open", "Close one", 503, UNAVAILABLE, retry_after=10
             )
         await message.acknowledge()
-        self._require_in_time(carried)
+        self._require_in_time(message, carried)
         key = f"{message.sender}\n{message.message_id}"
         if key in self._begun:
             raise Refusal("again", "this call was run before", "", 504, OUTCOME_UNKNOWN, ran="unknown")
@@ -151,8 +156,10 @@ class Inbound:
         if len(self._begun) > _REMEMBERED:
             self._begun.popitem(last=False)
 
-    def _require_in_time(self, carried: Carried) -> None:
-        if self._now() * 1000 > carried.begin_by:
+    def _require_in_time(self, message: AgentMessage, carried: Carried) -> None:
+        """Look at the caller's limit, and at one's own since the policy service took the call."""
+        latest = message.sent_at.timestamp() + self._settings.limits.begin
+        if self._now() > min(carried.begin_by / 1000, latest):
             text = "the call came too late, and was not run"
             raise Refusal("expired", text, "Call again", 504, UNAVAILABLE)
 
@@ -195,7 +202,8 @@ class Inbound:
     async def _exchange(
         self, request: httpx2.Request, call: Call, message: AgentMessage, out: ReplyWriter
     ) -> None:
-        alive = _SignsOfLife(out, self._settings.limits.heartbeat)
+        leaving = self._leaving if call.standing else asyncio.Event()
+        alive = _SignsOfLife(out, self._settings.limits.heartbeat, leaving)
         try:
             await self._answered(request, call, message, alive, out)
         except Refusal as refusal:
@@ -348,24 +356,36 @@ class Inbound:
 class _SignsOfLife:
     """Lets the caller know, while the application is silent, that its call is being run."""
 
-    def __init__(self, out: ReplyWriter, every: float) -> None:
+    def __init__(self, out: ReplyWriter, every: float, leaving: asyncio.Event) -> None:
         self._out = out
+        self._leaving = leaving
         self._every = every
         self._next = min(_FIRST_SIGN, every)
         self.said = False
 
     async def during(self, work: Awaitable[T]) -> T:
-        """Wait for ``work``."""
+        """Wait for ``work``.
+
+        Raises:
+            _Broken: the sidecar stops.
+
+        """
         task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self._leaving.wait())
         try:
-            while not (await asyncio.wait({task}, timeout=self._next))[0]:
-                self._next, self.said = self._every, True
-                await self._out.write(_ALIVE)
+            while not task.done():
+                first = asyncio.FIRST_COMPLETED
+                done, _ = await asyncio.wait({task, leaving}, timeout=self._next, return_when=first)
+                if leaving in done and task not in done:
+                    raise _Broken("the sidecar stops")
+                if not done:
+                    self._next, self.said = self._every, True
+                    await self._out.write(_ALIVE)
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            leaving.cancel()
+            task.cancel()
+            await asyncio.gather(leaving, task, return_exceptions=True)
 
     async def through(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Go through ``parts``."""

@@ -30,9 +30,17 @@ from mas_nats.sidecar.authority import Authority, Leaving
 from mas_nats.sidecar.call import Call
 from mas_nats.sidecar.carriage import Carried, Head, Part
 from mas_nats.sidecar.decision import decide
-from mas_nats.sidecar.http_message import EVENTS, HttpRequest, HttpResponse, carried, repeated
+from mas_nats.sidecar.http_message import (
+    EVENTS,
+    RESPONSE_HEADERS,
+    VALUE,
+    HttpRequest,
+    HttpResponse,
+    carried,
+    repeated,
+)
 from mas_nats.sidecar.in_flight import InFlight
-from mas_nats.sidecar.listener import Answer, Received
+from mas_nats.sidecar.listener import Answer, Gone, Received
 from mas_nats.sidecar.llm import LlmPassage
 from mas_nats.sidecar.refusal import (
     OUTCOME_UNKNOWN,
@@ -113,6 +121,16 @@ class Outbound:
             if answer.begun:
                 raise ConnectionAbortedError(str(known)) from None
             await answer.whole(response(known))
+        except (Gone, OSError):
+            raise
+        except Exception as error:
+            # Not its text, which may hold content.
+            logger.error("a request could not be carried: %s", type(error).__name__)
+            if answer.begun:
+                raise ConnectionAbortedError("it could not be carried to its end") from error
+            text = "the sidecar failed: whether the call was run is not known"
+            failed = Refusal("sidecar", text, "", 500, OUTCOME_UNKNOWN, ran="unknown")
+            await answer.whole(response(failed.to(shape, request_id)))
 
     # -- what it is --------------------------------------------------------------------------------
     def _read(self, received: Received) -> tuple[str, HttpRequest]:
@@ -256,7 +274,7 @@ class _Relay:
             if isinstance(part, Part) and part.refused is not None:
                 raise part.refused.refusal(self._call.shape, self._call.request_id, message_id)
             if isinstance(part, Part) and part.head is not None and self._head is None:
-                await self._begin(part.head)
+                await self._begin(_allowed(part.head))
             elif isinstance(part, Part) and part.alive is not None:
                 await self._still_there()
             elif self._head is None or done:
@@ -314,6 +332,13 @@ class _Relay:
         return Refusal(
             "carriage", "the other sidecar's answer makes no sense", "", 502, OUTCOME_UNKNOWN, ran="unknown"
         )
+
+
+def _allowed(head: Head) -> Head:
+    """What of a head may be said here, whoever said it there."""
+    fields = head.headers.items()
+    kept = {name: value for name, value in fields if name in RESPONSE_HEADERS and VALUE.fullmatch(value)}
+    return head.model_copy(update={"headers": kept})
 
 
 def _repeatable(application: Application | None, call: Call) -> bool:

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from mas_nats.agent import Agent
+from mas_nats.agent import DRAIN_TIMEOUT, Agent
 from mas_nats.errors import ConfigurationError
 from mas_nats.message import AgentMessage
 from mas_nats.sidecar.application import Kind, Settings
@@ -50,6 +50,12 @@ class Sidecar(Agent[dict[str, Any]]):
     def address(self) -> str:
         """Where the application finds its proxy: ``host:port``."""
         return self._listener.address
+
+    async def stop(self, *, timeout: float = DRAIN_TIMEOUT) -> None:
+        """Let calls end, as ``Agent.stop`` does; standing streams end at once. It is not started again."""
+        if self._inbound is not None:
+            self._inbound.leave()
+        await super().stop(timeout=timeout)
 
     async def on_start(self) -> None:
         """Listen, where the limits fit those of the namespace.

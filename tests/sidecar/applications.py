@@ -92,6 +92,12 @@ class Bank:
             return "changed"
 
         @server.tool()
+        def secret() -> str:
+            """Say what must not be said."""
+            self.calls += 1
+            return "AKIAIOSFODNN7EXAMPLE"
+
+        @server.tool()
         def large(size: int) -> str:
             """Much text."""
             return "é" * size

@@ -11,9 +11,11 @@ import httpx
 import orjson
 import pytest
 
-from mas_nats import Agent
+from mas_nats import Agent, AgentMessage
+from mas_nats.agent import DRAIN_TIMEOUT
 from mas_nats.sidecar import Settings, Sidecar
 from mas_nats.sidecar.refusal import HEADER_MISMATCH
+from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import HEADERS, META
 from tests.system import System, mas_json, wanted
@@ -240,6 +242,80 @@ async def test_what_policy_refuses_is_told_and_in_the_audit(town: Town):
                 break
     assert found[0]["decision"] == "DLP_BLOCKED"
     assert found[0]["type"] == "mcp:tools/call"
+
+
+@pytest.mark.parametrize("json_response", [True, False])
+async def test_an_answer_that_policy_refuses(empty_town: Town, json_response: bool):
+    """The call was run, which the caller is told; what it said reaches nobody."""
+    async with contextlib.AsyncExitStack() as stack:
+        app = empty_town.bank.app(json_response=json_response)
+        empty_town.ports["bank"] = await stack.enter_async_context(serving(app))
+        await empty_town.start(stack, "bank", "shop")
+        async with shop(empty_town) as http:
+            headers = NEW | {"mcp-method": "tools/call", "mcp-name": "secret"}
+            body = rpc("tools/call", {"name": "secret", "arguments": {}, "_meta": META})
+            answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
+    assert empty_town.bank.calls == 1
+    assert "AKIA" not in answer.text
+    assert answer.status_code == 502
+    assert answer.json()["error"]["data"]["rule"] == "answer_refused"
+    assert answer.json()["error"]["data"]["ran"] == "yes"
+
+
+async def test_a_hostile_target_cannot_write_headers(empty_town: Town):
+    """An agent's own code in the place of a sidecar: what it sends is an answer, or nothing."""
+    system = empty_town.system
+
+    class Hostile(Agent[dict[str, Any]]):
+        async def on_message(self, message: AgentMessage) -> None:
+            await message.reply("a", answers.pop(0))
+
+    whole = {"$whole": True}
+    fields = {"set-cookie": "a=b", "transfer-encoding": "chunked", "etag": "x\r\ny: z", "allow": "GET"}
+    head = {"head": {"status": 200, "headers": fields | {"content-type": "application/json"}}, **whole}
+    answers: list[dict[str, Any]] = [
+        {"chunks": [head, {"json": [{}], **whole}]},
+        {"chunks": [{"json": [{}], **whole}, head]},
+        {"chunks": [head, head]},
+        {"head": {"status": 101}, **whole},
+        {"refused": {"rule": "r", "text": "t", "code": 1, "allow": "GET\r\nx: y"}, **whole},
+        {"anything": 1},
+        {},
+    ]
+    tls = system.tls("bank", empty_town.namespace)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(Hostile("bank", server_addr=system.broker.url, tls=tls))
+        await empty_town.start(stack, "shop")
+        async with shop(empty_town) as http:
+            headers = NEW | {"mcp-method": "tools/list"}
+            body = rpc("tools/list", {"_meta": META})
+            first = await http.post("http://bank.test/mcp", json=body, headers=headers)
+            assert first.status_code == 200
+            assert first.headers["allow"] == "GET"
+            assert not {"set-cookie", "transfer-encoding", "etag", "y"} & first.headers.keys()
+            while answers:
+                answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
+                assert answer.status_code == 502
+                assert answer.json()["error"]["data"]["rule"] == "carriage"
+
+
+async def test_a_standing_stream_does_not_hold_up_the_stop(empty_town: Town):
+    old = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}}
+    params["clientInfo"] = {"name": "a", "version": "1"}
+    async with contextlib.AsyncExitStack() as stack:
+        await empty_town.start(stack, "bank", "shop")
+        async with shop(empty_town) as http:
+            opened = await http.post("http://bank.test/mcp", json=rpc("initialize", params), headers=old)
+            headers = {"accept": "text/event-stream", "mcp-protocol-version": "2025-11-25"}
+            headers["mcp-session-id"] = opened.headers["mcp-session-id"]
+            async with http.stream("GET", "http://bank.test/mcp", headers=headers) as stream:
+                assert stream.status_code == 200
+                before = time.monotonic()
+                await empty_town.sidecars["bank"].stop()
+                assert time.monotonic() - before < DRAIN_TIMEOUT / 2
+                with pytest.raises(httpx.RemoteProtocolError):  # cut off: it has no end
+                    await stream.aread()
 
 
 async def test_an_application_that_is_away(empty_town: Town):
