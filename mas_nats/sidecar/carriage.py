@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_nats.handlers import describe
+from mas_nats.sidecar.http_message import MAX_HEADERS, MAX_PATH
 from mas_nats.sidecar.refusal import Refusal, Shape
 from mas_nats.wire.frames import WHOLE
 
@@ -26,14 +27,14 @@ def _lower(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-Headers = Annotated[dict[str, str], AfterValidator(_lower), Field(max_length=64)]
+Headers = Annotated[dict[str, str], AfterValidator(_lower), Field(max_length=MAX_HEADERS)]
 
 
 class Carried(_Model):
     """A call on its way. ``begin_by``: unix milliseconds after which it must not be begun."""
 
     method: str = Field(max_length=16)
-    path: str = Field(max_length=2048)
+    path: str = Field(max_length=MAX_PATH)
     query: str = Field("", max_length=2048)
     headers: Headers = Field(default_factory=dict)
     body: Any = None

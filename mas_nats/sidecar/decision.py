@@ -5,7 +5,15 @@ from __future__ import annotations
 from mas_nats.sidecar import a2a, mcp
 from mas_nats.sidecar.application import Application, Kind
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.http_message import QUERY, VALUE, HttpRequest, carried, plain_path
+from mas_nats.sidecar.http_message import (
+    MAX_HEADERS,
+    MAX_PATH,
+    QUERY,
+    VALUE,
+    HttpRequest,
+    carried,
+    plain_path,
+)
 from mas_nats.sidecar.refusal import REFUSED, Refusal, Shape
 
 
@@ -32,9 +40,11 @@ def decide(request: HttpRequest, *, caller: Application | None, target: Applicat
 
 def _require_plain(request: HttpRequest) -> None:
     """Refuse what one program reads in this way and another in that."""
-    if not plain_path(request.path) or not QUERY.fullmatch(request.query):
+    if not plain_path(request.path) or len(request.path) > MAX_PATH or not QUERY.fullmatch(request.query):
         fix = "Send a path without percent escapes, dots and empty segments"
         raise Refusal("path", "the path or the query cannot be taken", fix, shape=Shape.PLAIN)
+    if len(request.headers) > MAX_HEADERS:
+        raise Refusal("header", f"there are more than {MAX_HEADERS} headers", shape=Shape.PLAIN)
     for name, value in request.headers.items():
         if not carried(name) or not VALUE.fullmatch(value):
             raise Refusal("header", f"header {name[:40]!r} cannot be taken", shape=Shape.PLAIN)

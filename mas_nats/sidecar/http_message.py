@@ -49,6 +49,9 @@ RESPONSE_HEADERS = frozenset(
 )
 """What of a response is carried."""
 
+MAX_PATH = 2048
+MAX_HEADERS = 64
+"""Characters of a path, and headers of a request, that are carried."""
 _SEGMENT = r"[A-Za-z0-9._~!$&'()*+,;=:@-]+"
 PATH = re.compile(rf"/|(?:/{_SEGMENT})+/?")
 """Paths as every program reads them: no percent escapes, no empty segments; dots are looked at apart."""

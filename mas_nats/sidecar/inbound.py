@@ -5,51 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 import httpx2
 import orjson
 
 from mas_nats.errors import OutcomeUnknown, Refused, Reject, StreamCancelled, Unavailable
 from mas_nats.message import AgentMessage, ReplyWriter
-from mas_nats.sidecar import card, carriage, strict_json
+from mas_nats.sidecar import carriage
 from mas_nats.sidecar.application import Settings
+from mas_nats.sidecar.at_application import AtApplication
 from mas_nats.sidecar.authority import Authority
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.carriage import Carried, Head, Part
+from mas_nats.sidecar.carriage import Carried, Part
 from mas_nats.sidecar.decision import decide
-from mas_nats.sidecar.events import BrokenStream, EventReader
-from mas_nats.sidecar.http_message import A2A_JSON, EVENTS, JSON, RESPONSE_HEADERS, HttpRequest, media_type
+from mas_nats.sidecar.http_message import HttpRequest
 from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
-from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, UNAVAILABLE, Refusal
 from mas_nats.sidecar.sessions import Sessions
-from mas_nats.sidecar.strict_json import NotStrict
-from mas_nats.wire.frames import FRAME_BYTES
+from mas_nats.sidecar.signs_of_life import Broken, SignsOfLife
 
 logger = logging.getLogger("mas_nats")
 
-_FIRST_SIGN = 1.0
-"""Seconds until the caller hears that its call is being run, where there is no answer yet."""
-_CONNECT_TIMEOUT = 5.0
-_TOGETHER = 0.02
-"""Seconds that the head of a stream waits for its first event, to be one frame with it."""
-_PLAIN_BYTES = 64 << 10
-"""Bytes of a plain text (an error page) that are carried."""
-_PIECE = 64 << 10
-"""Characters of a large body that are written at once."""
 _REMEMBERED = 100_000
 """Ids of calls that were handed over: none is twice, even where the broker has lost an acknowledgement."""
-
-_ALIVE = Part(alive=True).payload()
-
-T = TypeVar("T")
-
-
-class _Broken(Exception):
-    """The application's answer broke off after a part of it was sent. Holds nothing of its content."""
 
 
 class Inbound:
@@ -68,22 +47,11 @@ class Inbound:
         self._authority = authority
         self._in_flight = in_flight
         self._now = now  # unix time, in seconds
-        self._max_payload = max_payload  # bytes of one message
         self._sessions = Sessions()
         self._standing = 0
         self._begun: OrderedDict[str, None] = OrderedDict()
         self._leaving = asyncio.Event()
-        base = settings.own.base_url
-        self._authorities = {urlsplit(base).netloc.lower(), *settings.own.hosts}
-        # A connection for each call: on one that was kept, an application that closes it meanwhile would
-        # leave it open whether the call was read. And no proxy from the environment.
-        self._client = httpx2.AsyncClient(
-            base_url=base,
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-            timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT),
-        )
+        self._application = AtApplication(settings.own, settings.limits, max_payload)
 
     def leave(self) -> None:
         """End standing streams: whoever reads them opens them anew, at another instance or later."""
@@ -91,7 +59,7 @@ class Inbound:
 
     async def close(self) -> None:
         """Close what is open to the application."""
-        await self._client.aclose()
+        await self._application.close()
 
     async def handle(self, message: AgentMessage) -> None:
         """Run a call.
@@ -120,7 +88,7 @@ class Inbound:
             text = f"the answer was refused ({error.decision}, {error.verdict.rule}): {error.verdict.reason}"
             refused = Refusal("answer_refused", text, error.verdict.fix, 502, OUTCOME_UNKNOWN, ran="yes")
             await self._refuse(message, refused)
-        except _Broken as error:
+        except Broken as error:
             logger.warning("call %s: %s", message.message_id, error)
 
     # -- before it is run --------------------------------------------------------------------------
@@ -174,23 +142,15 @@ class Inbound:
 
     # -- running it --------------------------------------------------------------------------------
     async def _run(self, message: AgentMessage, call: Call, carried: Carried) -> None:
-        headers = dict(carried.headers)
-        if carried.authorization:
-            headers["authorization"] = carried.authorization
-        if not trace_of(headers.get("traceparent", "")):
-            headers["traceparent"] = new_traceparent()
-        headers |= {"accept-encoding": "identity", "user-agent": "mas-sidecar"}
-        request = self._client.build_request(
-            carried.method,
-            carried.path + (f"?{carried.query}" if carried.query else ""),
-            headers=headers,
-            content=None if carried.body is None else orjson.dumps(carried.body),
-        )
+        traceparent = carried.headers.get("traceparent", "")
+        if not trace_of(traceparent):
+            traceparent = new_traceparent()
+        request = self._application.request(carried, traceparent)
         self._standing += call.standing
         try:
             async with message.reply_stream(call.message_type) as out:
                 if call.causes:
-                    with self._in_flight.working_on(message.message_id, headers["traceparent"]):
+                    with self._in_flight.working_on(message.message_id, traceparent):
                         await self._exchange(request, call, message, out)
                 else:
                     await self._exchange(request, call, message, out)
@@ -203,7 +163,7 @@ class Inbound:
         self, request: httpx2.Request, call: Call, message: AgentMessage, out: ReplyWriter
     ) -> None:
         leaving = self._leaving if call.standing else asyncio.Event()
-        alive = _SignsOfLife(out, self._settings.limits.heartbeat, leaving)
+        alive = SignsOfLife(out, self._settings.limits.heartbeat, leaving)
         try:
             await self._answered(request, call, message, alive, out)
         except Refusal as refusal:
@@ -218,191 +178,20 @@ class Inbound:
         request: httpx2.Request,
         call: Call,
         message: AgentMessage,
-        alive: _SignsOfLife,
+        alive: SignsOfLife,
         out: ReplyWriter,
     ) -> None:
-        async with self._sent(request, alive) as answer:
-            head = self._head(answer)
+        async with self._application.sent(request, alive) as answer:
+            head = self._application.head(answer)
             session = answer.headers.get("mcp-session-id")
             if session and call.operation == "initialize":
                 self._sessions.opened(session, message.sender)
             if call.operation == "session.end" and answer.is_success:
                 self._sessions.ended(request.headers["mcp-session-id"])
-            if media_type(head.headers.get("content-type", "")) == EVENTS:
-                await self._events(answer, head, alive, out)
+            if self._application.streams(head):
+                await self._application.events(answer, head, alive, out)
                 return
-            parts = await self._whole(answer, head, call, alive)
+            parts = await self._application.whole(answer, head, call, alive)
         # Only now, with nothing to wait for any more: a short answer is one frame, and that is its last.
         for part in parts:
             await out.write(part)
-
-    @asynccontextmanager
-    async def _sent(self, request: httpx2.Request, alive: _SignsOfLife) -> AsyncIterator[httpx2.Response]:
-        """Send a request; its answer, which is closed at the end, so that the application notices."""
-        limit = self._settings.limits.answer
-        try:
-            async with asyncio.timeout(limit):
-                answer = await alive.during(self._client.send(request, stream=True))
-        except (httpx2.ConnectError, httpx2.ConnectTimeout):
-            text = "the application does not listen; the call was not run"
-            raise Refusal("application_away", text, "Start it", 502, UNAVAILABLE) from None
-        except httpx2.HTTPError as error:
-            raise _unknown(f"the application gave no answer ({type(error).__name__})") from None
-        except TimeoutError:
-            raise _unknown(f"the application did not answer within {limit:g} s", 504) from None
-        try:
-            yield answer
-        finally:
-            await answer.aclose()
-
-    def _head(self, answer: httpx2.Response) -> Head:
-        if answer.status_code < 200 or (300 <= answer.status_code < 400 and answer.status_code != 304):
-            raise _unknown("the application answered with a redirect, which nobody could follow")
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise _unknown("the application compressed its answer, though it was asked not to")
-        kept = {
-            name: value
-            for name, value in answer.headers.items()
-            if name in RESPONSE_HEADERS and len(value) < 2048
-        }
-        return Head(status=answer.status_code, headers=kept)
-
-    async def _whole(
-        self, answer: httpx2.Response, head: Head, call: Call, alive: _SignsOfLife
-    ) -> list[str | dict[str, Any]]:
-        """An answer that is no stream: as JSON where it is one, small error pages as text."""
-        kind = media_type(head.headers.get("content-type", ""))
-        if kind not in {JSON, A2A_JSON}:
-            return await self._text(answer, head, kind, alive)
-        begin = Part(head=head).payload()
-        raw = await self._read(answer, alive, self._settings.limits.response_bytes)
-        if not raw:
-            return [begin]
-        try:
-            document = self._homed(strict_json.parse(raw), call)
-        except NotStrict as error:
-            raise _unknown(f"the application's answer cannot be taken: {error}") from None
-        except card.NoWay:
-            raise _unknown("the agent card names no address of this application") from None
-        written = orjson.dumps(document)
-        if len(written) + 2 * FRAME_BYTES <= self._max_payload():
-            return [begin, Part(json=[document]).payload()]
-        text = written.decode()
-        return [begin, *(text[start : start + _PIECE] for start in range(0, len(text), _PIECE))]
-
-    async def _text(
-        self, answer: httpx2.Response, head: Head, kind: str, alive: _SignsOfLife
-    ) -> list[str | dict[str, Any]]:
-        text = ""
-        if kind == "text/plain":
-            text = (await self._read(answer, alive, _PLAIN_BYTES)).decode(errors="replace")
-        else:  # nothing that MCP or A2A has: the status is what counts
-            head = head.model_copy(
-                update={"headers": {k: v for k, v in head.headers.items() if k != "content-type"}}
-            )
-        return [Part(head=head).payload(), *([text] if text else [])]
-
-    def _homed(self, document: Any, call: Call) -> Any:
-        """An agent card with paths that lead here; anything else as it is."""
-        if not call.card or not isinstance(document, dict):
-            return document
-        if "jsonrpc" not in document:
-            return card.leading_home(document, self._authorities)
-        if isinstance(document.get("result"), dict):
-            return {**document, "result": card.leading_home(document["result"], self._authorities)}
-        return document
-
-    async def _read(self, answer: httpx2.Response, alive: _SignsOfLife, most: int) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async for part in alive.through(answer.aiter_raw()):
-                size += len(part)
-                if size > most:
-                    text = f"the application's answer has more than {most} bytes"
-                    raise Refusal("response_bytes", text, "Ask for less", 502, TOO_LARGE, ran="yes")
-                parts.append(part)
-        except httpx2.HTTPError as error:
-            raise _unknown(f"the application's answer broke off ({type(error).__name__})") from None
-        return b"".join(parts)
-
-    async def _events(
-        self, answer: httpx2.Response, head: Head, alive: _SignsOfLife, out: ReplyWriter
-    ) -> None:
-        reader = EventReader(self._max_payload() - 2 * FRAME_BYTES)
-        raw = answer.aiter_raw()
-        first = asyncio.ensure_future(_following(raw))
-        try:
-            await asyncio.wait({first}, timeout=_TOGETHER)
-            early = first.done()
-            events = reader.feed(first.result() or b"") if early else []
-            await out.write(Part(head=head).payload())
-            if not early:
-                begun = await alive.during(first)
-                events = reader.feed(begun or b"")
-            for event in events:
-                await out.write(Part(event=event).payload())
-            async for part in alive.through(raw):
-                for event in reader.feed(part):
-                    await out.write(Part(event=event).payload())
-        except (httpx2.HTTPError, BrokenStream) as error:
-            why = str(error) if isinstance(error, BrokenStream) else type(error).__name__
-            raise _Broken(f"the application's stream broke off: {why}") from None
-        finally:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-
-
-class _SignsOfLife:
-    """Lets the caller know, while the application is silent, that its call is being run."""
-
-    def __init__(self, out: ReplyWriter, every: float, leaving: asyncio.Event) -> None:
-        self._out = out
-        self._leaving = leaving
-        self._every = every
-        self._next = min(_FIRST_SIGN, every)
-        self.said = False
-
-    async def during(self, work: Awaitable[T]) -> T:
-        """Wait for ``work``.
-
-        Raises:
-            _Broken: the sidecar stops.
-
-        """
-        task = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        try:
-            while not task.done():
-                first = asyncio.FIRST_COMPLETED
-                done, _ = await asyncio.wait({task, leaving}, timeout=self._next, return_when=first)
-                if leaving in done and task not in done:
-                    raise _Broken("the sidecar stops")
-                if not done:
-                    self._next, self.said = self._every, True
-                    await self._out.write(_ALIVE)
-            return task.result()
-        finally:
-            leaving.cancel()
-            task.cancel()
-            await asyncio.gather(leaving, task, return_exceptions=True)
-
-    async def through(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Go through ``parts``."""
-        while (part := await self.during(_following(parts))) is not None:
-            yield part
-
-
-async def _following(parts: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(parts, None)
-
-
-def _unknown(text: str, status: int = 502) -> Refusal:
-    return Refusal(
-        "outcome_unknown",
-        f"{text}: whether the call was run is not known",
-        "Look at what it would have changed before calling again",
-        status,
-        OUTCOME_UNKNOWN,
-        ran="unknown",
-    )

@@ -4,59 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import orjson
-from pydantic import ValidationError
-
-from mas_nats.errors import (
-    CircuitOpen,
-    MasError,
-    OutcomeUnknown,
-    Overloaded,
-    PolicyStale,
-    RateLimited,
-    Refused,
-    RequestFailed,
-    RequestTimeout,
-    Unavailable,
-)
-from mas_nats.sidecar import card, events, strict_json
+from mas_nats.errors import MasError, RequestTimeout
+from mas_nats.sidecar import strict_json
 from mas_nats.sidecar.application import Application, Kind, Settings
 from mas_nats.sidecar.authority import Authority, Leaving
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.carriage import Carried, Head, Part
+from mas_nats.sidecar.carriage import Carried, Part
 from mas_nats.sidecar.decision import decide
-from mas_nats.sidecar.http_message import (
-    EVENTS,
-    RESPONSE_HEADERS,
-    VALUE,
-    HttpRequest,
-    HttpResponse,
-    carried,
-    repeated,
-)
+from mas_nats.sidecar.http_message import HttpRequest, HttpResponse, carried, repeated
 from mas_nats.sidecar.in_flight import InFlight
 from mas_nats.sidecar.listener import Answer, Gone, Received
 from mas_nats.sidecar.llm import LlmPassage
-from mas_nats.sidecar.refusal import (
-    OUTCOME_UNKNOWN,
-    REFUSED,
-    TOO_LARGE,
-    UNAVAILABLE,
-    Refusal,
-    Shape,
-    response,
-)
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, REFUSED, Refusal, Shape, response
+from mas_nats.sidecar.relay import Relay, parts_of
 from mas_nats.sidecar.strict_json import NotStrict
+from mas_nats.sidecar.told import told
 from mas_nats.stream import Stream
 from mas_nats.wire.correlation import new_message_id
-from mas_nats.wire.frames import Chunk
 from mas_nats.wire.identity import namespace_of
-from mas_nats.wire.verdict import Decision
 
 logger = logging.getLogger("mas_nats")
 
@@ -107,7 +77,6 @@ class Outbound:
         shape, request_id = Shape.PLAIN, None
         try:
             host, request = self._read(received)
-            shape, request_id = _shape(request)
             if self._settings.llm_host and host == self._settings.llm_host:
                 await self._to_llm(request, answer)
                 return
@@ -116,6 +85,8 @@ class Outbound:
             shape, request_id = call.shape, call.request_id
             await self._carry(request, host, target, call, answer)
         except Refusal as refusal:
+            if shape is Shape.PLAIN:
+                shape, request_id = _shape(received)
             known = refusal if refusal.shape is not Shape.PLAIN else refusal.to(shape, request_id)
             logger.warning("refused: %s", known)
             if answer.begun:
@@ -143,7 +114,10 @@ class Outbound:
             raise Refusal("connect", text, "Use http:// addresses", status=405, code=REFUSED)
         host, target = headers.get("host", "").lower(), received.target
         if not target.startswith("/"):
-            parts = urlsplit(target)
+            try:
+                parts = urlsplit(target)
+            except ValueError:
+                raise Refusal("target", "the request names no address", "Use http:// addresses") from None
             if parts.scheme != "http" or "@" in parts.netloc or not parts.netloc:
                 raise Refusal("target", "the request names no http:// address", "Use http:// addresses")
             if parts.netloc.lower() != host:
@@ -205,9 +179,9 @@ class Outbound:
         )
         try:
             async with aclosing(self._parts(chunks, target, call)) as parts:
-                await _Relay(answer, call, host).pass_on(parts, message_id)
+                await Relay(answer, call, host).pass_on(parts, message_id)
         except MasError as error:
-            raise _refusal(error, message_id) from None
+            raise told(error, message_id) from None
 
     async def _parts(self, chunks: Stream, target: str, call: Call) -> AsyncGenerator[Part | str, None]:
         """The parts of the answer; a sidecar that is silent for too long is taken for dead."""
@@ -216,7 +190,7 @@ class Outbound:
         patient = bool(namespace_of(target)) or _repeatable(application, call)
         wait = limits.answer if patient else limits.begin
         quiet = limits.answer if patient else _MISSED * limits.heartbeat
-        async with aclosing(_unfolded(chunks)) as unfolded:
+        async with aclosing(parts_of(chunks)) as unfolded:
             while True:
                 try:
                     async with asyncio.timeout(wait + _GRACE):
@@ -229,126 +203,14 @@ class Outbound:
                 yield chunk
 
 
-async def _unfolded(chunks: Stream) -> AsyncGenerator[Part | str, None]:
-    """The parts in a reply: in chunks as they were written, or gathered in one object."""
-    async with chunks:
-        async for chunk in chunks:
-            for each in _each(chunk):
-                yield each if isinstance(each, str) else _part(each)
-
-
-def _each(chunk: Chunk) -> list[Chunk]:
-    if isinstance(chunk, dict) and chunk.keys() == {"chunks"} and isinstance(chunk["chunks"], list):
-        return chunk["chunks"]
-    return [chunk]
-
-
-def _part(chunk: Any) -> Part:
-    try:
-        return Part.model_validate(chunk)
-    except ValidationError:
-        text = "the other sidecar sent something that is no part of an answer"
-        raise Refusal(
-            "carriage", text, "Run sidecars of one version", 502, OUTCOME_UNKNOWN, ran="unknown"
-        ) from None
-
-
-class _Relay:
-    """Writes the parts of an answer to the application."""
-
-    def __init__(self, answer: Answer, call: Call, host: str) -> None:
-        self._answer = answer
-        self._call = call
-        self._host = host
-        self._head: Head | None = None
-
-    async def pass_on(self, parts: AsyncIterator[Part | str], message_id: str) -> None:
-        """All of them.
-
-        Raises:
-            Refusal: the other sidecar refused the call, or the answer makes no sense.
-
-        """
-        done = False
-        async for part in parts:
-            if isinstance(part, Part) and part.refused is not None:
-                raise part.refused.refusal(self._call.shape, self._call.request_id, message_id)
-            if isinstance(part, Part) and part.head is not None and self._head is None:
-                await self._begin(_allowed(part.head))
-            elif isinstance(part, Part) and part.alive is not None:
-                await self._still_there()
-            elif self._head is None or done:
-                raise self._nonsense()
-            else:
-                done = await self._body(part, self._head)
-        if self._head is None:
-            raise self._nonsense()
-        if done:
-            return
-        if self._answer.begun:
-            await self._answer.end()
-        else:
-            await self._answer.whole(HttpResponse(self._head.status, self._head.headers))
-
-    async def _begin(self, head: Head) -> None:
-        self._head = head
-        if head.headers.get("content-type", "").startswith(EVENTS):
-            await self._answer.begin(head.status, {**head.headers, "cache-control": "no-cache, no-transform"})
-
-    async def _still_there(self) -> None:
-        if (
-            self._answer.begun
-            and self._head is not None
-            and EVENTS in self._head.headers.get("content-type", "")
-        ):
-            await self._answer.write(events.ALIVE)
-
-    async def _body(self, part: Part | str, head: Head) -> bool:
-        """Write a part of the body; whether that was all of it."""
-        if isinstance(part, Part) and part.whole is not None and not self._answer.begun:
-            body = orjson.dumps(self._reachable(part.whole[0]))
-            await self._answer.whole(HttpResponse(head.status, head.headers, body))
-            return True
-        if isinstance(part, Part) and part.event is not None and self._answer.begun:
-            await self._answer.write(events.write(part.event))
-            return False
-        if not isinstance(part, str):
-            raise self._nonsense()
-        if not self._answer.begun:
-            await self._answer.begin(head.status, head.headers)
-        await self._answer.write(part.encode())
-        return False
-
-    def _reachable(self, document: Any) -> Any:
-        if not self._call.card or not isinstance(document, dict):
-            return document
-        if "jsonrpc" not in document:
-            return card.reachable(document, self._host)
-        if isinstance(document.get("result"), dict):
-            return {**document, "result": card.reachable(document["result"], self._host)}
-        return document
-
-    def _nonsense(self) -> Refusal:
-        return Refusal(
-            "carriage", "the other sidecar's answer makes no sense", "", 502, OUTCOME_UNKNOWN, ran="unknown"
-        )
-
-
-def _allowed(head: Head) -> Head:
-    """What of a head may be said here, whoever said it there."""
-    fields = head.headers.items()
-    kept = {name: value for name, value in fields if name in RESPONSE_HEADERS and VALUE.fullmatch(value)}
-    return head.model_copy(update={"headers": kept})
-
-
 def _repeatable(application: Application | None, call: Call) -> bool:
     return application is not None and call.operation in application.idempotent
 
 
-def _shape(request: HttpRequest) -> tuple[Shape, str | int | None]:
+def _shape(received: Received) -> tuple[Shape, str | int | None]:
     """How to tell whoever sent this that it is refused, before it is known what it is."""
     try:
-        document = strict_json.parse(request.body)
+        document = strict_json.parse(received.body)
     except NotStrict:
         return Shape.PLAIN, None
     if not isinstance(document, dict) or document.get("jsonrpc") != "2.0":
@@ -356,40 +218,3 @@ def _shape(request: HttpRequest) -> tuple[Shape, str | int | None]:
     request_id = document.get("id")
     known = isinstance(request_id, str | int) and not isinstance(request_id, bool)
     return Shape.MCP, request_id if known else None
-
-
-_LATER = (Overloaded, RateLimited, CircuitOpen, PolicyStale)
-
-
-def _refusal(error: MasError, message_id: str) -> Refusal:
-    """What the caller is told of an error of the SDK."""
-    if isinstance(error, Refused):
-        verdict = error.verdict
-        status = 429 if isinstance(error, RateLimited) else 503 if isinstance(error, _LATER) else 403
-        code = UNAVAILABLE if isinstance(error, _LATER) else REFUSED
-        if verdict.decision is Decision.TOO_LARGE:
-            status, code = 413, TOO_LARGE
-        text = f"policy refused it ({verdict.decision}, step {verdict.step}): {verdict.reason}"
-        return Refusal(
-            f"policy.{verdict.rule or verdict.decision.lower()}",
-            text,
-            verdict.fix,
-            status,
-            code,
-            message_id=message_id,
-            retry_after=error.retry_after,
-        )
-    if isinstance(error, Unavailable):
-        return Refusal("unavailable", f"it could not leave: {error}", "", 503, UNAVAILABLE, retry_after=1)
-    if isinstance(error, RequestFailed) and error.decision is Decision.EXPIRED:
-        return Refusal("expired", "it was not taken in time, and was not run", "", 504, UNAVAILABLE)
-    status = 504 if isinstance(error, RequestTimeout | OutcomeUnknown) else 502
-    return Refusal(
-        "outcome_unknown",
-        f"{error}: whether the call was run is not known",
-        "Look at what it would have changed before calling again",
-        status,
-        OUTCOME_UNKNOWN,
-        ran="unknown",
-        message_id=message_id,
-    )

@@ -51,7 +51,7 @@ async def test_a_sidecar_killed_while_money_is_transferred(empty_town: Town, tmp
             told[number] = json.loads(answer.text)["error"]["data"]["ran"]
 
     async with contextlib.AsyncExitStack() as stack:
-        await town.start(stack, "shop", limits={"begin": 2.0, "heartbeat": 1.0})
+        await town.start(stack, "shop", limits={"begin": 1.0, "heartbeat": 1.0})
         http = await stack.enter_async_context(httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60))
         for kill in range(KILLS):
             sidecar = await start(town, "bank", tmp_path)

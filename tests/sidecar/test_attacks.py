@@ -105,6 +105,7 @@ async def test_hosts(town: Town):
         b"GET http://bank.test/mcp HTTP/1.1\r\nhost: echo.test\r\nconnection: close\r\n\r\n",
         b"GET /mcp HTTP/1.1\r\nhost: bank.test\r\nhost: echo.test\r\nconnection: close\r\n\r\n",
         b"GET https://bank.test/mcp HTTP/1.1\r\nhost: bank.test\r\nconnection: close\r\n\r\n",
+        b"GET http://[bank.test/mcp HTTP/1.1\r\nhost: bank.test\r\nconnection: close\r\n\r\n",
         b"GET http://a@bank.test/mcp HTTP/1.1\r\nhost: bank.test\r\nconnection: close\r\n\r\n",
     ):
         assert b"HTTP/1.1 400 " in await raw(town, request)

@@ -228,6 +228,8 @@ NO_A2A = [
     (HttpRequest("GET", "/tasks/..%2f..", "", ONE), "path", 400),
     (HttpRequest("GET", "/tasks/../admin", "", ONE), "path", 400),
     (HttpRequest("GET", "//admin", "", ONE), "path", 400),
+    (HttpRequest("GET", "/tasks/" + "a" * 3000, "", ONE), "path", 400),
+    (HttpRequest("GET", "/tasks/1", "", {f"mcp-param-{n}": "1" for n in range(65)}), "header", 400),
     (HttpRequest("GET", "/tasks/1", "A2A-Version=0.3", ONE), "header_mismatch", 400),
     (HttpRequest("DELETE", a2a.CARD_PATH), "method", 405),
     (HttpRequest("GET", "/tasks/1", "", {"cookie": "a"}), "header", 400),
