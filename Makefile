@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit chaos fuzz cluster soak setup clean
+.PHONY: help demo docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
@@ -19,8 +19,10 @@ help:
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
+	@echo "make docs    the pages of docs/ as a site in build/docs"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make nats-cli the nats command for the tests that use it, where there is Go"
 	@echo "make setup   only the virtual environment and the two servers"
 	@echo "make soak    the memory of every process under load; SECONDS=1200"
 	@echo "make clean   remove the virtual environment, caches and the .mas folder"
@@ -29,8 +31,12 @@ demo: setup
 	@$(BIN)/python -m examples.demo
 
 # In several processes; what fails in company is repeated alone, and named.
-test: lint
+test: lint nats-cli
 	@sh .ci/tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
+
+# The pages of docs/ as a site in build/docs; warnings are errors.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/python -m ruff check .
@@ -63,6 +69,10 @@ cluster: setup
 # Does nothing when it was done before, for this pyproject.toml and this version of Python.
 setup:
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/setup
+
+# The nats command, for the tests that look into a broker with it: built once where there is a Go toolchain.
+nats-cli: setup
+	@VENV="$(VENV)" sh .ci/nats-cli
 
 clean:
 	@if [ -x $(BIN)/mas ]; then $(BIN)/mas down >/dev/null 2>&1 || true; fi

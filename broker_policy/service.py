@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -65,12 +66,14 @@ from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import Apart, StreamScreen
 from broker_policy.ending import end
 from broker_policy.jetstream import get_known
+from broker_policy.onlookers import Onlookers
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
 from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
+from broker_policy.telemetry.watching import Watch
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.wire import subjects
@@ -108,8 +111,10 @@ class NamespaceService:
         counters: Counters | None = None,
         apart: Apart | None = None,
         neighbours: Neighbours = lambda _: None,
+        watch: Watch | None = None,
     ) -> None:
         self._nc = nc
+        self._watch = watch
         self._clock = clock
         self._namespace = namespace
         self._follower = follower
@@ -121,7 +126,10 @@ class NamespaceService:
         )
 
         def writer(lane: str) -> RecordWriter:
-            return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room, clock=clock)
+            told = None if watch is None else watch.recorded
+            return RecordWriter(
+                nc, namespace, worker + lane, record_key, room=self._room, clock=clock, told=told
+            )
 
         counters = counters or Counters(None)
         recent = RecentIds()
@@ -149,6 +157,7 @@ class NamespaceService:
             "recall": recall,
             "recent": recent,
             "suspects": Suspects(),
+            "watch": watch,
         }
         self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
         self._inbox = InboxLane(nc, writer("i"), slow=self._slow, **lanes)
@@ -163,8 +172,7 @@ class NamespaceService:
             revision=lambda: follower.revision,
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
-        self._leaving = ActLane(writer("m"), at_once=False)
-        self._returning = ActLane(writer("r"), at_once=False)
+        self._leaving, self._returning = (ActLane(writer(lane), at_once=False) for lane in "mr")
         replies = Replies(nc, namespace, sealer, clock, _replies_of(neighbours))
         self._crossing = Crossing(
             deciding,
@@ -221,7 +229,9 @@ class NamespaceService:
             removed=removed,
             withdraw=delayed_calls.withdraw,
             breaker=self._breaker,
+            put_state=self._put_state,
         )
+        self._onlookers = Onlookers(nc, namespace, worker, self._inspects)
         presence = Presence(self._registry, sealer, deciding, acting)
         self._releaser = Releaser(
             nc,
@@ -289,6 +299,7 @@ class NamespaceService:
             pending_bytes_limit=-1,
         )
         await self._operators.start()
+        await self._onlookers.start()
         await self._nc.flush()
 
     async def stop(self) -> None:
@@ -298,6 +309,7 @@ class NamespaceService:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._subscription.drain()  # what has arrived is still taken
                 await self._operators.stop()
+                await self._onlookers.stop()
         await self._census.stop()
         await end(self._followers)
         await self._releaser.stop()
@@ -363,7 +375,9 @@ class NamespaceService:
         if take is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
             return
+        self._onlookers.tally.asked(call)
         call.crosses = self._crossing.concerns(call)
+        self._watched(call)
         begun = time.perf_counter()
         try:
             if call.op not in _SEARCHED:
@@ -393,13 +407,26 @@ class NamespaceService:
         if not (call.crosses and self._crossing.turns_away(call)):
             self._delayed.take(call)
 
+    def _watched(self, call: Call) -> None:
+        if self._watch is not None:
+            call.watched = self._watch.arrived(call)
+
+    def circuits(self) -> Counter[str]:
+        """How many circuits are open and half open, as far as this worker knows."""
+        return self._breaker.states()
+
     def _take_arriving(self, call: Call) -> bool:
+        self._watched(call)
         return self._searching.take(call, self._take_message)
 
     def _put_searched(self, call: Call) -> bool:
         """Give what does not come from an agent now to the lane; False when it has too much to do."""
+        self._watched(call)
         call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
+
+    def _put_state(self, call: Call) -> bool:
+        return self._searching.take(call, self._calls[Op.STATE])
 
     def _put(self, call: Call) -> None:
         if call.crosses:
@@ -411,6 +438,10 @@ class NamespaceService:
         """Whether policy, which is known for certain, does not have ``agent``."""
         table = self._follower.table(self._namespace)
         return not self._follower.stale and table is not None and table.agent(agent) is None
+
+    def _inspects(self, name: str) -> bool:
+        table = self._follower.table(self._namespace)
+        return not self._follower.stale and table is not None and name in table.document.inspectors
 
     def _limited(self) -> bool:
         table = self._follower.table(self._namespace)
@@ -438,9 +469,12 @@ class NamespaceService:
     async def _answer(self, call: Call, verdict: Verdict) -> None:
         if call.finding is not None and verdict.ok and verdict.decision is Decision.ALLOWED:
             verdict = replace(verdict, decision=call.finding.decision, rule=call.finding.rule)
+        if call.watched is not None:
+            call.watched.answered(verdict)
         if call.on_verdict is not None:
             call.on_verdict(verdict)
         elif call.reply_to:
+            self._onlookers.tally.answered(call, verdict, self._clock())
             with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
                 await self._nc.publish(call.reply_to, verdict.encode())
 

@@ -20,6 +20,7 @@ from mas_nats.config import TlsClientConfig, resolve
 from mas_nats.due import due
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.inbox import Inbox
+from mas_nats.loop import run
 from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.messenger import AgentInfo, Messenger
 from mas_nats.nats_transport import NatsTransport
@@ -27,6 +28,8 @@ from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
 from mas_nats.state_access import StateAccess
 from mas_nats.stream import Stream
+from mas_nats.telemetry.choice import choose
+from mas_nats.telemetry.watching import Telemetry
 from mas_nats.transport import Connection, Transport
 from mas_nats.wire.identity import require_id
 
@@ -48,6 +51,7 @@ class _Running(Generic[S]):
     session: Session
     messenger: Messenger
     state: StateStore[S]
+    telemetry: Telemetry | None
 
 
 class Agent(Generic[S]):
@@ -137,6 +141,7 @@ class Agent(Generic[S]):
         self._running: _Running[S] | None = None
         self._inbox: Inbox | None = None
         self._last_state: S | None = None
+        self._finished = asyncio.Event()
 
     # -- who this is -------------------------------------------------------------------------------
 
@@ -193,6 +198,7 @@ class Agent(Generic[S]):
         """
         if self._running is not None:
             return
+        self._finished = asyncio.Event()
         self._running = running = await self._open(timeout)
         try:
             await running.state.refresh(timeout=timeout)
@@ -233,27 +239,32 @@ class Agent(Generic[S]):
         await self.stop()
 
     async def run_until_stopped(self) -> None:
-        """Start, and stop on SIGTERM or SIGINT."""
+        """Start, and stop on SIGTERM, SIGINT or ``finish``."""
         loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
+        # Of this class: a subclass may have a handler with one of these names.
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, Agent.finish, self)
         try:
             async with self:
-                await stopped.wait()
+                await Agent.finished(self)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     def run(self) -> None:
         """``run_until_stopped`` as a whole program."""
-        try:
-            import uvloop  # noqa: PLC0415 - not on every platform
-        except ImportError:
-            asyncio.run(self.run_until_stopped())
-        else:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self.run_until_stopped())
+        run(self.run_until_stopped())
+
+    def finish(self) -> None:
+        """Say that this agent has done its work: who runs it (``run_until_stopped``, ``mas run``) stops it.
+
+        Returns at once, so a handler may call it: that handler still finishes.
+        """
+        self._finished.set()
+
+    async def finished(self) -> None:
+        """Return when ``finish`` was called, which counts until the next start."""
+        await self._finished.wait()
 
     async def on_start(self) -> None:
         """Called when connection and state are ready, before the first message is handled."""
@@ -430,6 +441,7 @@ class Agent(Generic[S]):
             handle=self._handle,
             replier=running.messenger,
             now=running.transport.now,
+            telemetry=running.telemetry,
         )
 
     async def _handle(self, message: AgentMessage) -> None:
@@ -446,9 +458,12 @@ class Agent(Generic[S]):
         connection = transport.connection(self._agent_id)
         calls = Calls(connection, self._agent_id)
         session = Session(calls, self._capabilities, self._metadata, receives=self._receive)
-        messenger = Messenger(connection, calls, session, self._agent_id, now=transport.now)
+        telemetry = choose(self._agent_id, lambda: session.terms.namespace)
+        messenger = Messenger(
+            connection, calls, session, self._agent_id, now=transport.now, telemetry=telemetry
+        )
         state = StateStore(StateAccess(connection, calls, session, self._agent_id), session, self._shape)
-        running = _Running(transport, connection, calls, session, messenger, state)
+        running = _Running(transport, connection, calls, session, messenger, state, telemetry)
         try:
             await connection.open(timeout)
             await session.open(end - asyncio.get_running_loop().time())
@@ -470,3 +485,5 @@ async def _disconnect(running: _Running[Any]) -> None:
     with contextlib.suppress(MasError):
         await running.session.close()
     await running.connection.close()
+    if running.telemetry is not None:
+        await running.telemetry.flush()

@@ -91,7 +91,7 @@ def resolve(
 
     """
     found = _nearest(folder or Path.cwd())
-    settings = _read(found) if found else {}
+    settings = read_endpoint(found) if found else {}
     address = server_addr or environment.get("MAS_SERVER_ADDR") or settings.get("url") or DEFAULT_URL
     url = ",".join(_url(each.strip()) for each in address.split(","))
     if tls is None:
@@ -112,7 +112,13 @@ def _nearest(folder: Path) -> Path | None:
     return None
 
 
-def _read(path: Path) -> dict[str, str]:
+def read_endpoint(path: Path) -> dict[str, str]:
+    """What an ``endpoint.json`` says: ``url`` and ``ca``.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+
+    """
     try:
         raw = orjson.loads(path.read_bytes())
         return {name: str(raw[name]) for name in ("url", "ca") if name in raw}

@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -43,6 +43,8 @@ _GATHERING = 2.0
 _GATHER_PAUSE = 0.1
 _DEAF = 8.0
 """Seconds without any answer after which another node is tried, where there are several."""
+_AWAY = 2.0
+"""Seconds without a connection after which that is logged; a planned reconnect takes less."""
 _BUFFER = 8 << 20
 """Bytes kept for a server that is away."""
 _DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
@@ -91,10 +93,12 @@ class NatsConnection:
         self._refusal = ""
         self._logged = ""
         self._opened = False
+        self._closing = False
         self._several = len(endpoint.servers) > 1
         self._in_vain_since: float | None = None
         self._stamps: tuple[int, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._away: asyncio.Task[None] | None = None
 
     async def open(self, timeout: float) -> None:
         """Connect.
@@ -134,6 +138,7 @@ class NatsConnection:
         """Flush and disconnect. Exchanges that still wait get ``NoAnswer``."""
         if not self._opened:
             return
+        self._closing = True
         for task in tuple(self._tasks):
             task.cancel()
         with contextlib.suppress(nats_errors.Error, OSError, TimeoutError):
@@ -265,6 +270,17 @@ class NatsConnection:
     async def _on_disconnected(self) -> None:
         self._ready.clear()
         self._lose()
+        if not self._closing and (self._away is None or self._away.done()):
+            self._away = self._spawn(self._tell_away())
+
+    async def _tell_away(self) -> None:
+        """Say that the broker is away, and when it is back."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), _AWAY)
+        except TimeoutError:
+            logger.warning("%s: the broker at %s is away; waiting for it", self._name, self._endpoint.url)
+            await self._ready.wait()
+            logger.warning("%s: the broker is back", self._name)
 
     async def _on_reconnected(self) -> None:
         self._refusal = self._logged = ""
@@ -337,10 +353,11 @@ class NatsConnection:
             await _guarded(listener)
         await self._client.force_reconnect()
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _guarded(listener: Listener) -> None:

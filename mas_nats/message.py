@@ -52,6 +52,7 @@ class Course:
 
     told: bool = False
     acknowledged: bool = False
+    trace: Any = None  # of its handler, where it is traced
 
 
 class Replier(Protocol):

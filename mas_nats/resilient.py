@@ -15,6 +15,7 @@ from typing import Any
 
 from nats import errors
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 from mas_nats.errors import ConfigurationError, IdentityRefused, Unavailable
 
@@ -28,6 +29,27 @@ _CONNECTION_STAYS = (
 )
 _REFUSED = ("authorization violation", "authentication", "user authentication", "account")
 _CERTIFICATE_REFUSED = ("certificate", "unknown ca", "handshake failure", "alert")
+
+
+class _Transport(TcpTransport):
+    """nats-py's transport, which can also be waited for when the server went away while TLS began.
+
+    The stream's protocol has been replaced then and is never told of the end, so asyncio would wait for ever.
+    """
+
+    def __init__(self, inner: TcpTransport) -> None:
+        vars(self).update(vars(inner))
+
+    async def wait_closed(self) -> None:
+        writer: Any = self._io_writer
+        if writer is None or writer.transport is None:
+            return
+        # An established TLS transport is not asked: asyncio's forgets its protocol with the connection.
+        tls = writer is not self._bare_io_writer
+        if tls or isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol):
+            await writer.wait_closed()
+        else:
+            writer.transport.abort()
 
 
 class ResilientClient(Client):
@@ -115,6 +137,8 @@ class ResilientClient(Client):
             await asyncio.sleep(random.uniform(0, self._jitter))
         self._abandon()
         await super()._connect_to_server(s)
+        if type(self._transport) is TcpTransport:
+            self._transport = _Transport(self._transport)
 
     def _abandon(self) -> None:
         # nats-py forgets the socket of an attempt that failed, and it stays open until it is collected.
@@ -197,7 +221,7 @@ class ResilientClient(Client):
 
     def _encrypted(self) -> bool:
         writer = self._writer()
-        return writer is not None and writer.get_extra_info("ssl_object") is not None
+        return writer is not None and _encrypted(writer)
 
     def _writer(self) -> asyncio.StreamWriter | None:
         return getattr(self._transport, "_io_writer", None)
@@ -213,6 +237,10 @@ class ResilientClient(Client):
         error = errors.Error(f"nats: {err_msg}")
         await self._error_cb(error)
         await self._process_op_err(error)
+
+
+def _encrypted(writer: asyncio.StreamWriter) -> bool:
+    return writer.get_extra_info("ssl_object") is not None
 
 
 def _final(error: Exception) -> Exception | None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from broker_policy.embedded.certify import certify
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.redis_server import RedisServer
-from broker_policy.embedded.up import _certify, _provision
 from broker_policy.tenants.material import create_material
+from broker_policy.tenants.provision import provision
 from broker_policy.worker import PolicyWorker, WorkerConfig
 from tests.system import System
 
@@ -41,7 +42,10 @@ class Parts(System):
 
     async def provision(self) -> None:
         """What ``mas up`` does after each start of nats-server."""
-        await _provision(self.broker.connection(self.layout, "controller"), self.material)
+        material = self.material
+        await provision(
+            self.broker.connection(self.layout, "controller"), material.controller, material.public
+        )
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +53,7 @@ async def parts(folder: Path, *, workers: int = 1) -> AsyncIterator[Parts]:
     """Bring the parts up in ``folder`` and down again."""
     layout = Layout(folder / ".mas")
     layout.create()
-    _certify(layout)
+    certify(layout)
     material = create_material(layout.keys)
     nats = NatsServer(
         layout.node(1, 1),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import orjson
 from nats.aio.client import Client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +31,7 @@ from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Errand
 from mas_nats.policy.document import AgentId
 from mas_nats.wire import subjects
-from mas_nats.wire.subjects import AdminOp
+from mas_nats.wire.subjects import AdminOp, Op
 from mas_nats.wire.verdict import Verdict, accepted
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,12 @@ class _Reset(_Asking):
     agent: AgentId
 
 
+class _State(_Asking):
+    agent: AgentId
+    id: str = Field(pattern=r"^[!-~]{1,128}$")  # repeated with the same id, a write happens once
+    state: dict[str, Any]  # as an agent asks about its own
+
+
 class OperatorCalls:
     """Takes the operator calls of one namespace."""
 
@@ -97,6 +105,7 @@ class OperatorCalls:
         removed: RemovedAgents,
         withdraw: Callable[[Call, str], None],
         breaker: Breaker,
+        put_state: Callable[[Call], bool],
     ) -> None:
         self._nc = nc
         self._asides = asides
@@ -106,6 +115,7 @@ class OperatorCalls:
         self._removed = removed
         self._withdraw_message = withdraw
         self._breaker = breaker
+        self._put_state = put_state
         self._operations: dict[str, Callable[[Call], Awaitable[Verdict]]] = {
             AdminOp.REDRIVE: self._redrive,
             AdminOp.PURGE: self._purge,
@@ -131,7 +141,9 @@ class OperatorCalls:
         op = message.subject.rpartition(".")[2]
         call = Call("", op, message.data, message.reply)
         operation = self._operations.get(op)
-        if operation is None:
+        if op == AdminOp.STATE:  # as large as a state may be
+            self._asides.take(replace(call, body=b""), lambda _: self._state(call))
+        elif operation is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no operator call {op[:40]!r}"))
         else:
             self._asides.take(call, operation)
@@ -217,6 +229,15 @@ class OperatorCalls:
             return accepted(agent=asked.agent, was=await self._breaker.reset(asked.agent)), Outcome.APPLIED
 
         return await self._performed(about, reset)
+
+    async def _state(self, call: Call) -> Verdict:
+        asked = _read(_State, call)
+        if isinstance(asked, Verdict):
+            return asked
+        about = Call(asked.agent, Op.STATE, orjson.dumps(asked.state), "", message_id=asked.id)
+        about.errand = Errand(asked.name)
+        told = about.awaited()
+        return await told if self._put_state(about) else refusals.busy().verdict(asked.id)
 
     async def _performed(self, about: Call, perform: Perform) -> Verdict:
         """What came of an act, which is recorded first."""

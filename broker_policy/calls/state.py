@@ -1,4 +1,7 @@
-"""State calls: an agent reads and writes its own state, each write a decision of its own."""
+"""State calls: an agent reads and writes its own state, each write a decision of its own.
+
+An operator's are the same, in the agent's stead: judged alike, with the operator's name in the audit.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ class StateCalls:
         async def write(reference: str) -> tuple[Verdict, Outcome]:
             return await self._write(call, wanted, reference)
 
-        self._acting.perform(call, self._deciding.allowed(call, "own_state", Way.ACT, committed), write)
+        rule = "operator" if call.errand else "own_state"
+        self._acting.perform(call, self._deciding.allowed(call, rule, Way.ACT, committed), write)
 
     def _wanted(self, call: Call) -> StateCall | Refusal:
         table = self._deciding.table(call)

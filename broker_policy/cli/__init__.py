@@ -7,6 +7,7 @@ imports only those of the command that is called, since all of them together tak
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 
@@ -35,9 +36,15 @@ def load(command: str = "") -> None:
         importlib.import_module(f"{__name__}.{name}")
 
 
+def _completed() -> str:
+    """The command whose words a shell wants to have completed; "" where it is the command itself."""
+    words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split(" ")
+    return words[1] if len(words) > 2 else ""
+
+
 def main() -> None:
     """Run ``mas``."""
-    load(sys.argv[1] if len(sys.argv) > 1 else "")
+    load(sys.argv[1] if len(sys.argv) > 1 else _completed())
     from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
 
     app()

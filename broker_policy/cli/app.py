@@ -29,6 +29,7 @@ from typing import Annotated, Any, NoReturn
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
 from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
@@ -57,11 +58,23 @@ _EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (ConnectionError, ExitCode.UNREACHABLE),
 )
 
-_EPILOG = (
-    "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing runs there or nobody answers, "
-    "4 already running, 5 outcome unknown (repeat with the same id), 6 no reply in time, "
-    "7 the audit does not verify."
-)
+_WIDEST = 1000
+"""Columns of a table: it is as wide as what is in it, and a narrow terminal breaks its lines."""
+
+MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.FAILED: "refused or failed",
+    ExitCode.USAGE: "wrong usage",
+    ExitCode.UNREACHABLE: "nothing runs there or nobody answers",
+    ExitCode.ALREADY_RUNNING: "already running",
+    ExitCode.UNKNOWN: "outcome unknown (repeat with the same id)",
+    ExitCode.TIMEOUT: "no reply in time",
+    ExitCode.ALTERED: "the audit does not verify",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+"""What each exit status means, in the words of the help and of the reference."""
+
+_EPILOG = f"Exit status: {', '.join(f'{int(code)} {meaning}' for code, meaning in MEANINGS.items())}."
 
 app = typer.Typer(
     name="mas",
@@ -93,11 +106,13 @@ class Output:
         """Say what should worry, beside the result."""
         self._progress.print(line, markup=False, style="yellow")
 
-    def result(self, document: Mapping[str, Any], text: str) -> None:
-        """Print the result: ``document`` with ``--json``, else ``text``."""
+    def result(self, document: Mapping[str, Any], text: str | Table) -> None:
+        """Print the result: ``document`` with ``--json``, else ``text``, or a table in its full width."""
         if self.json:
             sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
             sys.stdout.flush()
+        elif isinstance(text, Table):
+            Console(highlight=False, emoji=False, width=_WIDEST).print(text)
         else:
             self._result.print(text, markup=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,10 +12,11 @@ import orjson
 import typer
 
 from broker_policy.cli.app import Folder, Json, Namespace, Output, command, describe, exit_code
+from broker_policy.cli.payload import payload_of
 from broker_policy.cli.times import duration, moment
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from mas_nats import Agent, TlsClientConfig
-from mas_nats.errors import ConfigurationError, MasError
+from mas_nats.errors import MasError
 from mas_nats.wire.frames import Chunk
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
 
@@ -57,7 +57,7 @@ async def send(
 
     With --delay or --at it is held until then, and checked again; see `mas delayed`.
     """
-    payload = _payload(data)
+    payload = payload_of(data)
     later = None if delay is None else duration(delay)
     then = None if at is None else moment(at)
     async with _agent(sender, namespace, folder) as agent:
@@ -82,7 +82,7 @@ async def request(
     json: Json = False,
 ) -> None:
     """Send a request and print the reply."""
-    payload = _payload(data)
+    payload = payload_of(data)
     async with _agent(sender, namespace, folder) as agent:
         reply = await agent.request(target, message_type, payload, id=message_id, timeout=timeout)
     text = orjson.dumps(reply.data, option=orjson.OPT_INDENT_2).decode()
@@ -111,7 +111,7 @@ async def stream(
     ] = False,
 ) -> None:
     """Send a request and print the reply as it comes; interrupting it stops the target."""
-    payload = _payload(data)
+    payload = payload_of(data)
     out = Output(json=json)
     try:
         async with (
@@ -157,19 +157,3 @@ async def _agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Age
     agent: Agent[dict[str, Any]] = Agent(sender, server_addr=broker.url, tls=tls, receive=False)
     async with agent:
         yield agent
-
-
-def _payload(data: str) -> dict[str, Any]:
-    if data == "-":
-        raw = sys.stdin.buffer.read()
-    elif data.startswith("@"):
-        raw = Path(data[1:]).read_bytes()
-    else:
-        raw = os.fsencode(data)
-    try:
-        payload = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ConfigurationError(f"DATA is not valid JSON ({error})") from None
-    if not isinstance(payload, dict):
-        raise ConfigurationError('DATA must be a JSON object, such as \'{"text": "hello"}\'')
-    return payload

@@ -31,7 +31,6 @@ _STOPPING = 30.0
 """Seconds after which ``mas down`` kills what does not stop."""
 _EXITING = 2.0
 _POLL = 0.05
-_MANIFEST_VARIABLE = "MAS_RUNNER_CONFIG_FILE"
 
 _RELAXED = (
     "relaxed: servers flush to disk after they acknowledge, so a power cut can lose the accepted messages "
@@ -76,7 +75,7 @@ def up(
     out = Output(json=json)
     if manifest and no_manifest:
         raise ConfigurationError("--manifest and --no-manifest exclude each other: leave one out")
-    applied = None if no_manifest else _manifest(manifest)
+    applied = None if no_manifest else mas_yaml.chosen(manifest)
     plan = planned(Plan(workers=workers, port=port, manifest=applied, relaxed=relaxed, nodes=nodes))
     layout = Layout(folder.absolute())
     if relaxed:
@@ -193,12 +192,6 @@ def _outcome(child: subprocess.Popen[bytes], result: Path, progress: Path, out: 
             time.sleep(_POLL)
 
 
-def _manifest(named: Path | None) -> Path | None:
-    if variable := os.environ.get(_MANIFEST_VARIABLE):
-        named = named or Path(variable)
-    return named.absolute() if named else mas_yaml.find(Path.cwd())
-
-
 def _document(layout: Layout, plan: Plan, broker: Broker) -> dict[str, Any]:
     manifest = str(plan.manifest) if plan.manifest else None
     return {
@@ -220,7 +213,7 @@ def _how_to_go_on(layout: Layout, broker: Broker, *, detached: bool) -> str:
         (
             "",
             f"Ready on {broker.url} ({durable})",
-            f"  agents            mas apply{folder} mas.yaml",
+            f"  agents            mas apply{folder} mas.yaml, then mas run{folder}",
             f"  certificates      mas certs agent{folder} NAME",
             f"  a first message   mas send{folder} --help",
             f"  the audit         mas audit verify{folder}",

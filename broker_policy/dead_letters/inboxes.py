@@ -17,10 +17,17 @@ async def waiting(nc: Client) -> dict[str, int]:
         JetStreamError, nats.errors.Error: no stream, or no answer.
 
     """
+    return await counts(nc, subjects.INBOX_STREAM, subjects.INBOX_SUBJECTS)
+
+
+async def counts(nc: Client, stream: str, pattern: str) -> dict[str, int]:
+    """How many messages of ``stream`` there are for each agent, the last word of the subjects ``pattern``.
+
+    Raises: as ``waiting``.
+    """
     found: dict[str, int] = {}
     while True:
-        request = {"subjects_filter": subjects.INBOX_SUBJECTS, "offset": len(found)}
-        info = await stream_info(nc, subjects.INBOX_STREAM, request)
+        info = await stream_info(nc, stream, {"subjects_filter": pattern, "offset": len(found)})
         some: dict[str, int] = info["state"].get("subjects") or {}
         found |= {subject.rpartition(".")[2]: count for subject, count in some.items()}
         if not some or len(found) >= int(info.get("total", 0)):

@@ -11,9 +11,9 @@ from cryptography import x509
 
 from broker_policy.commit.disk_room import Space
 from broker_policy.doctor.check import Check, fail, ok, warn
-from broker_policy.embedded.layout import POLICY_HOLDERS, Layout
-from broker_policy.tenants.material import Material
-from mas_nats.errors import ConfigurationError
+from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
+from broker_policy.tenants.material import ControllerKeys, Material, PublicMaterial
+from mas_nats.errors import ConfigurationError, MasError
 
 _SOON = timedelta(days=14)
 _ROOM = 2 << 30
@@ -53,9 +53,13 @@ def modes(layout: Layout) -> Check:
 
 
 def keys(layout: Layout) -> Check:
-    """Whether every key is there and can be read."""
+    """Whether every key is there and can be read; in a container of the controller's, its own."""
     try:
-        Material.load(layout.keys)
+        if _controllers_alone(layout):
+            ControllerKeys.load(layout.keys)
+            PublicMaterial.load(layout.keys)
+        else:
+            Material.load(layout.keys)
     except ConfigurationError as error:
         return fail("keys", str(error), "Restore the folder from a backup (mas restore)")
     return ok("keys", "complete")
@@ -63,7 +67,11 @@ def keys(layout: Layout) -> Check:
 
 def certificates(layout: Layout, now: datetime) -> list[Check]:
     """Whether certificates are valid, and for how long."""
-    ours = {layout.ca, layout.server_cert, *(layout.policy_certificate(each).cert for each in POLICY_HOLDERS)}
+    if _controllers_alone(layout):
+        ours = {layout.ca, layout.policy_certificate("controller").cert}
+    else:
+        holders = (layout.policy_certificate(each).cert for each in POLICY_HOLDERS)
+        ours = {layout.ca, layout.server_cert, *holders}
     checks = []
     soonest: tuple[timedelta, Path] | None = None
     for path in sorted(ours):
@@ -99,6 +107,14 @@ def judge_disk(space: Space) -> Check:
     if space.free < min(_ROOM, space.size // 5):
         return warn("disk", text, "Free some before messages are refused with LOG_FULL")
     return ok("disk", text)
+
+
+def _controllers_alone(layout: Layout) -> bool:
+    """Whether the folder has only what a container of the controller's gets (``containers/parts.py``)."""
+    try:
+        return Broker.read(layout).contained and not layout.authority.exists()
+    except MasError:
+        return False
 
 
 def _agents(layout: Layout) -> Iterator[Path]:

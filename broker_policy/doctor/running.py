@@ -26,8 +26,13 @@ from broker_policy.embedded.errors import NotRunning
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.jetstream import JetStreamError, get_last_of_each
 from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.connect import Endpoint, connect_control_admin, connect_tenant_admin
-from broker_policy.tenants.material import ControllerKeys
+from broker_policy.tenants.connect import (
+    Endpoint,
+    connect_control_admin,
+    connect_system,
+    connect_tenant_admin,
+)
+from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.errors import MasError
 from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
@@ -49,8 +54,10 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
         return [fail("broker", f"nothing runs in {layout.root}", "mas up")]
     except MasError as error:
         return [fail("broker", str(error), "mas down, then mas up")]
-    checks = [_held(layout, broker)]
-    checks += await _nats(broker, clock)
+    if broker.contained:
+        checks = await _nats_in_containers(layout, broker, clock)
+    else:
+        checks = [_held(layout, broker), *await _nats(broker, clock)]
     async with AsyncExitStack() as stack:
         client = Redis.from_url(
             broker.redis_url(),
@@ -64,7 +71,8 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
         try:
             keys = ControllerKeys.load(layout.keys)
             endpoint = broker.connection(layout, "controller")
-            control = await connect_control_admin(endpoint, keys, name="doctor", patience=_PATIENCE)
+            patience = _patience(broker)
+            control = await connect_control_admin(endpoint, keys, name="doctor", patience=patience)
             stack.push_async_callback(control.close)
             documents, found = await _policy(control)
             checks += [*found, await _workers(control)]
@@ -107,6 +115,36 @@ async def _nats(broker: Broker, clock: Callable[[], float]) -> list[Check]:
         checks.append(judge_clock(offset))
         checks += _durable("nats durability", await durability.monitor_findings(url), broker)
     return checks
+
+
+async def _nats_in_containers(layout: Layout, broker: Broker, clock: Callable[[], float]) -> list[Check]:
+    """The same of nodes whose monitoring cannot be reached from here: asked over the system account."""
+    keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    fix = "docker compose ps, and docker compose logs nats"
+    try:
+        system = await connect_system(endpoint, keys, public, name="doctor", patience=_patience(broker))
+    except _NO_ANSWER as error:
+        return [fail("nats-server", f"{broker.url} does not answer ({type(error).__name__})", fix)]
+    try:
+        asked = clock()
+        answers = await durability.server_variables(system, servers=broker.nodes, timeout=_PATIENCE)
+        middle = (asked + clock()) / 2
+    finally:
+        await system.close()
+    checks = []
+    if len(answers) < broker.nodes:
+        checks.append(fail("nats-server", f"{len(answers)} of {broker.nodes} answer", fix))
+    for varz in answers:
+        checks.append(ok("nats-server", f"{varz.get('server_name', '?')} {varz.get('version', '?')} answers"))
+        checks += [judge_clock(_offset(varz, middle))] if len(answers) == broker.nodes else []
+        checks += _durable("nats durability", durability.judge_nats(varz), broker)
+    return checks
+
+
+def _patience(broker: Broker) -> float:
+    """Seconds to connect within: each of several nodes may be the one that keeps silent."""
+    return _PATIENCE * broker.nodes
 
 
 async def _redis(client: Redis, broker: Broker) -> tuple[list[Check], bool]:
@@ -191,7 +229,8 @@ async def _projection(
 ) -> Check:
     name = f"audit of {namespace}"
     try:
-        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=_PATIENCE)
+        patience = _PATIENCE * endpoint.nodes
+        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=patience)
         try:
             head = await Store(client, namespace).head()
             page = await audit_log.read(tenant, head.sequence + 1, most=1)

@@ -12,6 +12,7 @@
       ports.json      the ports of the last start, kept so that agents find a restarted broker
       routes.json     where one node finds another, if not at its own port: yours to write (nodes.py)
       endpoint.json   where the running broker is; the SDK looks for it from the current folder upwards
+      telemetry.json  the telemetry settings of the workers, where there are any
       lock            held by the running ``mas up``
 
 Folders are 0700 and files 0600: whoever may read ``keys/`` is the operator.
@@ -99,6 +100,11 @@ class Layout:
         return self.root / "endpoint.json"
 
     @property
+    def telemetry(self) -> Path:
+        """The telemetry settings of the workers (telemetry_file.py)."""
+        return self.root / "telemetry.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the running ``mas up``."""
         return self.root / "lock"
@@ -174,7 +180,7 @@ class Broker:
     monitor: str
     redis: str
     redis_password: str
-    pid: int  # of mas up
+    pid: int  # of mas up; 0: in containers
     since: str  # ISO 8601, UTC
     durable: bool
     nodes: int = 1
@@ -208,6 +214,11 @@ class Broker:
             raise ConfigurationError(
                 f"{layout.endpoint} is damaged ({error}): run mas down, then mas up"
             ) from None
+
+    @property
+    def contained(self) -> bool:
+        """Whether servers and workers are containers (``compose.yaml``), so that no ``mas up`` has them."""
+        return self.pid == 0
 
     def connection(self, layout: Layout, holder: str) -> Endpoint:
         """How ``holder`` of the policy side (worker, signer, controller) reaches NATS."""

@@ -7,24 +7,19 @@ import contextlib
 import hashlib
 import http.client
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
 from broker_policy.embedded import binaries
-from broker_policy.embedded.config_file import quoted
+from broker_policy.embedded.nats_config import Membership, NatsConfig
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.process import Process
 from broker_policy.identity.pki import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 
-_TEMPLATE = "nats-server.conf.template"
 _ROOM_AGAIN = 16 << 20
 """Bytes that must be free before a server that met a full disk is started again."""
 
@@ -37,55 +32,6 @@ class ServerIdentity(Protocol):
 
         Paths in it are relative to the server's folder.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """How a node takes part in a cluster.
-
-    ``listen`` and ``routes`` (to the others) are ``host:port``. Whoever shows a certificate of the CA of
-    ``certificate`` is taken for a node and may do everything, so that CA must not be the agents'.
-    ``advertise`` is what the others are told of this node's address; empty: ``listen``.
-    """
-
-    listen: str
-    routes: Sequence[str]
-    certificate: CertificatePaths
-    advertise: str = ""
-
-    def config(self) -> str:
-        """The ``cluster`` block of the configuration."""
-        return Template(_CLUSTER).substitute(
-            listen=self.listen,
-            advertise=f"advertise: {quoted(self.advertise)}" if self.advertise else "",
-            routes="\n".join(f"    {quoted(f'tls://{route}')}" for route in self.routes),
-            cert=quoted(self.certificate.cert.absolute()),
-            key=quoted(self.certificate.key.absolute()),
-            ca=quoted(self.certificate.ca.absolute()),
-        )
-
-
-_CLUSTER = """\
-cluster {
-  name: mas
-  listen: ${listen}
-  ${advertise}
-  # Clients are told all addresses by their configuration.
-  no_advertise: true
-  routes: [
-${routes}
-  ]
-  # A CA of its own: a certificate that is good here makes its holder a server.
-  tls {
-    cert_file: ${cert}
-    key_file: ${key}
-    ca_file: ${ca}
-    verify: true
-    min_version: "1.3"
-    timeout: 5
-  }
-}
-"""
 
 
 class NatsServer:
@@ -122,21 +68,17 @@ class NatsServer:
         self.config = self.folder / "nats-server.conf"
         # Says in the greeting that it is ours, and stays the same over restarts.
         self._name = server_name(self.folder)
-        self._values = {
-            "server_name": quoted(self._name),
-            "listen": f"{host}:{self.port}",
-            "monitor": f"{LOOPBACK}:{self.monitor_port}",
-            "log_file": quoted(self.log),
-            "store_dir": quoted(self.folder),
-            "memory_store": "1000TB",
-            "file_store": "1000TB",
-            "sync_interval": '"2m"' if relaxed else "always",
-            "server_cert": quoted(server_cert.absolute()),
-            "server_key": quoted(server_key.absolute()),
-            "ca": quoted(ca.absolute()),
-            "cluster": "" if membership is None else membership.config(),
-            "extra": extra,
-        }
+        self._settings = NatsConfig(
+            name=self._name,
+            listen=f"{host}:{self.port}",
+            monitor=f"{LOOPBACK}:{self.monitor_port}",
+            store=self.folder,
+            certificate=CertificatePaths(ca.absolute(), server_cert.absolute(), server_key.absolute()),
+            log=self.log,
+            relaxed=relaxed,
+            membership=membership,
+            extra=extra,
+        )
         self.public = public
         self.process = Process(
             name,
@@ -174,8 +116,7 @@ class NatsServer:
         private_folder(self.folder)
         private_folder(self.log.parent)
         identity = self.public if isinstance(self.public, str) else self.public.server_config()
-        text = Template(template()).substitute(self._values, identity=identity)
-        write_private(self.config, text.encode())
+        write_private(self.config, self._settings.render(identity).encode())
 
     async def start(self, timeout: float = 30.0) -> None:
         """Start the server and return when it accepts connections.
@@ -253,11 +194,3 @@ def write_error(monitor_url: str) -> str:
 def server_name(folder: Path) -> str:
     """What the server in ``folder`` calls itself towards clients and other servers."""
     return f"mas-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
-
-
-def template() -> str:
-    """The configuration template: beside this module in an installed wheel, in ``nats/`` of a checkout."""
-    packaged = resources.files("broker_policy.embedded") / _TEMPLATE
-    if packaged.is_file():
-        return packaged.read_text()
-    return (Path(__file__).parents[2] / "nats" / _TEMPLATE).read_text()

@@ -17,7 +17,8 @@ from typing import Any
 from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.layout import Layout
-from broker_policy.embedded.nats_server import Membership, NatsServer, ServerIdentity
+from broker_policy.embedded.nats_config import Membership
+from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
 from broker_policy.embedded.ports import LOOPBACK, free_port, is_free
 from broker_policy.identity.private_files import write_private
 from mas_nats.config import DEFAULT_PORT

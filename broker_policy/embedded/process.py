@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from broker_policy.embedded.errors import ServerDied
-from broker_policy.embedded.parent import dies_with_parent
+from mas_nats.parent import dies_with_parent
 
 _POLL = 0.02  # seconds
 _ROTATE_BYTES = 16 << 20

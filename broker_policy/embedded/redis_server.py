@@ -11,27 +11,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from broker_policy.embedded import binaries
-from broker_policy.embedded.config_file import quoted
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.process import Process
+from broker_policy.embedded.redis_config import RedisConfig
 from broker_policy.identity.private_files import private_folder, write_private
-
-_CONFIG = """\
-bind {bind}
-port {port}
-protected-mode yes
-requirepass {password}
-dir {folder}
-daemonize no
-logfile {log}
-# What is acknowledged is on disk (DESIGN 7, 8).
-appendonly yes
-appendfsync {appendfsync}
-no-appendfsync-on-rewrite no
-save ""
-# An audit entry must never be evicted to make room.
-maxmemory-policy noeviction
-"""
 
 
 class RedisServer:
@@ -50,7 +33,7 @@ class RedisServer:
         self.log = (log or self.folder / "redis-server.log").absolute()
         self.config = self.folder / "redis.conf"
         self.password_file = self.folder / "password"
-        self._appendfsync = "everysec" if relaxed else "always"
+        self._relaxed = relaxed
         self.process = Process(
             "redis-server",
             [binaries.redis_server(), self.config],
@@ -88,15 +71,10 @@ class RedisServer:
         """Render the configuration; also done at each start."""
         password = self.password
         private_folder(self.log.parent)
-        text = _CONFIG.format(
-            bind=LOOPBACK,
-            port=self.port,
-            password=quoted(password),
-            folder=quoted(self.folder),
-            log=quoted(self.log),
-            appendfsync=self._appendfsync,
+        settings = RedisConfig(
+            bind=LOOPBACK, port=self.port, folder=self.folder, log=self.log, relaxed=self._relaxed
         )
-        write_private(self.config, text.encode())
+        write_private(self.config, settings.render(password).encode())
 
     async def start(self, timeout: float = 30.0) -> None:
         """Start the server and return when it has loaded its data and answers.

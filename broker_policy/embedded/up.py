@@ -11,33 +11,24 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
-
-from broker_policy.embedded import durability, given_tls, lock, redis_choice
+from broker_policy.embedded import durability, given_tls, lock, redis_choice, telemetry_file
+from broker_policy.embedded.certify import certify, certify_routes
 from broker_policy.embedded.given_tls import TlsFiles
-from broker_policy.embedded.layout import DEFAULT_TLS_HOSTNAME, POLICY_HOLDERS, Broker, Layout
+from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nodes import Ports, servers, settle, until_formed
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.server_files import ServerFiles
 from broker_policy.embedded.supervisor import Supervisor
-from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.identity.private_files import private_folder
-from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.apply import apply_file
-from broker_policy.tenants.connect import Endpoint, connect_control_admin
-from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material, create_material
+from broker_policy.tenants.provision import provision
 from mas_nats.errors import ConfigurationError
-from mas_nats.policy.document import Document, Limits
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
-
-_YEAR = timedelta(days=365)
-_RENEW = timedelta(days=30)
+from mas_nats.telemetry.settings import OFF, TelemetrySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class Plan:
     many as the last time, else one, when it is None. ``host`` is where the server listens: the loopback
     address, or ``0.0.0.0`` for all. ``tls`` are the server's files and the agents' CA; None: those of the
     folder. ``redis`` is the URL of a Redis to join; one of its own is started where it is empty, and where
-    nothing answers on this machine (``redis_choice``).
+    nothing answers on this machine (``redis_choice``). ``telemetry`` is that of the workers.
     """
 
     workers: int = 2
@@ -61,6 +52,7 @@ class Plan:
     tls: TlsFiles | None = None
     redis: str = field(default="", repr=False)
     redis_timeout: float | None = None  # seconds
+    telemetry: TelemetrySettings = OFF
 
 
 @contextlib.asynccontextmanager
@@ -98,9 +90,9 @@ async def _bring_up(
 ) -> Broker:
     layout.create()
     ports.write(layout)
-    hostname = _certify(layout, plan.tls)
+    hostname = certify(layout, plan.tls)
     if len(ports.nodes) > 1:
-        _certify_routes(layout)
+        certify_routes(layout)
     material = create_material(layout.keys)
     nats_servers = servers(layout, material.public, ports, relaxed=plan.relaxed, host=plan.host)
     monitors = [server.monitor_url for server in nats_servers]
@@ -122,7 +114,8 @@ async def _bring_up(
     connection = broker.connection(layout, "controller")
 
     async def complete() -> None:
-        await _provision(connection, Material.load(layout.keys))  # they may have been rotated
+        now = Material.load(layout.keys)  # they may have been rotated
+        await provision(connection, now.controller, now.public)
 
     if joined is None:
         own = RedisServer(
@@ -138,18 +131,23 @@ async def _bring_up(
     if not plan.relaxed:
         found = await asyncio.gather(*map(durability.monitor_findings, monitors))
         durability.require([finding for findings in found for finding in findings])
-    for line in await _provision(connection, material, plan.manifest):
+    for line in await provision(connection, material.controller, material.public, plan.manifest):
         say(line)
     broker.write(layout)  # workers look for it
-    workers = [
-        program(layout, f"w{number}", "broker_policy.worker", ["--name", f"w{number}"])
-        for number in range(1, plan.workers + 1)
-    ]
+    telemetry_file.write(layout, plan.telemetry)
+    workers = [_worker(layout, plan, number) for number in range(1, plan.workers + 1)]
     await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
     supervisor.attend(ServerFiles(layout, nats_servers, say).follow())
     if plan.tls is not None:
         supervisor.attend(given_tls.follow(layout, plan.tls, say))
     return broker
+
+
+def _worker(layout: Layout, plan: Plan, number: int) -> Process:
+    arguments = ["--name", f"w{number}"]
+    if port := telemetry_file.port_of(plan.telemetry, number):
+        arguments += ["--metrics-port", str(port)]
+    return program(layout, f"w{number}", "broker_policy.worker", arguments)
 
 
 def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = ()) -> Process:
@@ -169,58 +167,3 @@ def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = (
         prepare=lambda: ready.unlink(missing_ok=True),
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-
-
-def _certify(layout: Layout, given: TlsFiles | None = None) -> str:
-    """The certificates of the server and of the policy side, made anew when they are about to expire.
-
-    Returns what the server's is for.
-    """
-    authority = CertificateAuthority.open_or_create(layout.authority)
-    if given is None:
-        given_tls.forget(layout)
-        if _expires_soon(layout.server_cert):
-            authority.issue_server(["localhost"], [LOOPBACK, "::1"], layout.certs, name="server")
-    for holder in POLICY_HOLDERS:
-        if _expires_soon(layout.policy_certificate(holder).cert):
-            identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.POLICY, holder)
-            authority.issue(identity, layout.certs, lifetime=_YEAR)
-    return DEFAULT_TLS_HOSTNAME if given is None else given_tls.install(layout, given)
-
-
-def _certify_routes(layout: Layout) -> None:
-    """The certificate with which the nodes know one another, from a CA that signs nothing else."""
-    if _expires_soon(layout.route_certificate.cert):
-        authority = CertificateAuthority.open_or_create(layout.route_authority)
-        authority.issue_peer([LOOPBACK], layout.route_certificate.cert.parent, name="route")
-
-
-def _expires_soon(path: Path) -> bool:
-    if not path.exists():
-        return True
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc < datetime.now(UTC) + _RENEW
-
-
-async def _provision(connection: Endpoint, material: Material, manifest: Path | None = None) -> list[str]:
-    """Make or complete the operator's account, every known namespace, and what the manifest wants.
-
-    Also needed after each start of the server, which forgets the streams that live in memory. Returns what
-    the manifest's reader has to say.
-    """
-    async with TenantController(connection, material.controller, material.public) as controller:
-        await controller.ensure_control()
-        control = await connect_control_admin(connection, material.controller)
-        try:
-            store = PolicyStore(control)
-            known = [stored.document for stored in await store.namespaces()]
-            for document in known:
-                await controller.ensure_tenant(document.namespace, document.limits)
-            if all(document.namespace != DEFAULT_NAMESPACE for document in known):
-                account = await controller.ensure_tenant(DEFAULT_NAMESPACE, Limits())
-                await store.put(Document(namespace=DEFAULT_NAMESPACE, account=account), expected=0)
-            if manifest is None:
-                return []
-            applied = await apply_file(controller, store, manifest)
-            return [f"{manifest} applied as revision {applied.revision}", *applied.notices]
-        finally:
-            await control.close()

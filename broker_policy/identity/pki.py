@@ -137,24 +137,24 @@ class CertificateAuthority:
     ) -> CertificatePaths:
         """Issue a certificate for a NATS server reachable under these names and addresses."""
         names = list(dns_names)
-        sans: list[x509.GeneralName] = [x509.DNSName(dns) for dns in names]
-        sans += [x509.IPAddress(ipaddress.ip_address(address)) for address in ips]
         return self._write(
             folder / name,
             folder,
             subject=names[0] if names else name,
-            sans=sans,
+            sans=_places(names, ips),
             usages=[ExtendedKeyUsageOID.SERVER_AUTH],
             lifetime=_SERVER_LIFETIME,
         )
 
-    def issue_peer(self, ips: Iterable[str], folder: Path, *, name: str) -> CertificatePaths:
+    def issue_peer(
+        self, dns_names: Iterable[str], ips: Iterable[str], folder: Path, *, name: str
+    ) -> CertificatePaths:
         """Issue a certificate for servers that connect to each other, good for both ends."""
         return self._write(
             folder / name,
             folder,
             subject=name,
-            sans=[x509.IPAddress(ipaddress.ip_address(address)) for address in ips],
+            sans=_places(dns_names, ips),
             usages=[ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
             lifetime=_SERVER_LIFETIME,
         )
@@ -245,6 +245,11 @@ def identity_from_chain(pem_leaf: bytes | str) -> Holder:
     if identity.role in _CONTAINED and len(names) != 1:
         raise IdentityError(f"a certificate of role {identity.role} must carry no SAN but its SPIFFE id")
     return Holder(identity, fingerprint(leaf), leaf.not_valid_after_utc)
+
+
+def _places(dns_names: Iterable[str], ips: Iterable[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [x509.DNSName(dns) for dns in dns_names]
+    return names + [x509.IPAddress(ipaddress.ip_address(address)) for address in ips]
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

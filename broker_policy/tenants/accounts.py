@@ -7,6 +7,7 @@ imports exactly its list; the same list as user permissions is the second line, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,8 +23,12 @@ _THRESHOLD = 60_000_000_000
 """Nanoseconds for which the reply mapping of a ``STREAM`` answer lives after its last message. A pull, or
 a batched get, must expire sooner."""
 
+_SAMPLED = 5
+"""Percent of the agents' calls of which the server says how long they took."""
+
 USER_INFO = "$SYS.REQ.USER.INFO"
 CLIENT_INBOX = "_INBOX.>"
+_REFERENCE = re.compile(r"\$\d+")
 
 
 class Answers(StrEnum):
@@ -35,10 +40,22 @@ class Answers(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A subject that may be asked."""
+    """A subject that may be asked.
+
+    ``local`` is what the account that asks calls it, where that differs; ``$1`` stands for the first
+    wildcard of ``subject``. ``sampled`` is of how many percent of the requests the server measures how
+    long they took (``subjects.LATENCY``).
+    """
 
     subject: str
     answers: Answers = Answers.ONE
+    local: str = ""
+    sampled: int = 0
+
+    @property
+    def asked(self) -> str:
+        """What whoever asks publishes to."""
+        return _REFERENCE.sub("*", self.local) or self.subject
 
     def export(self) -> dict[str, Any]:
         """As an export of the account that answers."""
@@ -50,21 +67,36 @@ class Service:
         }
         if self.answers is Answers.MANY:
             out["response_threshold"] = _THRESHOLD
+        if self.sampled:
+            out["service_latency"] = {"sampling": self.sampled, "results": subjects.LATENCY}
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A subject that may be listened to."""
+    """A subject that may be listened to; ``local`` as of a ``Service``."""
 
     subject: str
+    local: str = ""
+
+    @property
+    def heard(self) -> str:
+        """What whoever listens subscribes to."""
+        return _REFERENCE.sub("*", self.local) or self.subject
 
     def export(self) -> dict[str, Any]:
         """As an export of the account that speaks."""
         return {"name": self.subject, "subject": self.subject, "type": "stream"}
 
 
-Use = Service | Feed
+@dataclass(frozen=True, slots=True)
+class Void:
+    """A subject that may be published to and that nobody hears: a tool would call the refusal an error."""
+
+    subject: str
+
+
+Use = Service | Feed | Void
 
 
 def imports(account: str, uses: Sequence[Use]) -> list[dict[str, Any]]:
@@ -75,16 +107,22 @@ def imports(account: str, uses: Sequence[Use]) -> list[dict[str, Any]]:
             "subject": use.subject,
             "account": account,
             "type": "service" if isinstance(use, Service) else "stream",
+            **({"local_subject": use.local} if use.local else {}),
         }
         for use in uses
+        if not isinstance(use, Void)
     ]
 
 
 def permissions(uses: Sequence[Use]) -> Permissions:
     """``uses`` as permissions of a user."""
     return Permissions(
-        publish=(*(use.subject for use in uses if isinstance(use, Service)), USER_INFO),
-        subscribe=(CLIENT_INBOX, *(use.subject for use in uses if isinstance(use, Feed))),
+        publish=(
+            *(use.asked for use in uses if isinstance(use, Service)),
+            *(use.subject for use in uses if isinstance(use, Void)),
+            USER_INFO,
+        ),
+        subscribe=(CLIENT_INBOX, *(use.heard for use in uses if isinstance(use, Feed))),
     )
 
 
@@ -94,7 +132,7 @@ _ACCOUNT_INFO = Service("$JS.API.INFO")
 API out of the importing account; else each request is answered twice, first "JetStream not enabled"
 (tried on nats-server 2.15.1; pulls and direct gets are not part of that API and need it not)."""
 
-INSPECTOR: tuple[Use, ...] = (
+INSPECTOR: tuple[Service | Feed, ...] = (
     _ACCOUNT_INFO,
     Service("$JS.API.STREAM.LIST"),
     Service("$JS.API.STREAM.NAMES"),
@@ -104,8 +142,34 @@ INSPECTOR: tuple[Use, ...] = (
     Service("$JS.API.CONSUMER.NAMES.*"),
     Service("$JS.API.CONSUMER.INFO.*.*"),
     Service("$JS.API.DIRECT.GET.>"),
+    Service(subjects.MICRO, Answers.MANY),
+    Feed(subjects.LATENCY),
 )
-"""Reads everything of its namespace, changes nothing."""
+"""What every inspector may use: it reads everything of its namespace and changes nothing."""
+
+
+def inspector(name: str) -> tuple[Use, ...]:
+    """What the inspector ``name`` may use of its tenant account.
+
+    What needs a consumer (to page a stream, to list the keys of a bucket) is asked of the policy service
+    under the JetStream API's name for it: that makes one of these names, which takes nothing away and
+    delivers to this inspector alone (ADR 29).
+    """
+    asked = subjects.view(name)
+    return (
+        *INSPECTOR,
+        Service(f"{asked}.*", local="$JS.API.CONSUMER.CREATE.$1"),
+        Service(f"{asked}.*.>", local="$JS.API.CONSUMER.CREATE.$1.>"),
+        Service(f"{asked}.*.*", local="$JS.API.CONSUMER.DURABLE.CREATE.$1.$2"),
+        Feed(subjects.viewed(name, "*"), local="_INBOX.$1"),
+        *(Service(_next("*", own), Answers.MANY) for own in subjects.view_consumers(name)),
+        *(Service(f"$JS.API.CONSUMER.DELETE.*.{own}") for own in subjects.view_consumers(name)),
+        *(Void(f"$JS.ACK.*.{own}.>") for own in subjects.view_consumers(name)),
+    )
+
+
+def _next(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
 
 
 def agent(name: str, state: StateMode = StateMode.MEDIATED) -> tuple[Use, ...]:
@@ -128,13 +192,16 @@ def _direct_state(name: str) -> tuple[Use, ...]:
     return Service(subjects.kv_key(subjects.STATE_BUCKET, name)), Service(subjects.stored_state(name))
 
 
-TENANT_EXPORTS: tuple[Use, ...] = (
-    Service(subjects.CALLS),
-    Service(subjects.pull("*"), Answers.MANY),
+TENANT_EXPORTS: tuple[Service | Feed, ...] = (
+    Service(subjects.CALLS, sampled=_SAMPLED),
+    Service(_next("*", "*"), Answers.MANY),
     Service(subjects.acks("*").removesuffix("*.>") + ">"),
     Feed(subjects.REPLIES),
     Service(subjects.kv_key(subjects.STATE_BUCKET, "*")),
     *INSPECTOR,
+    Service(subjects.VIEWS),
+    Service("$JS.API.CONSUMER.DELETE.*.*"),
+    Feed(subjects.viewed("*", "*")),
 )
 """All that a tenant account exports. It is the same for every tenant and never changes as agents come and
 go: pushing the tenant account again would drop the pulls that are under way (DESIGN 9)."""
@@ -143,7 +210,7 @@ go: pushing the tenant account again would drop the pulls that are under way (DE
 # -- in the CONTROL and SYS accounts --------------------------------------------------------------------
 _POLICY_STREAM = subjects.kv_stream(subjects.POLICY_BUCKET)
 _WORKER_BEATS = subjects.kv_key(subjects.WORKERS_BUCKET, "*")
-WORKER: tuple[Use, ...] = (
+WORKER: tuple[Service | Feed, ...] = (
     _ACCOUNT_INFO,
     Service(f"$JS.API.STREAM.INFO.{_POLICY_STREAM}"),
     Service(f"$JS.API.DIRECT.GET.{_POLICY_STREAM}", Answers.MANY),
@@ -153,19 +220,19 @@ WORKER: tuple[Use, ...] = (
 )
 """What a worker may use of CONTROL: read and follow the policy, say that it lives."""
 
-SIGNER: tuple[Use, ...] = (
+SIGNER: tuple[Service | Feed, ...] = (
     Service(subjects.checkpoint("*")),
     Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}.>"),
 )
 """What the checkpoint signer may use of CONTROL: append checkpoints and read them back."""
 
-OBSERVER: tuple[Use, ...] = (
+OBSERVER: tuple[Service | Feed, ...] = (
     Service("$SYS.REQ.SERVER.PING.JSZ", Answers.MANY),
     Service("$SYS.REQ.SERVER.PING.VARZ", Answers.MANY),
 )
 """What a worker may use of SYS: to check the servers' durability settings."""
 
-CONTROL_EXPORTS: tuple[Use, ...] = (*WORKER, *SIGNER)
+CONTROL_EXPORTS: tuple[Service | Feed, ...] = (*WORKER, *SIGNER)
 
 
 def worker_permissions() -> Permissions:
@@ -197,7 +264,7 @@ def grant_for(document: Document, identity: Identity) -> Grant | None:
             policy = document.agents[identity.name]
             return Grant(policy.account, permissions(agent(identity.name, policy.state)))
         case Role.INSPECTOR if identity.name in document.inspectors:
-            return Grant(document.inspectors[identity.name], permissions(INSPECTOR))
+            return Grant(document.inspectors[identity.name], permissions(inspector(identity.name)))
         case Role.OPERATOR if identity.name in document.operators:
             return Grant(document.account, EVERYTHING)
         case _:

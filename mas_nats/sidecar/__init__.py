@@ -1,4 +1,4 @@
-"""The sidecar: plain HTTP of an application on one side, the SDK's messages on the other (ADR 28).
+"""The sidecar: plain HTTP of an application on one side, the SDK's messages on the other (ADR 32).
 
     application --HTTP--> listener -> outbound -> decision --message--> ... --message--> inbound -> decision
                                                                           --HTTP--> application

@@ -58,11 +58,44 @@ class AdminOp(StrEnum):
     WITHDRAW = "withdraw"
     CIRCUITS = "circuits"
     RESET = "reset"
+    STATE = "state"
 
 
 def admin(op: AdminOp) -> str:
     """Where an operator asks for ``op``."""
     return f"mas.admin.{op}"
+
+
+# -- inspectors -> policy service: consumers that take nothing away (ADR 29) --------------------------------
+VIEWS = "mas.inspect.*.>"
+MOST_VIEWS = 8
+"""Consumers that one inspector has on one stream at once."""
+
+
+def view(inspector: str) -> str:
+    """Where ``inspector`` asks for a consumer, before stream and name."""
+    return f"mas.inspect.{inspector}"
+
+
+def viewed(inspector: str, token: str) -> str:
+    """Where a consumer delivers to the inbox ``token`` of ``inspector``."""
+    return f"mas.view.{inspector}.{token}"
+
+
+def view_consumers(inspector: str) -> tuple[str, ...]:
+    """The names that the consumers of ``inspector`` may have. In upper case: no agent has one of them."""
+    return tuple(f"VIEW-{inspector}-{number}" for number in range(1, MOST_VIEWS + 1))
+
+
+# -- policy service -> inspectors and operators: the NATS service protocol (ADR-32 of NATS) -----------------
+MICRO = "$SRV.>"
+LATENCY = "mas.latency"
+"""Where the server says how long calls took, of a sample of them."""
+
+
+def micro(verb: str, *names: str) -> str:
+    """Where ``verb`` is asked of all services, of those of a name, or of one instance."""
+    return ".".join(("$SRV", verb, *names))
 
 
 # -- worker -> workers of the same namespace: not exported either ------------------------------------------

@@ -106,6 +106,23 @@ async def test_a_program_ends_cleanly_on_sigterm(stage: Stage):
     assert b.steps[-1] == "stop 0"
 
 
+class Once(Noting):
+    @Agent.on("last")
+    async def last(self, message: AgentMessage) -> None:
+        self.finish()
+        await asyncio.sleep(0)
+        await message.reply("done", {})
+
+
+async def test_an_agent_that_has_finished_is_stopped_when_its_handler_is_done(stage: Stage):
+    a, b = await stage.start(Agent, "a"), stage.make(Once, "b")
+    for _ in range(2):  # a new start is a new beginning
+        running = asyncio.ensure_future(b.run_until_stopped())
+        assert (await a.request("b", "last", {})).message_type == "done"
+        await running
+        assert b.steps[-1] == "stop 0"
+
+
 async def test_an_identity_that_policy_does_not_know(stage: Stage):
     before = now()
     with pytest.raises(IdentityRefused, match="not in the policy"):

@@ -10,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from tests.system import REPOSITORY, System, mas
+import pytest
 
-HELPDESK = REPOSITORY / "examples" / "helpdesk"
+from tests.running import Run, running
+from tests.system import REPOSITORY, System, mas, mas_json, new_namespace
+
+EXAMPLES = REPOSITORY / "examples"
+HELPDESK = EXAMPLES / "helpdesk"
 
 
 def run(program: Path, folder: Path) -> subprocess.Popen[str]:
@@ -50,6 +54,88 @@ def test_helpdesk(tmp_path: Path) -> None:
         assert desk.returncode == 0, output
     finally:
         system.down()
+
+
+def played(system: System, folder: Path, name: str, until: str) -> tuple[Run, str]:
+    """An example under `mas run --until`, in a namespace of its own; the run, and the namespace."""
+    namespace = new_namespace()
+    shutil.copytree(EXAMPLES / name, folder / name)
+    manifest = folder / name / "mas.yaml"
+    manifest.write_text(f"namespace: {namespace}\n{manifest.read_text()}")
+    system.namespaces += 1
+    where = ("--folder", str(system.layout.root))
+    mas("apply", *where, str(manifest))
+    with running(folder / name, *where, "--until", until) as run:
+        assert run.ended() == 0, run.events
+    return run, namespace
+
+
+def test_ping_pong(system: System, tmp_path: Path) -> None:
+    run, _ = played(system, tmp_path, "ping_pong", "ping")
+    told = run.lines("ping")
+    assert [each.split(" came")[0] for each in told[:-1]] == [f"ball {number}" for number in range(1, 11)]
+    assert told[-1] == "10 rounds played"
+
+
+def test_helpdesk_under_the_runner(system: System, tmp_path: Path) -> None:
+    run, _ = played(system, tmp_path, "helpdesk", "customer")
+    told = run.lines("customer")
+    assert told[0] == "asking helpdesk, team support"
+    asked = ("My printer is silent.", "Where is my order?", "Can I have a refund?")
+    assert [question in line for question, line in zip(asked, told[1:], strict=True)] == [True] * 3
+    assert [each["agent"] for each in run.of("skipped")] == ["router"]
+
+
+def test_planner(system: System, tmp_path: Path) -> None:
+    run, _ = played(system, tmp_path, "planner", "planner")
+    assert run.lines("planner")[-4:] == [
+        "the plan for a harbour festival:",
+        "- The programme of a harbour festival is settled soon.",
+        "- The budget of a harbour festival is settled soon, and has a reserve of ten percent.",
+        "- The safety plan of a harbour festival is settled soon.",
+    ]
+    assert "the budget begins with 'The '" in run.lines("planner")  # read before it was whole
+    assert "the budget: not yet" in run.lines("critic")
+    assert "writing about the budget again: it has a reserve of ten percent" in run.lines("worker")
+
+
+def test_healthcare(system: System, tmp_path: Path) -> None:
+    run, namespace = played(system, tmp_path, "healthcare", "intake")
+    assert run.lines("intake") == [
+        "can wait",
+        "urgent",
+        "not sent, blocked by dlp:credit_card",
+        "not sent, blocked by dlp:ssn",
+        "invoice sent",
+    ]
+    assert run.lines("triage") == [
+        "got: Headache since Monday.",
+        "got: Chest pain. [REDACTED:room], call me at [REDACTED:phone] or [REDACTED:email].",
+    ]
+    where = ("-n", namespace, "--folder", str(system.layout.root))
+    deadline = time.monotonic() + 30
+    while True:  # the chain is a moment behind
+        blocked = mas_json("audit", "query", "--decision", "DLP_BLOCKED", *where)["decisions"]
+        redacted = mas_json("audit", "query", "--violation", "dlp:email", *where)["decisions"]
+        if (len(blocked), len(redacted)) == (2, 1):
+            break
+        assert time.monotonic() < deadline, (blocked, redacted)
+    assert {(each["sender"], each["target"]) for each in blocked} == {("intake", "billing")}
+    for secret in ("4111", "219-09-9999", "ada@example.org", "555-0132", "ROOM-412"):
+        assert secret not in str(run.lines("triage") + run.lines("billing"))
+        assert secret not in str((blocked, redacted))
+    assert run.lines("billing") in (
+        [],
+        ["got: Consultation, to be paid in cash."],
+    )  # or it is still in the inbox
+
+
+@pytest.mark.parametrize("name", ["ping_pong", "helpdesk", "planner", "healthcare"])
+def test_an_example_says_how_to_run_it_on_one_screen(name: str) -> None:
+    text = (EXAMPLES / name / "README.md").read_text()
+    assert len(text.splitlines()) <= 40
+    for command in ("mas up --detach", "mas run --until", "mas down"):
+        assert command in text
 
 
 def test_demo() -> None:

@@ -1,5 +1,7 @@
 """A whole installation but for the policy service: server, accounts, callout, and an echo in its place.
 
+Only what makes views for inspectors is the real thing, since it is what keeps them harmless.
+
 The echo answers every call with the caller's own bytes, so what comes back to a hostile reply subject is
 exactly what the attacker wants to be there: isolation must not depend on the policy service.
 """
@@ -15,6 +17,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from broker_policy.callout.service import Attempt, CalloutService
+from broker_policy.calls.viewing import Viewing
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.jwt import EVERYTHING
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
@@ -185,6 +188,7 @@ class Installation:
         self.admins[namespace] = admin
         await admin.subscribe(subjects.CALLS, queue=subjects.WORKER_QUEUE, cb=_echo)
         await admin.subscribe("mas.admin.>", cb=self._operator_call)
+        await Viewing(admin, lambda name: name in self.documents[namespace].inspectors).start()
         await _fill(admin)
         body = policy.model_dump_json().encode()
         await publish(

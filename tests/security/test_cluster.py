@@ -12,17 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import attacks
+import orjson
 import pytest
 import snapshot
 from attacks import ATTACKER, SOURCES, VICTIM
 from installation import SECRET, Installation, everything
+from waiting import until
 
+from broker_policy.embedded.certify import certify, certify_routes
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nodes import Ports, servers, until_formed
-from broker_policy.embedded.up import _certify, _certify_routes
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.tenants.material import Material
 from mas_nats.wire import subjects
+from mas_nats.wire.identity import Role
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -32,8 +35,8 @@ async def installation(material: Material, tmp_path: Path) -> AsyncIterator[Inst
     """Two tenants with two agents each on three nodes, and something in every stream."""
     layout = Layout(tmp_path / ".mas")
     layout.create()
-    _certify(layout)
-    _certify_routes(layout)
+    certify(layout)
+    certify_routes(layout)
     ports = Ports.choose(layout, 0, 3)
     nodes = servers(layout, material.public, ports, relaxed=True)
     ca = CertificateAuthority.load(layout.authority)
@@ -88,3 +91,23 @@ async def test_inside_the_tenant_account_they_do_harm(installation: Installation
     changed = snapshot.differences(before, await snapshot.settled(installation, own=ATTACKER))
     assert {"alpha INBOX config", "alpha KV_state messages", "alpha INBOX consumer victim"} <= set(changed)
     assert not [name for name in changed if name.startswith(("beta", "CONTROL"))]
+
+
+async def test_an_inspector_sees_the_same_from_each_node(installation: Installation) -> None:
+    """Wherever its consumers are placed, and whichever node the worker that makes them is connected to."""
+    for node in range(3):
+        watcher = await installation.connect(installation.identity("watcher", role=Role.INSPECTOR), node=node)
+        await watcher.listen("_INBOX.mine", "_INBOX.page")
+        pushed = orjson.dumps({"stream_name": "KV_state", "config": {"deliver_subject": "_INBOX.mine"}})
+        made = await watcher.client.request("$JS.API.CONSUMER.CREATE.KV_state.x", pushed, timeout=30)
+        assert b'"error"' not in made.data
+        pulled = orjson.dumps({"stream_name": "DLQ", "config": {}})
+        made = await watcher.client.request("$JS.API.CONSUMER.CREATE.DLQ.x", pulled, timeout=30)
+        name = orjson.loads(made.data)["name"]
+        await watcher.client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.DLQ.{name}", b'{"batch":2,"expires":20000000000}', reply="_INBOX.page"
+        )
+        wanted = {f"{place}.{name}" for place in ("$KV.state", "mas.dlq") for name in (ATTACKER, VICTIM)}
+        seen = watcher.received
+        await until(lambda seen=seen, all_=wanted: all_ <= {each.subject for each in seen}, within=30)
+        await watcher.client.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker_policy.tenants import accounts
-from broker_policy.tenants.accounts import Feed, Service
+from broker_policy.tenants.accounts import Feed, Service, Void
 from mas_nats.policy.document import AgentPolicy, Document
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
@@ -40,18 +40,20 @@ def covers(pattern: str, subject: str) -> bool:
     [
         (accounts.agent("alice"), accounts.TENANT_EXPORTS),
         (accounts.agent("alice", StateMode.DIRECT), accounts.TENANT_EXPORTS),
-        (accounts.INSPECTOR, accounts.TENANT_EXPORTS),
+        (accounts.inspector("watcher"), accounts.TENANT_EXPORTS),
         (accounts.WORKER, accounts.CONTROL_EXPORTS),
         (accounts.SIGNER, accounts.CONTROL_EXPORTS),
     ],
 )
 def test_whatever_is_imported_is_exported_with_the_same_kind_of_answer(uses, exports):
     for use in uses:
+        if isinstance(use, Void):
+            continue
         match = [export for export in exports if covers(export.subject, use.subject)]
         assert match, use.subject
         assert type(match[0]) is type(use)
-        if isinstance(use, Service) and use.subject.startswith("$JS.API.CONSUMER.MSG.NEXT"):
-            assert match[0] == Service("$JS.API.CONSUMER.MSG.NEXT.INBOX.*", accounts.Answers.MANY)
+        if isinstance(use, Service):
+            assert match[0].answers is use.answers
 
 
 def test_an_agents_list():
@@ -117,7 +119,31 @@ def test_a_worker_writes_its_own_heartbeat_and_nothing_else():
     assert narrowed.subscribe == general.subscribe
 
 
-@pytest.mark.parametrize("uses", [accounts.INSPECTOR, accounts.WORKER])
+def test_an_inspectors_consumers_are_asked_for_under_the_names_of_the_jetstream_api():
+    uses = accounts.inspector("watcher")
+    asked = {use.local: use.subject for use in uses if isinstance(use, Service) and use.local}
+    assert asked == {
+        "$JS.API.CONSUMER.CREATE.$1": "mas.inspect.watcher.*",
+        "$JS.API.CONSUMER.CREATE.$1.>": "mas.inspect.watcher.*.>",
+        "$JS.API.CONSUMER.DURABLE.CREATE.$1.$2": "mas.inspect.watcher.*.*",
+    }
+    granted = accounts.permissions(uses)
+    assert "$JS.API.CONSUMER.CREATE.*.>" in granted.publish
+    assert not [subject for subject in granted.publish if subject.startswith("mas.")]
+    assert granted.subscribe == ("_INBOX.>", "mas.latency", "_INBOX.*")
+    imported = accounts.imports("TENANT", uses)
+    assert {"subject": "mas.view.watcher.*", "local_subject": "_INBOX.$1"}.items() <= imported[
+        [each["subject"] for each in imported].index("mas.view.watcher.*")
+    ].items()
+
+
+def test_what_reaches_nobody_is_no_import():
+    uses = (Void("nowhere"), Service("somewhere"))
+    assert [each["subject"] for each in accounts.imports("TENANT", uses)] == ["somewhere"]
+    assert "nowhere" in accounts.permissions(uses).publish
+
+
+@pytest.mark.parametrize("uses", [accounts.inspector("watcher"), accounts.WORKER])
 def test_who_imports_the_jetstream_api_imports_its_account_info_too(uses):
     """Without it every request has two answers; see ``accounts._ACCOUNT_INFO``."""
     assert Service("$JS.API.INFO") in uses

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import stat
+import subprocess
+import sys
 
 import pytest
 import typer
 from cryptography import x509
 from typer.testing import CliRunner
 
-from broker_policy import cli
+from broker_policy import cli, cli_reference
 from broker_policy.cli import dlq
-from broker_policy.cli.app import ExitCode, app, command, describe, exit_code
+from broker_policy.cli.app import MEANINGS, ExitCode, app, command, describe, exit_code
 from broker_policy.embedded.errors import AlreadyRunning, BinaryMissing, NotRunning
 from broker_policy.identity.pki import identity_from_chain
+from broker_policy.nats_contexts import NatsContext, NatsContexts
 from mas_nats.errors import OutcomeUnknown, PermissionDenied, RequestTimeout, Unavailable
-from mas_nats.wire.identity import Role
+from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
+from tests.system import REPOSITORY
 
 cli.load()
 
@@ -155,3 +161,80 @@ def test_a_payload_that_is_shown_does_not_command_the_terminal():
     shown = dlq._legible(body.encode())
     assert shown == '{"a": "é \\u007f\\u009b31m\\u202e"}'
     assert json.loads(shown) == json.loads(body)
+
+
+# -- help, completion, reference ---------------------------------------------------------------------------
+@pytest.mark.parametrize("each", COMMANDS)
+def test_the_example_of_a_command_is_one(each):
+    """Its words are the command's own, and its options are known to it."""
+    for example in each.epilog.removeprefix("Example: ").split(" && "):
+        words = shlex.split(example)
+        group, path = typer.main.get_command(app), words[1:]
+        while hasattr(group, "commands"):
+            group, path = group.commands[path[0]], path[1:]
+        known = {option for parameter in group.params for option in parameter.opts}
+        used = {word.partition("=")[0] for word in path if word.startswith("-") and word != "-"}
+        assert used <= known
+
+
+@pytest.mark.parametrize("each", COMMANDS)
+def test_help_of_every_command_shows_its_example(each, request):
+    path = request.node.callspec.id.split(" ")
+    shown = run(*path, "--help")
+    assert shown.exit_code == 0
+    assert "Example: mas" in " ".join(shown.output.split())
+
+
+def completed(words: str, **environment: str) -> list[str]:
+    """What a shell gets for ``words``, which it completes at their end."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['mas']; from broker_policy.cli import main; main()"],
+        env={
+            **os.environ,
+            **environment,
+            "_MAS_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_commands_options_and_values_are_completed(tmp_path):
+    assert set(completed("mas ")) == set(typer.main.get_command(app).commands)
+    assert completed("mas con") == ["containers", "context"]
+    assert completed("mas state ") == ["get", "set", "reset"]
+    assert completed("mas top --int") == ["--interval"]
+    assert completed("mas context add --role ") == ["inspector", "operator"]
+
+
+def test_names_of_contexts_are_completed(tmp_path):
+    contexts = NatsContexts(tmp_path)
+    who = Identity("mas", "shop", Role.INSPECTOR, "carol")
+    contexts.write(NatsContext("mine", who, "tls://127.0.0.1:1", tmp_path, tmp_path, tmp_path))
+    (contexts.folder / "context" / "theirs.json").write_text("{}")
+    assert completed("mas context remove ", XDG_CONFIG_HOME=str(tmp_path)) == ["mine"]
+
+
+def test_of_a_command_that_is_completed_nothing_else_is_imported(monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", "mas dlq li")
+    assert cli._completed() == "dlq"
+    monkeypatch.setenv("COMP_WORDS", "mas dl")
+    assert cli._completed() == ""
+
+
+def test_the_reference_is_current():
+    page = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert page == cli_reference.current(page), "run: python -m broker_policy.cli_reference docs/cli.md"
+    for code, meaning in MEANINGS.items():
+        assert f"| {int(code)} | {meaning} |" in page
+    assert set(MEANINGS) == set(ExitCode)
+
+
+def test_the_reference_is_not_current_when_a_command_changes(monkeypatch):
+    page = (REPOSITORY / "docs" / "cli.md").read_text()
+    monkeypatch.setitem(MEANINGS, ExitCode.TIMEOUT, "something else")
+    assert cli_reference.current(page) != page

@@ -149,6 +149,17 @@ async def test_server_away_and_back(where: Endpoint, nats_server: NatsServer, op
     assert (await connection.exchange("echo", b"2", None, 2)).data == b"2"
 
 
+async def test_a_server_that_stays_away_is_logged_and_so_is_its_return(
+    where: Endpoint, nats_server: NatsServer, open_connection: Open, caplog: pytest.LogCaptureFixture
+):
+    await open_connection(where)
+    await nats_server.process.stop()
+    await eventually(lambda: "is away; waiting for it" in caplog.text, 30)
+    assert "is back" not in caplog.text
+    await nats_server.start()
+    await eventually(lambda: "the broker is back" in caplog.text, 30)
+
+
 async def test_denied_subject_is_an_error_at_once(
     ca: CertificateAuthority,
     start_nats: Callable[..., Awaitable[NatsServer]],
@@ -169,7 +180,12 @@ async def test_denied_subject_is_an_error_at_once(
 
 
 async def test_renewed_certificate_is_used_and_nothing_is_lost(
-    where: Endpoint, ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path, open_connection: Open
+    where: Endpoint,
+    ca: CertificateAuthority,
+    nats_server: NatsServer,
+    tmp_path: Path,
+    open_connection: Open,
+    caplog: pytest.LogCaptureFixture,
 ):
     connection, other = await open_connection(where), await open_connection(where)
     got: list[bytes] = []
@@ -191,6 +207,7 @@ async def test_renewed_certificate_is_used_and_nothing_is_lost(
     await eventually(lambda: steps == ["before", "after"])
     await other.publish("news", b"1")
     await eventually(lambda: got == [b"1"])
+    assert "away" not in caplog.text
 
 
 async def test_half_written_certificate_waits(
@@ -209,3 +226,38 @@ async def test_half_written_certificate_waits(
     assert reconnected == []
     where.tls.paths[2].write_bytes(new.tls.paths[2].read_bytes())
     await eventually(lambda: reconnected)
+
+
+def dying(met: asyncio.Event) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """Greets, and resets the connection while TLS begins, as a server does that is just killed."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","tls_required":true}\r\n')
+        await reader.read(1)
+        writer.transport.abort()
+        met.set()
+
+    return greet
+
+
+async def test_a_server_that_goes_away_while_tls_begins(where: Endpoint, open_connection: Open):
+    met = asyncio.Event()
+    server = await asyncio.start_server(dying(met), "127.0.0.1", 0)
+    url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(20):
+        with pytest.raises(Unavailable):
+            await open_connection(Endpoint(url, where.tls), 1)
+    server.close()
+    assert met.is_set()
+
+
+async def test_closing_when_the_server_went_away_while_tls_began(
+    where: Endpoint, nats_server: NatsServer, open_connection: Open
+):
+    connection, met = await open_connection(where), asyncio.Event()
+    await nats_server.process.stop()
+    server = await asyncio.start_server(dying(met), "127.0.0.1", nats_server.port)
+    await asyncio.wait_for(met.wait(), 20)
+    server.close()
+    async with asyncio.timeout(20):
+        await connection.close()

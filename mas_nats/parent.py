@@ -1,10 +1,12 @@
 """Children that do not outlive their parent, whatever ends it.
 
 On Linux the kernel does it: ``prctl(PR_SET_PDEATHSIG, SIGKILL)`` in the child. SIGKILL, since a stopped or
-a busy child could outlive any other signal, and everything we start is safe to kill at any time. The
-signal comes when the *thread* ends that started the child, so start children from a thread that stays.
+a busy child could outlive any other signal, and whatever is started so is safe to kill at any time: servers
+have on disk what they acknowledged, and what agents have not acknowledged is delivered again. The signal
+comes when the *thread* ends that started the child, so start children from a thread that stays. It reaches
+the child alone, not what that has started.
 
-Elsewhere there is no such call: a parent killed with -9 leaves its servers running there.
+Elsewhere there is no such call: a parent killed with -9 leaves its children running there.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""What a worker has been asked in one namespace, and how it went: counts since it began to serve it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from mas_nats.policy.call import Call
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Verdict
+
+MOST_AGENTS = 1_000
+"""Agents whose counts are told, those with the most calls: an answer has a limit."""
+_SENDING = frozenset({Op.SEND, Op.REQUEST, Op.DELAY})
+
+
+@dataclass(slots=True)
+class OpCount:
+    """Of one operation. ``took`` is in nanoseconds, from the arrival of a call to its answer."""
+
+    asked: int = 0
+    refused: int = 0
+    took: int = 0
+    last: str = ""  # the last refusal's decision
+
+
+@dataclass(slots=True)
+class AgentCount:
+    """Of one agent: calls that it made, messages that were accepted of it, calls that were refused."""
+
+    calls: int = 0
+    sent: int = 0
+    refused: int = 0
+
+
+class Tally:
+    """Counts the calls of one namespace."""
+
+    def __init__(self) -> None:
+        self.ops: dict[str, OpCount] = {op: OpCount() for op in Op}
+        self._agents: dict[str, AgentCount] = defaultdict(AgentCount)
+
+    def asked(self, call: Call) -> None:
+        """A call has arrived."""
+        self.ops[call.op].asked += 1
+        self._agents[call.sender].calls += 1
+
+    def answered(self, call: Call, verdict: Verdict, now: int) -> None:
+        """It is answered ``now``, in unix milliseconds."""
+        if not call.sender or (count := self.ops.get(call.op)) is None:
+            return  # an operator's
+        agent = self._agents[call.sender]
+        count.took += max(now - call.received, 0) * 1_000_000
+        if not verdict.ok:
+            count.refused += 1
+            count.last = str(verdict.decision)
+            agent.refused += 1
+        elif call.op in _SENDING:
+            agent.sent += 1
+
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """The counts of the agents with the most calls."""
+        most = sorted(self._agents.items(), key=lambda each: each[1].calls, reverse=True)[:MOST_AGENTS]
+        return {
+            name: {"calls": each.calls, "sent": each.sent, "refused": each.refused} for name, each in most
+        }

@@ -1,0 +1,1 @@
+"""Two agents that send a ball to and fro."""

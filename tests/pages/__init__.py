@@ -1,0 +1,1 @@
+"""What the pages for users show, done as it stands there."""
