@@ -17,10 +17,11 @@ Chunk = str | dict[str, Any]
 """A piece of a streamed reply: text, or a JSON object."""
 
 WHOLE = "$whole"
-"""A member, true, of an object whose texts do not go on in the objects that follow it.
+"""A member, true, of an object that does not wait for those that follow it.
 
-Data-loss prevention judges such an object by itself and lets it go at once. Without it, texts at the same
-place of one object after the other are taken for one text that came in parts, and the last of them may wait.
+Data-loss prevention takes texts at the same place of one object after the other for one text that came in
+parts, and the last of them may wait. With it none waits; a secret that began in such an object is redacted
+from the next one on, or ends the stream there.
 """
 
 FRAME_BYTES = 4096

@@ -80,6 +80,14 @@ class Bank:
             return "two"
 
         @server.tool()
+        async def in_two(first: str, second: str, ctx: Context) -> str:
+            """Say the one, wait until somebody has seen it, and say the other."""
+            await ctx.report_progress(1, 2, first)
+            await self.seen.wait()
+            await ctx.report_progress(2, 2, second)
+            return "told"
+
+        @server.tool()
         async def ask_back(ctx: Context) -> str:
             """Ask the client's user."""
             answer = await ctx.elicit("which account?", Account)

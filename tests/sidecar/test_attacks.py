@@ -263,6 +263,30 @@ async def test_an_answer_that_policy_refuses(empty_town: Town, json_response: bo
     assert answer.json()["error"]["data"]["ran"] == "yes"
 
 
+@pytest.mark.parametrize("second", ["ODNN7EXAMPLE, yes", "words, yes"])
+async def test_a_secret_in_two_events_of_a_stream(town: Town, second: str):
+    """The first has gone when the second comes, which ends the stream; and the control, which does not."""
+    arguments = {"first": "it is AKIAIOSF", "second": second}
+    meta = {**META, "progressToken": "t"}
+    body = rpc("tools/call", {"name": "in_two", "arguments": arguments, "_meta": meta})
+    headers = NEW | {"mcp-method": "tools/call", "mcp-name": "in_two"}
+    said, whole = "", False
+    async with (
+        asyncio.timeout(60),
+        shop(town) as http,
+        http.stream("POST", "http://bank.test/mcp", json=body, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        with contextlib.suppress(httpx.RemoteProtocolError):  # cut off: it has no end
+            async for line in answer.aiter_lines():
+                said += line
+                if "AKIAIOSF" in line:
+                    town.bank.seen.set()
+            whole = True
+    assert "it is AKIAIOSF" in said
+    assert (second in said, "told" in said, whole) == ((True,) * 3 if "words" in second else (False,) * 3)
+
+
 async def test_a_hostile_target_cannot_write_headers(empty_town: Town):
     """An agent's own code in the place of a sidecar: what it sends is an answer, or nothing."""
     system = empty_town.system
