@@ -10,13 +10,14 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
+.PHONY: help demo docs test lint format types unit chaos sidecar-kills fuzz cluster soak setup nats-cli clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
+	@echo "make sidecar-kills  the sidecar of an MCP server killed while money is transferred: COUNT=100"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
 	@echo "make docs    the pages of docs/ as a site in build/docs"
@@ -57,6 +58,10 @@ unit: setup
 # The result is in build/chaos.json too. More: python -m tests.chaos --help
 chaos: setup
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
+
+# make test does it eight times.
+sidecar-kills: setup
+	SIDECAR_KILLS=$(or $(COUNT),100) $(BIN)/python -m pytest tests/sidecar/test_at_most_once.py -k killed $(PYTEST_ARGS)
 
 # Payloads, calls, policies and manifests that nobody would write.
 fuzz: setup
