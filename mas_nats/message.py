@@ -109,8 +109,8 @@ class AgentMessage:
         """Acknowledge now instead of when the handler has ended: for work that must not be done twice.
 
         When it returns, the broker has confirmed that the message is not delivered again, whatever becomes of
-        the handler: what goes wrong from here on is tried no second time and makes no dead letter. A handler
-        that dies leaves its requester without a reply.
+        the handler: what goes wrong from here on is tried no second time, makes no dead letter and counts for
+        no circuit; the audit says ``handled``. A handler that dies leaves its requester without a reply.
 
         Raises:
             Unavailable: the broker is away; the message will be delivered again. Let it pass.
