@@ -51,16 +51,16 @@ class Answer:
     async def whole(self, answer: HttpResponse) -> None:
         """Send a whole answer."""
         size = {} if answer.status in {204, 304} else {"content-length": str(len(answer.body))}
-        await self.begin(answer.status, {**answer.headers, **size})
+        events: list[h11.Event] = [_head(answer.status, {**answer.headers, **size})]
         if answer.body and size and self._method != "HEAD":
-            await self.write(answer.body)
-        await self.end()
+            events.append(h11.Data(data=answer.body))
+        self.begun = True
+        await self._connection.send(*events, h11.EndOfMessage())  # in one write: the client wakes once
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers. Without a length the body is sent in chunks."""
         self.begun = True
-        fields = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._connection.send(h11.Response(status_code=status, headers=fields))
+        await self._connection.send(_head(status, headers))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; waits while the client does not take it."""
@@ -260,14 +260,14 @@ class _Connection:
             self._http.receive_data(data)
         return True
 
-    async def send(self, event: h11.Event) -> None:
+    async def send(self, *events: h11.Event) -> None:
         """Write, and wait until it may be on its way.
 
         Raises:
             Gone: the client takes nothing.
 
         """
-        data = self._http.send(event)
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if not data:
             return
         self._writer.write(data)
@@ -306,6 +306,11 @@ class _Connection:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._writer.wait_closed()
+
+
+def _head(status: int, headers: Mapping[str, str]) -> h11.Response:
+    fields = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return h11.Response(status_code=status, headers=fields)
 
 
 def _too_slow(what: str, seconds: float) -> Refusal:
