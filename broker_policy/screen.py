@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker_policy.passed import parted
 from mas_nats.policy.call import Finding, Refusal
 from mas_nats.wire.frames import Chunk, joined
 
@@ -30,8 +31,8 @@ class Screened:
 class Screen(Protocol):
     """Judges a stream frame by frame. A pure function: any worker may judge any frame, or one a second time.
 
-    What it has let out it will not see again; so it holds back as much as its longest rule may need, and
-    nothing where ``final`` says that nothing follows.
+    What it has let out it will not see again, unless ``held`` remembers it (``broker_policy.passed``); so it
+    holds back as much as its longest rule may need, and nothing where ``final`` says that nothing follows.
     """
 
     def __call__(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
@@ -56,4 +57,4 @@ def at_once(screen: Screen) -> Aside:
 
 def let_through(held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:  # noqa: ARG001
     """The screen without rules: a window of nothing."""
-    return Screened(tuple(joined([*held, *new])))
+    return Screened(tuple(joined([*parted(held)[1], *new])))

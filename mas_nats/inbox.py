@@ -14,14 +14,22 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.errors import DataBlocked, MasError, Reject, StreamCancelled
+from mas_nats.errors import DataBlocked, MasError, OutcomeUnknown, Reject, StreamCancelled, Unavailable
 from mas_nats.handlers import NotHandled
 from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
 from mas_nats.scrub import MAX_TEXT, scrub
 from mas_nats.session import Session
 from mas_nats.telemetry.watching import Telemetry
-from mas_nats.transport import Connection, Incoming, NotSent, SignsOfLife
+from mas_nats.transport import (
+    Connection,
+    Incoming,
+    NoAnswer,
+    NoResponders,
+    NotSent,
+    SignsOfLife,
+    unreachable,
+)
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
@@ -32,6 +40,8 @@ ACK = b"+ACK"
 NAK = b"-NAK"
 _REPORT_TIMEOUT = 5.0
 """Seconds to wait for the policy service to take a failure report."""
+_ACK_TIMEOUT = 5.0
+"""Seconds to wait for the broker to confirm an acknowledgement, where a handler wants to know."""
 _REMEMBERED = 4096
 """Acknowledged sequences remembered, to recognise a redelivery whose ack was lost."""
 
@@ -154,6 +164,10 @@ class Inbox:
         first = 4 if len(tokens) < 11 else 6
         attempt, sequence = int(tokens[first]), int(tokens[first + 1])
         data: Any = orjson.loads(incoming.data)
+
+        async def acknowledge() -> None:
+            await self._acknowledge(delivery)
+
         message = read_message(
             incoming.headers,
             data,
@@ -161,19 +175,25 @@ class Inbox:
             attempt=attempt,
             replier=self._replier,
             body=incoming.data,
+            acknowledge=acknowledge,
         )
-        return _Delivery(incoming.reply, sequence, attempt, message, incoming.headers)
+        delivery = _Delivery(incoming.reply, sequence, attempt, message, incoming.headers)
+        return delivery
 
     async def _run(self, delivery: _Delivery) -> None:
         try:
             failure = await self._attempt(delivery.message, delivery.headers)
-            if failure is None or await self._settled(delivery, failure):
+            if delivery.message.course.acknowledged:
+                if failure is not None:
+                    self._log(delivery.message, failure, "")
+            elif failure is None or await self._settled(delivery, failure):
                 await self._answer(delivery, ACK)
                 self._remember(delivery.sequence)
             else:
                 await self._answer(delivery, _nak(self._delay(delivery.attempt)))
         except asyncio.CancelledError:
-            await self._answer(delivery, _nak(0))
+            if not delivery.message.course.acknowledged:
+                await self._answer(delivery, _nak(0))
             raise
         finally:
             self._keepalive.remove(delivery.ack_subject)
@@ -252,6 +272,20 @@ class Inbox:
             await self._connection.publish(delivery.ack_subject, body)
         except NotSent as error:
             logger.warning("%s: an acknowledgement was lost: %s", self._agent, error)
+
+    async def _acknowledge(self, delivery: _Delivery) -> None:
+        """Acknowledge before the handler has ended, and wait until the broker has confirmed it."""
+        try:
+            await self._connection.exchange(delivery.ack_subject, ACK, None, _ACK_TIMEOUT)
+        except NotSent as error:
+            raise unreachable(error) from error
+        except NoResponders as error:
+            raise Unavailable(f"{error}: the message will be delivered again") from error
+        except NoAnswer as error:
+            text = f"{error}: message {delivery.message.message_id} may be delivered again"
+            raise OutcomeUnknown(delivery.message.message_id, text) from error
+        self._keepalive.remove(delivery.ack_subject)
+        self._remember(delivery.sequence)
 
     def _give_back(self, delivery: _Delivery) -> None:
         self._spawn(self._answer(delivery, _nak(0)))

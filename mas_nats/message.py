@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,9 +44,14 @@ class ReplyWriter(Protocol):
 
 @dataclass(slots=True)
 class Course:
-    """What the SDK remembers of one delivery. ``told``: the requester knows that there will be no reply."""
+    """What the SDK remembers of one delivery.
+
+    ``told``: the requester knows that there will be no reply. ``acknowledged``: it is not delivered again,
+    whatever becomes of its handler.
+    """
 
     told: bool = False
+    acknowledged: bool = False
     trace: Any = None  # of its handler, where it is traced
 
 
@@ -88,6 +93,7 @@ class AgentMessage:
     salt: str = field(default="", repr=False)  # hexadecimal; "" where no single decision covers the whole
     _replier: Replier | None = field(default=None, repr=False, compare=False)
     course: Course = field(default_factory=Course, repr=False, compare=False)
+    _acknowledge: Callable[[], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def expects_reply(self) -> bool:
@@ -98,6 +104,25 @@ class AgentMessage:
     def reply_id(self) -> str:
         """The id of the reply to this message: the same however often it is handled."""
         return sha256(f"reply\n{self.sender}\n{self.target}\n{self.message_id}".encode()).hexdigest()[:32]
+
+    async def acknowledge(self) -> None:
+        """Acknowledge now instead of when the handler has ended: for work that must not be done twice.
+
+        When it returns, the broker has confirmed that the message is not delivered again, whatever becomes of
+        the handler: what goes wrong from here on is tried no second time, makes no dead letter and counts for
+        no circuit; the audit says ``handled``. A handler that dies leaves its requester without a reply.
+
+        Raises:
+            Unavailable: the broker is away; the message will be delivered again. Let it pass.
+            OutcomeUnknown: the broker did not confirm it in time. Let it pass, and do nothing that must not
+                be done twice.
+
+        """
+        if self._acknowledge is None:
+            raise RuntimeError("this message did not come from a running agent: it cannot be acknowledged")
+        if not self.course.acknowledged:
+            await self._acknowledge()
+            self.course.acknowledged = True
 
     async def reply(self, message_type: str, data: Payload) -> ReplyResult:
         """Answer this request.
@@ -147,6 +172,7 @@ def read_message(
     attempt: int = 1,
     replier: Replier | None = None,
     body: bytes = b"",
+    acknowledge: Callable[[], Awaitable[None]] | None = None,
 ) -> AgentMessage:
     """Build a message from the headers of a delivery or of a reply."""
     return AgentMessage(
@@ -164,6 +190,7 @@ def read_message(
         body=body,
         salt=fields.get(headers.SALT, ""),
         _replier=replier,
+        _acknowledge=acknowledge,
     )
 
 

@@ -78,6 +78,11 @@ class Helper(Agent[dict[str, Any]]):
     async def fail(self, message: AgentMessage) -> None:
         raise ValueError(f"with what it was given: {message.data['note']}")
 
+    @Agent.on("acknowledged")
+    async def acknowledged(self, message: AgentMessage) -> None:
+        await message.acknowledge()
+        raise KeyError("after that")
+
 
 async def ask(agent: Agent[Any], task: dict[str, Any]) -> None:
     """Do what the task says, below a span of the program's own."""
@@ -104,7 +109,7 @@ async def one(agent: Agent[Any], step: dict[str, Any]) -> None:
     target, data = step.get("target", "helper"), step.get("data", {})
     message_type, id_ = step.get("type", step["do"]), step.get("id")
     match step["do"]:
-        case "send" | "fail":
+        case "send" | "fail" | "acknowledged":
             await agent.send(target, message_type, data, id=id_)
         case "delay":
             await agent.send(target, message_type, data, id=id_, delay=0.2)

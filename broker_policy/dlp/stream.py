@@ -4,6 +4,9 @@ Prose goes out at once. Held back are digits, what may be the beginning of a tok
 ``password`` with what follows them. Where a policy redacts or blocks with rules of its own, whose beginnings
 are not known, as many characters wait, too, as a find of them may have before it is one; where that has no
 bound, everything waits for the end.
+
+Objects that say that they are whole do not wait. Their texts are searched with those that went before at the
+same place; what is found too late to hold its beginning back is redacted from there on, or ends the stream.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from broker_policy.dlp.apart import Apart
 from broker_policy.dlp.judging import LARGE, NESTING, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
+from broker_policy.passed import Passed, Path, parted, together
 from broker_policy.screen import MAX_HELD, Screened
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Finding, Refusal
 from mas_nats.policy.governance import DlpAction
-from mas_nats.wire.frames import Chunk, joined
+from mas_nats.wire.frames import WHOLE, Chunk, joined
 from mas_nats.wire.verdict import Decision
 
 LONGEST_WORD = 8_192
@@ -60,7 +64,7 @@ class StreamScreen:
         if rules is None:
             return Screened((), refusal=refusals.dlp_unusable())
         if rules.idle:
-            return Screened(tuple(joined([*held, *new])))
+            return Screened(tuple(joined([*parted(held)[1], *new])))
         return self._said(rules, *screened(rules, held, new, final=final))
 
     async def aside(self, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool) -> Screened:
@@ -97,7 +101,8 @@ def screened(
     rules: Ruleset, held: Sequence[Chunk], new: Sequence[Chunk], *, final: bool
 ) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...], Judgement | None, Finding | None]:
     """``held`` and ``new`` divided: what may go, what waits, why all is refused, what was found."""
-    pass_ = _Pass(rules, joined([*held, *new]))
+    passed, waiting = parted(held)
+    pass_ = _Pass(rules, passed, joined([*waiting, *new]))
     if pass_.action is DlpAction.BLOCK:
         return (), (), Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b""), None
     out, kept = pass_.divide(final=final)
@@ -105,15 +110,18 @@ def screened(
     if pass_.types:
         decision = Decision.ALERT if pass_.action is DlpAction.ALERT else Decision.DLP_REDACTED
         finding = Finding(decision, tuple(sorted(pass_.types)))
-    return tuple(joined(out)), tuple(joined(kept)), None, finding
+    remembered = {} if final else pass_.remembered()
+    return tuple(joined(out)), together(remembered, joined(kept)), None, finding
 
 
 class _Pass:
     """One look at what is there of a stream."""
 
-    def __init__(self, rules: Ruleset, chunks: list[Chunk]) -> None:
+    def __init__(self, rules: Ruleset, passed: dict[Path, Passed], chunks: list[Chunk]) -> None:
         self._rules = rules
+        self._passed = passed
         self._chunks = chunks
+        self._gone: set[int] = set()  # numbers of the objects that went out
         self.types: set[str] = set()
         self.action = DlpAction.ALERT
         self._text = "".join(chunk for chunk in chunks if isinstance(chunk, str))
@@ -121,19 +129,24 @@ class _Pass:
         self._objects = {
             number: self._judged(chunk) for number, chunk in enumerate(chunks) if not isinstance(chunk, str)
         }
-        self._leaves: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        self._leaves: dict[Path, list[tuple[int, str]]] = {}
         for number, chunk in enumerate(chunks):
             if not isinstance(chunk, str):
                 _leaves(chunk, (), number, self._leaves)
         for path, parts in self._leaves.items():
-            if len(parts) > 1:
+            if len(parts) > 1 or path in passed:
                 self._across(path, parts)
 
-    def _finds(self, text: str) -> list[Find]:
+    def _whole(self, number: int) -> bool:
+        chunk = self._chunks[number]
+        return not isinstance(chunk, str) and chunk.get(WHOLE) is True
+
+    def _finds(self, text: str, searched: int = 0) -> list[Find]:
+        """What is found in ``text``, of which so many characters were searched before."""
         if not text or not (hits := possible(self._rules, orjson.dumps(text))):
             return []
         scan = Scan(self._rules, hits)
-        finds = scan.note(scan.finds(text))
+        finds = scan.note([find for find in scan.finds(text) if find.end > searched])
         self._take(scan.found)
         return finds
 
@@ -154,11 +167,19 @@ class _Pass:
         for action in found.values():
             self.action = worse(self.action, action)
 
-    def _across(self, path: tuple[str, ...], parts: list[tuple[int, str]]) -> None:
+    def _across(self, path: Path, parts: list[tuple[int, str]]) -> None:
         """What is found in a text that came in parts, at the same place of one object after the other."""
-        text = "".join(part for _, part in parts)
-        spans = [find for find in self._finds(text) if find.rule.action is DlpAction.REDACT]
-        place = 0
+        before = self._passed.get(path, Passed())
+        texts = [part for _, part in parts]
+        if before.constant(texts) and all(self._whole(number) for number, _ in parts):
+            return
+        place = len(before.text)
+        text = before.text + "".join(texts)
+        spans = [
+            Find(max(find.start, place), find.end, find.rule)
+            for find in self._finds(text, place if before.same is None else 0)
+            if find.rule.action is DlpAction.REDACT and find.end > place
+        ]
         for number, part in parts:
             made = _redacted(text, spans, place, place + len(part))
             place += len(part)
@@ -194,6 +215,7 @@ class _Pass:
             if not isinstance(chunk, str):
                 if place <= cut and not kept and number < stop:
                     out.append(self._objects[number])
+                    self._gone.add(number)
                 else:
                     kept.append(chunk)
                 continue
@@ -206,20 +228,41 @@ class _Pass:
         return out, kept
 
     def _first_waiting_object(self) -> int:
-        """The number of the first chunk of which a text may go on in a following one."""
+        """The number of the first chunk that waits, as a text of it may go on in a following one."""
         first = len(self._chunks)
-        for parts in self._leaves.values():
-            text = "".join(part for _, part in parts)
+        for path, parts in self._leaves.items():
+            if all(self._whole(number) for number, _ in parts):
+                continue
+            before = self._passed.get(path, Passed()).text
+            text = before + "".join(part for _, part in parts)
             settled = self._settled(text, [])
             if settled == len(text):
                 continue
-            place = 0
+            place = len(before)
             for number, part in parts:
                 place += len(part)
-                if place > settled:
+                if place > settled and not self._whole(number):
                     first = min(first, number)
                     break
         return first
+
+    def remembered(self) -> dict[Path, Passed]:
+        """What has gone out, now or before, and may go on in what follows: the newest first."""
+        gone = {
+            path: [(number, part) for number, part in parts if number in self._gone and part]
+            for path, parts in self._leaves.items()
+        }
+        newest = {path: parts[-1][0] for path, parts in gone.items() if parts}
+        out: dict[Path, Passed] = {}
+        for path in sorted(newest, key=newest.__getitem__, reverse=True):
+            before = self._passed.get(path, Passed())
+            if not before.text and not any(self._whole(number) for number, _ in gone[path]):
+                continue  # it waited until it was settled
+            after = before.then([part for _, part in gone[path]])
+            first = max(self._settled(after.text, []), len(after.text) - LONGEST_WORD)
+            if end := after.text[first:]:
+                out[path] = Passed(end, after.same)
+        return out | {path: each for path, each in self._passed.items() if path not in newest}
 
     def _settled(self, text: str, spans: Sequence[Find]) -> int:
         """How much of ``text`` nothing can change that follows it."""
@@ -273,9 +316,7 @@ def _may_begin(word: str) -> bool:
     )
 
 
-def _leaves(
-    value: object, path: tuple[str, ...], number: int, out: dict[tuple[str, ...], list[tuple[int, str]]]
-) -> None:
+def _leaves(value: object, path: Path, number: int, out: dict[Path, list[tuple[int, str]]]) -> None:
     if isinstance(value, str):
         out.setdefault(path, []).append((number, value))
     elif isinstance(value, dict):
@@ -295,7 +336,7 @@ def _at(value: object, path: Sequence[str]) -> object:
     return value
 
 
-def _replaced(value: Chunk, path: tuple[str, ...], new: str) -> Chunk:
+def _replaced(value: Chunk, path: Path, new: str) -> Chunk:
     """``value`` with ``new`` at ``path``."""
     copy: Chunk = orjson.loads(orjson.dumps(value))
     place = _at(copy, path[:-1])

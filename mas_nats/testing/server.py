@@ -94,6 +94,9 @@ class MemoryServer:
             stored = self.service.replies.fetch(subject.removeprefix(_STORED_REPLY))
             found = stored or Incoming(subject, "", {headers.STATUS: _NOT_FOUND}, b"")
             answer(Incoming(subject, "", found.headers, found.data))
+        elif subject.startswith(subjects.acks(agent).removesuffix(">")):
+            self.publish(peer, subject, body, "")
+            answer(Incoming(subject, "", {}, b""))
         elif self._direct(agent) and subject == subjects.kv_key(subjects.STATE_BUCKET, agent):
             ack = self.service.states.direct(agent, body, fields, self.document.limits)
             answer(Incoming(subject, "", {}, ack))

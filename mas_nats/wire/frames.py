@@ -16,6 +16,14 @@ from typing import Any
 Chunk = str | dict[str, Any]
 """A piece of a streamed reply: text, or a JSON object."""
 
+WHOLE = "$whole"
+"""A member, true, of an object that does not wait for those that follow it.
+
+Data-loss prevention takes texts at the same place of one object after the other for one text that came in
+parts, and the last of them may wait. With it none waits; a secret that began in such an object is redacted
+from the next one on, or ends the stream there.
+"""
+
 FRAME_BYTES = 4096
 """Bytes of chunks that a frame holds; a single larger object makes a frame of its own (DESIGN 5)."""
 WINDOW_FRAMES = 64

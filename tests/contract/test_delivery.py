@@ -254,3 +254,36 @@ async def test_dead_letters_say_why_how_often_and_what(stage: Stage):
     assert dead is not None
     assert (dead.reason, dead.attempts, dead.body) == ("Reject", 2, b'{"n":1}')
     assert dead.error == "Reject: closed for ever"
+
+
+async def test_a_message_acknowledged_early_is_not_tried_again(stage: Stage):
+    """And its control: the same failure without the early acknowledgement is tried again."""
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.message_type == "once":
+            await message.acknowledge()
+            assert not await stage.namespace.waiting("b")  # confirmed: the broker has it no more
+            await message.acknowledge()  # again is nothing new
+        raise ValueError("it went wrong after that")
+
+    b.work = work
+    await a.send("b", "once", {})
+    await eventually(lambda: len(b.got) == 1 and not b.running)
+    await a.send("b", "again", {})
+    await eventually(lambda: len(b.got) == 1 + LIMITS.max_deliver)
+    await stage.all_acknowledged("b")
+    assert [message.message_type for message in b.got] == ["once", *["again"] * LIMITS.max_deliver]
+
+
+async def test_a_request_acknowledged_early_is_answered(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        await message.acknowledge()
+        await message.reply("answer", {"n": 1})
+
+    b.work = work
+    reply = await a.request("b", "ask", {})
+    assert reply.data == {"n": 1}
+    await stage.all_acknowledged("b")

@@ -371,6 +371,18 @@ async def test_refusals_and_failures_are_marked(traced: Traced):
     await traced.metric("mas_deliveries_failed_total", f'"{namespace}"')
 
 
+async def test_a_handler_that_fails_after_it_acknowledged_is_marked_and_counted(traced: Traced):
+    namespace = await traced.namespace()
+    _, helped, measured = await told(traced, namespace, {"do": "acknowledged"}, {"do": "ask"})
+    failed = named(helped, f"process {INBOX}", **{names.MESSAGE_TYPE: "acknowledged"})
+    assert (failed.failed, failed.attributes[names.ERROR]) == (True, "KeyError")
+    processed = [each for each in measured if each["name"] == names.PROCESS_DURATION.name]
+    assert sorted((each["attributes"].get(names.ERROR, ""), each["count"]) for each in processed) == [
+        ("", 1),
+        ("KeyError", 1),
+    ]
+
+
 async def test_the_metrics_of_agents(traced: Traced):
     namespace = await traced.namespace()
     _, _, measured = await told(traced, namespace, {"do": "ask"}, {"do": "send", "target": "nobody"})

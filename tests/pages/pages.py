@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from broker_policy.embedded.ports import free_port
+
 AGENTS = """\
 cat > mas.yaml <<'@@END'
 agents:
@@ -74,6 +76,38 @@ permissions: [{type: allow, sender: sales/router, targets: [desk]}]
 ' > billing.yaml
 mas apply sales.yaml >/dev/null && mas apply billing.yaml >/dev/null
 """
+_BANK, _SHOP = free_port(), free_port()
+_APPLICATIONS = f"""\
+cat > bank_server.py <<'@@END'
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("bank")
+
+@server.tool()
+def balance(account: str) -> str:
+    return "100"
+
+uvicorn.run(server.streamable_http_app(), host="127.0.0.1", port={_BANK}, log_level="warning")
+@@END
+cat > my_client.py <<'@@END'
+import asyncio
+import httpx
+from mcp import Client
+
+async def main():
+    while True:
+        try:
+            async with Client("http://bank.internal/mcp") as client:
+                print(await client.call_tool("balance", {{"account": "a"}}))
+                return
+        except* (httpx.HTTPError, OSError):  # one of them is not up yet
+            await asyncio.sleep(0.2)
+
+asyncio.run(main())
+@@END
+python bank_server.py &
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +173,12 @@ PAGES = (
     ),
     Page("docs/manifest.md", AGENTS),
     Page("docs/running.md", instead={"mas run": "timeout --preserve-status 15 mas run"}, brings_up=True),
+    Page(
+        "docs/sidecar.md",
+        _APPLICATIONS,
+        {"127.0.0.1:8080": f"127.0.0.1:{_BANK}", "127.0.0.1:8101": f"127.0.0.1:{_SHOP}"},
+        brings_up=True,
+    ),
     Page(
         "docs/policy-testing.md",
         f"""{AGENTS}mkdir policy-tests && printf 'tests:

@@ -8,6 +8,7 @@ from tests.pages.shown import Command
 
 ELSEWHERE = {
     "mas containers": "within containers only: tests/compose",
+    "mas sidecar": "runs until it is stopped: tests/sidecar",
 }
 """Examples that are run by other tests, by how they begin."""
 _LAST = ("mas dlq purge", "mas down")

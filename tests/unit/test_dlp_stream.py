@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from broker_policy.dlp import StreamScreen, judge, ruleset
 from broker_policy.dlp.reach import ENDLESS, reach
 from broker_policy.dlp.ruleset import WINDOW, Ruleset
+from broker_policy.passed import MARK
 from broker_policy.pipeline.dlp import blocked
-from broker_policy.screen import Screened
+from broker_policy.screen import MAX_HELD, Screened, let_through
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
-from mas_nats.wire.frames import Chunk, joined
+from mas_nats.wire.frames import WHOLE, Chunk, joined
 from mas_nats.wire.verdict import Decision
 
 REDACTING = Dlp(
@@ -132,6 +134,112 @@ def test_prose_does_not_wait(words: list[str]):
 def test_objects_without_secrets_do_not_wait():
     step = screen()((), [{"n": 1, "text": "a word "}, {"n": 2}], final=False)
     assert step.held == ()
+
+
+def test_an_object_that_is_whole_does_not_wait_for_the_next():
+    version: Chunk = {"jsonrpc": "2.0"}  # 2.0 may be the beginning of a number
+    assert screen()((), [version], final=False).held == (version,)
+    whole: Chunk = {**version, WHOLE: True}
+    assert screen()((), [whole], final=False).out == (whole,)
+
+
+def whole(text: str) -> Chunk:
+    return {"jsonrpc": "2.0", "params": {"delta": text}, WHOLE: True}
+
+
+def deltas(chunks: list[Chunk]) -> list[str]:
+    return [chunk["params"]["delta"] for chunk in chunks if isinstance(chunk, dict)]
+
+
+@given(st.sampled_from(sorted(SECRETS)), PLACES, st.sampled_from(["", "Well, ", "see 12 of "]))
+def test_a_secret_cut_between_whole_objects_never_gets_through(secret: str, places: list[int], before: str):
+    """What went out before it was one is gone; its end, and so the secret, reaches nobody."""
+    parts = cut(f"{before}{secret} and so on", places)
+    out, steps = stream([[whole(part)] for part in parts])
+    assert all(step.refusal is None for step in steps)
+    assert secret not in "".join(deltas(out))
+    assert f"[REDACTED:{SECRETS[secret]}]" in "".join(deltas(out))
+    out, steps = stream([[whole(part)] for part in parts], Dlp())
+    assert secret not in "".join(deltas(out))
+    if SECRETS[secret] != "ssn":
+        assert steps[-1].refusal is not None
+        assert steps[-1].refusal.rule == f"dlp:{SECRETS[secret]}"
+
+
+def test_the_control_without_remembering_it_gets_through(monkeypatch: pytest.MonkeyPatch):
+    frames = [[whole("it is AKIAIOSF")], [whole("ODNN7EXAMPLE, yes")]]
+    assert "AKIAIOSFODNN7EXAMPLE" not in "".join(deltas(stream(frames)[0]))
+    monkeypatch.setattr("broker_policy.dlp.stream._Pass.remembered", lambda _: {})
+    assert "AKIAIOSFODNN7EXAMPLE" in "".join(deltas(stream(frames)[0]))
+
+
+@pytest.mark.parametrize("which", list(itertools.product([True, False], repeat=3)))
+def test_whole_objects_among_others_are_no_way_out(which: tuple[bool, ...]):
+    parts = ["it is AKIAI", "OSFODN", "N7EXAMPLE, yes"]
+    frames: list[list[Chunk]] = [
+        [{"delta": part} | ({WHOLE: True} if one else {})] for part, one in zip(parts, which, strict=True)
+    ]
+    other: Chunk = {"other": "42", WHOLE: True}
+    for between in ([], [other], ["some words "]):
+        out, _ = stream([[*frame, *between] for frame in frames])
+        said = "".join(str(chunk.get("delta", "")) for chunk in out if isinstance(chunk, dict))
+        assert "AKIAIOSFODNN7EXAMPLE" not in said
+        _, steps = stream([[*frame, *between] for frame in frames], Dlp())
+        assert steps[-1].refusal is not None
+
+
+def test_a_card_number_of_equal_parts_does_not_get_through():
+    parts = [*["5555"] * 3, "4444"]
+    _, steps = stream([*([whole(part)] for part in parts), [whole(" ends")]], Dlp())
+    assert steps[-1].refusal is not None
+
+
+def test_what_is_the_same_in_every_object_is_no_text_that_goes_on():
+    """An id such as 42 is not the card number 4242 4242 4242 4242; and what is remembered of it is little."""
+    event: Chunk = {"jsonrpc": "2.0", "id": "42", "task": "0b6e-4242-42", WHOLE: True}
+    held: tuple[Chunk, ...] = ()
+    for _ in range(200):
+        step = screen(Dlp())(held, [event], final=False)
+        assert (step.out, step.refusal, step.finding) == ((event,), None, None)
+        held = step.held
+    assert len(orjson.dumps(held)) < 2_000
+    ended = screen(Dlp())(held, [{"jsonrpc": "2.0", "id": "43", WHOLE: True}], final=True)
+    assert (ended.refusal, ended.held) == (None, ())
+
+
+def test_what_is_remembered_of_large_objects_has_a_bound():
+    held: tuple[Chunk, ...] = ()
+    for number in range(3):
+        large: Chunk = {f"{number}-{place}": f"at {place}" for place in range(5_000)}
+        step = screen(Dlp())(held, [{**large, WHOLE: True}, whole("it is AKIAIOSF")], final=False)
+        assert step.refusal is None
+        held = step.held
+        assert len(orjson.dumps(held)) <= MAX_HELD * 2 // 3
+    assert screen(Dlp())(held, [whole("ODNN7EXAMPLE")], final=True).refusal is not None
+
+
+@pytest.mark.parametrize("settings", [Dlp(), Dlp(merge_strategy="replace", rules=())])
+def test_what_is_remembered_never_goes_out(settings: Dlp):
+    """Also where policy changed meanwhile, and where a producer's own object has the name."""
+    held = screen(Dlp())((), [whole("so 12")], final=False).held
+    assert MARK in str(held)
+    step = screen(settings)(held, [whole("words")], final=True)
+    assert step.out == (whole("words"),)
+    assert let_through(held, [whole("words")], final=True).out == (whole("words"),)
+    own: Chunk = {MARK: "so 12"}
+    waiting = screen(Dlp())((), [own], final=False)
+    assert waiting.out == ()
+    assert screen(settings)(waiting.held, [], final=True).out == (own,)
+    assert screen(settings)(waiting.held, [whole("x")], final=True).out == (own, whole("x"))
+
+
+def test_what_is_in_a_whole_object_is_found():
+    said = screen()((), [{"a": "AKIAIOSFODNN7EXAMPLE", WHOLE: True}], final=False)
+    assert "AKIAIOSFODNN7EXAMPLE" not in str(said.out)
+    assert said.finding is not None
+    blocking = Dlp(policy_overrides={"aws_key": DlpAction.BLOCK})
+    refused = screen(blocking)((), [{"a": "AKIAIOSFODNN7EXAMPLE", WHOLE: True}], final=False)
+    assert refused.refusal is not None
 
 
 def test_own_rules_hold_back_a_window():

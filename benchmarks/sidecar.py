@@ -1,0 +1,161 @@
+"""What two sidecars, broker and policy add to an MCP call, beside the SDK's own request and reply.
+
+``python -m benchmarks.sidecar`` takes about a minute and prints JSON. Application, both sidecars and the
+SDK's answerer are processes of their own; the sides alternate, one call at a time, medians of all rounds.
+*added* is the call through the sidecars less the same call straight to the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+import uvloop
+
+from benchmarks.first_measurement import REPOSITORY, brought_up, prepare
+from mas_nats import Agent, AgentMessage, TlsClientConfig
+from mas_nats.sidecar import Settings, Sidecar
+
+ROUNDS, CALLS = 6, 60
+ARGUMENTS = {"text": "words " * 20}
+CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "echo", "arguments": ARGUMENTS},
+}
+HEADERS = {
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "echo",
+    "accept": "application/json, text/event-stream",
+}
+
+
+class Answerer(Agent[dict[str, Any]]):
+    """Under the same id as the MCP server's sidecar, when that does not run."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        await message.reply("answer", {"result": message.data})
+
+
+async def application(_: Any, receive: Any, send: Any) -> None:
+    """Answers with what it got, as an MCP server would."""
+    body = (await receive())["body"]
+    said = json.dumps({"jsonrpc": "2.0", "id": 1, "result": json.loads(body)["params"]}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+def settings(app: str, port: int) -> Settings:
+    base = f"http://127.0.0.1:{port}"
+    applications = {
+        "a": {"type": "client"},
+        "b": {"type": "mcp_server", "base_url": base, "hosts": ["b.test"]},
+    }
+    return Settings.model_validate({"app": app, "applications": applications})
+
+
+async def role(name: str, port: int) -> None:
+    if name == "application":
+        config = uvicorn.Config(application, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            print(listening.getsockname()[1], flush=True)
+            task = asyncio.create_task(server.serve([listening]))
+            await asyncio.to_thread(sys.stdin.read)
+            server.should_exit = True
+            await task
+        return
+    agent = Answerer("b") if name == "answerer" else Sidecar(settings(name, port))
+    async with agent:
+        print(agent.address.rpartition(":")[2] if isinstance(agent, Sidecar) else 0, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+@contextlib.asynccontextmanager
+async def process(name: str, folder: Path, port: int = 0) -> AsyncIterator[int]:
+    """The port that it says."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.sidecar", name, str(port)),
+        cwd=folder,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        yield int(await child.stdout.readline())
+    finally:
+        child.stdin.close()
+        await child.wait()
+
+
+async def timed(call: Callable[[], Awaitable[Any]]) -> list[float]:
+    for _ in range(10):
+        await call()
+    took = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        await call()
+        took.append(time.perf_counter() - started)
+    return took
+
+
+async def main() -> None:
+    took: dict[str, list[float]] = {"direct": [], "sidecars": [], "sdk": []}
+    async with brought_up() as (folder, layout, broker):
+        await prepare(layout, broker)
+        async with process("application", folder) as port:
+            for _ in range(ROUNDS):
+                await one_round(folder, port, broker, layout, took)
+    median = {side: statistics.median(each) * 1e3 for side, each in took.items()}
+    added = median["sidecars"] - median["direct"]
+    result = {f"{side}_ms": round(each, 2) for side, each in median.items()}
+    result |= {"added_ms": round(added, 2), "ratio": round(added / median["sdk"], 2)}
+    print(json.dumps(result))
+
+
+async def one_round(folder: Path, port: int, broker: Any, layout: Any, took: dict[str, list[float]]) -> None:
+    async with process("b", folder, port), process("a", folder, port) as proxy:
+        for side, options in (
+            ("direct", {"base_url": f"http://127.0.0.1:{port}"}),
+            ("sidecars", {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}),
+        ):
+            async with httpx2.AsyncClient(**options, timeout=30, trust_env=False) as http:
+
+                async def call(http: httpx2.AsyncClient = http) -> None:
+                    answer = await http.post("/mcp", json=CALL, headers=HEADERS)
+                    assert "result" in answer.json(), answer.text
+
+                took[side] += await timed(call)
+    certificates = layout.certs / "default" / "agent"
+    tls = TlsClientConfig(broker.ca, certificates / "a.pem", certificates / "a.key")
+    async with (
+        process("answerer", folder),
+        Agent("a", server_addr=broker.url, tls=tls, receive=False) as agent,
+    ):
+
+        async def ask() -> None:
+            await agent.request("b", "ask", CALL)
+
+        took["sdk"] += await timed(ask)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        uvloop.run(role(sys.argv[1], int(sys.argv[2])))
+    else:
+        uvloop.run(main())

@@ -1,0 +1,54 @@
+"""``mas sidecar``: an application that knows nothing of this system, bound by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker_policy.cli.app import Folder, Json, Namespace, Output, command
+from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from mas_nats import TlsClientConfig
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
+
+
+@command("sidecar", example="mas sidecar --app shop --config applications.yaml")
+async def sidecar(
+    *,
+    app: Annotated[
+        str, typer.Option("--app", help="The application; needs its certificate (mas certs agent).")
+    ],
+    config: Annotated[Path, typer.Option("--config", help="The applications: see docs/sidecar.md.")],
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    folder: Folder = DEFAULT_FOLDER,
+    json: Json = False,
+) -> None:
+    """Carry an application's MCP and A2A as messages, until it is stopped.
+
+    Set HTTP_PROXY of the application to the address that is printed.
+    """
+    try:
+        from mas_nats.sidecar import Sidecar  # noqa: PLC0415 - an extra
+        from mas_nats.sidecar.application import load  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        text = f"{error.name} is missing: install it with pip install 'mas-nats[sidecar]'"
+        raise ConfigurationError(text) from None
+    settings = load(config, require_id(app, "application"))
+    layout = Layout(folder.absolute())
+    broker = Broker.read(layout)
+    certificates = layout.certs / require_id(namespace, "namespace") / Role.AGENT
+    tls = TlsClientConfig(broker.ca, certificates / f"{app}.pem", certificates / f"{app}.key")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request's address
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Sidecar(settings, server_addr=broker.url, tls=tls) as running:
+        document = {"app": app, "proxy": f"http://{running.address}", "namespace": namespace}
+        Output(json=json).result(document, f"{app}: HTTP_PROXY=http://{running.address}")
+        await stopped.wait()

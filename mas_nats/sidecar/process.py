@@ -1,0 +1,88 @@
+"""The sidecar of one application: an agent of the system, with a listener for the application."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from mas_nats.agent import DRAIN_TIMEOUT, Agent
+from mas_nats.errors import ConfigurationError
+from mas_nats.message import AgentMessage
+from mas_nats.sidecar.application import Kind, Settings
+from mas_nats.sidecar.authority import Authority, NoTokens
+from mas_nats.sidecar.in_flight import InFlight
+from mas_nats.sidecar.inbound import Inbound
+from mas_nats.sidecar.listener import Listener
+from mas_nats.sidecar.llm import LlmPassage
+from mas_nats.sidecar.outbound import Outbound
+
+logger = logging.getLogger("mas_nats")
+
+
+class Sidecar(Agent[dict[str, Any]]):
+    """Speaks for an application, with the application's identity.
+
+    ``authority`` is asked for tokens, ``llm`` carries what goes to the language model. Other options are
+    those of ``Agent``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        authority: Authority | None = None,
+        llm: LlmPassage | None = None,
+        **options: Any,
+    ) -> None:
+        receives = settings.own.type is not Kind.CLIENT
+        super().__init__(settings.app, receive=receives, **options)
+        self._settings = settings
+        in_flight = InFlight()
+        guard = authority or NoTokens()
+        self._inbound = (
+            Inbound(settings, guard, in_flight, now=time.time, max_payload=self._most) if receives else None
+        )
+        outbound = Outbound(settings, self, guard, in_flight, llm, now=time.time)
+        self._listener = Listener(settings.own.listen, settings.limits, outbound.handle)
+
+    @property
+    def address(self) -> str:
+        """Where the application finds its proxy: ``host:port``."""
+        return self._listener.address
+
+    async def stop(self, *, timeout: float = DRAIN_TIMEOUT) -> None:
+        """Let calls end, as ``Agent.stop`` does; standing streams end at once. It is not started again."""
+        if self._inbound is not None:
+            self._inbound.leave()
+        await super().stop(timeout=timeout)
+
+    async def on_start(self) -> None:
+        """Listen, where the limits fit those of the namespace.
+
+        Raises:
+            ConfigurationError: ``limits.begin`` is too long: a call might be begun by two sidecars.
+
+        """
+        terms = self._alive().session.terms
+        if self._settings.limits.begin * 2 > terms.ack_wait:
+            raise ConfigurationError(
+                f"limits.begin is {self._settings.limits.begin:g} s; it may be at most half of the "
+                f"namespace's limits.ack_wait, which is {terms.ack_wait:g} s"
+            )
+        await self._listener.start()
+        logger.info("sidecar of %s: the application's proxy is http://%s", self.agent_id, self.address)
+
+    async def on_stop(self) -> None:
+        """Take nothing more from the application."""
+        await self._listener.stop()
+        if self._inbound is not None:
+            await self._inbound.close()
+
+    async def on_message(self, message: AgentMessage) -> None:
+        """Hand a call to the application."""
+        assert self._inbound is not None, "a client receives nothing"  # noqa: S101
+        await self._inbound.handle(message)
+
+    def _most(self) -> int:
+        return self._alive().session.terms.max_payload

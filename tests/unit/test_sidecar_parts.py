@@ -1,0 +1,201 @@
+"""The sidecar's smaller parts: events, cards, correlation, sessions, settings, what travels."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mas_nats.errors import ConfigurationError
+from mas_nats.sidecar import card, events
+from mas_nats.sidecar.application import load
+from mas_nats.sidecar.carriage import Carried, Event, Head, Part, Refused
+from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal, Shape
+from mas_nats.sidecar.sessions import Sessions
+
+STREAM = (
+    b': ping\r\n\r\nevent: message\r\nid: 7\r\ndata: {"a":\r\ndata: 1}\r\n\r\n'
+    b'id: 8\ndata:\n\nretry: 100\rdata: [2]\r\rdata: {"lost": 1}\n'
+)
+EVENTS = [
+    Event(event="message", id="7", data={"a": 1}),
+    Event(id="8", data=""),
+    Event(retry=100, data=[2]),
+]
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=6))
+def test_events_wherever_they_are_cut(places: list[int]):
+    reader = events.EventReader(1000)
+    cuts = [0, *sorted(places), len(STREAM)]
+    found = [each for a, b in pairwise(cuts) for each in reader.feed(STREAM[a:b])]
+    assert found == EVENTS  # comments are dropped, and the last one has no end
+
+
+@given(
+    st.lists(
+        st.builds(
+            Event,
+            event=st.sampled_from(["", "message"]),
+            id=st.none() | st.text("abc1", max_size=4),
+            retry=st.none() | st.integers(0, 9),
+            data=st.just("")
+            | st.dictionaries(st.text("ab\n\r ", max_size=3), st.text(max_size=5), min_size=1),
+        )
+    )
+)
+def test_events_are_read_as_they_were_written(wanted: list[Event]):
+    assert events.EventReader(10_000).feed(b"".join(map(events.write, wanted))) == wanted
+
+
+@pytest.mark.parametrize(
+    "raw", [b"data: {\n\n", b'data: {"a":1,"a":1}\n\n', b"data: \xff\n\n", b"data: " + b"1" * 2000]
+)
+def test_events_that_are_not_carried(raw: bytes):
+    with pytest.raises(events.BrokenStream):
+        events.EventReader(1000).feed(raw)
+
+
+NEW_CARD = {
+    "name": "a",
+    "supportedInterfaces": [
+        {"url": "http://127.0.0.1:9/rpc", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"},
+        {"url": "https://elsewhere.example/", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"},
+        {"url": "http://127.0.0.1:9/", "protocolBinding": "GRPC", "protocolVersion": "1.0"},
+    ],
+    "signatures": [{"signature": "x"}],
+    "capabilities": {"pushNotifications": True, "streaming": True},
+}
+OLD_CARD = {
+    "name": "a",
+    "url": "grpc://127.0.0.1:9",
+    "preferredTransport": "GRPC",
+    "additionalInterfaces": [{"url": "http://a.test/v", "transport": "HTTP+JSON"}],
+}
+
+
+def test_a_card_names_only_what_can_be_reached():
+    home = card.leading_home(NEW_CARD, {"127.0.0.1:9"})
+    assert [each["url"] for each in home["supportedInterfaces"]] == ["/rpc"]
+    assert "signatures" not in home
+    assert home["capabilities"] == {"pushNotifications": False, "streaming": True}
+    there = card.reachable(home, "a.test:80")
+    assert [each["url"] for each in there["supportedInterfaces"]] == ["http://a.test:80/rpc"]
+    old = card.reachable(card.leading_home(OLD_CARD, {"a.test"}), "b.test")
+    assert (old["url"], old["preferredTransport"]) == ("http://b.test/v", "HTTP+JSON")
+
+
+def test_a_card_that_leads_nowhere():
+    with pytest.raises(card.NoWay):
+        card.leading_home(NEW_CARD, {"other:1"})
+    with pytest.raises(card.NoWay):
+        card.leading_home({"name": "a"}, {"other:1"})
+    assert card.reachable({"url": "//evil.example/x"}, "a.test")["url"] == ""
+
+
+def test_what_made_the_application_call():
+    flight = InFlight()
+    one, two = new_traceparent(), new_traceparent()
+    assert flight.cause("", needed=True) == ""
+    with flight.working_on("m1", one):
+        assert flight.cause("", needed=True) == "m1"
+        assert flight.cause(new_traceparent(), needed=True) == "m1"  # it traces, but passes nothing on
+        with flight.working_on("m2", two):
+            assert flight.cause(f"00-{trace_of(two)}-{'1' * 16}-00", needed=True) == "m2"
+            assert flight.cause("", needed=False) == ""
+            with pytest.raises(Refusal) as caught:
+                flight.cause(new_traceparent(), needed=True)
+            assert caught.value.rule == "correlation"
+            assert "traceparent" in caught.value.fix
+        with flight.working_on("m3", one), pytest.raises(Refusal):
+            flight.cause(one, needed=True)  # two of one trace
+    assert flight.cause("", needed=True) == ""
+
+
+@pytest.mark.parametrize(
+    "value", ["", "00-0-0-00", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 32}-{'1' * 16}-01"]
+)
+def test_no_trace(value: str):
+    assert trace_of(value) == ""
+
+
+def test_a_session_is_of_whoever_opened_it():
+    sessions = Sessions()
+    sessions.opened("s", "shop")
+    sessions.require("s", "shop", 1)
+    for sender, session in (("thief", "s"), ("shop", "t")):
+        with pytest.raises(Refusal) as caught:
+            sessions.require(session, sender, 1)
+        assert caught.value.status == 404
+    sessions.ended("s")
+    with pytest.raises(Refusal):
+        sessions.require("s", "shop", 1)
+
+
+def test_parts_as_they_travel():
+    for part in (
+        Part(head=Head(status=200, headers={"a": "b"})),
+        Part(json=[None]),
+        Part(event=Event(data={"a": 1})),
+        Part(alive=True),
+    ):
+        assert Part.model_validate(part.payload()) == part
+    for wrong in ({}, {"alive": True, "json": [1]}, {"json": []}, {"head": {"status": 99}}, {"other": 1}):
+        with pytest.raises(ValidationError):
+            Part.model_validate(wrong)
+    refusal = Refusal("r", "t", "f", 502, OUTCOME_UNKNOWN, ran="unknown")
+    back = Refused.of(refusal).refusal(Shape.MCP, 7, "m")
+    assert (str(back), back.request_id, back.message_id, back.ran) == ("r: t. f", 7, "m", "unknown")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"method": "GET", "path": "/"},
+        {"method": "GET", "path": "/", "begin_by": 1, "more": 1},
+        {"method": "GET", "path": "/", "begin_by": 1, "headers": {"Accept": "a"}},
+        {"method": "GET", "path": "/", "begin_by": "soon"},
+    ],
+)
+def test_a_message_that_is_no_call(data: dict[str, object]):
+    with pytest.raises(Refusal) as caught:
+        Carried.read(data)
+    assert caught.value.rule == "carriage"
+
+
+GOOD = """
+applications:
+  shop: {type: client}
+  bank: {type: mcp_server, base_url: "http://127.0.0.1:9", hosts: [bank.test]}
+"""
+WRONG = {
+    "shop: {type: customer}": "agent",
+    "shop: {type: client, listen: '0.0.0.0:80'}": "loopback",
+    "shop: {type: client, bse_url: x}": "base_url",
+    "shop: {type: client, hosts: [bank.test]}": "bank.test stands for",
+    "shop: {type: client, hosts: [Bank.Test]}": "lower case",
+    "Shop: {type: client}": "not a valid id",
+}
+
+
+def test_settings(tmp_path: Path):
+    path = tmp_path / "applications.yaml"
+    path.write_text(GOOD)
+    settings = load(path, "bank")
+    assert settings.hosts == {"bank.test": "bank"}
+    assert settings.own.path == "/mcp"
+    with pytest.raises(ConfigurationError, match="no application 'none'"):
+        load(path, "none")
+    for line, text in WRONG.items():
+        path.write_text(GOOD.replace("shop: {type: client}", line))
+        with pytest.raises(ConfigurationError, match=text):
+            load(path, "bank")
+    path.write_text(GOOD.replace(', base_url: "http://127.0.0.1:9"', ""))
+    with pytest.raises(ConfigurationError, match="base_url"):
+        load(path, "bank")
