@@ -96,7 +96,7 @@ class AgentMessage:
     @property
     def reply_id(self) -> str:
         """The id of the reply to this message: the same however often it is handled."""
-        return sha256(f"reply\n{self.sender}\n{self.target}\n{self.message_id}".encode()).hexdigest()[:32]
+        return reply_id(self.sender, self.target, self.message_id)
 
     async def reply(self, message_type: str, data: Payload) -> ReplyResult:
         """Answer this request.
@@ -168,3 +168,8 @@ def read_message(
 
 def _time(milliseconds: str | None) -> datetime | None:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+
+
+def reply_id(sender: str, target: str, message_id: str) -> str:
+    """The id of the reply of ``target`` to the message ``message_id`` of ``sender``."""
+    return sha256(f"reply\n{sender}\n{target}\n{message_id}".encode()).hexdigest()[:32]

@@ -1,0 +1,100 @@
+import { poll } from "./api.js";
+import { empty, h, number, s, table } from "./dom.js";
+
+const SIZE = 720;
+const NODE = 24;
+
+// On a circle in the order of names: a node keeps its place while agents stay the same.
+function places(nodes) {
+  const radius = SIZE / 2 - 90;
+  return new Map(nodes.map((node, place) => {
+    const angle = (2 * Math.PI * place) / nodes.length - Math.PI / 2;
+    const wide = nodes.length > 1 ? radius : 0;
+    return [node.name, { x: SIZE / 2 + wide * Math.cos(angle), y: SIZE / 2 + wide * Math.sin(angle) }];
+  }));
+}
+
+function curve(from, to, both) {
+  if (from === to) {
+    return { d: `M${from.x - 10} ${from.y - NODE} C${from.x - 60} ${from.y - 90} ${from.x + 60} ${from.y - 90} ${from.x + 10} ${from.y - NODE - 6}`, x: from.x, y: from.y - 72 };
+  }
+  const length = Math.hypot(to.x - from.x, to.y - from.y);
+  const [ux, uy] = [(to.x - from.x) / length, (to.y - from.y) / length];
+  const bend = both ? 34 : 0;
+  const [mx, my] = [(from.x + to.x) / 2 - uy * bend, (from.y + to.y) / 2 + ux * bend];
+  const start = `M${from.x + ux * NODE} ${from.y + uy * NODE}`;
+  return { d: `${start} Q${mx} ${my} ${to.x - ux * (NODE + 8)} ${to.y - uy * (NODE + 8)}`,
+    x: (from.x + to.x) / 4 + mx / 2, y: (from.y + to.y) / 4 + my / 2 };
+}
+
+function edge(each, at, pairs) {
+  const { d, x, y } = curve(at.get(each.from), at.get(each.to), pairs.has(`${each.to}\n${each.from}`));
+  const kind = each.refused ? "refused" : each.count ? "busy" : "idle";
+  const open = each.circuit === "closed" ? "" : " open";
+  const label = [each.count ? `${each.rate.toFixed(1)}/s` : "", each.refused ? `${each.refused} refused` : ""];
+  return s("g", {},
+    s("title", {}, `${each.from} to ${each.to}: ${each.count} accepted, ${each.refused} refused, circuit ${each.circuit}`),
+    s("path", { d, class: kind + open, "stroke-width": Math.min(1.5 + each.rate / 4, 6), "marker-end": "url(#arrow)" }),
+    s("text", { x, y, class: each.refused ? "small bad" : "small" }, label.filter(Boolean).join(", ")));
+}
+
+function node(each, { x, y }) {
+  const kind = each.circuit !== "closed" ? "open" : each.kind === "agent" && !each.instances ? "gone" : "";
+  const below = [each.pending ? `${each.pending} pending` : "", each.dead_letters ? `${each.dead_letters} dead` : "",
+    each.circuit !== "closed" ? `circuit ${each.circuit}` : ""].filter(Boolean).join(", ");
+  return s("g", { class: kind },
+    s("title", {}, `${each.name}: ${each.instances} instances`),
+    s("circle", { cx: x, cy: y, r: NODE }),
+    s("text", { x, y: y + 5 }, each.kind === "agent" ? String(each.instances) : "↗"),
+    s("text", { x, y: y + NODE + 16 }, each.name),
+    s("text", { x, y: y + NODE + 30, class: "small" }, below));
+}
+
+function graph(found) {
+  const at = places(found.nodes);
+  const pairs = new Set(found.edges.filter((each) => each.from !== each.to).map((each) => `${each.from}\n${each.to}`));
+  return s("svg", { class: "graph", viewBox: `0 0 ${SIZE} ${SIZE}`, role: "img", "aria-label":
+    `${found.nodes.length} agents and ${found.edges.length} connections; the table below says the same` },
+    s("defs", {}, s("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 5, refY: 4, markerWidth: 9, markerHeight: 9,
+      markerUnits: "userSpaceOnUse", orient: "auto" }, s("path", { d: "M0 0 8 4 0 8z" }))),
+    found.edges.map((each) => edge(each, at, pairs)),
+    found.nodes.map((each) => node(each, at.get(each.name))));
+}
+
+const LABELLED = 40;
+
+export async function show({ place, failed, named }) {
+  await poll("topology", 2000, (found) => {
+    named(found);
+    if (!found.nodes.length) {
+      place.replaceChildren(empty("There are no agents yet.", "Apply a manifest: mas apply mas.yaml. Then run them: mas run."));
+    } else {
+      const connections = [...found.edges].sort((a, b) => b.count + b.refused - a.count - a.refused);
+      place.replaceChildren(
+        h("div", { class: "card" }, found.nodes.length <= LABELLED
+          ? graph(found)
+          : [h("p", { class: "quiet" }, `Of ${found.nodes.length} agents, those with the busiest connections.`),
+             graph(busiest(found, connections))]),
+        h("section", { class: "card" }, connections.length
+          ? table("Connections, the busiest first; counts of the last minute", [
+              ["from", (row) => row.from],
+              ["to", (row) => row.to],
+              ["per second", (row) => row.rate.toFixed(2), true],
+              ["accepted", (row) => number(row.count), true],
+              ["refused", (row) => h("span", { class: row.refused ? "bad" : null }, number(row.refused)), true],
+              ["circuit", (row) => row.circuit],
+            ], connections.slice(0, 200))
+          : h("p", { class: "quiet" }, "No agent has sent anything yet.")));
+    }
+    document.querySelector("main").dataset.ready = "yes";
+  }, failed);
+}
+
+function busiest(found, connections) {
+  const chosen = new Set();
+  for (const each of connections) {
+    if (chosen.size < LABELLED - 1) chosen.add(each.from).add(each.to);
+  }
+  return { nodes: found.nodes.filter((each) => chosen.has(each.name)),
+    edges: found.edges.filter((each) => chosen.has(each.from) && chosen.has(each.to)) };
+}

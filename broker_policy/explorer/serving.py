@@ -1,0 +1,102 @@
+"""Listening for browsers: where, with which certificates, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from broker_policy.identity.pki import identity_from_chain
+from mas_nats.errors import ConfigurationError
+from mas_nats.wire.identity import Role
+
+_GRACE = 2
+"""Seconds that open requests get when it stops; streams never end by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """For TLS. With ``client_ca`` only certified inspectors and operators of ``namespace`` get in."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None
+    namespace: str
+
+
+class _Screened(H11Protocol):
+    """Hangs up on certificates that are not an inspector's or operator's of the namespace.
+
+    The CA signs those of agents, too, and an agent is nobody who may look at others.
+    """
+
+    namespace = ""
+
+    def connection_made(self, transport: Any) -> None:
+        raw = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if raw is None or not _may_look(raw, self.namespace):
+            transport.abort()
+            return
+        super().connection_made(transport)
+
+
+def _may_look(raw: bytes, namespace: str) -> bool:
+    try:
+        identity = identity_from_chain(ssl.DER_cert_to_PEM_cert(raw)).identity
+    except ValueError:
+        return False
+    return identity.namespace == namespace and identity.role in (Role.INSPECTOR, Role.OPERATOR)
+
+
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    certificates: Certificates | None,
+    ready: Callable[[int], None],
+) -> None:
+    """Serve ``app`` until SIGINT or SIGTERM; ``ready`` is called with the port once it listens.
+
+    Raises:
+        ConfigurationError: the address or a certificate cannot be used.
+
+    """
+    options: dict[str, Any] = {}
+    if certificates is not None:
+        options = {"ssl_certfile": certificates.cert, "ssl_keyfile": certificates.key}
+        if certificates.client_ca is not None:
+            screened = type("Screened", (_Screened,), {"namespace": certificates.namespace})
+            options |= {"ssl_ca_certs": str(certificates.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+            options["http"] = screened
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        **{"http": H11Protocol, **options},
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    try:
+        config.load()
+        listening = config.bind_socket()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"a certificate cannot be used: {error}") from None
+    except SystemExit:  # what uvicorn makes of an address that is taken
+        raise ConfigurationError(f"{host}:{port} cannot be listened on: another --port?") from None
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listening]))
+    ready(int(listening.getsockname()[1]))
+    await serving
