@@ -80,4 +80,4 @@ async def explorer(
 
     async with opened(folder, namespace) as sources, Feed(sources.store).running() as feed:
         gate = Gate(site(Views(sources, feed)), Hosts.of(host, allow_host or ()), wanted)
-        await serve(gate, host, port, certificates, told)
+        await serve(gate, host, port, certificates, ready=told, ending=feed.end)

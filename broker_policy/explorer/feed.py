@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -36,7 +36,7 @@ class Feed:
         self._clock = clock
         self._at = 0
         self._recent: deque[Row] = deque(maxlen=_KEPT)
-        self._listeners: set[asyncio.Queue[Row]] = set()
+        self._listeners: set[asyncio.Queue[Row | None]] = set()
         self.error = ""  # why the audit cannot be read at the moment
 
     async def follow(self) -> None:
@@ -70,9 +70,7 @@ class Feed:
             row = described(Answer(stored.index, entry, letter, stored.hash))
             self._recent.append(row)
             for queue in self._listeners:
-                if queue.full():
-                    queue.get_nowait()  # who is too slow misses the oldest
-                queue.put_nowait(row)
+                _put(queue, row)
 
     def recent(self, seconds: float = WINDOW) -> list[Row]:
         """The decisions of the last ``seconds`` that are kept, oldest first."""
@@ -94,15 +92,20 @@ class Feed:
             {"allowed": allowed[second], "refused": refused[second]} for second in range(last - seconds, last)
         ]
 
-    async def listen(self) -> AsyncIterator[Row]:
-        """Decisions as they come, for as long as somebody asks."""
-        queue: asyncio.Queue[Row] = asyncio.Queue(_QUEUE)
+    async def listen(self) -> AsyncGenerator[Row, None]:
+        """Decisions as they come, until ``end`` or as long as somebody asks."""
+        queue: asyncio.Queue[Row | None] = asyncio.Queue(_QUEUE)
         self._listeners.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            while (row := await queue.get()) is not None:
+                yield row
         finally:
             self._listeners.discard(queue)
+
+    def end(self) -> None:
+        """Let everybody who listens go."""
+        for queue in self._listeners:
+            _put(queue, None)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Feed]:
@@ -115,6 +118,12 @@ class Feed:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+def _put(queue: asyncio.Queue[Row | None], row: Row | None) -> None:
+    if queue.full():
+        queue.get_nowait()  # who is too slow misses the oldest
+    queue.put_nowait(row)
 
 
 def described(answer: Answer) -> Row:

@@ -93,17 +93,6 @@ async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Doc
             commitment=entry.get("c", "") or "none: nothing was passed on",
         )
     )
-    covering = [each for each in signed if each["index"] >= answer.index and each["valid"]]
-    oldest = min((each["index"] for each in signed), default=0)
-    if covering and oldest < answer.index:
-        first = min(covering, key=lambda each: each["index"])
-        steps.append(
-            _step(first["time"], "signed", f"checkpoint at entry {first['index']}", "ok", key=first["key"])
-        )
-    elif covering:
-        steps.append(_step(None, "signed", "by an earlier checkpoint", "ok"))
-    else:
-        steps.append(_step(None, "signed", "not yet: no checkpoint covers it", "wait"))
     if entry["wy"] == "b" or (entry.get("q") and not refused):
         steps.append(
             _step(
@@ -116,10 +105,11 @@ async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Doc
         steps.append(_step(None, "waiting", f"in the inbox of {entry['t']}", "wait"))
     if answer.outcome == Outcome.DEAD:
         steps += await _buried(sources, entry)
+    steps.append(_signed(answer.index, signed))
     trace = inbox.get(headers.TRACEPARENT, "").split("-")
     return {
         **described(answer),
-        "steps": steps,
+        "steps": _in_order(steps),
         "complete": complete,
         "trace_id": trace[1] if len(trace) == 4 else "",
     }
@@ -127,6 +117,26 @@ async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Doc
 
 def _step(time: int | None, name: str, text: str, state: str, **facts: Any) -> Document:
     return {"time": time, "name": name, "text": text, "state": state, "facts": facts}
+
+
+def _signed(index: int, checkpoints: list[Document]) -> Document:
+    covering = [each for each in checkpoints if each["index"] >= index and each["valid"]]
+    if not covering:
+        return _step(None, "signed", "not yet: no checkpoint covers it", "wait")
+    if min(each["index"] for each in checkpoints) >= index and len(checkpoints) == _SIGNED_BACK:
+        return _step(None, "signed", "by an earlier checkpoint", "ok")
+    first = min(covering, key=lambda each: each["index"])
+    text = f"checkpoint at entry {first['index']}"
+    return _step(first["time"], "signed", text, "ok", key=first["key"])
+
+
+def _in_order(steps: list[Document]) -> list[Document]:
+    """By time; what has none stays behind the step before it."""
+    at, keyed = 0, []
+    for step in steps:
+        at = step["time"] or at
+        keyed.append((at, step))
+    return [step for _, step in sorted(keyed, key=lambda pair: pair[0])]
 
 
 async def _happened(sources: Sources, answer: Answer) -> tuple[list[Document], bool]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,41 @@ def _may_look(raw: bytes, namespace: str) -> bool:
     return identity.namespace == namespace and identity.role in (Role.INSPECTOR, Role.OPERATOR)
 
 
+class _Server(uvicorn.Server):
+    """Ends at a signal, after what the process has open was closed; uvicorn's own raises the signal again."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, self._end)
+        try:
+            yield
+        finally:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(each)
+
+    def _end(self) -> None:
+        self.should_exit = True
+        self._ending()
+
+
 async def serve(
     app: ASGIApp,
     host: str,
     port: int,
     certificates: Certificates | None,
+    *,
     ready: Callable[[int], None],
+    ending: Callable[[], None],
 ) -> None:
-    """Serve ``app`` until SIGINT or SIGTERM; ``ready`` is called with the port once it listens.
+    """Serve ``app`` until SIGINT or SIGTERM.
+
+    ``ready`` is called with the port once it listens, ``ending`` when it is to end: streams must end then.
 
     Raises:
         ConfigurationError: the address or a certificate cannot be used.
@@ -96,7 +125,7 @@ async def serve(
         raise ConfigurationError(f"a certificate cannot be used: {error}") from None
     except SystemExit:  # what uvicorn makes of an address that is taken
         raise ConfigurationError(f"{host}:{port} cannot be listened on: another --port?") from None
-    server = uvicorn.Server(config)
+    server = _Server(config, ending)
     serving = asyncio.create_task(server.serve([listening]))
     ready(int(listening.getsockname()[1]))
     await serving

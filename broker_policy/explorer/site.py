@@ -136,7 +136,7 @@ def _live(views: Views) -> Callable[[Request], Awaitable[Response]]:
 
 async def _events(views: Views, wanted: dict[str, str]) -> AsyncIterator[bytes]:
     """What is there already, newest last, then what comes; as server-sent events."""
-    async with aclosing(views.feed.listen()) as rows:  # type: ignore[type-var]
+    async with aclosing(views.feed.listen()) as rows:
         coming = asyncio.ensure_future(anext(rows))
         await asyncio.sleep(0)  # it listens from here on
         try:
@@ -148,7 +148,10 @@ async def _events(views: Views, wanted: dict[str, str]) -> AsyncIterator[bytes]:
                 if not done:
                     yield b": still here\n\n"
                     continue
-                row = coming.result()
+                try:
+                    row = coming.result()
+                except StopAsyncIteration:
+                    return
                 coming = asyncio.ensure_future(anext(rows))
                 if _fits(row, wanted):
                     yield _event(row)

@@ -193,7 +193,7 @@ class Views:
                 "log_sequence": each.checkpoint.sequence,
                 "time": each.checkpoint.time,
                 "key": each.key,
-                "valid": keys.accepted(each),
+                "valid": keys.signed(each),
                 "accepted_loss": each.checkpoint.lost.reason if each.checkpoint.lost else "",
             }
             for each in reversed(found)

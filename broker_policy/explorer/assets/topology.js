@@ -39,6 +39,7 @@ function edge(each, at, pairs) {
 }
 
 function node(each, { x, y }) {
+  const above = y < SIZE / 2 - NODE; // on the outside, where no edge ends
   const kind = each.circuit !== "closed" ? "open" : each.kind === "agent" && !each.instances ? "gone" : "";
   const below = [each.pending ? `${each.pending} pending` : "", each.dead_letters ? `${each.dead_letters} dead` : "",
     each.circuit !== "closed" ? `circuit ${each.circuit}` : ""].filter(Boolean).join(", ");
@@ -46,8 +47,8 @@ function node(each, { x, y }) {
     s("title", {}, `${each.name}: ${each.instances} instances`),
     s("circle", { cx: x, cy: y, r: NODE }),
     s("text", { x, y: y + 5 }, each.kind === "agent" ? String(each.instances) : "↗"),
-    s("text", { x, y: y + NODE + 16 }, each.name),
-    s("text", { x, y: y + NODE + 30, class: "small" }, below));
+    s("text", { x, y: y + (above ? -NODE - 22 : NODE + 16) }, each.name),
+    s("text", { x, y: y + (above ? -NODE - 8 : NODE + 30), class: "small" }, below));
 }
 
 function graph(found) {
