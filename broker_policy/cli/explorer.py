@@ -56,6 +56,7 @@ async def explorer(
         raise ConfigurationError("--cert and --key belong together, and --client-ca needs both")
     from broker_policy.explorer.feed import Feed  # noqa: PLC0415 - the packages are optional
     from broker_policy.explorer.gate import ENTER, Gate, Hosts, Pass  # noqa: PLC0415
+    from broker_policy.explorer.looks import Looks  # noqa: PLC0415
     from broker_policy.explorer.serving import Certificates, serve  # noqa: PLC0415
     from broker_policy.explorer.site import site  # noqa: PLC0415
     from broker_policy.explorer.sources import opened  # noqa: PLC0415
@@ -78,6 +79,10 @@ async def explorer(
         else:
             out.result(document, f"{namespace}: {enter}\nCtrl-C stops it")
 
-    async with opened(folder, namespace) as sources, Feed(sources.store).running() as feed:
-        gate = Gate(site(Views(sources, feed)), Hosts.of(host, allow_host or ()), wanted)
+    async with (
+        opened(folder, namespace) as sources,
+        Feed(sources.store).running() as feed,
+        Looks(sources.tenant).running() as looks,
+    ):
+        gate = Gate(site(Views(sources, feed, looks)), Hosts.of(host, allow_host or ()), wanted)
         await serve(gate, host, port, certificates, ready=told, ending=feed.end)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
+import nats.errors
 from nats.aio.client import Client
 
+from broker_policy.ending import end
+from broker_policy.jetstream import JetStreamError
 from broker_policy.overview import Look, Row, look, rows
 
 _FRESH = 1.0
 """Seconds for which a look serves: however many pages are open, nobody is asked more often."""
+_EVERY = 5.0
+"""Seconds between looks while nobody asks, so that a page that is opened need not wait for one."""
 _OLD = 10.0
 """Seconds after which the look before is too old for a rate of now."""
 
@@ -26,6 +32,25 @@ class Looks:
         self._now: Look | None = None
         self._taken = 0.0
         self._looking: asyncio.Task[Look] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Looks]:
+        """Look now, and now and then in the background.
+
+        Raises: as ``current``.
+        """
+        await self.current()
+        following = asyncio.create_task(self._follow())
+        try:
+            yield self
+        finally:
+            await end([following])
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            with contextlib.suppress(JetStreamError, nats.errors.Error, OSError):  # who asks is told
+                await self._look()
 
     async def current(self) -> Look:
         """What is there now, at most a second old; at the first time it looks once.

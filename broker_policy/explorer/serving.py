@@ -127,5 +127,6 @@ async def serve(
         raise ConfigurationError(f"{host}:{port} cannot be listened on: another --port?") from None
     server = _Server(config, ending)
     serving = asyncio.create_task(server.serve([listening]))
+    listening.listen()  # from here on a connection waits, however long the start takes
     ready(int(listening.getsockname()[1]))
     await serving

@@ -42,10 +42,12 @@ Document = dict[str, Any]
 class Views:
     """Makes the documents. ``clock`` returns unix seconds."""
 
-    def __init__(self, sources: Sources, feed: Feed, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, sources: Sources, feed: Feed, looks: Looks, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self.sources = sources
         self.feed = feed
-        self.looks = Looks(sources.tenant)
+        self.looks = looks
         self._clock = clock
         self._circuits: tuple[float, list[Document]] = (-1e9, [])
         self._verifying: asyncio.Task[Document] | None = None

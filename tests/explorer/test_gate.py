@@ -162,8 +162,7 @@ def test_mutual_tls_lets_in_inspectors_and_no_agents(system, namespace):
         made = ssl.create_default_context(cafile=layout.ca)
         made.check_hostname = False
         if name:
-            paths = system.tls(name, of, role=role)
-            made.load_cert_chain(paths.cert, paths.key)
+            made.load_cert_chain(*system.tls(name, of, role=role).paths[1:])
         return made
 
     with exploring(system, namespace, *map(str, options)) as found:

@@ -52,7 +52,7 @@ function verification(get) {
 
 function checkpoints(rows) {
   if (!rows.length) return h("p", { class: "quiet" }, "None yet: the signer makes them when there is something to sign.");
-  return table("The newest first", [
+  return table("Checkpoints, the newest first", [
     ["up to entry", (row) => number(row.index), true],
     ["time", (row) => moment(row.time)],
     ["signature", (row) => h("span", { class: row.valid ? "good" : "bad" }, row.valid ? "valid" : "NOT VALID")],
@@ -77,7 +77,7 @@ export async function show({ place, named, get }) {
   named(found);
   decisions.replaceChildren(
     found.decisions.length
-      ? table("The newest first", COLUMNS, found.decisions)
+      ? table("Decisions, the newest first", COLUMNS, found.decisions)
       : empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: mas run, or send a message: mas send."),
     ...(found.next ? [h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, cursor: found.next })}` }, "Older ones"))] : []),
     ...(found.removed ? [h("p", { class: "quiet" }, `Entries up to ${number(found.removed)} are in sealed segments: mas audit query --segments.`)] : []));

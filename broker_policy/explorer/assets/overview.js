@@ -30,15 +30,15 @@ function health(items) {
       each.text)));
 }
 
-function counts(rows, none) {
+function counts(caption, rows, none) {
   if (!rows.length) return h("p", { class: "quiet" }, none);
-  return table("Counted", [["what", (row) => row[0]], ["count", (row) => number(row[1]), true]], rows);
+  return table(caption, [["what", (row) => row[0]], ["count", (row) => number(row[1]), true]], rows);
 }
 
 export async function show({ place, failed, named }) {
   await poll("overview", 2000, (found) => {
     named(found);
-    const silent = !found.entries;
+    const silent = !Object.keys(found.decisions).length;
     place.replaceChildren(
       h("dl", { class: "figures" },
         figure("accepted / s", (found.accepted / found.window).toFixed(1)),
@@ -51,9 +51,9 @@ export async function show({ place, failed, named }) {
       h("div", { class: "columns" },
         card("Health", health(found.health)),
         card("Decisions per second", bars(found.per_second)),
-        card("Refused in the last minute", counts(
+        card("Refused in the last minute", counts("By decision and rule",
           found.refusals.map((each) => [`${each.decision} ${each.rule}`, each.count]), "nothing was refused")),
-        card("Decisions so far", counts(Object.entries(found.decisions), "none"))),
+        card("Decisions so far", counts("By decision", Object.entries(found.decisions), "none"))),
       card("Latest refusals", found.latest_refusals.length
         ? table("The newest first", [
             ["time", (row) => time(row.time)],
