@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from broker_policy.audit.entry import Entry, refuses
 from broker_policy.audit.query import Answer
 from broker_policy.audit.store import Store, StoredEntry
+from broker_policy.ending import end
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +38,30 @@ class Feed:
         self._at = 0
         self._recent: deque[Row] = deque(maxlen=_KEPT)
         self._listeners: set[asyncio.Queue[Row | None]] = set()
-        self.error = ""  # why the audit cannot be read at the moment
+        self._away = False
 
     async def follow(self) -> None:
         """Read on until it is cancelled; while Redis is away it tries again."""
         while True:
             try:
                 await self.catch_up()
-                self.error = ""
+                self._away = False
             except (RedisError, OSError) as error:
-                if not self.error:
+                if not self._away:
                     log.warning("the audit's Redis does not answer: %s", type(error).__name__)
-                self.error = f"the audit's Redis does not answer ({type(error).__name__})"
+                self._away = True
             await asyncio.sleep(_EVERY)
 
     async def catch_up(self) -> None:
         """Read what is new. Errors as ``Store.head``."""
-        end = (await self._store.head()).index
-        first = max(self._at + 1, end - _KEPT + 1)
-        while first <= end:
-            page = await self._store.page(first)
-            if not page:
-                break
+        last = (await self._store.head()).index
+        if last < self._at:  # Redis was restored from a copy, or emptied
+            self._recent.clear()
+            self._at = last
+        self._at = max(self._at, last - _KEPT)
+        while self._at < last and (page := await self._store.page(self._at + 1)):
             await self._take(page)
-            first = page[-1].index + 1
-        self._at = end  # also where it is lower than before: Redis was restored
+            self._at = page[-1].index
 
     async def _take(self, page: list[StoredEntry]) -> None:
         entries = [(stored, entry) for stored in page if (entry := _decision(stored)) is not None]
@@ -116,8 +116,7 @@ class Feed:
         try:
             yield self
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await end([following])
 
 
 def _put(queue: asyncio.Queue[Row | None], row: Row | None) -> None:
