@@ -109,7 +109,7 @@ async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Doc
     trace = inbox.get(headers.TRACEPARENT, "").split("-")
     return {
         **described(answer),
-        "steps": _in_order(steps),
+        "steps": steps,
         "complete": complete,
         "trace_id": trace[1] if len(trace) == 4 else "",
     }
@@ -128,15 +128,6 @@ def _signed(index: int, checkpoints: list[Document]) -> Document:
     first = min(covering, key=lambda each: each["index"])
     text = f"checkpoint at entry {first['index']}"
     return _step(first["time"], "signed", text, "ok", key=first["key"])
-
-
-def _in_order(steps: list[Document]) -> list[Document]:
-    """By time; what has none stays behind the step before it."""
-    at, keyed = 0, []
-    for step in steps:
-        at = step["time"] or at
-        keyed.append((at, step))
-    return [step for _, step in sorted(keyed, key=lambda pair: pair[0])]
 
 
 async def _happened(sources: Sources, answer: Answer) -> tuple[list[Document], bool]:

@@ -40,13 +40,18 @@ class _Screened(H11Protocol):
     """
 
     namespace = ""
+    admitted = False
 
     def connection_made(self, transport: Any) -> None:
-        raw = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        if raw is None or not _may_look(raw, self.namespace):
-            transport.abort()
-            return
         super().connection_made(transport)
+        raw = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        self.admitted = raw is not None and _may_look(raw, self.namespace)
+        if not self.admitted:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.admitted:  # what came with the handshake may still arrive
+            super().data_received(data)
 
 
 def _may_look(raw: bytes, namespace: str) -> bool:

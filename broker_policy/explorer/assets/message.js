@@ -36,5 +36,5 @@ export async function show({ place, named, argument, get }) {
           ["message", (row) => message(row.message_id)],
         ], found.related)
       : h("p", { class: "quiet" }, "no reply, and no request that it answers")),
-    h("p", { class: "quiet" }, "Payloads are not kept in the audit and never shown here; the commitment proves which it was."));
+    h("p", { class: "quiet" }, "Times after the decision are those at which it was recorded, which may be a moment later. Payloads are not kept in the audit and never shown here; the commitment proves which it was."));
 }

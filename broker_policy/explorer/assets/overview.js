@@ -22,6 +22,8 @@ function bars(seconds) {
       h("span", { class: "bad" }, "red: refused")));
 }
 
+const perSecond = (count, seconds) => (count / seconds).toFixed(count && count < seconds ? 2 : 1);
+
 const figure = (name, value, kind) => h("div", {}, h("dt", {}, name), h("dd", { class: kind }, value));
 
 function health(items) {
@@ -41,8 +43,8 @@ export async function show({ place, failed, named }) {
     const silent = !Object.keys(found.decisions).length;
     place.replaceChildren(
       h("dl", { class: "figures" },
-        figure("accepted / s", (found.accepted / found.window).toFixed(1)),
-        figure("refused / s", (found.refused / found.window).toFixed(1), found.refused ? "bad" : null),
+        figure("accepted / s", perSecond(found.accepted, found.window)),
+        figure("refused / s", perSecond(found.refused, found.window), found.refused ? "bad" : null),
         figure("agents alive", `${found.alive} / ${found.agents}`),
         figure("pending", number(found.pending)),
         figure("in flight", number(found.in_flight)),

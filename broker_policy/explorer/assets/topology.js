@@ -1,22 +1,25 @@
 import { poll } from "./api.js";
 import { empty, h, number, s, table } from "./dom.js";
 
-const SIZE = 720;
+const sizeOf = (nodes) => Math.min(420 + 20 * Math.max(nodes.length - 2, 0), 760); // so that few of them are large on a phone
 const NODE = 24;
 
 // On a circle in the order of names: a node keeps its place while agents stay the same.
 function places(nodes) {
-  const radius = SIZE / 2 - 90;
+  const size = sizeOf(nodes);
+  const radius = size / 2 - 75;
   return new Map(nodes.map((node, place) => {
     const angle = (2 * Math.PI * place) / nodes.length - Math.PI / 2;
     const wide = nodes.length > 1 ? radius : 0;
-    return [node.name, { x: SIZE / 2 + wide * Math.cos(angle), y: SIZE / 2 + wide * Math.sin(angle) }];
+    return [node.name, { x: size / 2 + wide * Math.cos(angle), y: size / 2 + wide * Math.sin(angle), above: Math.sin(angle) < -0.1 }];
   }));
 }
 
 function curve(from, to, both) {
   if (from === to) {
-    return { d: `M${from.x - 10} ${from.y - NODE} C${from.x - 60} ${from.y - 90} ${from.x + 60} ${from.y - 90} ${from.x + 10} ${from.y - NODE - 6}`, x: from.x, y: from.y - 72 };
+    const side = from.x + NODE;
+    return { d: `M${side - 3} ${from.y - 11} C${side + 60} ${from.y - 50} ${side + 60} ${from.y + 50} ${side + 5} ${from.y + 12}`,
+      x: side + 104, y: from.y + 4 };
   }
   const length = Math.hypot(to.x - from.x, to.y - from.y);
   const [ux, uy] = [(to.x - from.x) / length, (to.y - from.y) / length];
@@ -38,8 +41,8 @@ function edge(each, at, pairs) {
     s("text", { x, y, class: each.refused ? "small bad" : "small" }, label.filter(Boolean).join(", ")));
 }
 
-function node(each, { x, y }) {
-  const above = y < SIZE / 2 - NODE; // on the outside, where no edge ends
+// The name stands on the outside of the circle, where no edge ends.
+function node(each, { x, y, above }) {
   const kind = each.circuit !== "closed" ? "open" : each.kind === "agent" && !each.instances ? "gone" : "";
   const below = [each.pending ? `${each.pending} pending` : "", each.dead_letters ? `${each.dead_letters} dead` : "",
     each.circuit !== "closed" ? `circuit ${each.circuit}` : ""].filter(Boolean).join(", ");
@@ -53,8 +56,9 @@ function node(each, { x, y }) {
 
 function graph(found) {
   const at = places(found.nodes);
+  const size = sizeOf(found.nodes);
   const pairs = new Set(found.edges.filter((each) => each.from !== each.to).map((each) => `${each.from}\n${each.to}`));
-  return s("svg", { class: "graph", viewBox: `0 0 ${SIZE} ${SIZE}`, role: "img", "aria-label":
+  return s("svg", { class: "graph", viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label":
     `${found.nodes.length} agents and ${found.edges.length} connections; the table below says the same` },
     s("defs", {}, s("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 5, refY: 4, markerWidth: 9, markerHeight: 9,
       markerUnits: "userSpaceOnUse", orient: "auto" }, s("path", { d: "M0 0 8 4 0 8z" }))),
