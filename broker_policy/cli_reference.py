@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -19,8 +18,8 @@ from typer.models import ArgumentInfo
 
 from broker_policy import cli
 from broker_policy.cli.app import MEANINGS, app
+from mas_nats.made_pages import filled, rewrite
 
-BEGIN, END = "<!-- made from the commands: begin -->", "<!-- end -->"
 _SHARED = ("--json", "--folder", "--namespace")
 """Options that most commands have: told once."""
 
@@ -48,9 +47,7 @@ def reference() -> str:
 
 def current(page: str) -> str:
     """``page`` with today's reference between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{reference()}\n\n{END}{after}"
+    return filled(page, {"begin": reference})
 
 
 def _below(group: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -147,5 +144,4 @@ def _anchor(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(current(path.read_text()))
+    rewrite(current)

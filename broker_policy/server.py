@@ -34,7 +34,6 @@ from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.gateway import GatewaySettings
-from mas_nats.manifest.mas_yaml import NOT_YET
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import Document, Limits, Permissions
 from mas_nats.policy.governance import Role
@@ -229,8 +228,6 @@ class MASServer:
         if self._stack is not None:
             raise RuntimeError("the server is started already")
         plan, wanted = self._plan(), self._wanted()
-        for name in sorted(self.gateway.model_fields_set.intersection(NOT_YET)):
-            log.warning("gateway.%s has no effect in this version", name)
         layout = Layout(Path(self.settings.folder).absolute())
         async with AsyncExitStack() as stack:
             broker = await stack.enter_async_context(running(layout, plan, log.info))
@@ -264,6 +261,7 @@ class MASServer:
             tls=settings.tls.files() if settings.tls is not None else None,
             redis=self.gateway.redis.url,
             redis_timeout=self.gateway.redis.socket_timeout,
+            telemetry=self.gateway.telemetry,
         )
 
     def _wanted(self) -> Wanted:

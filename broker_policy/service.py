@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,7 @@ from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
 from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
+from broker_policy.telemetry.watching import Watch
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.wire import subjects
@@ -109,8 +111,10 @@ class NamespaceService:
         counters: Counters | None = None,
         apart: Apart | None = None,
         neighbours: Neighbours = lambda _: None,
+        watch: Watch | None = None,
     ) -> None:
         self._nc = nc
+        self._watch = watch
         self._clock = clock
         self._namespace = namespace
         self._follower = follower
@@ -122,7 +126,10 @@ class NamespaceService:
         )
 
         def writer(lane: str) -> RecordWriter:
-            return RecordWriter(nc, namespace, worker + lane, record_key, room=self._room, clock=clock)
+            told = None if watch is None else watch.recorded
+            return RecordWriter(
+                nc, namespace, worker + lane, record_key, room=self._room, clock=clock, told=told
+            )
 
         counters = counters or Counters(None)
         recent = RecentIds()
@@ -150,6 +157,7 @@ class NamespaceService:
             "recall": recall,
             "recent": recent,
             "suspects": Suspects(),
+            "watch": watch,
         }
         self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
         self._inbox = InboxLane(nc, writer("i"), slow=self._slow, **lanes)
@@ -164,8 +172,7 @@ class NamespaceService:
             revision=lambda: follower.revision,
         )
         acting = Acting(self._acts, deciding, self._asides, self._answer)
-        self._leaving = ActLane(writer("m"), at_once=False)
-        self._returning = ActLane(writer("r"), at_once=False)
+        self._leaving, self._returning = (ActLane(writer(lane), at_once=False) for lane in "mr")
         replies = Replies(nc, namespace, sealer, clock, _replies_of(neighbours))
         self._crossing = Crossing(
             deciding,
@@ -370,6 +377,7 @@ class NamespaceService:
             return
         self._onlookers.tally.asked(call)
         call.crosses = self._crossing.concerns(call)
+        self._watched(call)
         begun = time.perf_counter()
         try:
             if call.op not in _SEARCHED:
@@ -399,11 +407,21 @@ class NamespaceService:
         if not (call.crosses and self._crossing.turns_away(call)):
             self._delayed.take(call)
 
+    def _watched(self, call: Call) -> None:
+        if self._watch is not None:
+            call.watched = self._watch.arrived(call)
+
+    def circuits(self) -> Counter[str]:
+        """How many circuits are open and half open, as far as this worker knows."""
+        return self._breaker.states()
+
     def _take_arriving(self, call: Call) -> bool:
+        self._watched(call)
         return self._searching.take(call, self._take_message)
 
     def _put_searched(self, call: Call) -> bool:
         """Give what does not come from an agent now to the lane; False when it has too much to do."""
+        self._watched(call)
         call.crosses = self._crossing.concerns(call)
         return self._searching.take(call, self._put)
 
@@ -451,6 +469,8 @@ class NamespaceService:
     async def _answer(self, call: Call, verdict: Verdict) -> None:
         if call.finding is not None and verdict.ok and verdict.decision is Decision.ALLOWED:
             verdict = replace(verdict, decision=call.finding.decision, rule=call.finding.rule)
+        if call.watched is not None:
+            call.watched.answered(verdict)
         if call.on_verdict is not None:
             call.on_verdict(verdict)
         elif call.reply_to:

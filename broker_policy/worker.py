@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from broker_policy.admission.counters import PATIENCE, Counters
 from broker_policy.audit.file_sink import FileSink
 from broker_policy.audit.memory import Memory, memory_of
-from broker_policy.audit.projector import Projector
+from broker_policy.audit.projector import Lag, Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
@@ -36,7 +36,7 @@ from broker_policy.clock import ServerClock
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
 from broker_policy.dlp import Apart, ruleset
-from broker_policy.embedded import durability
+from broker_policy.embedded import durability, telemetry_file
 from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.ending import end
@@ -59,10 +59,15 @@ from broker_policy.tenants.reach import keep_in_reach
 from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
+from mas_nats.loop import run
 from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
+from mas_nats.telemetry.settings import OFF, TelemetrySettings
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
+
+if TYPE_CHECKING:  # not loaded where it is off
+    from broker_policy.telemetry.worker import WorkerTelemetry
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +91,11 @@ class WorkerConfig:
     keys_folder: Path | None = None  # where rotated keys are looked for
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
     disk: Path | None = None  # where the servers store, if that is on this machine: it must not fill up
+    telemetry: TelemetrySettings = OFF
+    metrics_port: int = 0  # where this worker shows its metrics and its health; 0: nowhere
 
     @classmethod
-    def embedded(cls, layout: Layout, name: str) -> WorkerConfig:
+    def embedded(cls, layout: Layout, name: str, *, metrics_port: int = 0) -> WorkerConfig:
         """Read the configuration of an embedded installation.
 
         Raises:
@@ -106,6 +113,8 @@ class WorkerConfig:
             keys_folder=layout.keys,
             durable=broker.durable,
             disk=layout.root,
+            telemetry=telemetry_file.read(layout),
+            metrics_port=metrics_port,
         )
 
 
@@ -117,6 +126,14 @@ class _Served:
     service: NamespaceService
     projector: Projector
     projecting: asyncio.Task[None]
+
+    async def lag(self) -> Lag:
+        """What of the log is not in the chain yet."""
+        return await self.projector.lag()
+
+    def circuits(self) -> Counter[str]:
+        """How many circuits are open and half open."""
+        return self.service.circuits()
 
 
 class PolicyWorker:
@@ -147,6 +164,7 @@ class PolicyWorker:
         self._control: Any = None
         self._callout_nc: Any = None
         self._observer: Any = None
+        self._telemetry = _telemetry(config, self.worker_id)
         local = [local_disk(config.disk)] if config.disk is not None else []
         self._disk = DiskRoom(jetstream_store(self._jsz), *local)
         self._follower: PolicyFollower
@@ -187,6 +205,8 @@ class PolicyWorker:
         )
         await self._callout.start()
         self._spawn(self._follow_keys())
+        if self._telemetry is not None:
+            await self._telemetry.start(lambda: dict(self._namespaces), stale=lambda: self._follower.stale)
         log.info(
             "worker %s (%s) serves %s", config.name, self.worker_id, sorted(self._namespaces) or "nothing yet"
         )
@@ -205,6 +225,8 @@ class PolicyWorker:
         """Finish what was taken, close the records, disconnect."""
         self._stopping = True
         await end(self._tasks)
+        if self._telemetry is not None:
+            await self._telemetry.end_looking()
         if self._callout_nc is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self._callout.stop()
@@ -222,6 +244,8 @@ class PolicyWorker:
         await self._apart.stop()
         await self._counters.close()
         await self._redis.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.stop()
         if not self._broken.done():
             self._broken.cancel()
 
@@ -318,6 +342,7 @@ class PolicyWorker:
             counters=self._counters,
             apart=self._apart,
             neighbours=self._entrance,
+            watch=None if self._telemetry is None else self._telemetry.watch(namespace),
         )
         try:
             await self._restore(nc, table)
@@ -429,6 +454,15 @@ class PolicyWorker:
             )
 
 
+def _telemetry(config: WorkerConfig, worker: str) -> WorkerTelemetry | None:
+    """The telemetry, where there is any; nothing of it is even imported where there is none."""
+    if not config.telemetry.enabled and not config.metrics_port:
+        return None
+    from broker_policy.telemetry.worker import WorkerTelemetry  # noqa: PLC0415
+
+    return WorkerTelemetry(config.telemetry, worker=worker, port=config.metrics_port)
+
+
 async def serve(config: WorkerConfig, ready: Path | None) -> int:
     """Run a worker until SIGTERM or SIGINT; its exit status."""
     stop = asyncio.Event()
@@ -461,18 +495,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m broker_policy.worker", description=main.__doc__)
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="the folder of 'mas up'")
     parser.add_argument("--name", default="w1", help="names the process in logs and ready file")
+    parser.add_argument("--metrics-port", type=int, default=0, help="where it shows metrics and health")
     arguments = parser.parse_args()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     layout = Layout(arguments.folder.resolve())
-    config = WorkerConfig.embedded(layout, arguments.name)
+    config = WorkerConfig.embedded(layout, arguments.name, metrics_port=arguments.metrics_port)
     ready = layout.ready(arguments.name)
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        sys.exit(asyncio.run(serve(config, ready)))
-    sys.exit(uvloop.run(serve(config, ready)))
+    sys.exit(run(serve(config, ready)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
 from mas_nats.state_access import StateAccess
 from mas_nats.stream import Stream
+from mas_nats.telemetry.choice import choose
+from mas_nats.telemetry.watching import Telemetry
 from mas_nats.transport import Connection, Transport
 from mas_nats.wire.identity import require_id
 
@@ -49,6 +51,7 @@ class _Running(Generic[S]):
     session: Session
     messenger: Messenger
     state: StateStore[S]
+    telemetry: Telemetry | None
 
 
 class Agent(Generic[S]):
@@ -438,6 +441,7 @@ class Agent(Generic[S]):
             handle=self._handle,
             replier=running.messenger,
             now=running.transport.now,
+            telemetry=running.telemetry,
         )
 
     async def _handle(self, message: AgentMessage) -> None:
@@ -454,9 +458,12 @@ class Agent(Generic[S]):
         connection = transport.connection(self._agent_id)
         calls = Calls(connection, self._agent_id)
         session = Session(calls, self._capabilities, self._metadata, receives=self._receive)
-        messenger = Messenger(connection, calls, session, self._agent_id, now=transport.now)
+        telemetry = choose(self._agent_id, lambda: session.terms.namespace)
+        messenger = Messenger(
+            connection, calls, session, self._agent_id, now=transport.now, telemetry=telemetry
+        )
         state = StateStore(StateAccess(connection, calls, session, self._agent_id), session, self._shape)
-        running = _Running(transport, connection, calls, session, messenger, state)
+        running = _Running(transport, connection, calls, session, messenger, state, telemetry)
         try:
             await connection.open(timeout)
             await session.open(end - asyncio.get_running_loop().time())
@@ -478,3 +485,5 @@ async def _disconnect(running: _Running[Any]) -> None:
     with contextlib.suppress(MasError):
         await running.session.close()
     await running.connection.close()
+    if running.telemetry is not None:
+        await running.telemetry.flush()

@@ -7,7 +7,7 @@ import logging
 import random
 import traceback
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from mas_nats.message import AgentMessage, Replier, read_message
 from mas_nats.pull import StandingPull
 from mas_nats.scrub import MAX_TEXT, scrub
 from mas_nats.session import Session
+from mas_nats.telemetry.watching import Telemetry
 from mas_nats.transport import Connection, Incoming, NotSent, SignsOfLife
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
@@ -43,6 +44,7 @@ class _Delivery:
     sequence: int
     attempt: int
     message: AgentMessage
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class Inbox:
         handle: Handle,
         replier: Replier,
         now: Callable[[], float],
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self._telemetry = telemetry
         self._connection = connection
         self._calls = calls
         self._session = session
@@ -158,11 +162,11 @@ class Inbox:
             replier=self._replier,
             body=incoming.data,
         )
-        return _Delivery(incoming.reply, sequence, attempt, message)
+        return _Delivery(incoming.reply, sequence, attempt, message, incoming.headers)
 
     async def _run(self, delivery: _Delivery) -> None:
         try:
-            failure = await self._attempt(delivery.message)
+            failure = await self._attempt(delivery.message, delivery.headers)
             if failure is None or await self._settled(delivery, failure):
                 await self._answer(delivery, ACK)
                 self._remember(delivery.sequence)
@@ -176,11 +180,16 @@ class Inbox:
             self._running.pop(delivery.sequence, None)
             self._pull.more()
 
-    async def _attempt(self, message: AgentMessage) -> _Failure | None:
-        if message.deadline is not None and message.deadline.timestamp() < self._now():
+    async def _attempt(self, message: AgentMessage, headers: Mapping[str, str]) -> _Failure | None:
+        now = self._now()
+        if message.deadline is not None and message.deadline.timestamp() < now:
             return _Failure(Decision.EXPIRED, "", retryable=False, handler_failed=False)
         try:
-            await self._handle(message)
+            if self._telemetry is None:
+                await self._handle(message)
+            else:
+                with self._telemetry.processing(message, headers, now):
+                    await self._handle(message)
         except StreamCancelled:
             return None  # nobody waits for what it did not finish
         except asyncio.CancelledError as error:

@@ -1,4 +1,4 @@
-"""The event loop that agents run in as programs."""
+"""The event loop that agents and policy workers run in as programs."""
 
 from __future__ import annotations
 

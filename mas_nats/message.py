@@ -47,6 +47,7 @@ class Course:
     """What the SDK remembers of one delivery. ``told``: the requester knows that there will be no reply."""
 
     told: bool = False
+    trace: Any = None  # of its handler, where it is traced
 
 
 class Replier(Protocol):

@@ -21,6 +21,8 @@ from mas_nats.payload import encode, invalid
 from mas_nats.session import Session
 from mas_nats.stream import Asked, Reader, Stream, failure_of
 from mas_nats.streams import Streams
+from mas_nats.telemetry.off import UNWATCHED
+from mas_nats.telemetry.watching import Sending, Telemetry
 from mas_nats.transport import Connection, Incoming, NoAnswer, NoResponders, NotSent, Subscription
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation, new_message_id
@@ -58,14 +60,16 @@ class Messenger:
         agent: str,
         *,
         now: Callable[[], float],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._now = now  # unix time, in seconds
+        self._telemetry = telemetry
         self._connection = connection
         self._calls = calls
         self._session = session
         self._agent = agent
         self.busy: Callable[[], str] = str  # says so when this instance can take no message
-        self._streams = Streams(connection, calls, agent)
+        self._streams = Streams(connection, calls, agent, telemetry)
         self._waiting: dict[str, asyncio.Future[Incoming]] = {}  # reply subject -> its request
         self._instance = ""
         self._subscription: Subscription | None = None
@@ -90,14 +94,20 @@ class Messenger:
         due: Due | None = None,
     ) -> str:
         """Send, or have it held until it is ``due``; the id is returned once the message is durable."""
-        message_id = message_id or new_message_id()
-        body, fields = self._compose(message_id, message_type, data)
+        known = message_id or new_message_id()
+        body, fields = self._compose(known, message_type, data)
         fields[headers.TARGET] = _target(target)
         if due is not None:
             fields[due.header] = str(due.milliseconds)
         op = Op.SEND if due is None else Op.DELAY
-        verdict = await self._calls.call(op, body, fields, timeout=timeout)
-        return _accepted(verdict).message_id or message_id
+        if self._telemetry is None:
+            verdict = _accepted(await self._calls.call(op, body, fields, timeout=timeout))
+            return verdict.message_id or known
+        with self._telemetry.sending(op, target, message_type, known, made_id=not message_id) as sending:
+            fields.update(sending.headers)
+            verdict = _accepted(await self._calls.call(op, body, fields, timeout=timeout))
+            sending.accepted()
+        return verdict.message_id or known
 
     async def cancel(self, message_id: str, *, timeout: float) -> bool:
         """Take a delayed message back; whether it was in time."""
@@ -110,30 +120,46 @@ class Messenger:
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
     ) -> AgentMessage:
         """Send a request and wait for its reply."""
-        message_id = message_id or new_message_id()
-        body, fields = self._compose_request(target, message_type, data, message_id, timeout)
+        known = message_id or new_message_id()
+        body, fields = self._compose_request(target, message_type, data, known, timeout)
+        if self._telemetry is None:
+            return self._read_reply(await self._ask(body, fields, timeout), target, known)
+        with self._telemetry.sending(
+            Op.REQUEST, target, message_type, known, made_id=not message_id
+        ) as sending:
+            fields.update(sending.headers)
+            answer = await self._ask(body, fields, timeout, sending)
+            sending.answered(answer.headers)
+            return self._read_reply(answer, target, known)
+
+    async def _ask(
+        self, body: bytes, fields: dict[str, str], timeout: float, sending: Sending = UNWATCHED
+    ) -> Incoming:
+        """Send a request and wait for what comes in answer to it."""
         end = asyncio.get_running_loop().time() + timeout
+        target, message_id = fields[headers.TARGET], fields[headers.MSG_ID]
         self._address(fields, timeout)
         subject = self._reply_subject(self._instance, message_id, target)
         if subject in self._waiting:
             raise invalid("message_id", f"a request {message_id!r} is waiting already", "Use another id")
-        reply = self._waiting[subject] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
+        self._waiting[subject] = reply
         try:
             try:
                 _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
             except OutcomeUnknown:
                 if not reply.done():
                     raise
+            sending.accepted()
             async with asyncio.timeout_at(end):
-                answer = await reply
+                return await reply
         except TimeoutError:
             raise RequestTimeout(
-                f"{target} did not answer {message_type!r} within {timeout:g} s (request {message_id})"
-                f"{self.busy()}"
+                f"{target} did not answer {fields[headers.TYPE]!r} within {timeout:g} s "
+                f"(request {message_id}){self.busy()}"
             ) from None
         finally:
             del self._waiting[subject]
-        return self._read_reply(answer, target, message_id)
 
     def stream(
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
@@ -142,14 +168,19 @@ class Messenger:
         known = message_id or new_message_id()
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         fields[headers.STREAM] = "1"
+        sending: Sending = UNWATCHED
+        if self._telemetry is not None:
+            sending = self._telemetry.sending(Op.REQUEST, target, message_type, known, made_id=not message_id)
 
         async def send() -> None:
+            fields.update(sending.headers)
             _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
+            sending.accepted()
 
         def reader() -> Reader:
             self._address(fields, timeout)
             end = asyncio.get_running_loop().time() + timeout
-            asked = Asked(known, target, message_type, timeout, end, send, self._away(target))
+            asked = Asked(known, target, message_type, timeout, end, send, self._away(target), sending)
             return self._streams.reader(asked, self._instance)
 
         return Stream(reader)
@@ -176,6 +207,17 @@ class Messenger:
         _require_requested(message)
         body, fields = self._compose(message.reply_id, message_type, data)
         fields[headers.REPLY_TOKEN] = message.reply_token
+        if self._telemetry is None:
+            return await self._answer(body, fields)
+        with self._telemetry.sending(
+            Op.REPLY, message.sender, message_type, message.reply_id, made_id=True, answers=message
+        ) as sending:
+            fields.update(sending.headers)
+            result = await self._answer(body, fields)
+            sending.accepted()
+            return result
+
+    async def _answer(self, body: bytes, fields: dict[str, str]) -> ReplyResult:
         verdict = await self._calls.call(Op.REPLY, body, fields, timeout=_REPLY_CALL_TIMEOUT)
         if verdict.decision is Decision.REPLY_LATE:
             return ReplyResult(delivered=False, late=True)

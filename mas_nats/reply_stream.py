@@ -18,6 +18,7 @@ from mas_nats.interruptible import Interruptible
 from mas_nats.message import AgentMessage, Payload
 from mas_nats.payload import encode, invalid
 from mas_nats.pending import Pending, size_of
+from mas_nats.telemetry.watching import Sending
 from mas_nats.wire import headers
 from mas_nats.wire.frames import FRAME_BYTES, WINDOW_BYTES, WINDOW_FRAMES, Chunk, joined, units
 from mas_nats.wire.subjects import Op
@@ -49,8 +50,10 @@ class FramedReply:
         max_payload: int,
         closed: Callable[[], None],
         now: Callable[[], float],
+        sending: Sending,
     ) -> None:
         self._now = now  # unix time, in seconds
+        self._sending = sending
         self._calls = calls
         self._message = message
         self._type = message_type
@@ -76,6 +79,7 @@ class FramedReply:
 
     # -- the block -------------------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
+        self._sending.__enter__()
         self._block.enter()
         self._sender = asyncio.create_task(self._send())
         if (deadline := self._message.deadline) is not None:
@@ -88,6 +92,16 @@ class FramedReply:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failed = error
+        try:
+            await self._leave(kind)
+        except BaseException as late:
+            failed = late
+            raise
+        finally:
+            self._sending.__exit__(type(failed) if failed is not None else None, failed, trace)
+
+    async def _leave(self, kind: type[BaseException] | None) -> None:
         try:
             if kind is None and not self._block.reason:
                 await self._finish()
@@ -240,6 +254,7 @@ class FramedReply:
             headers.TYPE: self._type,
             headers.REPLY_TOKEN: self._message.reply_token,
             headers.INSTANCE: self._instance,
+            **self._sending.headers,
         }
         verdict = await self._call(body, fields)
         self._answered(verdict, count, sum(map(size_of, chunks)))
@@ -262,6 +277,8 @@ class FramedReply:
             # The requester was told of a second attempt that differs; a third one would not help.
             self._message.course.told |= verdict.decision is Decision.ID_REUSED
             raise error_of(verdict)
+        if not self._number:
+            self._sending.accepted()
         result: Mapping[str, Any] = verdict.result
         if "ended" in result:
             if result["ended"] == "failed" and verdict.duplicate:

@@ -44,7 +44,9 @@ class _Transport(TcpTransport):
         writer: Any = self._io_writer
         if writer is None or writer.transport is None:
             return
-        if isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol) or _encrypted(writer):
+        # An established TLS transport is not asked: asyncio's forgets its protocol with the connection.
+        tls = writer is not self._bare_io_writer
+        if tls or isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol):
             await writer.wait_closed()
         else:
             writer.transport.abort()

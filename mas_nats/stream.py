@@ -11,6 +11,8 @@ from typing import Any, Self
 import orjson
 
 from mas_nats.errors import MasError, OutcomeUnknown, RequestFailed, RequestTimeout
+from mas_nats.telemetry.off import UNWATCHED
+from mas_nats.telemetry.watching import Sending
 from mas_nats.transport import Incoming, NoAnswer, NoResponders, NotSent
 from mas_nats.wire import headers
 from mas_nats.wire.frames import WINDOW_BYTES, WINDOW_FRAMES, Chunk, FrameMark
@@ -40,6 +42,7 @@ class Asked:
     end: float  # by the loop's clock
     send: Callable[[], Awaitable[None]]
     away: str = ""  # the namespace of the target, where that is another one: its reply comes whole
+    sending: Sending = UNWATCHED
 
 
 class Reader:
@@ -179,6 +182,8 @@ class Reader:
         self._next += 1
         self._since_told += len(incoming.data)
         self._ended = headers.END in incoming.headers
+        if self._ended:
+            self.asked.sending.answered(incoming.headers)
         self._gap_since = None
         return list(data.get("chunks", ()))
 
@@ -255,14 +260,15 @@ class Stream(AsyncIterator[Chunk]):
 async def _chunks(make: Callable[[], Reader]) -> AsyncGenerator[Chunk, None]:
     # Holds no reference to its ``Stream``, so that it ends as soon as a loop over it is left.
     reader = make()
-    try:
-        await reader.ask()
-        while (chunks := await reader.next()) is not None:
-            for chunk in chunks:
-                yield chunk
-            reader.consumed()
-    finally:
-        reader.close()
+    with reader.asked.sending:  # not the current span meanwhile: what the loop does is not part of it
+        try:
+            await reader.ask()
+            while (chunks := await reader.next()) is not None:
+                for chunk in chunks:
+                    yield chunk
+                reader.consumed()
+        finally:
+            reader.close()
 
 
 def failure_of(answer: Incoming, data: dict[str, Any], target: str, message_id: str) -> RequestFailed:

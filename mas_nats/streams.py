@@ -17,6 +17,8 @@ from mas_nats.message import AgentMessage
 from mas_nats.payload import invalid
 from mas_nats.reply_stream import FramedReply
 from mas_nats.stream import Asked, Reader
+from mas_nats.telemetry.off import UNWATCHED
+from mas_nats.telemetry.watching import Sending, Telemetry
 from mas_nats.transport import Connection, Incoming
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
@@ -46,8 +48,11 @@ class _Left:
 class Streams:
     """Who reads and who writes, by request."""
 
-    def __init__(self, connection: Connection, calls: Calls, agent: str) -> None:
+    def __init__(
+        self, connection: Connection, calls: Calls, agent: str, telemetry: Telemetry | None = None
+    ) -> None:
         self._connection = connection
+        self._telemetry = telemetry
         self._calls = calls
         self._agent = agent
         self._readers: dict[tuple[str, str], Reader] = {}  # instance and correlation
@@ -125,8 +130,16 @@ class Streams:
             max_payload=max_payload,
             closed=closed,
             now=now,
+            sending=self._sending(message, message_type),
         )
         return made
+
+    def _sending(self, message: AgentMessage, message_type: str) -> Sending:
+        if self._telemetry is None:
+            return UNWATCHED
+        return self._telemetry.sending(
+            Op.REPLY, message.sender, message_type, message.reply_id, made_id=True, answers=message
+        )
 
     async def close(self) -> None:
         """The instance stops: readers end, and cancellations under way are waited for."""

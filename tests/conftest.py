@@ -7,6 +7,7 @@ the test run in any case.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,12 @@ class _AsTheyFail:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._terminal.write_line(f" failed: {report.nodeid} ({report.when}, {report.duration:.1f} s)")
+
+
+def pytest_configure() -> None:
+    """Heed interrupts: a run in the background ignores them, and so would programs that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -80,7 +80,7 @@ class Serving:
     recall: Recall
 
     async def call(
-        self, agent: str, op: str, body: object = None, *, timeout: float = 5, **fields: str
+        self, agent: str, op: str, body: object = None, *, timeout: float = 30, **fields: str
     ) -> Verdict:
         """One call; ``body`` is JSON, or bytes as they are."""
         raw = body if isinstance(body, bytes) else orjson.dumps({} if body is None else body)

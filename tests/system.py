@@ -16,6 +16,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.ports import free_port
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import Applied, apply
@@ -45,6 +46,9 @@ class System:
         """``mas up --detach`` in ``folder``; what lies above it does not matter."""
         if "--manifest" not in options:
             options = ("--no-manifest", *options)
+            if "--port" not in options and not Layout(folder).ports.exists():
+                # Two test processes would both find 4222 free, and one of them not be served.
+                options = ("--port", str(free_port()), *options)
         mas("up", "--detach", "--folder", str(folder), *options)
         return cls(Layout(folder))
 

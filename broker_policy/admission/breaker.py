@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,6 +99,11 @@ class Breaker:
     def quiet(self) -> bool:
         """Whether every circuit is closed as far as this worker knows."""
         return not self._known
+
+    def states(self) -> Counter[str]:
+        """How many circuits are open and half open, as far as this worker knows."""
+        now = time.monotonic()
+        return Counter(State.OPEN if known.due > now else State.HALF_OPEN for known in self._known.values())
 
     def concerns(self, target: str) -> bool:
         """Whether the circuit of ``target`` is not closed as far as this worker knows."""

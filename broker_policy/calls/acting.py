@@ -76,5 +76,7 @@ class Acting:
 
     def _put(self, call: Call, act: Callable[[str | None], Awaitable[Outcome]], line: DecisionLine) -> None:
         revision = self._deciding.revision
-        if not self._lane.put(Act(act, line, revision, sender=call.sender, size=len(call.body))):
+        if not self._lane.put(
+            Act(act, line, revision, sender=call.sender, size=len(call.body), watched=call.watched)
+        ):
             self._asides.tell(call, refusals.busy())

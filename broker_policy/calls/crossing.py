@@ -244,6 +244,7 @@ class Crossing:
             searched=None,
             probe=False,
             on_verdict=None,
+            watched=None,
         )
 
     # -- recording -------------------------------------------------------------------------------------
@@ -262,7 +263,9 @@ class Crossing:
         line: DecisionLine,
     ) -> None:
         revision = self._deciding.revision
-        if not lane.put(Act(act, line, revision, sender=call.sender, size=len(call.body))):
+        if not lane.put(
+            Act(act, line, revision, sender=call.sender, size=len(call.body), watched=call.watched)
+        ):
             self._asides.tell(call, refusals.busy())
 
     def _name(self, agent: str) -> str:

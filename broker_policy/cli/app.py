@@ -29,6 +29,7 @@ from typing import Annotated, Any, NoReturn
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
 from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
@@ -56,6 +57,9 @@ _EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (RequestTimeout, ExitCode.TIMEOUT),
     (ConnectionError, ExitCode.UNREACHABLE),
 )
+
+_WIDEST = 1000
+"""Columns of a table: it is as wide as what is in it, and a narrow terminal breaks its lines."""
 
 MEANINGS = {
     ExitCode.OK: "done",
@@ -102,11 +106,13 @@ class Output:
         """Say what should worry, beside the result."""
         self._progress.print(line, markup=False, style="yellow")
 
-    def result(self, document: Mapping[str, Any], text: str) -> None:
-        """Print the result: ``document`` with ``--json``, else ``text``."""
+    def result(self, document: Mapping[str, Any], text: str | Table) -> None:
+        """Print the result: ``document`` with ``--json``, else ``text``, or a table in its full width."""
         if self.json:
             sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
             sys.stdout.flush()
+        elif isinstance(text, Table):
+            Console(highlight=False, emoji=False, width=_WIDEST).print(text)
         else:
             self._result.print(text, markup=False)
 

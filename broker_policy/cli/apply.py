@@ -2,75 +2,172 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from broker_policy.cli.app import ExitCode, Folder, Json, Output, command, operator_name
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.keys.turns import unchanged
-from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.apply import apply as apply_wanted
+from broker_policy.policy.store import NotConfirmed, PolicyConflict, PolicyStore
+from broker_policy.tenants.apply import Applied, apply_manifest
+from broker_policy.tenants.changes import Change
 from broker_policy.tenants.connect import connect_control_admin
-from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.controller import ControllerError, TenantController
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
-from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from broker_policy.tenants.plan import Planned, plan
+from mas_nats.errors import ConfigurationError, MasError
+from mas_nats.manifest import documents, mas_yaml
+from mas_nats.manifest.documents import Manifest
 
 
-@command("apply", example="mas apply mas.yaml")
+@command("apply", example="mas apply mas.yaml --dry-run")
 async def apply(
-    file: Annotated[
-        Path | None, typer.Argument(help="The manifest; the nearest mas.yaml when not given.")
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Manifests, of either form; else $MAS_RUNNER_CONFIG_FILE, else the nearest mas.yaml.",
+        ),
     ] = None,
     *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be added, changed and removed.")
+    ] = False,
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain",
+            min=0,
+            max=86_400,
+            metavar="SECONDS",
+            help="Let agents that are removed first handle what waits for them, for so long at most.",
+        ),
+    ] = 0.0,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
 ) -> None:
-    """Bring the running broker to what a manifest says; done when every live worker follows.
+    """Bring the running broker to what manifests say; done when every live worker follows.
 
-    Applying the same again changes nothing. Agents that the manifest no longer names are disconnected, and
+    Applying the same again changes nothing. Agents that a manifest no longer names are disconnected, and
     the messages that wait for them become dead letters (AGENT_REMOVED): see `mas dlq`. Their state is kept.
+    Namespaces that no manifest names stay as they are.
     """
     out = Output(json=json)
-    path = file or mas_yaml.find(Path.cwd())
+    manifest = _read(files)
+    layout = Layout(folder.absolute())
+    async with _control(layout) as (controller, store):
+        if dry_run:
+            planned = [await plan(controller, store, each.wanted) for each in manifest.namespaces]
+            _tell_plan(out, manifest, planned)
+            return
+        applied = await apply_manifest(
+            controller, store, manifest, by=operator_name(), drain_for=drain, progress=out.progress
+        )
+    for notice in applied.notices:
+        out.warn(notice)
+    for one in applied.namespaces:
+        for each in one.unfinished:
+            out.warn(f"{each.agent} is removed, but what it left is not cleared: {each.left}")
+    document = {
+        "files": manifest.files,
+        "dry_run": False,
+        "revision": applied.revision,
+        "changed": any(one.changed for one in applied.namespaces),
+        "namespaces": [_document(one) for one in applied.namespaces],
+        "notices": applied.notices,
+    }
+    lines = [line for one in applied.namespaces for line in _lines(one, manifest)]
+    out.result(document, "\n".join(lines))
+    if any(one.unfinished for one in applied.namespaces):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _read(files: list[Path] | None) -> Manifest:
+    if files:
+        return documents.load(*files)
+    path = mas_yaml.chosen(None)
     if path is None:
         raise ConfigurationError(f"there is no {mas_yaml.FILE_NAME} here or above: name the manifest")
-    wanted = mas_yaml.load(path).wanted()
-    layout = Layout(folder.absolute())
+    return documents.load(path)
+
+
+@asynccontextmanager
+async def _control(layout: Layout) -> AsyncIterator[tuple[TenantController, PolicyStore]]:
     endpoint = Broker.read(layout).connection(layout, "controller")
     with unchanged(layout.keys):
         keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)
         async with TenantController(endpoint, keys, public) as controller:
             control = await connect_control_admin(endpoint, keys)
             try:
-                applied = await apply_wanted(
-                    controller, PolicyStore(control), wanted, by=operator_name(), progress=out.progress
-                )
+                yield controller, PolicyStore(control)
+            except PolicyConflict:
+                text = "somebody else changed the policy at the same time: give the same command again"
+                raise MasError(text) from None
+            except (NotConfirmed, ControllerError) as error:
+                raise MasError(str(error)) from None
             finally:
                 await control.close()
-    for notice in applied.notices:
-        out.warn(notice)
-    lines = [f"+ {name}" for name in applied.added] + [f"- {name}" for name in applied.removed]
-    lines += [
-        f"  {each.agent}: {each.buried} messages are dead letters" for each in applied.retired if each.buried
-    ]
-    for each in applied.unfinished:
-        out.warn(f"{each.agent} is removed, but what it left is not cleared: {each.left}")
-    what = "applied" if applied.changed else "nothing to change"
-    lines.append(f"{path}: {what}, namespace {applied.namespace} is at revision {applied.revision}")
-    document = {
-        "file": str(path),
-        "namespace": applied.namespace,
-        "revision": applied.revision,
-        "changed": applied.changed,
-        "added": applied.added,
-        "removed": applied.removed,
-        "notices": applied.notices,
-        "retired": [{"agent": each.agent, "buried": each.buried} for each in applied.retired],
-        "unfinished": [{"agent": each.agent, "reason": each.left} for each in applied.unfinished],
+
+
+# -- what it did -----------------------------------------------------------------------------------------
+def _document(one: Applied) -> dict[str, Any]:
+    return {
+        "namespace": one.namespace,
+        "revision": one.revision,
+        "changed": one.changed,
+        "changes": [_of_change(each) for each in one.changes],
+        "added": one.added,
+        "removed": one.removed,
+        "retired": [{"agent": each.agent, "buried": each.buried} for each in one.retired],
+        "unfinished": [{"agent": each.agent, "reason": each.left} for each in one.unfinished],
     }
-    out.result(document, "\n".join(lines))
-    if applied.unfinished:
-        raise typer.Exit(ExitCode.FAILED)
+
+
+def _lines(one: Applied, manifest: Manifest) -> Iterator[str]:
+    yield from map(str, one.changes)
+    yield from (
+        f"  {each.agent}: {each.buried} messages are dead letters" for each in one.retired if each.buried
+    )
+    what = "applied" if one.changed else "nothing to do"
+    yield f"{manifest.name}: {what}, namespace {one.namespace} is at revision {one.revision}"
+
+
+# -- what it would do ------------------------------------------------------------------------------------
+def _tell_plan(out: Output, manifest: Manifest, planned: list[Planned]) -> None:
+    for notice in manifest.told:
+        out.warn(notice)
+    document = {
+        "files": manifest.files,
+        "dry_run": True,
+        "changed": any(one.changed for one in planned),
+        "namespaces": [
+            {
+                "namespace": one.namespace,
+                "revision": one.revision,
+                "changed": one.changed,
+                "changes": [_of_change(each) for each in one.changes],
+                "backlog": one.backlog,
+            }
+            for one in planned
+        ],
+        "notices": manifest.told,
+    }
+    out.result(document, "\n".join(line for one in planned for line in _plan_lines(one, manifest)))
+
+
+def _plan_lines(one: Planned, manifest: Manifest) -> Iterator[str]:
+    yield from map(str, one.changes)
+    yield from (
+        f"  {agent}: {count} messages would be dead letters" for agent, count in one.backlog.items() if count
+    )
+    at = f"is at revision {one.revision}" if one.revision else "is new"
+    what = "would be changed" if one.changed else "nothing to do"
+    yield f"{manifest.name}: {what}, namespace {one.namespace} {at}; nothing was done"
+
+
+def _of_change(change: Change) -> dict[str, str]:
+    return {"action": change.action, "what": change.what, "detail": change.detail}

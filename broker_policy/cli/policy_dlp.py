@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from broker_policy.cli.app import ExitCode, Json, Output, command
+from broker_policy.cli.app import ExitCode, Json, Namespace, Output, command
 from broker_policy.cli.policy import policy_app
 from broker_policy.dlp import corpus, ruleset
 from broker_policy.dlp.judging import places
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Place, TooDeep, strictness
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
 from mas_nats.policy.governance import Dlp, DlpAction
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
 
 Manifest = Annotated[
     Path | None,
@@ -30,13 +31,14 @@ def dlp_test(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, or any text.")],
     *,
     manifest: Manifest = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
     json: Json = False,
 ) -> None:
     """Say what would be found in a file: which class, where, and what becomes of it. Never what it is.
 
     Exits with 1 when a message like it would be blocked.
     """
-    rules = _rules(manifest)
+    rules = _rules(manifest, namespace)
     raw = file.read_bytes()
     try:
         found = places(rules, raw)
@@ -65,13 +67,14 @@ def dlp_eval(
     ] = None,
     *,
     manifest: Manifest = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
     json: Json = False,
 ) -> None:
     """Measure precision and recall of every class on labelled cases.
 
     A case is a line such as {"types": ["ssn"], "body": {"text": "..."}}; "types" is [] for a clean one.
     """
-    rules = _rules(manifest)
+    rules = _rules(manifest, namespace)
     cases = corpus.read(file)
     scores, misses = corpus.evaluate(rules, cases)
     actions = {rule.type: rule.action for rule in rules.rules}
@@ -93,9 +96,10 @@ def dlp_eval(
     Output(json=json).result(document, _table(scores, actions, misses, len(cases)))
 
 
-def _rules(manifest: Path | None) -> Ruleset:
-    settings = mas_yaml.load(manifest).wanted().governance.dlp if manifest is not None else Dlp()
-    return ruleset(settings)
+def _rules(manifest: Path | None, namespace: str) -> Ruleset:
+    if manifest is None:
+        return ruleset(Dlp())
+    return ruleset(documents.load(manifest).of(namespace).wanted.governance.dlp)
 
 
 def _where(place: Place, text: str) -> dict[str, object]:

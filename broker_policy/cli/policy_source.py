@@ -12,7 +12,7 @@ from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents, mas_yaml
 from mas_nats.policy.table import Table
 
 Manifest = Annotated[
@@ -33,7 +33,7 @@ async def source(
 
     """
     if folder is None:
-        return *declared(manifest), None
+        return declared(manifest, namespace)
     if manifest is not None:
         raise ConfigurationError("give --manifest or --folder, not both")
     layout = Layout(folder.absolute())
@@ -50,8 +50,8 @@ async def source(
     return table, f"revision {table.revision} of namespace {namespace}", tables
 
 
-def declared(named: Path | None) -> tuple[Table, str]:
-    """The policy of a manifest, and its path.
+def declared(named: Path | None, namespace: str) -> tuple[Table, str, dict[str, Table] | None]:
+    """The policy of a manifest, its path, and the policies of all its namespaces where it declares several.
 
     Raises:
         ConfigurationError: there is none, or it is wrong.
@@ -60,4 +60,9 @@ def declared(named: Path | None) -> tuple[Table, str]:
     path = named or mas_yaml.find(Path.cwd())
     if path is None:
         raise ConfigurationError(f"there is no {mas_yaml.FILE_NAME} here or above: name it with --manifest")
-    return Table.compile(mas_yaml.load(path).wanted().document(), 0), str(path)
+    manifest = documents.load(path)
+    chosen = manifest.of(namespace)
+    tables = {each.namespace: Table.compile(each.wanted.document(), 0) for each in manifest.namespaces}
+    if len(tables) == 1:
+        return tables[chosen.namespace], str(path), None
+    return tables[chosen.namespace], f"namespace {chosen.namespace} of {path}", tables

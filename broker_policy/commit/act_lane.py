@@ -16,6 +16,7 @@ from broker_policy.commit.inbox_lane import MARK_AFTER
 from broker_policy.commit.lines import weight
 from broker_policy.commit.waiting import Waiting
 from broker_policy.commit.writer import OWN_BYTES, LogFull, Prepared, RecordWriter
+from broker_policy.telemetry.watching import WatchedCall
 from mas_nats.wire.verdict import Decision
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Act:
     report: Report | None = None
     sender: str = ""
     size: int = 0
+    watched: WatchedCall | None = None
 
 
 class ActLane:
@@ -53,6 +55,8 @@ class ActLane:
 
     def put(self, act: Act) -> bool:
         """Take an act; False when too many wait or are under way already, or wait for this sender."""
+        if act.watched is not None and act.line is not None:
+            act.watched.decided(act.line)
         taken = self._waiting.put(act, beside=len(self._running))
         self._wake.set()
         return taken
@@ -134,6 +138,8 @@ class ActLane:
         task.add_done_callback(self._running.discard)
 
     async def _run(self, act: Act, reference: str | None, number: int, position: int) -> None:
+        if act.watched is not None and reference is not None:
+            act.watched.recorded(reference)
         try:
             outcome = await act.perform(reference)
         except Exception:

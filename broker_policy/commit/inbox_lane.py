@@ -38,6 +38,7 @@ from broker_policy.jetstream import (
     subject_full,
 )
 from broker_policy.sealing import commitment
+from broker_policy.telemetry.watching import Watch
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire import headers, subjects
@@ -141,7 +142,9 @@ class InboxLane:
         recent: RecentIds,
         suspects: Suspects,
         slow: InboxLane | None,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._nc = nc
         self._writer = writer
         self._judge_all = judge_all
@@ -199,6 +202,8 @@ class InboxLane:
     async def _commit_waiting(self) -> None:
         gathered = _Gathered()
         for judged in await self._judged(self._portion()):
+            if self._watch is not None and judged.call.watched is not None:
+                judged.call.watched.decided(judged.line)
             if gathered.full:
                 gathered.again.append(judged)
             else:
@@ -251,7 +256,8 @@ class InboxLane:
         try:
             if not items:
                 lines = [judged.line for judged in told]
-                await self._writer.write(RecordKind.DECISIONS, lines, revision=_revision(told))
+                prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=_revision(told))
+                self._recorded(prepared, told)
             elif len(items) <= LONE_MAX or self._slow is None or halved > BISECTIONS:
                 await self._commit_lone(told, items)
             else:
@@ -277,6 +283,7 @@ class InboxLane:
         lines = [replace(judged.line, way=Way.BATCH) for judged in items]
         lines += [judged.line for judged in told]
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=_revision([*items, *told]))
+        begun = time.perf_counter()
         try:
             await self._publish_batch(prepared, items)
         except JetStreamError as error:
@@ -292,11 +299,15 @@ class InboxLane:
             if not await self._writer.resolve(prepared):
                 self._writer.give_back(prepared, len(lines))
                 return _Fate.UNANSWERED
+            self._recorded(prepared, [*items, *told])
             # A server that failed in the middle has the record and some messages: make sure of each.
             await self._publish_each(prepared, items, tried=True)
             return _Fate.STORED
         else:
             self._writer.written(prepared)
+        self._recorded(prepared, [*items, *told])
+        if self._watch is not None:
+            self._watch.batched([each.call.watched for each in items if each.call.watched], begun)
         for judged in items:
             await self._stored(judged)
         return _Fate.STORED
@@ -327,7 +338,15 @@ class InboxLane:
         lines += [judged.line for judged in told]
         revision = _revision([*items, *told])
         prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=revision)
+        self._recorded(prepared, [*items, *told])
         await self._publish_each(prepared, items)
+
+    def _recorded(self, prepared: Prepared, judged: Sequence[Judged]) -> None:
+        """Tell who watches, of each in the order of the record."""
+        if self._watch is not None:
+            for position, each in enumerate(judged):
+                if each.call.watched is not None:
+                    each.call.watched.recorded(prepared.reference(position))
 
     async def _publish_each(
         self, prepared: Prepared, items: Sequence[Judged], *, tried: bool = False

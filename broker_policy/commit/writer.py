@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,7 +64,7 @@ class Prepared:
 class RecordWriter:
     """Writes the records of one commit lane. Not for concurrent use: a lane commits one at a time.
 
-    ``room``: the log's, where it is limited.
+    ``room``: the log's, where it is limited. ``told`` of each record once it is in the log.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class RecordWriter:
         *,
         room: LogRoom | None = None,
         clock: Milliseconds = wall_clock,
+        told: Callable[[Record], None] | None = None,
     ) -> None:
         self._nc = nc
+        self._told = told
         self._clock = clock
         self._room = room
         self._namespace = namespace
@@ -159,6 +161,8 @@ class RecordWriter:
         self._previous = digest(prepared.body)
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
         self.stored(len(prepared.body))
+        if self._told is not None:
+            self._told(prepared.record)
         if self._dropped:
             log.error("%d refusals made while the log was full are not in the audit", self._dropped)
             self._dropped = 0

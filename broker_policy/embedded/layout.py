@@ -12,6 +12,7 @@
       ports.json      the ports of the last start, kept so that agents find a restarted broker
       routes.json     where one node finds another, if not at its own port: yours to write (nodes.py)
       endpoint.json   where the running broker is; the SDK looks for it from the current folder upwards
+      telemetry.json  the telemetry settings of the workers, where there are any
       lock            held by the running ``mas up``
 
 Folders are 0700 and files 0600: whoever may read ``keys/`` is the operator.
@@ -97,6 +98,11 @@ class Layout:
     def endpoint(self) -> Path:
         """Where the running broker is."""
         return self.root / "endpoint.json"
+
+    @property
+    def telemetry(self) -> Path:
+        """The telemetry settings of the workers (telemetry_file.py)."""
+        return self.root / "telemetry.json"
 
     @property
     def lock(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a manifest says of the server itself: where it listens, its certificate, its Redis."""
+"""What a manifest says of the server itself: where it listens, its certificate, its Redis, its telemetry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.up import Plan
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.mas_yaml import MasYaml
 
@@ -25,14 +25,19 @@ def planned(plan: Plan) -> Plan:
 
     """
     if plan.manifest is None:
-        redis = GatewaySettings().redis
-        return dataclasses.replace(plan, redis=redis.url, redis_timeout=redis.socket_timeout)
-    said = mas_yaml.load(plan.manifest)
+        settings = GatewaySettings()
+        return dataclasses.replace(
+            plan,
+            redis=settings.redis.url,
+            redis_timeout=settings.redis.socket_timeout,
+            telemetry=settings.telemetry,
+        )
+    said, storing = documents.load(plan.manifest).server()
     host, port = plan.host, plan.port
     if said.server_listen_addr is not None:
         host, named = listen_address(said.server_listen_addr, "server_listen_addr")
         port = port or named
-    redis = said.settings.redis
+    redis = storing.settings.redis
     return dataclasses.replace(
         plan,
         host=host,
@@ -40,6 +45,7 @@ def planned(plan: Plan) -> Plan:
         tls=_tls(plan.manifest, said),
         redis=redis.url,
         redis_timeout=redis.socket_timeout,
+        telemetry=storing.settings.telemetry,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker_policy.embedded import durability, given_tls, lock, redis_choice
+from broker_policy.embedded import durability, given_tls, lock, redis_choice, telemetry_file
 from broker_policy.embedded.certify import certify, certify_routes
 from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import Broker, Layout
@@ -28,6 +28,7 @@ from broker_policy.identity.private_files import private_folder
 from broker_policy.tenants.material import Material, create_material
 from broker_policy.tenants.provision import provision
 from mas_nats.errors import ConfigurationError
+from mas_nats.telemetry.settings import OFF, TelemetrySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Plan:
     many as the last time, else one, when it is None. ``host`` is where the server listens: the loopback
     address, or ``0.0.0.0`` for all. ``tls`` are the server's files and the agents' CA; None: those of the
     folder. ``redis`` is the URL of a Redis to join; one of its own is started where it is empty, and where
-    nothing answers on this machine (``redis_choice``).
+    nothing answers on this machine (``redis_choice``). ``telemetry`` is that of the workers.
     """
 
     workers: int = 2
@@ -51,6 +52,7 @@ class Plan:
     tls: TlsFiles | None = None
     redis: str = field(default="", repr=False)
     redis_timeout: float | None = None  # seconds
+    telemetry: TelemetrySettings = OFF
 
 
 @contextlib.asynccontextmanager
@@ -132,15 +134,20 @@ async def _bring_up(
     for line in await provision(connection, material.controller, material.public, plan.manifest):
         say(line)
     broker.write(layout)  # workers look for it
-    workers = [
-        program(layout, f"w{number}", "broker_policy.worker", ["--name", f"w{number}"])
-        for number in range(1, plan.workers + 1)
-    ]
+    telemetry_file.write(layout, plan.telemetry)
+    workers = [_worker(layout, plan, number) for number in range(1, plan.workers + 1)]
     await supervisor.start(*workers, program(layout, "signer", "broker_policy.audit.signer"))
     supervisor.attend(ServerFiles(layout, nats_servers, say).follow())
     if plan.tls is not None:
         supervisor.attend(given_tls.follow(layout, plan.tls, say))
     return broker
+
+
+def _worker(layout: Layout, plan: Plan, number: int) -> Process:
+    arguments = ["--name", f"w{number}"]
+    if port := telemetry_file.port_of(plan.telemetry, number):
+        arguments += ["--metrics-port", str(port)]
+    return program(layout, f"w{number}", "broker_policy.worker", arguments)
 
 
 def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = ()) -> Process:

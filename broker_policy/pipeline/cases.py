@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from broker_policy.pipeline.explain import Explanation, explain, message
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents, mas_yaml
 from mas_nats.manifest.mistakes import mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.table import Table
+from mas_nats.wire.identity import DEFAULT_NAMESPACE
 from mas_nats.wire.verdict import Decision
 
 FOLDER = "policy-tests"
@@ -58,9 +59,10 @@ class Case(_Strict):
 
 
 class CaseFile(_Strict):
-    """One file. ``manifest`` is relative to it."""
+    """One file. ``manifest`` is relative to it; ``namespace`` matters where it declares several."""
 
     manifest: Path | None = None
+    namespace: str = DEFAULT_NAMESPACE
     tests: tuple[Case, ...]
 
     @field_validator("tests")
@@ -130,15 +132,16 @@ def run(paths: Iterable[Path], manifest: Path | None = None) -> Iterator[Result]
         ConfigurationError: a file or its manifest is wrong.
 
     """
-    tables: dict[Path, Table] = {}
+    tables: dict[tuple[Path, str], Table] = {}
     for path in paths:
         file = load(path)
         judged_by = manifest or _manifest(path, file)
-        if judged_by not in tables:
-            tables[judged_by] = Table.compile(mas_yaml.load(judged_by).wanted().document(), 0)
+        key = (judged_by, file.namespace)
+        if key not in tables:
+            tables[key] = Table.compile(documents.load(judged_by).of(file.namespace).wanted.document(), 0)
         for case in file.tests:
             call = message(case.sender, case.target, case.type, orjson.dumps(case.data))
-            got = explain(call, tables[judged_by])
+            got = explain(call, tables[key])
             yield Result(path, case, got, tuple(_differences(case.expect, got)))
 
 

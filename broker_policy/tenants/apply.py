@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker_policy.dlp import ruleset
 from broker_policy.policy.store import PolicyConflict, PolicyStore, Stored
+from broker_policy.tenants.changes import Change, changes
 from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.drain import drain
 from broker_policy.tenants.retire import Retired, retire_absent
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
+from mas_nats.manifest.documents import Manifest
 from mas_nats.manifest.wanted import Wanted
 from mas_nats.policy.document import AgentPolicy, Document, Permissions
-from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+from mas_nats.wire.identity import Role
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,7 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What an apply did."""
+    """What an apply did. ``added`` and ``removed`` are agents, ``changes`` everything."""
 
     namespace: str
     revision: int
@@ -36,11 +40,25 @@ class Applied:
     removed: tuple[str, ...]
     notices: tuple[str, ...] = ()
     retired: tuple[Retired, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def unfinished(self) -> tuple[Retired, ...]:
         """Removed agents of which something stays; the next apply tries again."""
         return tuple(each for each in self.retired if each.left)
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedManifest:
+    """What applying a whole manifest did, namespace by namespace."""
+
+    namespaces: tuple[Applied, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def revision(self) -> int:
+        """The newest: policy has one count for all namespaces."""
+        return max(each.revision for each in self.namespaces)
 
 
 async def apply(
@@ -50,13 +68,15 @@ async def apply(
     *,
     confirm: float = 5.0,
     by: str = "mas apply",
+    drain_for: float = 0.0,
     progress: Callable[[str], None] = log.info,
 ) -> Applied:
     """Bring a namespace to ``wanted`` and return when every live worker follows.
 
     Applying the same again changes nothing, but for finishing what an earlier one left unfinished. Messages
     that wait for an agent that is removed are moved to the dead letters; what keeps them from it is said in
-    ``Applied.unfinished``. ``by`` is who the audit says it was; ``progress`` hears of long work.
+    ``Applied.unfinished``. Before that it may handle them for ``drain_for`` seconds, while nobody may send it
+    more. ``by`` is who the audit says it was; ``progress`` hears of long work.
 
     Raises:
         NotConfirmed: a live worker did not confirm within ``confirm`` seconds.
@@ -92,6 +112,7 @@ async def apply(
         document = document.model_copy(update={"revoked": stored.document.revoked})
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
+        await _kick_absent(controller, document)
         retired = await retire_absent(controller, store, stored, by=by, progress=progress)
         return Applied(
             wanted.namespace,
@@ -102,7 +123,12 @@ async def apply(
             notices=wanted.notices,
             retired=tuple(retired),
         )
+    done = changes(stored.document if stored else None, document)
     before = stored.document.agents if stored else {}
+    if stored is not None:
+        stored = await drain(
+            controller, store, stored, document, seconds=drain_for, confirm=confirm, progress=progress
+        )
     revision = await store.put(document, expected=stored.sequence if stored else 0)
     await store.wait_confirmed(revision, timeout=confirm)
     added = sorted(agents.keys() - before.keys())
@@ -114,8 +140,7 @@ async def apply(
     switched = [name for name in agents.keys() & before.keys() if agents[name].state != before[name].state]
     for name in (*removed, *switched):  # the latter are back at once, with the permissions of their new state
         await controller.kick_account(before[name].account)
-    for uri in _dismissed(stored.document, document) if stored else ():
-        await controller.kick(uri)
+    await _kick_absent(controller, document)
     log.info("namespace %s is at revision %d", wanted.namespace, revision)
     now = Stored(document, revision)
     retired = await retire_absent(controller, store, now, by=by, progress=progress)
@@ -127,24 +152,53 @@ async def apply(
         removed=tuple(removed),
         notices=wanted.notices,
         retired=tuple(retired),
+        changes=done,
     )
 
 
-def _dismissed(before: Document, now: Document) -> list[str]:
-    """The inspectors and operators that policy does not know any more."""
-    gone = [(Role.INSPECTOR, name) for name in before.inspectors if name not in now.inspectors]
-    gone += [(Role.OPERATOR, name) for name in before.operators if name not in now.operators]
-    return [Identity(DEFAULT_TRUST_DOMAIN, now.namespace, role, name).uri for role, name in gone]
+async def _kick_absent(controller: TenantController, document: Document) -> None:
+    """End what connections operators and inspectors have who are no more, also those an apply that died left.
+
+    Agents lose their account (``retire``), which ends theirs.
+    """
+    present = {Role.OPERATOR: document.operators, Role.INSPECTOR: tuple(document.inspectors)}
+    if kicked := await controller.kick_absent(document.namespace, present):
+        log.info("%d connections ended of operators and inspectors who are no more", kicked)
 
 
-async def apply_file(controller: TenantController, store: PolicyStore, path: Path) -> Applied:
-    """Apply a ``mas.yaml``.
+async def apply_manifest(
+    controller: TenantController,
+    store: PolicyStore,
+    manifest: Manifest,
+    *,
+    by: str = "mas apply",
+    drain_for: float = 0.0,
+    progress: Callable[[str], None] = log.info,
+) -> AppliedManifest:
+    """Bring every namespace of a manifest to what it wants, one after the other; ``apply`` says how.
+
+    Raises:
+        ConfigurationError: rules of data-loss prevention cannot be compiled; nothing was changed.
+        NotConfirmed, PolicyConflict: as for ``apply``; the namespaces before are applied.
+
+    """
+    for each in manifest.namespaces:
+        ruleset(each.wanted.governance.dlp)
+    done = [
+        await apply(controller, store, each.wanted, by=by, drain_for=drain_for, progress=progress)
+        for each in manifest.namespaces
+    ]
+    return AppliedManifest(tuple(done), manifest.told)
+
+
+async def apply_file(controller: TenantController, store: PolicyStore, path: Path) -> AppliedManifest:
+    """Apply a manifest of either form.
 
     Raises:
         ConfigurationError: the file is wrong; nothing was changed.
 
     """
-    return await apply(controller, store, mas_yaml.load(path).wanted())
+    return await apply_manifest(controller, store, documents.load(path))
 
 
 async def set_permissions(

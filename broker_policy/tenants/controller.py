@@ -7,7 +7,7 @@ disconnected. It alone holds the operator's signing key, so it runs where ``mas 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.errors import Unavailable
 from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
-from mas_nats.wire.identity import Role, require_id
+from mas_nats.wire.identity import Role, parse_spiffe_id, require_id
 from mas_nats.wire.state_mode import StateMode
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,19 @@ class TenantController:
     async def kick_account(self, account: str) -> int:
         """Disconnect all connections to ``account`` (a public key); the number of them."""
         return await self._kick({"acc": account})
+
+    async def kick_absent(self, namespace: str, present: Mapping[Role, Collection[str]]) -> int:
+        """Disconnect whoever has one of these roles in ``namespace`` and is not ``present``; how many."""
+
+        def absent(connection: dict[str, Any]) -> bool:
+            try:
+                identity = parse_spiffe_id(str(connection.get("authorized_user", "")))
+            except ValueError:
+                return False  # one of the servers' own users
+            role = identity.role
+            return identity.namespace == namespace and role in present and identity.name not in present[role]
+
+        return await self._kick({"auth": True}, absent)
 
     async def kick_certificate(self, fingerprint: str) -> int:
         """Disconnect whoever showed a certificate, or one of a CA, with this SHA-256; the number of them."""

@@ -38,6 +38,7 @@ from mas_nats.policy.governance import (
     RateLimits,
     Role,
 )
+from mas_nats.telemetry.settings import TelemetrySettings
 
 SECTION = "gateway"
 _PREFIX = "MAS_GATEWAY__"
@@ -103,20 +104,6 @@ class AuditSettings(_Section):
     file_path: Path | None = Field(None, description="The file; none: no copy")
     max_bytes: int = Field(10_000_000, ge=1, description="Bytes after which the file is rotated")
     backup_count: int = Field(5, ge=0, description="Rotated files that are kept")
-
-
-class TelemetrySettings(_Section):
-    """OpenTelemetry of the policy service."""
-
-    enabled: bool = Field(default=False, description="Whether anything is exported")
-    service_name: str = Field("mas-nats", description="The resource attribute `service.name`")
-    service_namespace: str = Field("mas", description="`service.namespace`")
-    environment: str = Field("dev", description="`deployment.environment`")
-    otlp_endpoint: str | None = Field(None, description="OTLP over HTTP, such as `http://localhost:4318`")
-    sample_ratio: float = Field(1.0, ge=0, le=1, description="The share of traces that is kept")
-    export_metrics: bool = Field(default=True, description="Whether metrics are exported too")
-    metrics_export_interval_ms: int = Field(60_000, ge=1_000, description="Milliseconds between exports")
-    headers: dict[str, str] = Field(default_factory=dict, repr=False, description="Headers of the exports")
 
 
 class CircuitBreakerSettings(_Section):

@@ -15,29 +15,25 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest.gateway import SECTION, GatewaySettings, variables
-from mas_nats.manifest.mistakes import mistakes
+from mas_nats.manifest.checked import checked
+from mas_nats.manifest.gateway import GatewaySettings, variables
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.document import AgentId, Limits, Permissions, require_one_side
 from mas_nats.policy.governance import Role
 from mas_nats.policy.roles import target_of
 from mas_nats.policy.table import ANY
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id, require_name
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, ID_PATTERN, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
 VARIABLE = "MAS_RUNNER_CONFIG_FILE"
 """The environment variable that names the manifest."""
-
-NOT_YET = ("telemetry",)
-"""The sections of ``gateway:`` on which nothing acts in this version."""
 
 
 class _Model(BaseModel):
@@ -80,7 +76,7 @@ class AllowNetwork(_Model):
 
     type: Literal["allow_network"]
     agents: tuple[Name, ...]
-    bidirectional: bool = True
+    bidirectional: bool = Field(default=True, description="Everybody to everybody; false: each to the next")
 
     def pairs(self) -> Iterable[tuple[str, str]]:
         """Sender and target of every allowed way."""
@@ -131,34 +127,40 @@ Rule = Annotated[
 class AgentEntry(_Model):
     """One agent, and how to run it."""
 
-    agent_id: AgentId
-    class_path: str = ""
-    instances: int = Field(1, ge=1)
-    capabilities: tuple[str, ...] = ()
-    metadata: dict[str, JsonValue] = Field(default_factory=dict)
-    tls_cert_path: Path | None = None
-    tls_key_path: Path | None = None
-    init_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
-    state: StateMode = StateMode.MEDIATED
+    agent_id: AgentId = Field(description="Its id, once in a namespace")
+    class_path: str = Field("", description="The class to run, as `package.module:Class`")
+    instances: int = Field(1, ge=1, description="Processes to run; they share the work")
+    capabilities: tuple[str, ...] = Field((), description="What others may discover of it")
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="The same, of any shape")
+    tls_cert_path: Path | None = Field(None, description="Its certificate, PEM")
+    tls_key_path: Path | None = Field(None, description="The certificate's key, PEM")
+    init_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Further arguments of the class"
+    )
+    state: StateMode = Field(
+        StateMode.MEDIATED, description="Whether its state goes through policy, or straight to the bucket"
+    )
 
 
 class MasYaml(_Model):
     """The whole file."""
 
-    namespace: Annotated[str, AfterValidator(lambda value: require_id(value, "namespace"))] = (
-        DEFAULT_NAMESPACE
-    )
-    server_listen_addr: str | None = None
-    tls_ca_path: Path | None = None
-    tls_server_cert_path: Path | None = None
-    tls_server_key_path: Path | None = None
-    permissions: tuple[Rule, ...] = ()
-    agents: tuple[AgentEntry, ...] = ()
-    inspectors: tuple[AgentId, ...] = ()
-    operators: tuple[AgentId, ...] = ()
-    limits: Limits = Limits()
-    roles: dict[str, Role] = Field(default_factory=dict)
-    gateway: GatewaySettings | None = None  # none: ``GatewaySettings.unsaid``
+    namespace: Annotated[
+        str,
+        AfterValidator(lambda value: require_id(value, "namespace")),
+        Field(json_schema_extra={"pattern": f"^{ID_PATTERN.pattern}$"}),
+    ] = Field(DEFAULT_NAMESPACE, description="The namespace that it declares")
+    server_listen_addr: str | None = Field(None, description="Where `mas up` listens, as `host:port`")
+    tls_ca_path: Path | None = Field(None, description="The CA of agents and server, PEM")
+    tls_server_cert_path: Path | None = Field(None, description="The server's certificate chain, PEM")
+    tls_server_key_path: Path | None = Field(None, description="The certificate's key, PEM")
+    permissions: tuple[Rule, ...] = Field((), description="Who may send to whom; nothing else is allowed")
+    agents: tuple[AgentEntry, ...] = Field((), description="Who there is")
+    inspectors: tuple[AgentId, ...] = Field((), description="Who may read everything and change nothing")
+    operators: tuple[AgentId, ...] = Field((), description="People and jobs who may change everything")
+    limits: Limits = Field(Limits(), description="Limits of every agent")
+    roles: dict[str, Role] = Field(default_factory=dict, description="What holders of a role may do")
+    gateway: GatewaySettings | None = Field(None, description="Governance and the server's Redis")
 
     @field_validator("agents")
     @classmethod
@@ -234,21 +236,10 @@ class MasYaml(_Model):
 
     def _notices(self) -> Iterable[str]:
         """What the reader of the file should know."""
-        for name in self._unused():
-            yield f"{name} is read but has no effect in this version"
         if self.roles and self.gateway is not None and not self.gateway.features.rbac:
             yield "roles grant nothing while gateway.features.rbac is false"
         if named := variables():
             yield f"the environment beats the file: {', '.join(named)}"
-
-    def _unused(self) -> list[str]:
-        """What the file sets and nothing acts upon."""
-        gateway = self.settings
-        said = (
-            *((name, name) for name in gateway.model_fields_set),
-            *((f"features.{name}", name) for name in gateway.features.model_fields_set),
-        )
-        return [f"{SECTION}.{place}" for place, name in sorted(said) if self.gateway and name in NOT_YET]
 
 
 def _require_here(info: ValidationInfo, what: str, sender: str, target: str) -> None:
@@ -261,7 +252,9 @@ def _require_here(info: ValidationInfo, what: str, sender: str, target: str) -> 
 
 
 def load(path: Path) -> MasYaml:
-    """Read and check a ``mas.yaml``. Relative paths in it are resolved against its folder.
+    """Read and check a ``mas.yaml`` with one document. Relative paths in it start at its folder.
+
+    ``documents.load`` reads files of either form, with any number of documents.
 
     Raises:
         ConfigurationError: it cannot be read, is no YAML, or a field is wrong; the text names line, field,
@@ -269,23 +262,20 @@ def load(path: Path) -> MasYaml:
 
     """
     file = YamlFile.read(path)
-    if not isinstance(file.content, dict):
+    if isinstance(file.content, dict) and "kind" in file.content:
+        raise ConfigurationError(
+            f"{path}, line {file.line(('kind',))}: a {FILE_NAME} is read, and has no kind:"
+        )
+    return parse(file)
+
+
+def parse(file: YamlFile) -> MasYaml:
+    """One document. Raises as ``load``."""
+    path = file.path
+    raw = file.fields()
+    if raw is None:
         raise ConfigurationError(f"{path} must hold a mapping with agents: and permissions:")
-    raw = {str(key): value for key, value in file.content.items()}
-    problems = []
-    try:
-        if SECTION in raw:
-            raw[SECTION] = GatewaySettings.of_section(file, raw[SECTION], (SECTION,))
-    except ConfigurationError as error:
-        problems.append(str(error))
-        del raw[SECTION]
-    try:
-        manifest = MasYaml.model_validate(raw)
-    except ValidationError as error:
-        found = mistakes(error, MasYaml, lambda place: f"line {file.line(place)}")
-        problems.insert(0, "\n- ".join((f"{path} is not a valid manifest:", *found)))
-    if problems:
-        raise ConfigurationError("\n".join(problems))
+    manifest = checked(file, raw, MasYaml, "manifest", holder=raw)
     return manifest.beside(path.absolute().parent)
 
 

@@ -28,7 +28,7 @@ class WantedAgent:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One declared namespace. ``notices`` tell what was read but has no effect."""
+    """One declared namespace. ``notices`` are for whoever wrote it, as of what has no effect."""
 
     namespace: str = DEFAULT_NAMESPACE
     agents: dict[str, WantedAgent] = field(default_factory=dict)

@@ -89,6 +89,7 @@ class Call:
     searched: object = None  # what data-loss prevention found out about its content before its turn
     probe: bool = False  # let through to see what becomes of it: its target's circuit is half open
     on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
+    watched: Any = None  # who measures its way through a worker (``broker_policy.telemetry``)
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     @classmethod

@@ -13,10 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from mas_nats.policy.governance import Governance
 from mas_nats.policy.roles import target_of
-from mas_nats.wire.identity import ANY_AGENT, agent_of, namespace_of, require_id, require_name
+from mas_nats.wire.identity import ANY_AGENT, ID_PATTERN, agent_of, namespace_of, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
-AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "agent id"))]
+AgentId = Annotated[
+    str,
+    AfterValidator(lambda value: require_id(value, "agent id")),
+    Field(json_schema_extra={"pattern": f"^{ID_PATTERN.pattern}$"}),
+]
 Sender = Annotated[str, AfterValidator(lambda value: require_name(value, "sender", any_agent=True))]
 Target = Annotated[
     str,
@@ -52,22 +56,36 @@ class Permissions(Strict):
     blocked_targets: tuple[Target, ...] = ()
 
 
+_MOST = 1 << 53
+"""No number is larger: JSON keeps them exact up to here."""
+_LONGEST = 1e9
+"""Seconds: some thirty years. The server counts nanoseconds in 64 bits."""
+
+
 class Limits(Strict):
     """Limits that hold for every agent of the namespace."""
 
-    max_payload: int = Field(1_000_000, gt=0)  # bytes of body
-    max_state: int = Field(1_000_000, gt=0)  # bytes of JSON
-    inbox_messages: int = Field(100_000, gt=0)  # waiting messages for each agent
-    log_bytes: int = Field(4 << 30, gt=0)  # the whole INBOX stream
-    max_delay: float = Field(30 * 86400.0, gt=0)  # seconds until a delayed message is due
-    delayed_messages: int = Field(10_000, gt=0)  # delayed messages of each sender that wait
-    release_rate: int = Field(500, gt=0)  # delayed messages a second that are released when they are due
-    max_deliver: int = Field(5, gt=0)  # attempts before a message is dead
-    ack_wait: float = Field(30.0, gt=0)  # seconds
-    in_flight: int = Field(128, gt=0)  # messages handled at once by one instance
-    max_ack_pending: int = Field(4096, gt=0)  # messages handled at once by all instances of an agent
-    retry_delay: float = Field(1.0, ge=0)  # seconds before the second attempt; doubles with each
-    retry_delay_max: float = Field(60.0, ge=0)  # seconds
+    max_payload: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of a message's body")
+    max_state: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of an agent's state as JSON")
+    inbox_messages: int = Field(100_000, gt=0, le=_MOST, description="Waiting messages for each agent")
+    log_bytes: int = Field(4 << 30, gt=0, le=_MOST, description="Bytes of the whole INBOX stream")
+    max_delay: float = Field(
+        30 * 86400.0, gt=0, le=_LONGEST, description="Seconds until a delayed message is due"
+    )
+    delayed_messages: int = Field(
+        10_000, gt=0, le=_MOST, description="Delayed messages of each sender that wait"
+    )
+    release_rate: int = Field(500, gt=0, le=_MOST, description="Delayed messages released in a second")
+    max_deliver: int = Field(5, gt=0, le=_MOST, description="Attempts before a message is dead")
+    ack_wait: float = Field(
+        30.0, gt=0, le=_LONGEST, description="Seconds without a sign before it is delivered again"
+    )
+    in_flight: int = Field(128, gt=0, le=_MOST, description="Messages handled at once by one instance")
+    max_ack_pending: int = Field(4096, gt=0, le=_MOST, description="The same by all instances together")
+    retry_delay: float = Field(
+        1.0, ge=0, le=_LONGEST, description="Seconds before the second attempt; doubles with each"
+    )
+    retry_delay_max: float = Field(60.0, ge=0, le=_LONGEST, description="Seconds; no attempt waits longer")
 
 
 class Revocation(Strict):

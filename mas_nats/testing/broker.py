@@ -74,20 +74,29 @@ class MemoryBroker:
         self._epoch = 0.0
 
     @classmethod
-    def from_manifest(cls, path: str | os.PathLike[str], *, virtual_time: bool = True) -> Self:
-        """A broker with the agents, permissions and limits of a ``mas.yaml``.
+    def from_manifest(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        virtual_time: bool = True,
+        beside: MemoryBroker | None = None,
+    ) -> Self:
+        """A broker with the agents, permissions and limits of a manifest.
+
+        ``namespace`` matters where it declares several; ``beside`` is as for the class.
 
         Raises:
             ConfigurationError: the file is wrong, or PyYAML is missing.
 
         """
         try:
-            from mas_nats.manifest import mas_yaml  # noqa: PLC0415 - needs PyYAML, which agents do not
+            from mas_nats.manifest import documents  # noqa: PLC0415 - needs PyYAML, which agents do not
         except ImportError:
             text = "reading a mas.yaml needs PyYAML: pip install 'mas-nats[server]'"
             raise ConfigurationError(text) from None
-        made = cls(virtual_time=virtual_time)
-        made._document = mas_yaml.load(Path(path)).wanted().document()
+        made = cls(virtual_time=virtual_time, beside=beside)
+        made._document = documents.load(Path(path)).of(namespace).wanted.document()
         return made
 
     # -- lifecycle ---------------------------------------------------------------------------------

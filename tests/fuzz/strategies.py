@@ -187,10 +187,107 @@ _node = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_names | _word, inner, max_size=4),
     max_leaves=15,
 )
+_casa_names = st.sampled_from(
+    (
+        "name",
+        "type",
+        "apps",
+        "baseUrl",
+        "host",
+        "scheme",
+        "enabledToolChecks",
+        "llm_host",
+        "httpRequestSchema",
+        "promptFieldJsonPath",
+        "kubernetesWorkloadName",
+        "targetRef",
+        "allowedEndpoints",
+        "allowedSources",
+        "namespace",
+        "gateway",
+        "limits",
+    )
+)
+_casa_node = st.recursive(
+    st.one_of(_scalar, st.sampled_from(("agent", "client", "a", "http://a:80", "{.a}", "http://[a", "*"))),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_casa_names | _word, inner, max_size=5),
+    max_leaves=12,
+)
+_app = st.fixed_dictionaries(
+    {"name": st.sampled_from(("a", "b", "c")), "type": st.sampled_from(("agent", "client", "mcp_server"))},
+    optional={"baseUrl": st.sampled_from(("http://a", "http://b:1")) | _casa_node, "scopes": _casa_node},
+)
+_endpoints = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from(("a", "b", "*")) | _casa_node},
+        optional={"namespace": st.sampled_from(("one", "two"))},
+    ),
+    max_size=3,
+)
+_spec = st.one_of(
+    st.fixed_dictionaries({"name": st.just("x"), "apps": st.lists(_app, max_size=3)}),
+    st.fixed_dictionaries(
+        {"targetRef": st.fixed_dictionaries({"kind": st.just("Pod"), "name": st.sampled_from(("a", "z"))})},
+        optional={"allowedEndpoints": _endpoints, "allowedSources": _endpoints},
+    ),
+    st.dictionaries(_casa_names | _word, _casa_node, max_size=5),
+    _casa_node,
+)
+_casa = st.fixed_dictionaries(
+    {
+        "apiVersion": st.sampled_from(("casa.io/v1alpha1", "casa.io/v1alpha1", "v1")) | _scalar,
+        "kind": st.sampled_from(("MultiAgentSystem", "CASAPolicy", "Pod")) | _casa_node,
+        "metadata": st.fixed_dictionaries({"name": st.sampled_from(("one", "two", "One"))}) | _casa_node,
+        "spec": _spec,
+    },
+    optional={"status": _casa_node},
+)
+_document = st.dictionaries(_names | _word, _node, max_size=5) | _casa
 manifests = st.one_of(
-    st.dictionaries(_names | _word, _node, max_size=5).map(
-        lambda value: yaml.safe_dump(value, allow_unicode=True).encode()
+    st.lists(_document, max_size=4).map(lambda found: yaml.safe_dump_all(found, allow_unicode=True).encode()),
+    st.lists(_casa, min_size=1, max_size=4).map(
+        lambda found: yaml.safe_dump_all(found, allow_unicode=True).encode()
     ),
     st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.binary(max_size=200),
 )
+
+_token = st.sampled_from(
+    (
+        "agents:",
+        "apiVersion: casa.io/v1alpha1",
+        "kind: MultiAgentSystem",
+        "kind: CASAPolicy",
+        "metadata: {name: a}",
+        "spec:",
+        "- ",
+        "  ",
+        "\n",
+        "&x ",
+        "*x",
+        "<<: ",
+        "? ",
+        ": ",
+        "[",
+        "]",
+        "{",
+        "}",
+        "---\n",
+        "...\n",
+        "!!binary x",
+        "!!set {a, b}",
+        "!!timestamp 2020-01-01",
+        "!!python/name:os.system",
+        "0x" + "f" * 5_000,
+        "1e999",
+        ".nan",
+        "~",
+        "%YAML 1.3",
+        "'",
+        '"\\x',
+        "|\n",
+        "\t",
+    )
+)
+nasty_yaml = st.lists(_token | _word, max_size=30).map("".join)
+"""Pieces of YAML in any order."""

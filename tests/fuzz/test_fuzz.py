@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import mas_yaml
+from mas_nats.manifest import documents
 from mas_nats.policy.document import Document
 from tests.fuzz.served import LONGEST, Served, served
-from tests.fuzz.strategies import calls, manifests, policies
+from tests.fuzz.strategies import calls, manifests, nasty_yaml, policies
 
 FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -47,5 +47,14 @@ def test_whatever_a_manifest_says(tmp_path: Path, raw: bytes):
     path.write_bytes(raw)
     before = time.thread_time()
     with contextlib.suppress(ConfigurationError):  # and nothing else
-        mas_yaml.load(path).wanted()
+        documents.load(path)
     assert time.thread_time() - before < LONGEST
+
+
+@settings(max_examples=200, suppress_health_check=FIXTURES)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=200) | nasty_yaml)
+def test_no_yaml_crashes_a_manifest(tmp_path: Path, text: str):
+    path = tmp_path / "mas.yaml"
+    path.write_text(text)
+    with contextlib.suppress(ConfigurationError):  # and nothing else
+        documents.load(path)

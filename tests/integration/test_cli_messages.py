@@ -40,19 +40,20 @@ def options(system: System, namespace: str) -> list[str]:
     return ["--folder", str(system.layout.root), "--namespace", namespace]
 
 
-async def call(*arguments: str) -> dict[str, object]:
+async def call(*arguments: str) -> dict[str, Any]:
     return await asyncio.to_thread(mas_json, *arguments)
 
 
 async def test_apply_twice_changes_once(system: System, namespace: str, tmp_path: Path) -> None:
     file, folder = str(tmp_path / "mas.yaml"), str(system.layout.root)
     first = await call("apply", file, "--folder", folder)
-    assert (first["changed"], first["added"]) == (True, ["alice", "bob"])
+    assert (first["changed"], first["namespaces"][0]["added"]) == (True, ["alice", "bob"])
     second = await call("apply", file, "--folder", folder)
     assert (second["changed"], second["revision"]) == (False, first["revision"])
+    assert second["namespaces"][0]["changes"] == []
     (tmp_path / "mas.yaml").write_text(f"namespace: {namespace}\nagents: [{{agent_id: alice}}]\n")
     third = await call("apply", file, "--folder", folder)
-    assert (third["changed"], third["removed"]) == (True, ["bob"])
+    assert (third["changed"], third["namespaces"][0]["removed"]) == (True, ["bob"])
 
 
 async def test_a_wrong_manifest_names_the_field(system: System, tmp_path: Path) -> None:

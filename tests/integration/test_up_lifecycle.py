@@ -67,7 +67,7 @@ def document(process):
     return json.loads(text)
 
 
-def until(condition, timeout=15.0):
+def until(condition, timeout=60.0):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -109,8 +109,8 @@ def test_foreground_is_ready_refuses_a_second_and_stops_on_sigterm(folder):
 
         begun = time.monotonic()
         process.terminate()
-        assert process.wait(20) == 0
-        assert time.monotonic() - begun < 8
+        assert process.wait(60) == 0
+        assert time.monotonic() - begun < 20
         assert not any(map(alive, started.values()))
         assert not (folder / "endpoint.json").exists()
         progress = process.stderr.read()
@@ -124,7 +124,7 @@ def test_ctrl_c_stops_it_in_order(folder):
         started = children(process.pid)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert not any(map(alive, started.values()))
 
 
@@ -133,7 +133,7 @@ def test_it_can_be_stopped_while_it_starts(folder):
         until(lambda: "nats-server" in children(process.pid))
         started = children(process.pid)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert not any(map(alive, started.values()))
         assert process.stdout.read() == ""
 
@@ -192,7 +192,7 @@ def test_relaxed_says_what_it_gives_up(folder):
     with foreground(folder, "--relaxed") as process:
         assert document(process)["durable"] is False
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "power cut" in process.stderr.read()
 
 
@@ -206,7 +206,7 @@ def test_relaxed_says_what_it_gives_up(folder):
 def test_what_cannot_start_says_why_and_leaves_nothing(folder, options, environment, text):
     with foreground(folder, *options, environment=environment) as process:
         error = document(process)["error"]
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
     assert text in error["text"]
     assert mas("down", "--folder", str(folder), check=False).returncode == 3
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.pages.shown import Command, File
 
 _STEP = "@@ step"
-_PAGE = 120.0
+_PAGE = 240.0
 """Seconds for one page."""
 
 
@@ -47,12 +47,16 @@ def run(
             f'{check} || {{ echo "{_STEP} {number} ended with $code"; exit 1; }}',
         ]
     script.append("kill $(jobs -p) 2>/dev/null; wait; exit 0")
-    return _shell("\n".join(script))
+    return _shell("\n".join(script), folder)
 
 
-def _shell(script: str) -> str:
-    bin_folder = Path(sys.executable).parent
-    env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "160"}
+_BIN = Path(sys.executable).parent
+PATH = os.pathsep.join((str(_BIN), str(_BIN.parent / "mas-nats" / "bin"), os.environ["PATH"]))
+"""Where the shell looks: our own commands first."""
+
+
+def _shell(script: str, folder: Path) -> str:
+    env = {**os.environ, "PATH": PATH, "COLUMNS": "160", "XDG_CONFIG_HOME": str(folder / "config")}
     env.pop("MAS_RUNNER_CONFIG_FILE", None)
     with subprocess.Popen(
         ["bash", "-c", script],

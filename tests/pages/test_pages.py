@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.pages import reference
 from tests.pages.pages import ELSEWHERE, PAGES, Page
-from tests.pages.session import run
+from tests.pages.session import PATH, run
 from tests.pages.shown import Command, shown
 from tests.system import REPOSITORY, System, mas
 
@@ -44,7 +46,16 @@ def _end(folder: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_a_page_is_right(page: Page, place: Callable[[Page], Path]) -> None:
     steps = list(shown(REPOSITORY / page.path))
+    if shutil.which("nats", path=PATH) is None:  # of another project: see test_nats_cli.py
+        steps = [each for each in steps if not (isinstance(each, Command) and each.line.startswith("nats "))]
     run(place(page), steps, before=page.before, instead=page.instead, fails=page.fails)
+
+
+def test_every_example_of_the_reference_is_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: _end(tmp_path))
+    examples = [each for each in shown(REPOSITORY / "docs/cli.md") if isinstance(each, Command)]
+    steps = reference.in_order(examples)
+    run(tmp_path, steps, before=reference.BEFORE, instead=reference.INSTEAD, fails=reference.FAILS)
 
 
 def test_no_page_is_left_out() -> None:

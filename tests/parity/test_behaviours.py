@@ -62,6 +62,9 @@ def test_every_setting_is_there_and_what_is_new_limits_nothing():
         "rate_limit.pair_per_minute": 0,
         "rate_limit.pair_per_hour": 0,
         "rate_limit.burst": 0,
+        "telemetry.metrics_host": "127.0.0.1",
+        "telemetry.metrics_port": 0,
+        "telemetry.metrics_token": "",
     }
 
 

@@ -205,7 +205,7 @@ def completed(words: str, **environment: str) -> list[str]:
 
 def test_commands_options_and_values_are_completed(tmp_path):
     assert set(completed("mas ")) == set(typer.main.get_command(app).commands)
-    assert completed("mas con") == ["context"]
+    assert completed("mas con") == ["containers", "context"]
     assert completed("mas state ") == ["get", "set", "reset"]
     assert completed("mas top --int") == ["--interval"]
     assert completed("mas context add --role ") == ["inspector", "operator"]

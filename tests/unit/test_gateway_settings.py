@@ -16,7 +16,6 @@ from mas_nats.manifest.gateway import (
     GatewaySettings,
     RateLimitSettings,
 )
-from mas_nats.manifest.reference import current
 from mas_nats.policy.governance import CircuitBreaker, Dlp, DlpRule, Governance, RateLimits, Role
 from tests.system import REPOSITORY
 
@@ -174,9 +173,8 @@ def test_the_settings_are_the_policy_s_own_part_for_part():
     assert {"enabled", *CircuitBreakerSettings.model_fields} == set(CircuitBreaker.model_fields)
 
 
-def test_the_reference_in_the_docs_is_current():
+def test_the_reference_in_the_docs_says_it():  # that it is current: test_manifest_page.py
     page = (REPOSITORY / "docs" / "settings.md").read_text()
-    assert page == current(page), "python -m mas_nats.manifest.reference docs/settings.md"
     assert "| `per_minute` | whole number, at least 0 | `100` |" in page
 
 
