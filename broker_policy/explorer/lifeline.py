@@ -6,7 +6,9 @@ from typing import Any
 
 import nats.errors
 
+from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.entry import Entry, refuses
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.query import OUTCOME_NAMES, Answer, Question, ask
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import PAGE, StoredEntry
@@ -20,6 +22,7 @@ from mas_nats.message import reply_id
 from mas_nats.wire import headers, subjects
 
 _DECISIONS = 50
+_OUTCOME = b'"k":"o"'
 _FAR = 20
 """Pages of the chain that are read to find when something happened to a message."""
 _SIGNED_BACK = 200
@@ -28,16 +31,16 @@ _REQUESTS = 200
 
 Document = dict[str, Any]
 _SAID = {
-    "c": "committed to the inbox",
-    "n": "not committed: it was never stored",
-    "a": "done: a reply was published, or a state written",
-    "f": "failed: it did not happen",
-    "u": "a repetition: it was there already",
-    "v": "an attempt failed, delivered again",
-    "h": "handled",
-    "d": "dead: a dead letter now",
-    "x": "expired before it was handled",
-    "?": "unknown: it cannot be found out any more",
+    "c": "stored in the inbox, with its decision",
+    "n": "it was never stored",
+    "a": "the reply was published, the state written, or the connection made",
+    "f": "it did not happen",
+    "u": "it was there already",
+    "v": "an attempt failed; it is delivered again",
+    "h": "its agent acknowledged it",
+    "d": "no attempt handled it",
+    "x": "its time was over before it was handled",
+    "?": "it cannot be found out any more",
 }
 _LAST = frozenset("rnafuhdx?")
 """Outcomes after which nothing more happens."""
@@ -53,7 +56,7 @@ async def lifeline(sources: Sources, views: Views, message_id: str) -> Document 
     found = await ask(sources.store, Question(message_id=message_id), limit=_DECISIONS, oldest_first=True)
     if not found:
         return None
-    signed = (await views.checkpoints(_SIGNED_BACK))["checkpoints"]
+    signed = await views.newest_checkpoints(_SIGNED_BACK)
     lives = [await _life(sources, answer, signed) for answer in found]
     return {
         "namespace": sources.namespace,
@@ -63,7 +66,7 @@ async def lifeline(sources: Sources, views: Views, message_id: str) -> Document 
     }
 
 
-async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Document:
+async def _life(sources: Sources, answer: Answer, signed: list[SignedCheckpoint]) -> Document:
     entry = answer.entry
     refused = refuses(entry)
     inbox = await _in_inbox(sources, entry)
@@ -94,18 +97,15 @@ async def _life(sources: Sources, answer: Answer, signed: list[Document]) -> Doc
         )
     )
     if entry["wy"] == "b" or (entry.get("q") and not refused):
-        steps.append(
-            _step(
-                None, "committed", "stored in the inbox with its decision", "ok", sequence=entry.get("q", 0)
-            )
-        )
+        steps.append(_step(None, "committed", _SAID["c"], "ok", sequence=entry.get("q", 0)))
     happened, complete = await _happened(sources, answer)
+    if answer.outcome == Outcome.DEAD:  # it is buried first, and then reported
+        place = next((at for at, step in enumerate(happened) if step["name"] == "dead"), len(happened))
+        happened[place:place] = await _buried(sources, entry)
     steps += happened
     if inbox and answer.outcome not in _LAST:
         steps.append(_step(None, "waiting", f"in the inbox of {entry['t']}", "wait"))
-    if answer.outcome == Outcome.DEAD:
-        steps += await _buried(sources, entry)
-    steps.append(_signed(answer.index, signed))
+    steps.append(_signed(answer.index, signed, sources.checkpoint_keys))
     trace = inbox.get(headers.TRACEPARENT, "").split("-")
     return {
         **described(answer),
@@ -119,15 +119,14 @@ def _step(time: int | None, name: str, text: str, state: str, **facts: Any) -> D
     return {"time": time, "name": name, "text": text, "state": state, "facts": facts}
 
 
-def _signed(index: int, checkpoints: list[Document]) -> Document:
-    covering = [each for each in checkpoints if each["index"] >= index and each["valid"]]
-    if not covering:
-        return _step(None, "signed", "not yet: no checkpoint covers it", "wait")
-    if min(each["index"] for each in checkpoints) >= index and len(checkpoints) == _SIGNED_BACK:
+def _signed(index: int, newest: list[SignedCheckpoint], keys: CheckpointKeys) -> Document:
+    if len(newest) == _SIGNED_BACK and newest[0].checkpoint.index >= index:
         return _step(None, "signed", "by an earlier checkpoint", "ok")
-    first = min(covering, key=lambda each: each["index"])
-    text = f"checkpoint at entry {first['index']}"
-    return _step(first["time"], "signed", text, "ok", key=first["key"])
+    for each in newest:
+        if each.checkpoint.index >= index and keys.signed(each):
+            text = f"checkpoint at entry {each.checkpoint.index}"
+            return _step(each.checkpoint.time, "signed", text, "ok", key=each.key)
+    return _step(None, "signed", "not yet: no checkpoint covers it", "wait")
 
 
 async def _happened(sources: Sources, answer: Answer) -> tuple[list[Document], bool]:
@@ -159,6 +158,8 @@ async def _happened(sources: Sources, answer: Answer) -> tuple[list[Document], b
 
 
 def _outcome_of(stored: StoredEntry, index: int) -> Entry | None:
+    if _OUTCOME not in stored.body:  # most are none: it need not be read to see that
+        return None
     try:
         entry = stored.entry()
     except ValueError:  # damaged: verification names it

@@ -21,7 +21,7 @@ from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import WINDOW, Feed, Row, described
 from broker_policy.explorer.looks import Looks
 from broker_policy.explorer.sources import Sources
-from broker_policy.jetstream import JetStreamError, direct_get_page, get_last, last_of_each
+from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
 from broker_policy.printable import printable
 from mas_nats.errors import ConfigurationError, MasError, error_of
 from mas_nats.wire import subjects
@@ -33,6 +33,8 @@ MOST = 200
 _ANSWER = 5.0
 _CIRCUITS_FRESH = 1.0
 _BACK = 512
+_EDGES = 500
+"""Edges of the graph at most, the busiest first."""
 ELSEWHERE = "(no agent here)"
 """Stands in the graph for targets that are not agents of the namespace: anybody can make such names up."""
 
@@ -111,7 +113,8 @@ class Views:
             edge["last"] = max(edge["last"], row["time"])
             if row["time"] >= since:
                 edge["refused" if row["refused"] else "count"] += 1
-        for edge in edges.values():
+        busiest = sorted(edges.values(), key=lambda each: (-each["count"] - each["refused"], -each["last"]))
+        for edge in (shown := busiest[:_EDGES]):
             edge["rate"] = round(edge["count"] / WINDOW, 3)
             edge["circuit"] = circuits.get(edge["to"], "closed")
         names = known | {name for pair in edges for name in pair}
@@ -131,14 +134,14 @@ class Views:
             "namespace": self.sources.namespace,
             "window": WINDOW,
             "nodes": nodes,
-            "edges": list(edges.values()),
+            "edges": shown,
+            "more_edges": len(edges) - len(shown),
         }
 
     async def agents(self) -> Document:
         """What each agent has: instances with their capabilities, rates, messages, its circuit."""
-        rows, announced, circuits = await asyncio.gather(
-            self.looks.rows(), self._announced(), self.circuits()
-        )
+        rows, circuits = await asyncio.gather(self.looks.rows(), self.circuits())
+        announced = _instances((await self.looks.current()).announced)
         states = {each["agent"]: each["state"] for each in circuits}
         last: dict[str, int] = {}
         for row in self.feed.kept():
@@ -186,8 +189,8 @@ class Views:
 
     async def checkpoints(self, limit: int) -> Document:
         """The newest checkpoints, and whether a key of this installation signed each."""
-        keys = self.sources.public.checkpoint_keys
-        found = await self._checkpoints(limit)
+        keys = self.sources.checkpoint_keys
+        found = await self.newest_checkpoints(limit)
         rows = [
             {
                 "index": each.checkpoint.index,
@@ -201,6 +204,30 @@ class Views:
             for each in reversed(found)
         ]
         return {"namespace": self.sources.namespace, "checkpoints": rows}
+
+    async def newest_checkpoints(self, limit: int) -> list[SignedCheckpoint]:
+        """The newest, oldest first, their signatures not checked.
+
+        They are looked for backwards, since other namespaces have theirs in between.
+        """
+        nc, subject = self.sources.control, subjects.checkpoint(self.sources.namespace)
+        newest = await get_last(nc, subjects.CHECKPOINTS_STREAM, subject)
+        if newest is None:
+            return []
+        span = _BACK
+        while True:
+            first = max(newest.sequence - span + 1, 1)
+            found: list[SignedCheckpoint] = []
+            at = first
+            while at <= newest.sequence:
+                page = await direct_get_page(nc, subjects.CHECKPOINTS_STREAM, subject, at)
+                if not page:
+                    break
+                found += [SignedCheckpoint.decode(each.data) for each in page]
+                at = page[-1].sequence + 1
+            if len(found) >= limit or first == 1:
+                return found[-limit:]
+            span *= 4
 
     async def circuits(self) -> list[Document]:
         """The circuits that are not closed, as a worker knows them; none where no worker answers."""
@@ -224,31 +251,9 @@ class Views:
     # -- parts ---------------------------------------------------------------------------------------
     async def _verify(self) -> Document:
         began = time.monotonic()
-        keys = self.sources.public.checkpoint_keys
+        keys = self.sources.checkpoint_keys
         report = await verify(self.sources.store, self.sources.checkpoints.standing(keys), keys)
         return {**report.document(), "seconds": round(time.monotonic() - began, 2), "time": self._now()}
-
-    async def _announced(self) -> dict[str, list[Document]]:
-        found: dict[str, list[Document]] = {}
-        bucket = subjects.REGISTRY_BUCKET
-        for each in await last_of_each(
-            self.sources.tenant, subjects.kv_stream(bucket), subjects.kv_key(bucket, ">")
-        ):
-            agent, instance = each.subject.split(".")[2:4]
-            try:
-                told = orjson.loads(each.data or b"{}")
-            except ValueError:
-                continue
-            if isinstance(told, dict) and told:
-                capabilities = [str(name) for name in told.get("capabilities", ())]
-                found.setdefault(agent, []).append(
-                    {
-                        "instance": instance,
-                        "capabilities": capabilities,
-                        "seen": each.headers.get("Nats-Time-Stamp", ""),
-                    }
-                )
-        return found
 
     async def _head(self) -> int:
         return (await self.sources.store.head()).index
@@ -266,27 +271,6 @@ class Views:
             return (await self.sources.checkpoints.last())[0]
         except (nats.errors.Error, JetStreamError, ValueError) as error:
             return error
-
-    async def _checkpoints(self, limit: int) -> list[SignedCheckpoint]:
-        """The newest, oldest first; looked for backwards, since other namespaces have theirs in between."""
-        nc, subject = self.sources.control, subjects.checkpoint(self.sources.namespace)
-        newest = await get_last(nc, subjects.CHECKPOINTS_STREAM, subject)
-        if newest is None:
-            return []
-        span = _BACK
-        while True:
-            first = max(newest.sequence - span + 1, 1)
-            found: list[SignedCheckpoint] = []
-            at = first
-            while at <= newest.sequence:
-                page = await direct_get_page(nc, subjects.CHECKPOINTS_STREAM, subject, at)
-                if not page:
-                    break
-                found += [SignedCheckpoint.decode(each.data) for each in page]
-                at = page[-1].sequence + 1
-            if len(found) >= limit or first == 1:
-                return found[-limit:]
-            span *= 4
 
     def _signed(self, head: int | BaseException, last: SignedCheckpoint | BaseException | None) -> Document:
         if isinstance(last, BaseException):
@@ -338,6 +322,24 @@ def question(fields: dict[str, str]) -> Question:
         when(fields["from"]) if fields.get("from") else None,
         when(fields["to"]) if fields.get("to") else None,
     )
+
+
+def _instances(announced: list[StoredMessage]) -> dict[str, list[Document]]:
+    """What each instance said of itself, by its agent."""
+    found: dict[str, list[Document]] = {}
+    for each in announced:
+        agent, instance = each.subject.split(".")[2:4]
+        try:
+            told = orjson.loads(each.data)
+        except ValueError:
+            continue
+        if isinstance(told, dict):
+            seen = each.headers.get("Nats-Time-Stamp", "")
+            capabilities = [str(name) for name in told.get("capabilities", ())]
+            found.setdefault(agent, []).append(
+                {"instance": instance, "capabilities": capabilities, "seen": seen}
+            )
+    return found
 
 
 def _node(name: str, known: set[str]) -> str:

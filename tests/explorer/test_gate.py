@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from broker_policy.explorer import sources
+from broker_policy.tenants.connect import connect_control_admin
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import Role
+from mas_nats.wire.subjects import Op
 from tests.explorer.served import Explorer, exploring
 from tests.system import System, mas
 
@@ -32,9 +38,16 @@ def guarded(system: System, namespace: str) -> Iterator[Explorer]:
         yield found
 
 
-@pytest.mark.parametrize("path", ["/", "/audit", "/api/overview", "/api/none", "/assets/main.js", "/none"])
+def asset(explorer: Explorer, name: str) -> str:
+    """The address of a file of the page, as the page has it; ``explorer`` asks for no token."""
+    found = re.search(rb"/assets/[0-9a-f]+/", explorer.ask("/").body)
+    assert found
+    return f"{found[0].decode()}{name}"
+
+
+@pytest.mark.parametrize("path", ["/", "/audit", "/api/overview", "/api/none", "main.js", "/none"])
 def test_every_answer_has_the_headers(plain, path):
-    found = plain.ask(path).headers
+    found = plain.ask(path if path.startswith("/") else asset(plain, path)).headers
     policy = found["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self'" in policy
@@ -94,18 +107,18 @@ def test_another_sites_page_gets_no_data(plain):
     assert plain.ask("/api/decisions", headers={"Sec-Fetch-Site": "same-origin"}).status == 200
 
 
+def test_only_the_pages_files_are_kept_by_a_browser(plain):
+    assert "immutable" in plain.ask(asset(plain, "main.js")).headers["cache-control"]
+    for path in ("/", "/api/decisions", "/api/none", asset(plain, "none.js")):
+        assert plain.ask(path).headers["cache-control"] == "no-store"
+
+
 @pytest.mark.parametrize(
     "path",
-    [
-        "/assets/../site.py",
-        "/assets/%2e%2e/site.py",
-        "/assets/..%2fsite.py",
-        "/assets//etc/passwd",
-        "/assets/",
-    ],
+    ["../site.py", "%2e%2e/site.py", "..%2fsite.py", "/etc/passwd", "", "../x/main.js", "index.html"],
 )
 def test_only_the_pages_files_are_served(plain, path):
-    answer = plain.ask(path)
+    answer = plain.ask(asset(plain, path))
     assert answer.status == 404
     assert b"import" not in answer.body
 
@@ -172,6 +185,31 @@ def test_mutual_tls_lets_in_inspectors_and_no_agents(system, namespace):
         for refused in (context(), context("one"), context("someone", Role.INSPECTOR, "elsewhere")):
             with pytest.raises((OSError, http.client.HTTPException)):
                 found.ask("/api/decisions", tls=refused)
+
+
+async def test_the_servers_take_nothing_from_its_connections(system, namespace):
+    """Whoever finds a way to make the explorer publish finds the server's permissions next."""
+    calls = subjects.call("one", Op.SEND)
+    async with (
+        sources.opened(system.layout.root, namespace) as opened,
+        system.tenant(namespace) as tenant,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        endpoint = system.broker.connection(system.layout, "controller")
+        control = await connect_control_admin(endpoint, system.material.controller)
+        stack.push_async_callback(control.close)
+        for reader, admin, subject in (
+            (opened.tenant, tenant, "test.anything"),
+            (opened.tenant, tenant, calls),
+            (opened.control, control, "test.anything"),
+        ):
+            heard = await admin.subscribe(subject)
+            await admin.flush()
+            await reader.publish(subject, b"by the explorer")
+            await reader.flush()
+            await admin.publish(subject, b"the control")
+            assert (await heard.next_msg(timeout=30)).data == b"the control"
+            await heard.unsubscribe()
 
 
 @pytest.mark.parametrize(
