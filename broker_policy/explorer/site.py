@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -31,6 +32,7 @@ PAGES = ("/", "/topology", "/live", "/message/{id:path}", "/agents", "/dead-lett
 _BEAT = 10.0
 """Seconds after which a stream says that it still is there, and finds out whether anybody listens."""
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_KEPT = "private, max-age=31536000, immutable"
 _FILTERS = ("sender", "target", "decision", "op")
 
 Answering = Callable[[Request], Awaitable[dict[str, Any]]]
@@ -42,18 +44,17 @@ class Missing(Exception):
 
 def site(views: Views) -> Starlette:
     """The application, without its gate."""
-    assets = _assets()
-    page = assets["index.html"]
+    page, assets = _assets()
 
     async def shown(_: Request) -> Response:
         return page
 
     async def asset(request: Request) -> Response:
-        name = request.path_params["name"]
-        return assets.get(name) or Response("there is no such file\n", 404, media_type="text/plain")
+        found = assets.get((request.path_params["version"], request.path_params["name"]))
+        return found or Response("there is no such file\n", 404, media_type="text/plain")
 
     routes = [Route(path, shown) for path in PAGES]
-    routes += [Route("/assets/{name}", asset)]
+    routes += [Route("/assets/{version}/{name}", asset)]
     routes += [Route(f"/api/{name}", _answering(found)) for name, found in _documents(views).items()]
     routes += [Route("/api/live", _live(views))]
     return Starlette(routes=routes)
@@ -142,7 +143,7 @@ async def _events(views: Views, wanted: dict[str, str]) -> AsyncIterator[bytes]:
         try:
             for row in [row for row in views.feed.kept() if _fits(row, wanted)][-100:]:
                 yield _event(row)
-            yield b"event: ready\ndata: {}\n\n"
+            yield b"event: ready\ndata: %s\n\n" % orjson.dumps({"namespace": views.sources.namespace})
             while True:
                 done, _ = await asyncio.wait({coming}, timeout=_BEAT)
                 if not done:
@@ -195,11 +196,23 @@ def _failed(status: int, text: str, fix: str) -> Response:
     return _json({"error": {"text": text, "fix": fix}}, status)
 
 
-def _assets() -> dict[str, Response]:
-    """The files of the page, read once. They are asked for anew after an update: by their ETag."""
-    found: dict[str, Response] = {}
-    for each in files("broker_policy.explorer").joinpath("assets").iterdir():
-        kind = _KINDS.get(f".{each.name.rpartition('.')[2]}")
-        if kind:
-            found[each.name] = Response(each.read_bytes(), media_type=kind)
-    return found
+def _assets() -> tuple[Response, dict[tuple[str, str], Response]]:
+    """The page, and the files that it loads by version and name.
+
+    A browser keeps the files: the version is a digest of all of them, so those of another one have other
+    addresses, also where one file loads another.
+    """
+    contents = {
+        each.name: each.read_bytes() for each in files("broker_policy.explorer").joinpath("assets").iterdir()
+    }
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(b"%s %d\n%s" % (name.encode(), len(contents[name]), contents[name]))
+    version = digest.hexdigest()[:16]
+    page = contents.pop("index.html").replace(b"/assets/", f"/assets/{version}/".encode())
+    found = {
+        (version, name): Response(content, headers={"Cache-Control": _KEPT}, media_type=kind)
+        for name, content in contents.items()
+        if (kind := _KINDS.get(f".{name.rpartition('.')[2]}"))
+    }
+    return Response(page, media_type=_KINDS[".html"]), found

@@ -30,7 +30,7 @@ export async function show({ place, failed, named }) {
     named(found);
     place.replaceChildren(found.agents.length
       ? card("Who is there", table("in/s: deliveries, repeated ones too; out/s: accepted messages; refused: since the workers began", COLUMNS, found.agents))
-      : empty("There are no agents yet.", "Apply a manifest: mas apply mas.yaml. Then run them: mas run."));
+      : empty("There are no agents yet.", "Apply a manifest: `mas apply mas.yaml`. Then run them: `mas run`."));
     document.querySelector("main").dataset.ready = "yes";
   }, failed);
 }

@@ -1,4 +1,4 @@
-import { card, decision, empty, field, filtered, h, message, mono, moment, notice, number, table } from "./dom.js";
+import { card, decision, empty, field, filtered, h, message, mono, moment, notice, number, said, table } from "./dom.js";
 
 const OUTCOMES = ["", "unsettled", "refused", "committed", "not_committed", "applied", "failed", "duplicate",
   "redelivered", "handled", "dead", "expired", "unknown"].map((each) => [each, each || "all"]);
@@ -19,7 +19,7 @@ function verified(report) {
   const what = `${number(report.entries)} entries, ${number(report.decisions)} decisions and ${number(report.checkpoints)} checkpoints, in ${report.seconds} s. ` +
     (report.signed_index ? `Signed up to entry ${number(report.signed_index)}.` : "No checkpoint covers any entry yet.");
   const aside = report.unexamined_segments.length
-    ? [notice("", "Not examined: sealed segments.", `Entries up to ${number(report.unexamined_segments.at(-1).last)} left Redis; check them with mas audit verify --segments.`)]
+    ? [notice("", "Not examined: sealed segments.", `Entries up to ${number(report.unexamined_segments.at(-1).last)} left Redis; check them with \`mas audit verify --segments\`.`)]
     : [];
   if (report.intact) return [notice("good", "✓ The audit is intact.", what), ...aside];
   const count = report.findings.length + report.more_findings;
@@ -70,7 +70,7 @@ export async function show({ place, named, get }) {
     card("Decisions",
       h("form", {}, field("from", "sender"), field("to", "target"), field("decision", "decision"),
         field("rule", "violation"), field("outcome", "outcome", OUTCOMES), field("message id", "message_id"),
-        field("since (2h, ISO)", "from"), h("button", {}, "Search")),
+        field("since (2h, or a date)", "from"), h("button", {}, "Search")),
       decisions),
     card("Checkpoints", signed));
   const [found, list] = await Promise.all([get("decisions", fields), get("checkpoints", { limit: 10 })]);
@@ -78,8 +78,8 @@ export async function show({ place, named, get }) {
   decisions.replaceChildren(
     found.decisions.length
       ? table("Decisions, the newest first", COLUMNS, found.decisions)
-      : empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: mas run, or send a message: mas send."),
+      : empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: `mas run`, or send a message: `mas send`."),
     ...(found.next ? [h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, cursor: found.next })}` }, "Older ones"))] : []),
-    ...(found.removed ? [h("p", { class: "quiet" }, `Entries up to ${number(found.removed)} are in sealed segments: mas audit query --segments.`)] : []));
+    ...(found.removed ? [h("p", { class: "quiet" }, said(`Entries up to ${number(found.removed)} are in sealed segments: \`mas audit query --segments\`.`))] : []));
   signed.replaceChildren(checkpoints(list.checkpoints));
 }

@@ -1,4 +1,4 @@
-import { empty, field, filtered, h, message, moment, number, table } from "./dom.js";
+import { empty, field, filtered, h, message, moment, number, said, table } from "./dom.js";
 
 const COLUMNS = [
   ["no.", (row) => number(row.sequence), true],
@@ -26,5 +26,5 @@ export async function show({ place, named, get }) {
   }
   place.append(h("section", { class: "card" }, table("The oldest first", COLUMNS, found.dead_letters),
     found.next ? h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, after: found.next })}` }, "Later ones")) : null),
-    h("p", { class: "quiet" }, "Send them again with `mas dlq redrive`, remove them with `mas dlq purge`; this page changes nothing."));
+    h("p", { class: "quiet" }, said("Send them again with `mas dlq redrive`, remove them with `mas dlq purge`; this page changes nothing.")));
 }

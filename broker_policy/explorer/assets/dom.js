@@ -19,10 +19,14 @@ export const s = (name, attributes = {}, ...children) =>
 
 export const card = (title, ...children) => h("section", { class: "card" }, h("h2", {}, title), children);
 
-export const notice = (kind, title, text) =>
-  h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" }, h("strong", {}, title), text);
+// Text of this page with commands between backticks.
+export const said = (text) =>
+  text.split("`").map((part, place) => (place % 2 ? h("code", {}, part) : part));
 
-export const empty = (title, text) => h("div", { class: "notice" }, h("strong", {}, title), text);
+export const notice = (kind, title, text) =>
+  h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" }, h("strong", {}, title), said(text));
+
+export const empty = (title, text) => h("div", { class: "notice" }, h("strong", {}, title), said(text));
 
 // columns: [title, row => child, numeric]; on a phone each row becomes a block with the titles beside the values.
 export function table(caption, columns, rows) {
@@ -45,13 +49,17 @@ export function field(label, name, options = null) {
   return h("label", {}, label, input);
 }
 
+// Dates as everybody reads them, in the browser's time zone; made once, since making one takes longer than using it.
+const CLOCK = new Intl.DateTimeFormat("sv", { timeStyle: "medium" });
+const DAY = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "medium" });
+
 export const time = (milliseconds) =>
   h("time", { datetime: new Date(milliseconds).toISOString(), title: new Date(milliseconds).toISOString() },
-    new Date(milliseconds).toLocaleTimeString([], { hour12: false }) + "." +
+    CLOCK.format(milliseconds) + "." +
       String(milliseconds % 1000).padStart(3, "0"));
 
 export const moment = (milliseconds) =>
-  h("time", { datetime: new Date(milliseconds).toISOString() }, new Date(milliseconds).toLocaleString([], { hour12: false }));
+  h("time", { datetime: new Date(milliseconds).toISOString() }, DAY.format(milliseconds));
 
 export const number = (value) => value.toLocaleString("en");
 export const rate = (value) => (value === null ? "–" : value.toFixed(1));

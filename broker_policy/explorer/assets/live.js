@@ -1,5 +1,4 @@
-import { get } from "./api.js";
-import { decision, empty, field, filtered, h, message, table, time } from "./dom.js";
+import { decision, empty, field, filtered, h, message, said, table, time } from "./dom.js";
 
 const KEPT = 200;
 const KINDS = [["", "all"], ["refused", "refused"], ["ALLOWED", "ALLOWED"], ["AUTHZ_DENIED", "AUTHZ_DENIED"],
@@ -35,7 +34,7 @@ export async function show({ place, failed, named }) {
       ? table("The newest first", COLUMNS, rows)
       : empty("Nothing to show yet.", filtered()
           ? "Nothing that fits the filter was decided lately: clear a field."
-          : "Decisions appear here as they are made: run agents (mas run), or send (mas send)."));
+          : "Decisions appear here as they are made: run agents (`mas run`), or send (`mas send`)."));
   }
   function soon() {
     if (!wanted) setTimeout(draw, 100);
@@ -57,13 +56,17 @@ export async function show({ place, failed, named }) {
     rows = [row, ...rows].slice(0, KEPT);
     soon();
   };
-  events.addEventListener("ready", () => {
-    state.textContent = "live";
-    failed(null);
-    draw();
+  await new Promise((shown) => {
+    events.addEventListener("ready", (event) => {
+      named(JSON.parse(event.data));
+      state.textContent = "live";
+      failed(null);
+      draw();
+      shown();
+    });
+    events.onerror = () => {
+      state.replaceChildren(...said("not connected: trying again. Look whether `mas explorer` still runs."));
+      shown();
+    };
   });
-  events.onerror = () => {
-    state.textContent = "not connected: trying again. Look whether `mas explorer` still runs.";
-  };
-  named(await get("checkpoints", { limit: 1 }));
 }

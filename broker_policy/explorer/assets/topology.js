@@ -34,7 +34,7 @@ function edge(each, at, pairs) {
   const { d, x, y } = curve(at.get(each.from), at.get(each.to), pairs.has(`${each.to}\n${each.from}`));
   const kind = each.refused ? "refused" : each.count ? "busy" : "idle";
   const open = each.circuit === "closed" ? "" : " open";
-  const label = [each.count ? `${each.rate.toFixed(1)}/s` : "", each.refused ? `${each.refused} refused` : ""];
+  const label = [each.count ? (each.rate < 1 ? `${each.count}/min` : `${each.rate.toFixed(1)}/s`) : "", each.refused ? `${each.refused} refused` : ""];
   return s("g", {},
     s("title", {}, `${each.from} to ${each.to}: ${each.count} accepted, ${each.refused} refused, circuit ${each.circuit}`),
     s("path", { d, class: kind + open, "stroke-width": Math.min(1.5 + each.rate / 4, 6), "marker-end": "url(#arrow)" }),
@@ -66,19 +66,22 @@ function graph(found) {
     found.nodes.map((each) => node(each, at.get(each.name))));
 }
 
-const LABELLED = 40;
+const NODES = 40; // drawn at most
+const EDGES = 150;
+const ROWS = 100;
 
 export async function show({ place, failed, named }) {
   await poll("topology", 2000, (found) => {
     named(found);
     if (!found.nodes.length) {
-      place.replaceChildren(empty("There are no agents yet.", "Apply a manifest: mas apply mas.yaml. Then run them: mas run."));
+      place.replaceChildren(empty("There are no agents yet.", "Apply a manifest: `mas apply mas.yaml`. Then run them: `mas run`."));
     } else {
-      const connections = [...found.edges].sort((a, b) => b.count + b.refused - a.count - a.refused);
+      const connections = found.edges; // the busiest first
+      const all = connections.length + found.more_edges;
       place.replaceChildren(
-        h("div", { class: "card" }, found.nodes.length <= LABELLED
+        h("div", { class: "card" }, found.nodes.length <= NODES && connections.length <= EDGES
           ? graph(found)
-          : [h("p", { class: "quiet" }, `Of ${found.nodes.length} agents, those with the busiest connections.`),
+          : [h("p", { class: "quiet" }, `The busiest of ${number(found.nodes.length)} agents and ${number(all)} connections.`),
              graph(busiest(found, connections))]),
         h("section", { class: "card" }, connections.length
           ? table("Connections, the busiest first; counts of the last minute", [
@@ -88,7 +91,7 @@ export async function show({ place, failed, named }) {
               ["accepted", (row) => number(row.count), true],
               ["refused", (row) => h("span", { class: row.refused ? "bad" : null }, number(row.refused)), true],
               ["circuit", (row) => row.circuit],
-            ], connections.slice(0, 200))
+            ], connections.slice(0, ROWS))
           : h("p", { class: "quiet" }, "No agent has sent anything yet.")));
     }
     document.querySelector("main").dataset.ready = "yes";
@@ -96,10 +99,11 @@ export async function show({ place, failed, named }) {
 }
 
 function busiest(found, connections) {
+  if (found.nodes.length <= NODES) return { nodes: found.nodes, edges: connections.slice(0, EDGES) };
   const chosen = new Set();
   for (const each of connections) {
-    if (chosen.size < LABELLED - 1) chosen.add(each.from).add(each.to);
+    if (chosen.size < NODES - 1) chosen.add(each.from).add(each.to);
   }
-  return { nodes: found.nodes.filter((each) => chosen.has(each.name)),
-    edges: found.edges.filter((each) => chosen.has(each.from) && chosen.has(each.to)) };
+  const among = connections.filter((each) => chosen.has(each.from) && chosen.has(each.to));
+  return { nodes: found.nodes.filter((each) => chosen.has(each.name)), edges: among.slice(0, EDGES) };
 }
