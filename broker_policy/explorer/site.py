@@ -21,6 +21,7 @@ from starlette.routing import Route
 from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import Row
 from broker_policy.explorer.lifeline import lifeline
+from broker_policy.explorer.tokens import about_tokens
 from broker_policy.explorer.views import MOST, Views, question
 from broker_policy.jetstream import JetStreamError
 from mas_nats.errors import MasError
@@ -28,7 +29,7 @@ from mas_nats.wire.identity import require_id
 
 log = logging.getLogger(__name__)
 
-PAGES = ("/", "/topology", "/live", "/message/{id:path}", "/agents", "/dead-letters", "/audit")
+PAGES = ("/", "/topology", "/live", "/message/{id:path}", "/agents", "/dead-letters", "/audit", "/tokens")
 _BEAT = 10.0
 """Seconds after which a stream says that it still is there, and finds out whether anybody listens."""
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -94,6 +95,9 @@ def _documents(views: Views) -> dict[str, Answering]:
         cursor = _number(request, "cursor", 0) or None
         return await views.decisions(question(dict(request.query_params)), _limit(request), cursor)
 
+    async def tokens(_: Request) -> dict[str, Any]:
+        return about_tokens(views.sources.namespace, views.feed.kept())
+
     async def verification(_: Request) -> dict[str, Any]:
         return await views.verification()
 
@@ -107,6 +111,7 @@ def _documents(views: Views) -> dict[str, Answering]:
         "message/{id:path}": message,
         "dead-letters": dead_letters,
         "decisions": decisions,
+        "tokens": tokens,
         "verify": verification,
         "checkpoints": checkpoints,
     }

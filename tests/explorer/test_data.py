@@ -21,7 +21,16 @@ from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import System
 
-DOCUMENTS = ("overview", "topology", "agents", "dead-letters", "decisions?limit=200", "checkpoints", "verify")
+DOCUMENTS = (
+    "overview",
+    "topology",
+    "agents",
+    "dead-letters",
+    "decisions?limit=200",
+    "checkpoints",
+    "tokens",
+    "verify",
+)
 
 
 def until(look: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:

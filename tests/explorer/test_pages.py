@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from broker_policy.audit.store import Store
 from mas_nats import Agent
 from mas_nats.errors import Refused
 from tests.explorer.conftest import options
+from tests.explorer.entries import a_line, decided
 from tests.explorer.served import Explorer, exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import REPOSITORY, System
@@ -187,6 +189,29 @@ async def test_what_an_agent_chose_is_no_markup(browser, explorer, system, traff
     assert browser.complaints == []
 
 
+async def test_tokens_and_checks_are_told_from_the_audit(browser, system):
+    namespace = await system.namespace([], {})
+    async with system.redis() as redis:
+        await decided(
+            Store(redis, namespace),
+            a_line("exchange:tool_call:search", "token"),
+            a_line("exchange:tool_call:delete", "token", refused="llm_selected"),
+            a_line("exchange:tool_call:delete", "send", refused="default"),  # no such call
+        )
+    page = await browser.page(width=360)
+    with exploring(system, namespace) as explorer:
+        found = explorer.api("tokens")
+        counts = [(each["act"], each["purpose"], each["rule"], each["count"]) for each in found["counts"]]
+        assert counts == [("exchange", "tool_call", "", 1), ("exchange", "tool_call", "llm_selected", 1)]
+        assert [each["tool"] for each in found["newest"]] == ["delete", "search"]
+        await opened(page, explorer, "/tokens")
+        await page.get_by_text("AUTHZ_DENIED (llm_selected)").wait_for()
+        await shot(page, "tokens-light-360")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert (await axe.Axe().run(page)).response["violations"] == []
+    assert browser.complaints == []
+
+
 async def test_empty_pages_say_what_to_do(browser, system):
     namespace = await system.namespace([], {})
     with exploring(system, namespace) as explorer:
@@ -198,6 +223,7 @@ async def test_empty_pages_say_what_to_do(browser, system):
             "/agents": "There are no agents yet",
             "/dead-letters": "No dead letters",
             "/audit": "No decision fits",
+            "/tokens": "No call about tokens",
         }.items():
             await opened(page, explorer, path)
             await page.get_by_text(text).wait_for()

@@ -11,6 +11,7 @@ const PAGES = [
   [/^\/agents$/, "agents", "Agents"],
   [/^\/dead-letters$/, "dead_letters", "Dead letters"],
   [/^\/audit$/, "audit", "Audit"],
+  [/^\/tokens$/, "tokens", "Tokens and tool checks"],
 ];
 
 const main = document.querySelector("main");
