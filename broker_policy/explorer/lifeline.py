@@ -96,6 +96,7 @@ async def _life(sources: Sources, answer: Answer, signed: list[SignedCheckpoint]
             commitment=entry.get("c", "") or "none: nothing was passed on",
         )
     )
+    audited = len(steps)
     if entry["wy"] == "b" or (entry.get("q") and not refused):
         steps.append(_step(None, "committed", _SAID["c"], "ok", sequence=entry.get("q", 0)))
     happened, complete = await _happened(sources, answer)
@@ -105,7 +106,7 @@ async def _life(sources: Sources, answer: Answer, signed: list[SignedCheckpoint]
     steps += happened
     if inbox and answer.outcome not in _LAST:
         steps.append(_step(None, "waiting", f"in the inbox of {entry['t']}", "wait"))
-    steps.append(_signed(answer.index, signed, sources.checkpoint_keys))
+    _insert(steps, audited, _signed(answer.index, signed, sources.checkpoint_keys))
     trace = inbox.get(headers.TRACEPARENT, "").split("-")
     return {
         **described(answer),
@@ -117,6 +118,14 @@ async def _life(sources: Sources, answer: Answer, signed: list[SignedCheckpoint]
 
 def _step(time: int | None, name: str, text: str, state: str, **facts: Any) -> Document:
     return {"time": time, "name": name, "text": text, "state": state, "facts": facts}
+
+
+def _insert(steps: list[Document], first: int, step: Document) -> None:
+    """Put ``step`` among those from ``first`` on, before what happened later."""
+    at = first
+    while at < len(steps) and not (step["time"] and steps[at]["time"] and steps[at]["time"] > step["time"]):
+        at += 1
+    steps.insert(at, step)
 
 
 def _signed(index: int, newest: list[SignedCheckpoint], keys: CheckpointKeys) -> Document:

@@ -32,7 +32,8 @@ MOST = 200
 """Rows of one answer at most."""
 _ANSWER = 5.0
 _CIRCUITS_FRESH = 1.0
-_BACK = 512
+_BACK = 4
+"""Checkpoints of all namespaces looked at at first, for each that is wanted."""
 _EDGES = 500
 """Edges of the graph at most, the busiest first."""
 ELSEWHERE = "(no agent here)"
@@ -214,7 +215,7 @@ class Views:
         newest = await get_last(nc, subjects.CHECKPOINTS_STREAM, subject)
         if newest is None:
             return []
-        span = _BACK
+        span = _BACK * limit
         while True:
             first = max(newest.sequence - span + 1, 1)
             found: list[SignedCheckpoint] = []

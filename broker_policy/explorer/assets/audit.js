@@ -73,7 +73,9 @@ export async function show({ place, named, get }) {
         field("since (2h, or a date)", "from"), h("button", {}, "Search")),
       decisions),
     card("Checkpoints", signed));
-  const [found, list] = await Promise.all([get("decisions", fields), get("checkpoints", { limit: 10 })]);
+  const listed = get("checkpoints", { limit: 10 });
+  listed.catch(() => {}); // it is awaited below, after what may fail first
+  const found = await get("decisions", fields);
   named(found);
   decisions.replaceChildren(
     found.decisions.length
@@ -81,5 +83,5 @@ export async function show({ place, named, get }) {
       : empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: `mas run`, or send a message: `mas send`."),
     ...(found.next ? [h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, cursor: found.next })}` }, "Older ones"))] : []),
     ...(found.removed ? [h("p", { class: "quiet" }, said(`Entries up to ${number(found.removed)} are in sealed segments: \`mas audit query --segments\`.`))] : []));
-  signed.replaceChildren(checkpoints(list.checkpoints));
+  signed.replaceChildren(checkpoints((await listed).checkpoints));
 }
