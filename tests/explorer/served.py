@@ -37,6 +37,7 @@ class Explorer:
     address: str
     open: str
     token: str | None
+    pid: int
 
     @property
     def port(self) -> int:
@@ -49,12 +50,13 @@ class Explorer:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        patience: float = 60,
     ) -> Answer:
         """One request, on a connection of its own; ``path`` is sent as it stands."""
         connection: http.client.HTTPConnection = (
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
             if tls is None
-            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=tls)
+            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=patience, context=tls)
         )
         with contextlib.closing(connection):
             connection.request(method, path, headers=dict(headers or {}))
@@ -89,7 +91,7 @@ def exploring(system: System, namespace: str, *options: str) -> Iterator[Explore
                 said.seek(0)
                 raise AssertionError(f"mas explorer ended with {process.returncode}: {said.read()}")
             try:
-                yield Explorer(**json.loads(line))
+                yield Explorer(**json.loads(line), pid=process.pid)
             finally:
                 process.terminate()
                 status = process.wait(30)
