@@ -11,10 +11,11 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills
+.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
+	@echo "make explorer-demo  the healthcare example with traffic, and a web page to watch it"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
@@ -33,8 +34,12 @@ help:
 demo: setup
 	@$(BIN)/python -m examples.demo
 
+# Prints the address of the page; Ctrl-C ends everything. PORT=0 takes a free one.
+explorer-demo: setup
+	@$(BIN)/python -m examples.explorer --port $(or $(PORT),8230)
+
 # In several processes; what fails in company is repeated alone, and named.
-test: lint nats-cli
+test: lint nats-cli browser
 	@sh .ci/tests $(BIN)/python $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 # The pages of docs/ as a site in build/docs; warnings are errors.
@@ -85,6 +90,10 @@ setup:
 # The nats command, for the tests that look into a broker with it: built once where there is a Go toolchain.
 nats-cli: setup
 	@VENV="$(VENV)" sh .ci/nats-cli
+
+# Chromium for the tests of the explorer's pages, where this system's packages can be installed.
+browser:
+	@sh .ci/browser
 
 clean:
 	@if [ -x $(BIN)/mas ]; then $(BIN)/mas down >/dev/null 2>&1 || true; fi

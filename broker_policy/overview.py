@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from broker_policy.calls.tally import AgentCount
 from broker_policy.dead_letters.inboxes import consumers, counts
-from broker_policy.jetstream import last_of_each
+from broker_policy.jetstream import StoredMessage, last_of_each
 from broker_policy.micro import NAME
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
@@ -33,6 +33,7 @@ class Look:
     letters: dict[str, int]
     instances: Counter[str]
     tallies: dict[str, dict[str, AgentCount]] = field(default_factory=dict)  # of each worker, by its id
+    announced: list[StoredMessage] = field(default_factory=list)  # by each instance, last
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ async def look(nc: Client) -> Look:
         ),
         _tallies(nc),
     )
-    alive = Counter(each.subject.split(".")[2] for each in announced if each.data not in (b"", b"{}"))
-    return Look(time.monotonic(), inboxes, letters, alive, tallies)
+    there = [each for each in announced if each.data not in (b"", b"{}")]
+    alive = Counter(each.subject.split(".")[2] for each in there)
+    return Look(time.monotonic(), inboxes, letters, alive, tallies, there)
 
 
 def rows(before: Look, now: Look) -> list[Row]:

@@ -103,7 +103,7 @@ class AgentMessage:
     @property
     def reply_id(self) -> str:
         """The id of the reply to this message: the same however often it is handled."""
-        return sha256(f"reply\n{self.sender}\n{self.target}\n{self.message_id}".encode()).hexdigest()[:32]
+        return reply_id(self.sender, self.target, self.message_id)
 
     async def acknowledge(self) -> None:
         """Acknowledge now instead of when the handler has ended: for work that must not be done twice.
@@ -196,3 +196,8 @@ def read_message(
 
 def _time(milliseconds: str | None) -> datetime | None:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+
+
+def reply_id(sender: str, target: str, message_id: str) -> str:
+    """The id of the reply of ``target`` to the message ``message_id`` of ``sender``."""
+    return sha256(f"reply\n{sender}\n{target}\n{message_id}".encode()).hexdigest()[:32]

@@ -7,7 +7,8 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
@@ -25,7 +26,23 @@ AGENTS = [f"agent-{number:02}" for number in range(40)]
 _REFUSED = [("AUTHZ_DENIED", "default"), ("RATE_LIMITED", "per_minute"), ("DLP_BLOCKED", "dlp:email,phone")]
 
 
-def lines(count: int, *, seed: int = 1, first: int = 0) -> Iterator[DecisionLine]:
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who speaks, and when the first decision was made (unix milliseconds).
+
+    ``logged``: as if the decisions had been read from the log, so that what real workers write there
+    afterwards counts as older than it.
+    """
+
+    agents: Sequence[str] = tuple(AGENTS)
+    start: int = START
+    logged: bool = True
+
+
+USUAL = Cast()
+
+
+def lines(count: int, *, seed: int = 1, first: int = 0, cast: Cast = USUAL) -> Iterator[DecisionLine]:
     """Decisions as agents cause them: one in ten refused, ids as the SDK makes them."""
     chosen = random.Random(seed)
     for number in range(first, first + count):
@@ -34,24 +51,26 @@ def lines(count: int, *, seed: int = 1, first: int = 0) -> Iterator[DecisionLine
         yield DecisionLine(
             op=chosen.choice(["send", "send", "request"]),
             message_id=f"{chosen.getrandbits(128):032x}",
-            sender=chosen.choice(AGENTS),
-            target=chosen.choice(AGENTS),
+            sender=chosen.choice(cast.agents),
+            target=chosen.choice(cast.agents),
             type=chosen.choice(["task", "result", "status.update"]),
             size=chosen.randint(50, 4000),
             decision=decision,
             rule=rule,
             way=Way.NONE if refused else Way.BATCH,
-            time=START + STEP * number + chosen.randint(-200, 200),
+            time=cast.start + STEP * number + chosen.randint(-200, 200),
             commitment="" if refused else f"{chosen.getrandbits(258):043x}"[:43],
             fingerprint=f"{chosen.getrandbits(64):064x}",
         )
 
 
-async def fill(store: Store, count: int, *, seed: int = 1, first: int = 0, outcomes: bool = True) -> None:
+async def fill(
+    store: Store, count: int, *, seed: int = 1, first: int = 0, outcomes: bool = True, cast: Cast = USUAL
+) -> None:
     """Append ``count`` decisions, each handled (one in a thousand dead) by an entry that covers 64."""
     tail = Tail(store, time.time)
     await tail.refresh()
-    made = lines(count, seed=seed, first=first)
+    made = lines(count, seed=seed, first=first, cast=cast)
     for number in itertools.count(1):
         portion = list(itertools.islice(made, APPEND))
         if not portion:
@@ -76,7 +95,8 @@ async def fill(store: Store, count: int, *, seed: int = 1, first: int = 0, outco
                     draft.add(entry.outcome(draft.next_index, draft.sequence + 1, now, what, members))
                     for index in members:
                         draft.set_outcome(index, what)
-        draft.sequence += len(portion) + 1
+        if cast.logged:
+            draft.sequence += len(portion) + 1
         await tail.append(draft)
 
 

@@ -232,6 +232,19 @@ OBSERVER: tuple[Service | Feed, ...] = (
 )
 """What a worker may use of SYS: to check the servers' durability settings."""
 
+TENANT_READER: tuple[Service, ...] = (
+    *(use for use in INSPECTOR if isinstance(use, Service)),
+    Service(subjects.admin(subjects.AdminOp.CIRCUITS)),
+)
+"""What the explorer may use of a tenant account: what an inspector may, and the state of circuits."""
+
+CONTROL_READER: tuple[Service, ...] = (
+    Service(f"$JS.API.STREAM.MSG.GET.{subjects.CHECKPOINTS_STREAM}"),
+    Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}"),
+    Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}.>"),
+)
+"""What the explorer may use of CONTROL: read the checkpoints."""
+
 CONTROL_EXPORTS: tuple[Service | Feed, ...] = (*WORKER, *SIGNER)
 
 

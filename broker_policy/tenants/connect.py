@@ -16,6 +16,7 @@ from pathlib import Path
 
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
+from broker_policy.tenants import accounts
 from broker_policy.tenants.live_keys import SignerSecrets, WorkerSecrets
 from broker_policy.tenants.material import (
     AUTH,
@@ -205,9 +206,37 @@ async def connect_tenant_admin(
     return await _admin(endpoint, keys.account(require_id(namespace, "namespace")), name, patience)
 
 
-async def _admin(endpoint: Endpoint, account: KeyPair, name: str, patience: float) -> ResilientClient:
+async def connect_tenant_reader(
+    endpoint: Endpoint,
+    keys: ControllerKeys,
+    namespace: str,
+    *,
+    name: str,
+    patience: float = _PATIENCE,
+) -> ResilientClient:
+    """Who reads a tenant account: the server lets it ask for what is there, and publish nothing else."""
+    account = keys.account(require_id(namespace, "namespace"))
+    return await _admin(endpoint, account, name, patience, accounts.permissions(accounts.TENANT_READER))
+
+
+async def connect_control_reader(
+    endpoint: Endpoint, keys: ControllerKeys, *, name: str, patience: float = _PATIENCE
+) -> ResilientClient:
+    """Who reads the checkpoints in CONTROL, and may ask for nothing else."""
+    return await _admin(
+        endpoint, keys.account(CONTROL), name, patience, accounts.permissions(accounts.CONTROL_READER)
+    )
+
+
+async def _admin(
+    endpoint: Endpoint,
+    account: KeyPair,
+    name: str,
+    patience: float,
+    permissions: jwt.Permissions = jwt.EVERYTHING,
+) -> ResilientClient:
     user = KeyPair.create(Kind.USER)
-    claims = jwt.user_claims(user.public, name, jwt.EVERYTHING)
+    claims = jwt.user_claims(user.public, name, permissions)
     return await _connect(endpoint, lambda: Credentials(user, account, claims), name=name, patience=patience)
 
 

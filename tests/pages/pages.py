@@ -155,6 +155,14 @@ PAGES = (
         {"mas policy check a b": "mas policy check router helpdesk"},
     ),
     Page(
+        "docs/explorer.md",
+        f"{AGENTS}cp .mas/certs/server.pem .mas/certs/server.key .",
+        {
+            "pip install 'mas-nats[explorer]'": "true",
+            "mas explorer": "timeout --preserve-status 15 mas explorer --port 0",
+        },
+    ),
+    Page(
         "docs/governance.md",
         AGENTS + _ACROSS,
         {

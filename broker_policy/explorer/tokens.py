@@ -1,0 +1,42 @@
+"""Calls about tokens, and the checks before a tool is called, as the newest decisions have them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from broker_policy.explorer.feed import Row
+
+CALL = "token"
+"""The operation of such a call."""
+_SHOWN = 100
+
+
+def about_tokens(namespace: str, kept: Sequence[Row]) -> dict[str, Any]:
+    """Which of the decisions ``kept`` (oldest first) are about tokens: counted, and the newest of them."""
+    found = [{**row, **_described(row["type"])} for row in kept if row["op"] == CALL]
+    counted = Counter(
+        (row["act"], row["purpose"], row["decision"], row["rule"] if row["refused"] else "") for row in found
+    )
+    return {
+        "namespace": namespace,
+        "among": len(kept),
+        "counts": [
+            {
+                "act": act,
+                "purpose": purpose,
+                "decision": decision,
+                "rule": rule,
+                "count": count,
+            }
+            for (act, purpose, decision, rule), count in counted.most_common(30)
+        ],
+        "newest": found[: -_SHOWN - 1 : -1],
+    }
+
+
+def _described(kind: str) -> dict[str, str]:
+    """What the type of the call says: issue, exchange or present; for what; of which tool."""
+    act, purpose, tool = (*kind.split(":", 2), "", "")[:3]
+    return {"act": act, "purpose": purpose, "tool": tool}

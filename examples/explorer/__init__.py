@@ -1,0 +1,1 @@
+"""The explorer on the healthcare example, with traffic."""

@@ -1,0 +1,100 @@
+"""``mas explorer`` as a process, and asking it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.system import REPOSITORY, System
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A running one."""
+
+    namespace: str
+    address: str
+    open: str
+    token: str | None
+    pid: int
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.address).port or 0
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        patience: float = 60,
+    ) -> Answer:
+        """One request, on a connection of its own; ``path`` is sent as it stands."""
+        connection: http.client.HTTPConnection = (
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
+            if tls is None
+            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=patience, context=tls)
+        )
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=dict(headers or {}))
+            answer = connection.getresponse()
+            fields = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, fields, answer.read())
+
+    def api(self, path: str) -> Any:
+        """A document under ``/api``."""
+        answer = self.ask(f"/api/{path}")
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+
+@contextlib.contextmanager
+def exploring(system: System, namespace: str, *options: str) -> Iterator[Explorer]:
+    """Run it on a free port until the block ends; it must end well."""
+    where = ("--folder", str(system.layout.root), "--namespace", namespace, "--port", "0", "--json")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "broker_policy.cli", "explorer", *where, *options],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            line = process.stdout.readline()
+            if not line:
+                process.wait(30)
+                said.seek(0)
+                raise AssertionError(f"mas explorer ended with {process.returncode}: {said.read()}")
+            try:
+                yield Explorer(**json.loads(line), pid=process.pid)
+            finally:
+                process.terminate()
+                status = process.wait(30)
+            said.seek(0)
+            assert "Traceback" not in (errors := said.read()), errors
+            assert status == 0, errors

@@ -1,0 +1,189 @@
+"""What ``/api`` says is what happened; payloads are in none of it, and a tampered audit does not verify."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from broker_policy.jetstream import get_last
+from mas_nats import Agent
+from mas_nats.errors import Refused
+from mas_nats.wire import subjects
+from tests.explorer.conftest import SECRET, options
+from tests.explorer.served import exploring
+from tests.explorer.tampering import a_decision, edit
+from tests.system import System
+
+DOCUMENTS = (
+    "overview",
+    "topology",
+    "agents",
+    "dead-letters",
+    "decisions?limit=200",
+    "checkpoints",
+    "tokens",
+    "verify",
+)
+
+
+def until(look: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
+    """What ``look`` returns once it fits."""
+    end = time.monotonic() + 60
+    while not fits(found := look()):
+        assert time.monotonic() < end, found
+        time.sleep(0.1)
+    return found
+
+
+def steps(life: dict[str, Any]) -> list[str]:
+    return [step["name"] for step in life["decisions"][0]["steps"]]
+
+
+def test_the_overview_counts_what_was_decided(explorer):
+    def refused(each: dict[str, Any]) -> bool:
+        return "AUTHZ_DENIED" in each["decisions"]
+
+    found = until(lambda: explorer.api("overview"), lambda each: each["dead_letters"] == 1 and refused(each))
+    assert found["decisions"]["AUTHZ_DENIED"] == 1
+    assert found["workers"] == 2
+    assert found["agents"] == 2
+    assert {each["name"]: each["ok"] for each in found["health"]}["NATS"]
+    refusals = explorer.api("decisions?decision=AUTHZ_DENIED")["decisions"]
+    assert [each["message_id"] for each in refusals] == ["refused-1"]
+
+
+def test_the_topology_has_an_edge_for_each_who_sent_to_whom(explorer):
+    found = explorer.api("topology")
+    assert {node["name"] for node in found["nodes"]} == {"asker", "desk"}
+    edges = {(edge["from"], edge["to"]) for edge in found["edges"]}
+    assert edges == {("asker", "desk"), ("desk", "asker"), ("asker", "asker")}
+
+
+def test_agents_are_listed_with_their_numbers(explorer):
+    found = {each["agent"]: each for each in explorer.api("agents")["agents"]}
+    assert found["asker"]["refused"] == 1
+    assert found["desk"]["dead_letters"] == 1
+    assert found["desk"]["instances"] == 0
+    assert found["desk"]["circuit"] == "closed"
+
+
+def test_a_request_has_its_life_and_its_reply(explorer, traffic):
+    life = until(
+        lambda: explorer.api(f"message/{traffic.asked}"),
+        lambda each: {"handled", "signed"} <= set(steps(each)) and "not yet" not in str(each),
+    )
+    assert steps(life)[:2] == ["decided", "audited"]
+    assert "committed" in steps(life)
+    [reply] = life["related"]
+    assert (reply["op"], reply["sender"], reply["target"]) == ("reply", "desk", "asker")
+    back = explorer.api(f"message/{reply['message_id']}")
+    assert [each["message_id"] for each in back["related"]] == [traffic.asked]
+
+
+def test_a_refused_message_says_by_which_rule(explorer, traffic):
+    life = explorer.api(f"message/{traffic.refused}")
+    assert steps(life)[0] == "refused"
+    assert "AUTHZ_DENIED" in life["decisions"][0]["steps"][0]["text"]
+    assert "committed" not in steps(life)
+
+
+def test_a_dead_message_is_found_among_the_dead_letters(explorer, traffic):
+    [letter] = explorer.api("dead-letters?agent=desk")["dead_letters"]
+    assert letter["message_id"] == traffic.dead
+    assert letter["attempts"] == 1
+    assert explorer.api("dead-letters?agent=asker")["dead_letters"] == []
+    life = until(lambda: explorer.api(f"message/{traffic.dead}"), lambda each: "buried" in steps(each))
+    assert "dead" in steps(life)
+
+
+async def test_no_document_holds_a_payload(system, explorer, traffic):
+    paths = (*DOCUMENTS, *(f"message/{each}" for each in (traffic.asked, traffic.refused, traffic.dead)))
+    for path in paths:
+        answer = await asyncio.to_thread(explorer.ask, f"/api/{path}")
+        assert answer.status == 200
+        assert SECRET.encode() not in answer.body
+        assert b"reply_token" not in answer.body.lower()
+    async with system.tenant(traffic.namespace) as nc:  # the control: it was sent, and lies there
+        letter = await get_last(nc, subjects.DLQ_STREAM, subjects.dead_letter("desk"))
+    assert letter is not None
+    assert SECRET.encode() in letter.data
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("message/nobody-sent-this", 404, "no decision about this message id"),
+        ("decisions?outcome=eaten", 400, "is no outcome"),
+        ("decisions?from=yesterday", 400, "is not a time"),
+        ("decisions?limit=many", 400, "limit must be a whole number"),
+        ("dead-letters?agent=*", 400, "agent id"),
+    ],
+)
+def test_what_cannot_be_answered_says_why(explorer, path, status, text):
+    answer = explorer.ask(f"/api/{path}")
+    assert answer.status == status
+    assert text in answer.json()["error"]["text"]
+
+
+def test_pages_of_decisions_follow_each_other(explorer):
+    everything = [row["index"] for row in explorer.api("decisions?limit=200")["decisions"]]
+    found: list[int] = []
+    page: dict[str, Any] = {"next": ""}
+    while page["next"] is not None:
+        cursor = f"&cursor={page['next']}" if page["next"] else ""
+        page = explorer.api(f"decisions?limit=3{cursor}")
+        found += [row["index"] for row in page["decisions"]]
+    assert found == everything
+
+
+async def test_a_decision_is_streamed_as_it_is_made_and_filters_hold(system: System, explorer, traffic):
+    """Within how many seconds a browser shows it is measured in ``test_pages``."""
+
+    def stream(query: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", explorer.port, timeout=60)
+        connection.request("GET", f"/api/live?{query}")
+        return connection, connection.getresponse()
+
+    def next_row(answer: Any) -> dict[str, Any]:
+        while not (line := answer.readline()).startswith(b'data: {"index'):
+            assert line, "the stream ended"
+        return dict(json.loads(line.removeprefix(b"data: ")))
+
+    def past(answer: Any) -> None:
+        while answer.readline() != b"event: ready\n":
+            pass
+
+    connection, answer = await asyncio.to_thread(stream, "decision=refused&sender=asker")
+    with closing(connection):
+        await asyncio.to_thread(past, answer)
+        asker = Agent("asker", **options(system, "asker", traffic.namespace), receive=False)
+        async with asker:
+            await asker.send("desk", "note", {}, id="allowed-2")
+            with pytest.raises(Refused):
+                await asker.send("asker", "note", {}, id="refused-2")
+            row = await asyncio.to_thread(next_row, answer)
+    assert row["message_id"] == "refused-2"  # the allowed one before it was left out
+
+
+async def test_a_tampered_entry_makes_verification_fail(system: System):
+    namespace = await system.namespace(["asker", "desk"], {"asker": ["desk"]})
+    async with Agent("asker", **options(system, "asker", namespace), receive=False) as asker:
+        for _ in range(3):
+            await asker.send("desk", "note", {})
+    with exploring(system, namespace) as explorer:
+        async with system.redis() as redis:
+            index = await a_decision(redis, namespace)
+            before = await asyncio.to_thread(explorer.api, "verify")
+            assert before["intact"]
+            assert before["entries"] >= index
+            await edit(redis, namespace, index)
+        after = await asyncio.to_thread(explorer.api, "verify")
+    assert not after["intact"]
+    assert any(finding["index"] == index for finding in after["findings"])
