@@ -245,6 +245,14 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+def size_of(path: Path) -> int:
+    """While it is being rotated it may not be there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 async def test_killed_at_random_points(store: Store, tmp_path: Path, redis_server: RedisServer) -> None:
     path = tmp_path / "audit.jsonl"
     root = Path(__file__).parents[2]
@@ -254,8 +262,8 @@ async def test_killed_at_random_points(store: Store, tmp_path: Path, redis_serve
         process = subprocess.Popen([sys.executable, "-c", PROCESS, redis_server.url, str(path)], cwd=root)
         try:
             async with asyncio.timeout(20):
-                size = path.stat().st_size if path.exists() else 0
-                while not path.exists() or path.stat().st_size == size:
+                size = size_of(path)
+                while size_of(path) == size:
                     await asyncio.sleep(0.005)
             await asyncio.sleep(chosen.uniform(0, 0.05))
         finally:
