@@ -106,6 +106,7 @@ async def apply(
         permissions=wanted.permissions,
         limits=wanted.limits,
         governance=wanted.governance,
+        tokens=wanted.tokens,
     )
     stored = await store.get(wanted.namespace)
     if stored is not None:  # no manifest's affair
