@@ -121,18 +121,7 @@ class TokenAuthority:
         if cause not in self._asking:
             await self.may_ask(cause)
         token = self._asking.pop(cause)
-        if named:
-            body = Selected(token=token, tools=named[:MOST_SELECTED])
-            await self._verdict(body, new_message_id())
-
-    async def exchange(self, body: Issue | Exchange, message_id: str) -> str:
-        """What policy gives for ``body``: a token.
-
-        Raises:
-            Refusal: nothing.
-
-        """
-        return await self._given(body, message_id)
+        await self._verdict(Selected(token=token, tools=named[:MOST_SELECTED]), new_message_id())
 
     # -- coming ------------------------------------------------------------------------------------
     async def accept(self, call: Call, message: AgentMessage, authorization: str) -> str:
