@@ -194,9 +194,10 @@ class TokenCalls:
     # -- where they are used -----------------------------------------------------------------------
     async def _present(self, asked: _Asked, wanted: Present) -> Verdict:
         call, claims = asked.call, self._read(wanted.token)
-        call.type = f"present:{claims.purpose}" + "".join(
-            f":{name}" for names in claims.tools.values() for name in names if len(claims.tools) == 1
-        )
+        tools = [tool for names in claims.tools.values() for tool in names]
+        call.type = f"present:{claims.purpose}"
+        if claims.purpose is Purpose.TOOL_CALL and tools:
+            call.type += f":{tools[0]}"
         if claims.purpose is Purpose.LLM_ACCESS:
             raise _no("purpose", "a token for the language model is presented with what it selected")
         if claims.audience != asked.me:

@@ -13,9 +13,10 @@ from mas_nats.sidecar.application import Kind, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
 from mas_nats.sidecar.in_flight import InFlight
 from mas_nats.sidecar.inbound import Inbound
-from mas_nats.sidecar.listener import Listener
+from mas_nats.sidecar.listener import Answer, Listener, Received
 from mas_nats.sidecar.llm import LlmPassage
 from mas_nats.sidecar.outbound import Outbound
+from mas_nats.sidecar.token_endpoint import TokenEndpoint
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.wire.headers import MSG_ID
 from mas_nats.wire.subjects import Op
@@ -52,7 +53,9 @@ class Sidecar(Agent[dict[str, Any]]):
             Inbound(settings, guard, in_flight, now=time.time, max_payload=self._most) if receives else None
         )
         outbound = Outbound(settings, self, guard, in_flight, llm, now=time.time)
-        self._listener = Listener(settings.own.listen, settings.limits, outbound.handle)
+        self._outbound = outbound
+        self._endpoint = None if self.tokens is None else TokenEndpoint(settings, self.tokens)
+        self._listener = Listener(settings.own.listen, settings.limits, self._received)
 
     @property
     def address(self) -> str:
@@ -91,6 +94,12 @@ class Sidecar(Agent[dict[str, Any]]):
         """Hand a call to the application."""
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
+
+    async def _received(self, received: Received, answer: Answer) -> None:
+        if self._endpoint is not None and self._endpoint.takes(received, self.address):
+            await answer.whole(await self._endpoint.answer(received))
+            return
+        await self._outbound.handle(received, answer)
 
     def _tokens(self) -> TokenAuthority:
         async def ask(body: bytes, message_id: str) -> Verdict:

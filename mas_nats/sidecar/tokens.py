@@ -23,7 +23,7 @@ from mas_nats.sidecar.prompt import prompt_of
 from mas_nats.sidecar.refusal import REFUSED, Refusal
 from mas_nats.sidecar.told import told
 from mas_nats.tokens import jwt
-from mas_nats.tokens.claims import TOLERANCE, Claims, Purpose, prompt_digest
+from mas_nats.tokens.claims import LLM, TOLERANCE, Claims, Purpose, prompt_digest
 from mas_nats.tokens.jwt import InvalidToken, PublicKeys, UnknownKey
 from mas_nats.tokens.spelling import spelled, unspelled
 from mas_nats.wire.correlation import new_message_id
@@ -122,6 +122,27 @@ class TokenAuthority:
             await self.may_ask(cause)
         token = self._asking.pop(cause)
         await self._verdict(Selected(token=token, tools=named[:MOST_SELECTED]), new_message_id())
+
+    async def exchange(self, token: str, audience: str, tool: str) -> tuple[str, int]:
+        """What the application gets in exchange for a T1: a token, and the seconds that it lives.
+
+        ``audience`` is a server of ``tool``, or ``llm``. The token is bound to a message that nobody sends.
+
+        Raises:
+            Refusal: it gets none.
+
+        """
+        body = (
+            Exchange(purpose=Purpose.LLM_ACCESS, token=token)
+            if audience == LLM
+            else Exchange(purpose=Purpose.TOOL_CALL, token=token, target=audience, tool=tool)
+        )
+        given = await self._given(body, new_message_id())
+        try:
+            claims = await self._read(given)
+        except InvalidToken as error:
+            raise _refused(error.rule, str(error)) from None
+        return given, max(0, int(claims.expires - self._now()))
 
     # -- coming ------------------------------------------------------------------------------------
     async def accept(self, call: Call, message: AgentMessage, authorization: str) -> str:
