@@ -110,7 +110,8 @@ async def apply(
     )
     stored = await store.get(wanted.namespace)
     if stored is not None:  # no manifest's affair
-        document = document.model_copy(update={"revoked": stored.document.revoked})
+        tokens = document.tokens.with_tools_of(stored.document.tokens)
+        document = document.model_copy(update={"revoked": stored.document.revoked, "tokens": tokens})
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
         await _kick_absent(controller, document)

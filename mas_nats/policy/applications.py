@@ -64,6 +64,17 @@ class TokenPolicy(_Strict):
     checks: tuple[ToolCheck, ...] | None = None
     applications: Mapping[_AgentId, ApplicationPolicy] = Field(default_factory=dict)
 
+    def with_tools_of(self, stored: TokenPolicy) -> TokenPolicy:
+        """With the tools that ``stored`` has of servers of which this says none: a manifest never does."""
+        merged = {
+            name: application
+            if application.tools
+            else application.model_copy(update={"tools": dict(stored.tools_of(name))})
+            for name, application in self.applications.items()
+            if application.type is ApplicationType.MCP_SERVER
+        }
+        return self.model_copy(update={"applications": {**self.applications, **merged}})
+
     def type_of(self, name: str) -> ApplicationType | None:
         """The type of an application; None where there is no such one."""
         found = self.applications.get(name)
