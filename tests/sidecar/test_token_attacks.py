@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from broker_policy.tokens.marks import Marks
 from mas_nats import Agent, DataBlocked
 from mas_nats.policy.token_call import Present
 from mas_nats.sidecar.refusal import HEADER_MISMATCH, REFUSED
@@ -195,3 +197,16 @@ async def test_a_token_of_another_namespace(guarded: Town, thief: Agent):
     own = str((await t3(thief, message)).result["token"])
     reply = await thief.request("bank", "mcp:tools/call", carried(own), id=message, timeout=30)
     assert "refused" not in reply.data
+
+
+async def test_a_mark_is_made_by_one_worker(guarded: Town):
+    """Workers share nothing but the bucket: of many that are shown a token at once, one takes it."""
+    system, here = guarded.system, guarded.namespace
+    async with system.tenant(here) as one, system.tenant(here) as two:
+        marks = [Marks(one), Marks(two)]
+        for _ in range(5):
+            token_id = new_id()
+            taken = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}") for n in range(8)))
+            assert sorted(taken) == [*[False] * 7, True]
+            again = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}") for n in range(8)))
+            assert again == taken
