@@ -156,8 +156,10 @@ class TokenCalls:
             raise _no("application_type", f"{call.sender} is no application that calls tools")
         input_ = self._input(asked, wanted.token)
         full = f"{there.namespace}/{server}"
-        checks = asked.table.document.tokens.checks
-        judgement = judge(checks, await self._facts(asked, there, server, wanted.tool, input_))
+        facts = await self._facts(asked, there, server, wanted.tool, input_)
+        judgement = judge(asked.table.document.tokens.checks, facts)
+        if judgement.decision is ToolDecision.ALLOW and there is not asked.table:
+            judgement = judge(there.document.tokens.checks, facts)  # both namespaces have their say
         if judgement.decision is not ToolDecision.ALLOW:
             refusal = Refusal(
                 Decision.AUTHZ_DENIED, "tool_check", judgement.rule, judgement.reason, judgement.fix
@@ -175,14 +177,13 @@ class TokenCalls:
         by_user = asked.type is ApplicationType.CLIENT
         full = f"{there.namespace}/{server}"
         answered = selected = False
-        checks = asked.table.document.tokens.checks or ()
+        checks = {*(asked.table.document.tokens.checks or ()), *(there.document.tokens.checks or ())}
         if input_ is not None and not by_user and ToolCheck.LLM_SELECTED in checks:
             cause = input_.message
             answered = await self._marks.has_answered(asked.call.sender, cause)
             selected = answered and await self._marks.has_selected(asked.call.sender, cause, tool)
         return ToolFacts(
             server=full,
-            tool=tool,
             registered=registered,
             by_user=by_user,
             input_known=by_user or input_ is not None,
@@ -210,18 +211,18 @@ class TokenCalls:
 
     async def _selected(self, asked: _Asked, wanted: Selected) -> Verdict:
         call, claims = asked.call, self._read(wanted.token)
-        call.type = "selected:" + ",".join(wanted.tools)
+        call.type = "selected"
         if claims.purpose is not Purpose.LLM_ACCESS or claims.audience != LLM:
             raise _no("purpose", f"the token is for {claims.purpose}, not for the language model")
         if claims.holder != asked.me:
             raise _no("holder", "the token was given to another application")
         if not await self._marks.use(claims.token_id, call.message_id):
             raise _no("used", "the token was used before")
-        known = self._deciding.current()
-        tools = (
-            wanted.tools if known is None else tuple(filter(_registered(known).__contains__, wanted.tools))
-        )
+        registered = self._registered()
+        tools = tuple(tool for tool in wanted.tools if tool in registered)
         await self._marks.answered(call.sender, claims.cause, tools)
+        others = len(wanted.tools) - len(tools)
+        call.type = "selected:" + ",".join((*tools, *([f"+{others}"] if others else ())))
         call.message_id = claims.cause or call.message_id  # what the audit is asked for
         return await self._settled(asked, wanted.token, "llm_selected")
 
@@ -326,6 +327,13 @@ class TokenCalls:
             raise _no("audience", "the token is for another application than the one that exchanges it")
         return claims
 
+    def _registered(self) -> frozenset[str]:
+        """The names of all tools there are: nobody fills the bucket, or the audit, with others."""
+        policies = [table.document.tokens for table in self._deciding.follower.tables()]
+        return frozenset(
+            tool for each in policies for name in each.applications for tool in each.tools_of(name)
+        )
+
     def _side(self, asked: _Asked, target: str) -> tuple[Table, str]:
         """The policy of the target's namespace, and its name there; where the caller may reach it."""
         call, agent, namespace = asked.call, agent_of(target), namespace_of(target)
@@ -338,11 +346,6 @@ class TokenCalls:
         if there is None or not there.accepts(asked.me, agent):
             raise _No(refusals.not_accepted(asked.me, target))
         return there, agent
-
-
-def _registered(table: Table) -> frozenset[str]:
-    tokens = table.document.tokens
-    return frozenset(tool for server in tokens.applications for tool in tokens.tools_of(server))
 
 
 def _no(rule: str, reason: str, fix: str = "Call through the application's sidecar") -> _No:

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from mcp import Client
+from mcp.shared.exceptions import MCPError
 
 from mas_nats import Agent
 from mas_nats.policy.applications import ToolCheck
@@ -329,3 +331,19 @@ async def test_calls_that_are_none(guarded: Town):
             assert (await ask(shop, body)).rule == "token"
         assert (await ask(shop, Present(token=spelled("a"), presentation="p"))).rule == "token:malformed"
         assert (await ask(shop, b'{"do":"keys"}', new_message_id())).ok
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_the_official_client_and_server(guarded: Town, monkeypatch: pytest.MonkeyPatch, mode: str):
+    """They know of no tokens: what is registered is called, what is not is an error of the protocol."""
+    monkeypatch.setenv("HTTP_PROXY", guarded.proxy("shop"))
+    monkeypatch.setenv("http_proxy", guarded.proxy("shop"))
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with Client("http://bank.test/mcp", mode=mode) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} >= {"count", "transfer_money"}
+        result = await client.call_tool("transfer_money", {"number": 7})
+        assert result.content[0].text == "done"  # type: ignore[union-attr]
+        with pytest.raises(MCPError, match="BLOCK:DETERMINISTIC_TOOL_SELECTED"):
+            await client.call_tool("count", {"to": 1})
+    assert guarded.bank.transfers == [7]
