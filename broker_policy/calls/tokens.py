@@ -25,6 +25,7 @@ from mas_nats.policy.table import Table
 from mas_nats.policy.token_call import BadTokenCall, Exchange, Issue, Keys, Present, Selected
 from mas_nats.tokens.claims import LIFETIME, LLM, MAX_BYTES, Claims, Purpose, digest, prompt_digest
 from mas_nats.tokens.jwt import InvalidToken
+from mas_nats.tokens.spelling import unspelled
 from mas_nats.wire.identity import agent_of, namespace_of
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
@@ -84,10 +85,7 @@ class TokenCalls:
             return
         asked = _Asked(call, table, f"{self._deciding.namespace}/{call.sender}")
         if isinstance(wanted, Issue):  # a prompt may be longer than what is answered aside
-            try:
-                self._give(asked, self._issued(asked, wanted), Purpose.USER_INPUT)
-            except _No as no:
-                self._acting.refuse(call, no.refusal)
+            self._issue(asked, wanted)
             return
         self._asides.take(call, lambda _: self._answer(asked, wanted))
 
@@ -106,11 +104,30 @@ class TokenCalls:
             return await self._acting.refused(asked.call, no.refusal)
 
     # -- T1 ----------------------------------------------------------------------------------------
-    def _issued(self, asked: _Asked, wanted: Issue) -> Claims:
+    def _issue(self, asked: _Asked, wanted: Issue) -> None:
         call = asked.call
         call.target, call.type = wanted.target, f"issue:{Purpose.USER_INPUT}"
+        try:
+            self._give(asked, self._issued(asked, self._inspected(asked)), Purpose.USER_INPUT)
+        except _No as no:
+            self._acting.refuse(call, no.refusal)
+
+    def _inspected(self, asked: _Asked) -> Issue:
+        """The call as data-loss prevention lets it pass: what it redacts in a prompt it redacts in both."""
+        if (refusal := self._deciding.inspected(asked.call, asked.table)) is not None:
+            raise _No(refusal)
+        try:
+            cleaned = token_call.read(asked.call.body)
+        except BadTokenCall as error:
+            raise _No(refusals.invalid("token", str(error))) from None
+        if not isinstance(cleaned, Issue):
+            raise _No(refusals.invalid("token", "what is left of the call is another one"))
+        return cleaned
+
+    def _issued(self, asked: _Asked, wanted: Issue) -> Claims:
+        call = asked.call
         there, agent = self._side(asked, wanted.target)
-        input_ = self._input(asked, wanted.token)
+        input_ = self._input(asked, _unspelled(wanted.given))
         if input_ is None and asked.type is not ApplicationType.CLIENT and not asked.unchecked:
             raise _no(
                 "no_input",
@@ -132,8 +149,7 @@ class TokenCalls:
             audience=f"{there.namespace}/{agent}",
             given=input_,
             tools=allowed,
-            # As it will be delivered: what data-loss prevention redacts is redacted here, too.
-            prompt="" if prompt is None else prompt_digest(self._deciding.clean(prompt)),
+            prompt="" if prompt is None else prompt_digest(prompt),
         )
 
     # -- T2, T3 ------------------------------------------------------------------------------------
@@ -239,7 +255,7 @@ class TokenCalls:
     ) -> Claims:
         now = self._deciding.clock() // 1000
         expires = now + LIFETIME
-        if given is not None and purpose is not Purpose.USER_INPUT:
+        if given is not None and purpose is Purpose.TOOL_CALL:
             expires = min(expires, given.expires)
         return Claims(
             issuer=f"mas/{self._deciding.namespace}",
@@ -346,6 +362,13 @@ class TokenCalls:
         if there is None or not there.accepts(asked.me, agent):
             raise _No(refusals.not_accepted(asked.me, target))
         return there, agent
+
+
+def _unspelled(given: str) -> str:
+    try:
+        return unspelled(given) if given else ""
+    except ValueError:
+        raise _no("malformed", "the token is not taken: it is no token") from None
 
 
 def _no(rule: str, reason: str, fix: str = "Call through the application's sidecar") -> _No:
