@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest import json_path
 from mas_nats.manifest.mistakes import mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.wire.identity import agent_of, require_name
@@ -64,6 +65,12 @@ def _path(value: str) -> str:
     return value
 
 
+def _json_path(value: str) -> str:
+    if value:
+        json_path.parts(value)
+    return value
+
+
 Address = Annotated[str, AfterValidator(_loopback)]
 Host = Annotated[str, AfterValidator(_host)]
 Endpoint = Annotated[str, AfterValidator(_path)]
@@ -75,7 +82,8 @@ class Application(_Model):
 
     ``hosts`` are the names under which others write to it. ``endpoint`` is where it takes JSON-RPC: ``/mcp``
     for an MCP server and ``/`` for an agent when not given. ``idempotent`` names the operations, such as
-    ``tools/list``, that may be repeated when their outcome is not known.
+    ``tools/list``, that may be repeated when their outcome is not known. ``prompt`` is where the user's
+    prompt stands in a request to an agent, such as ``{.message.parts[0].text}``.
     """
 
     type: Kind
@@ -84,6 +92,7 @@ class Application(_Model):
     hosts: tuple[Host, ...] = ()
     endpoint: Endpoint | None = None
     idempotent: frozenset[str] = frozenset()
+    prompt: Annotated[str, AfterValidator(_json_path)] = ""
 
     @property
     def path(self) -> str:
@@ -109,9 +118,13 @@ class Limits(_Model):
 
 
 class Settings(_Model):
-    """The whole file. ``app`` is the application whose sidecar this is."""
+    """The whole file. ``app`` is the application whose sidecar this is.
+
+    ``tokens``: calls carry tokens, and those that come without are refused. All sidecars of a system agree.
+    """
 
     app: str = ""
+    tokens: bool = False
     applications: dict[Name, Application]
     limits: Limits = Limits()
     llm_host: str = ""

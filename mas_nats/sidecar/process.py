@@ -13,18 +13,26 @@ from mas_nats.sidecar.application import Kind, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
 from mas_nats.sidecar.in_flight import InFlight
 from mas_nats.sidecar.inbound import Inbound
-from mas_nats.sidecar.listener import Listener
+from mas_nats.sidecar.listener import Answer, Listener, Received
 from mas_nats.sidecar.llm import LlmPassage
 from mas_nats.sidecar.outbound import Outbound
+from mas_nats.sidecar.token_endpoint import TokenEndpoint
+from mas_nats.sidecar.tokens import TokenAuthority
+from mas_nats.wire.headers import MSG_ID
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Verdict
 
 logger = logging.getLogger("mas_nats")
+
+_PATIENCE = 10.0
+"""Seconds that a call waits for a token."""
 
 
 class Sidecar(Agent[dict[str, Any]]):
     """Speaks for an application, with the application's identity.
 
-    ``authority`` is asked for tokens, ``llm`` carries what goes to the language model. Other options are
-    those of ``Agent``.
+    ``authority`` is asked for tokens: ``tokens``, where the settings want them and no other is given. ``llm``
+    carries what goes to the language model. Other options are those of ``Agent``.
     """
 
     def __init__(
@@ -39,12 +47,15 @@ class Sidecar(Agent[dict[str, Any]]):
         super().__init__(settings.app, receive=receives, **options)
         self._settings = settings
         in_flight = InFlight()
-        guard = authority or NoTokens()
+        self.tokens = self._tokens() if settings.tokens and authority is None else None
+        guard = authority or self.tokens or NoTokens()
         self._inbound = (
             Inbound(settings, guard, in_flight, now=time.time, max_payload=self._most) if receives else None
         )
         outbound = Outbound(settings, self, guard, in_flight, llm, now=time.time)
-        self._listener = Listener(settings.own.listen, settings.limits, outbound.handle)
+        self._outbound = outbound
+        self._endpoint = None if self.tokens is None else TokenEndpoint(settings, self.tokens)
+        self._listener = Listener(settings.own.listen, settings.limits, self._received)
 
     @property
     def address(self) -> str:
@@ -83,6 +94,21 @@ class Sidecar(Agent[dict[str, Any]]):
         """Hand a call to the application."""
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
+
+    async def _received(self, received: Received, answer: Answer) -> None:
+        if self._endpoint is not None and self._endpoint.takes(received, self.address):
+            await answer.whole(await self._endpoint.answer(received))
+            return
+        await self._outbound.handle(received, answer)
+
+    def _tokens(self) -> TokenAuthority:
+        async def ask(body: bytes, message_id: str) -> Verdict:
+            calls = self._alive().calls
+            return await calls.call(Op.TOKEN, body, {MSG_ID: message_id}, timeout=_PATIENCE)
+
+        return TokenAuthority(
+            self._settings, ask, namespace=lambda: self._alive().session.terms.namespace, now=time.time
+        )
 
     def _most(self) -> int:
         return self._alive().session.terms.max_payload

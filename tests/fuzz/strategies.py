@@ -15,7 +15,10 @@ from mas_nats.wire import headers
 from tests.audit_log import NAMESPACE
 
 AGENTS = ("alice", "bob", "carol")
-OPS = ("send", "request", "delay", "reply", "frame", "state", "hello", "fail", "discover", "withdraw", "flow")
+OPS = (
+    *("send", "request", "delay", "reply", "frame", "state"),
+    *("hello", "fail", "discover", "withdraw", "flow", "token"),
+)
 SENSITIVE = (
     "123-45-6789",
     "4111 1111 1111 1111",

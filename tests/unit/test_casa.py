@@ -198,9 +198,19 @@ def notices(manifest: Manifest, namespace: str = "one") -> str:
     return "\n".join(manifest.of(namespace).wanted.notices)
 
 
+def test_tool_checks_and_types_are_policy() -> None:
+    tokens = documents.load(DATA / "casa.yaml").of("my-mas").wanted.tokens
+    assert tokens.checks == (ToolCheck.TOOL_SELECTED, ToolCheck.LLM_SELECTED)
+    assert {name: app.type.value for name, app in tokens.applications.items()} == {
+        "my-client": "client",
+        "my-agent": "agent",
+        "my-mcp-server": "mcp_server",
+    }
+
+
 def test_fields_without_effect_are_named(tmp_path: Path) -> None:
     found = notices(documents.load(DATA / "casa.yaml"), "my-mas")
-    for name in ("enabledToolChecks", "llm_host", "apps[].baseUrl", "apps[].httpRequestSchema"):
+    for name in ("llm_host", "apps[].baseUrl", "apps[].httpRequestSchema"):
         assert f"spec.{name} is read but has no effect" in found
     more = load(
         tmp_path,

@@ -40,6 +40,7 @@ def test_each_holder_has_its_folder_and_each_file_its_owner(keys):
         "worker/control-worker.nk",
         "worker/sys-observer.nk",
         "worker/sealing.key",
+        "worker/token-signing.key",
         "signer/checkpoint.key",
         "signer/control-signer.nk",
         "public/operator.jwt",
@@ -61,6 +62,19 @@ def test_they_are_made_once(keys):
     again = create_material(keys)
     assert {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()} == before
     assert again.worker.sealing == WorkerKeys.load(keys).sealing
+
+
+def test_an_installation_older_than_tokens_gets_their_key(tmp_path):
+    keys = tmp_path / "keys"
+    create_material(keys)
+    (keys / "worker" / WorkerKeys.TOKENS).unlink()
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    assert WorkerKeys.load(keys).tokens is None
+    made = create_material(keys).worker.tokens
+    assert made == WorkerKeys.load(keys).tokens is not None
+    assert made == create_material(keys).worker.tokens
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert (keys / "worker" / WorkerKeys.TOKENS).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ RULE = DlpRule(id="acct", type="acct", pattern="A+", action=DlpAction.BLOCK)
             {"limits": {"max_payload": 5}, "governance": Governance(rate_limit=RateLimits(per_minute=7))},
             ["~ limits: max_payload 1000000 → 5", "~ rate_limit: per_minute 0 → 7"],
         ),
+        (
+            {"tokens": {"applications": {"a": {"type": "client"}}}},
+            {"tokens": {"checks": [], "applications": {"b": {"type": "mcp_server", "tools": {"t": "f"}}}}},
+            [
+                '+ application b: type mcp_server; tools {"t": "f"}',
+                "~ tokens: checks null → nothing",
+                "- application a",
+            ],
+        ),
     ],
 )
 def test_what_differs_is_named(before: dict[str, object], after: dict[str, object], lines: list[str]) -> None:
@@ -81,7 +90,7 @@ def test_a_new_namespace_is_named_with_all_that_is_not_as_it_is_anyway() -> None
 
 def test_every_part_of_a_policy_is_looked_at() -> None:
     """A field that is new in policy and forgotten here would make plans lie."""
-    looked_at = {"agents", "inspectors", "operators", "permissions", "limits", "governance"}
+    looked_at = {"agents", "inspectors", "operators", "permissions", "limits", "governance", "tokens"}
     no_manifests_affair = {"version", "namespace", "account", "revoked"}
     assert set(Document.model_fields) == looked_at | no_manifests_affair
 
