@@ -56,8 +56,8 @@ def test_one_of_several_is_meant_by_its_name_and_the_only_one_by_any(manifest: P
 
 def test_notices_say_whose_they_are_where_there_are_several(manifest: Path) -> None:
     together = documents.load(manifest, CASA)
-    assert "my-mas: spec.llm_host is read but has no effect in this version" in together.told
-    assert "spec.llm_host is read but has no effect in this version" in documents.load(CASA).told
+    assert "my-mas: spec.enabledToolChecks is read but has no effect in this version" in together.told
+    assert "spec.enabledToolChecks is read but has no effect in this version" in documents.load(CASA).told
 
 
 def test_policy_commands_take_the_one_that_is_named(manifest: Path) -> None:
