@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from mas_nats.agent import DRAIN_TIMEOUT, Agent
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, error_of
 from mas_nats.message import AgentMessage
+from mas_nats.policy.prompt import PLACE
 from mas_nats.sidecar.application import Kind, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
-from mas_nats.sidecar.in_flight import InFlight
+from mas_nats.sidecar.in_flight import InFlight, trace_of
 from mas_nats.sidecar.inbound import Inbound
 from mas_nats.sidecar.listener import Listener
-from mas_nats.sidecar.llm import LlmPassage
+from mas_nats.sidecar.llm import LlmPassage, NobodyAsks, Selections
+from mas_nats.sidecar.llm_host import LlmHost
 from mas_nats.sidecar.outbound import Outbound
+from mas_nats.wire import headers
+from mas_nats.wire.correlation import new_message_id
+from mas_nats.wire.subjects import Op
 
 logger = logging.getLogger("mas_nats")
 
@@ -23,8 +31,8 @@ logger = logging.getLogger("mas_nats")
 class Sidecar(Agent[dict[str, Any]]):
     """Speaks for an application, with the application's identity.
 
-    ``authority`` is asked for tokens, ``llm`` carries what goes to the language model. Other options are
-    those of ``Agent``.
+    ``authority`` is asked for tokens, ``selections`` is told which tools a language model selected. ``llm``
+    takes the place of what carries to ``llm_host``. Other options are those of ``Agent``.
     """
 
     def __init__(
@@ -33,6 +41,7 @@ class Sidecar(Agent[dict[str, Any]]):
         *,
         authority: Authority | None = None,
         llm: LlmPassage | None = None,
+        selections: Selections | None = None,
         **options: Any,
     ) -> None:
         receives = settings.own.type is not Kind.CLIENT
@@ -43,7 +52,10 @@ class Sidecar(Agent[dict[str, Any]]):
         self._inbound = (
             Inbound(settings, guard, in_flight, now=time.time, max_payload=self._most) if receives else None
         )
-        outbound = Outbound(settings, self, guard, in_flight, llm, now=time.time)
+        self._llm: LlmHost | None = None
+        if llm is None and settings.llm_host and settings.own.type is Kind.AGENT:
+            self._llm = LlmHost(settings, self._may_leave, selections or NobodyAsks(), now=time.monotonic)
+        outbound = Outbound(settings, self, guard, in_flight, llm or self._llm, now=time.time)
         self._listener = Listener(settings.own.listen, settings.limits, outbound.handle)
 
     @property
@@ -78,11 +90,23 @@ class Sidecar(Agent[dict[str, Any]]):
         await self._listener.stop()
         if self._inbound is not None:
             await self._inbound.close()
+        if self._llm is not None:
+            await self._llm.close()
 
     async def on_message(self, message: AgentMessage) -> None:
         """Hand a call to the application."""
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
+
+    async def _may_leave(self, host: str, operation: str, body: Mapping[str, Any], traceparent: str) -> Any:
+        """Ask policy about a prompt: what of ``body`` may leave."""
+        fields = {headers.MSG_ID: new_message_id(), headers.TARGET: PLACE + host, headers.TYPE: operation}
+        if trace_of(traceparent):
+            fields[headers.TRACEPARENT] = traceparent
+        verdict = await self._alive().calls.call(Op.PROMPT, orjson.dumps(body), fields)
+        if not verdict.ok:
+            raise error_of(verdict)
+        return verdict.result.get("body", body)
 
     def _most(self) -> int:
         return self._alive().session.terms.max_payload

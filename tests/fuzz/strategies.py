@@ -15,7 +15,20 @@ from mas_nats.wire import headers
 from tests.audit_log import NAMESPACE
 
 AGENTS = ("alice", "bob", "carol")
-OPS = ("send", "request", "delay", "reply", "frame", "state", "hello", "fail", "discover", "withdraw", "flow")
+OPS = (
+    "send",
+    "request",
+    "delay",
+    "reply",
+    "frame",
+    "state",
+    "hello",
+    "fail",
+    "discover",
+    "withdraw",
+    "flow",
+    "prompt",
+)
 SENSITIVE = (
     "123-45-6789",
     "4111 1111 1111 1111",
