@@ -13,6 +13,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx2
@@ -29,6 +30,7 @@ from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Re
 from mas_nats.sidecar.selection import Answer, TooMany
 from mas_nats.sidecar.strict_json import NotStrict
 from mas_nats.sidecar.told import told
+from mas_nats.wire.correlation import new_message_id
 
 logger = logging.getLogger("mas_nats")
 
@@ -41,10 +43,21 @@ _FIRST_ERROR = 400
 _DONE = "[DONE]"
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is about to leave for the language model at ``host``: its path, and its body where it has one."""
+
+    message_id: str
+    host: str
+    operation: str
+    body: Mapping[str, Any] = field(repr=False)
+    traceparent: str = ""
+
+
 class Ask(Protocol):
     """Asks policy whether something may leave for a language model."""
 
-    async def __call__(self, host: str, operation: str, body: Mapping[str, Any], traceparent: str) -> Any:
+    async def __call__(self, asking: Asking) -> Any:
         """The body that may leave, redacted where policy says so.
 
         Raises:
@@ -115,14 +128,14 @@ class LlmHost:
         body: dict[str, Any] = {"path": request.path}
         if asked.document is not None:
             body["body"] = asked.document
-        operation, trace = f"llm:{asked.operation}", request.header("traceparent")
+        message_id, trace = new_message_id(), request.header("traceparent")
         try:
-            allowed = await self._ask(self._host, operation, body, trace)
+            allowed = await self._ask(Asking(message_id, self._host, asked.operation, body, trace))
         except OutcomeUnknown:
             text = "policy did not answer, so nothing left"
             raise Refusal("unavailable", text, "", 503, UNAVAILABLE, retry_after=1) from None
         except MasError as error:
-            raise told(error, "") from None
+            raise told(error, message_id) from None
         if asked.document is None:
             return None
         if not isinstance(allowed, dict) or not isinstance(allowed.get("body"), dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -19,10 +18,9 @@ from mas_nats.sidecar.in_flight import InFlight, trace_of
 from mas_nats.sidecar.inbound import Inbound
 from mas_nats.sidecar.listener import Listener
 from mas_nats.sidecar.llm import LlmPassage, NobodyAsks, Selections
-from mas_nats.sidecar.llm_host import LlmHost
+from mas_nats.sidecar.llm_host import Asking, LlmHost
 from mas_nats.sidecar.outbound import Outbound
 from mas_nats.wire import headers
-from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.subjects import Op
 
 logger = logging.getLogger("mas_nats")
@@ -98,15 +96,19 @@ class Sidecar(Agent[dict[str, Any]]):
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
 
-    async def _may_leave(self, host: str, operation: str, body: Mapping[str, Any], traceparent: str) -> Any:
-        """Ask policy about a prompt: what of ``body`` may leave."""
-        fields = {headers.MSG_ID: new_message_id(), headers.TARGET: PLACE + host, headers.TYPE: operation}
-        if trace_of(traceparent):
-            fields[headers.TRACEPARENT] = traceparent
-        verdict = await self._alive().calls.call(Op.PROMPT, orjson.dumps(body), fields)
+    async def _may_leave(self, asking: Asking) -> Any:
+        """Ask policy about a prompt: what of its body may leave."""
+        fields = {
+            headers.MSG_ID: asking.message_id,
+            headers.TARGET: PLACE + asking.host,
+            headers.TYPE: f"llm:{asking.operation}",
+        }
+        if trace_of(asking.traceparent):
+            fields[headers.TRACEPARENT] = asking.traceparent
+        verdict = await self._alive().calls.call(Op.PROMPT, orjson.dumps(asking.body), fields)
         if not verdict.ok:
             raise error_of(verdict)
-        return verdict.result.get("body", body)
+        return verdict.result.get("body", asking.body)
 
     def _most(self) -> int:
         return self._alive().session.terms.max_payload
