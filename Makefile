@@ -1,5 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is set up in .venv.
 #   make demo    two agents, for real, in under a minute
+#   make casa-demo   applications that know nothing of this system, bound by it
 #   make test    lint, types and every test
 #   make chaos   everything killed in turn under load: SECONDS=600 SEED=1
 # Another interpreter: make PYTHON=/path/to/python3.13 test
@@ -10,10 +11,11 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
+.PHONY: help demo casa-demo docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
+	@echo "make casa-demo  an MCP server, an A2A agent and a client, unmodified, and what policy makes of them"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
@@ -29,6 +31,9 @@ help:
 
 demo: setup
 	@$(BIN)/python -m examples.demo
+
+casa-demo: setup
+	@$(BIN)/python -m examples.casa
 
 # In several processes; what fails in company is repeated alone, and named.
 test: lint nats-cli
