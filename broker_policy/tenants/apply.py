@@ -106,10 +106,12 @@ async def apply(
         permissions=wanted.permissions,
         limits=wanted.limits,
         governance=wanted.governance,
+        tokens=wanted.tokens,
     )
     stored = await store.get(wanted.namespace)
     if stored is not None:  # no manifest's affair
-        document = document.model_copy(update={"revoked": stored.document.revoked})
+        tokens = document.tokens.with_tools_of(stored.document.tokens)
+        document = document.model_copy(update={"revoked": stored.document.revoked, "tokens": tokens})
     if stored is not None and stored.document == document:
         await store.wait_confirmed(stored.sequence, timeout=confirm)
         await _kick_absent(controller, document)

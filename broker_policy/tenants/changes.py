@@ -68,12 +68,16 @@ def _things(said: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"operator {name}", {}
     for sender, rule in said.get("permissions", {}).items():
         yield f"permissions of {sender}", rule
+    tokens = said.get("tokens", {})
+    for name, application in tokens.get("applications", {}).items():
+        yield f"application {name}", application
     governance = said.get("governance", {})
     for name, role in governance.get("roles", {}).items():
         yield f"role {name}", role
     dlp = governance.get("dlp", {})
     for rule in dlp.get("rules", ()):
         yield f"dlp rule {rule['id']}", rule
+    yield "tokens", _without(tokens, "applications")
     yield "limits", said.get("limits", {})
     yield "dlp", _without(dlp, "rules")
     yield from _without(governance, "roles", "dlp").items()

@@ -39,6 +39,7 @@ EXPECTED = Counter(
     }
 )
 """What has to be blocked, and nothing else."""
+TOOLS = ("read_ticket", "transfer_money")
 ACTING = ("a2a:SendMessage", "a2a:message/send", "mcp:tools/call", "llm:")
 """The types of calls that are counted; asking for cards and lists is not."""
 
@@ -214,6 +215,18 @@ def judged(rows: list[dict[str, Any]]) -> tuple[int, Counter[str]]:
     return allowed, blocked
 
 
+async def registered(folder: Path, namespace: str, manifest: Path) -> None:
+    """Have the tools of both servers registered; then wait until they may be called."""
+    tools: list[dict[str, Any]] = []
+    async with asyncio.timeout(60):
+        while len(tools) < len(TOOLS):
+            out = await mas(folder, "tools", "list", "-n", namespace, "--json")
+            tools = orjson.loads(out)["tools"]
+    done = orjson.loads(await mas(folder, "apply", str(manifest), "--json"))
+    for change in done["namespaces"][0]["changes"]:
+        say(f"+ {change['what']}: {change['detail']}")
+
+
 async def play(folder: Path, source: Path, work: Path) -> int:
     """Apply the manifest, play the story, and say how it ended."""
     ports = {name: free_port() for name in ("llm", *APPS)}
@@ -224,6 +237,8 @@ async def play(folder: Path, source: Path, work: Path) -> int:
     await mas(folder, "certs", "agent", *APPS, "-n", namespace)
     office = Office(folder, namespace, manifest, ports, work)
     async with office.open():
+        say("\n> mas apply, now that the sidecars have seen which tools there are")
+        await registered(folder, namespace, manifest)
         for task in TASKS:
             say(f"\n> visitor {' '.join(task)}")
             await office.visit(*task)

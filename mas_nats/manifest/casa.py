@@ -28,6 +28,7 @@ from pydantic_core import CoreSchema
 
 from mas_nats.manifest import json_path
 from mas_nats.manifest.gateway import GatewaySettings
+from mas_nats.policy.applications import ToolCheck
 from mas_nats.policy.document import AgentId, Limits
 from mas_nats.wire.identity import ANY_AGENT, ID_PATTERN, require_id
 
@@ -116,13 +117,6 @@ class AppType(StrEnum):
     def called(self) -> bool:
         """Whether others may call it: a client only calls."""
         return self is not AppType.CLIENT
-
-
-class ToolCheck(StrEnum):
-    """A check of each exchange of a token for a tool."""
-
-    TOOL_SELECTED = "DETERMINISTIC_TOOL_SELECTED"
-    LLM_SELECTED = "DETERMINISTIC_LLM_SELECTED_TOOLS"
 
 
 class ToolExchange(StrEnum):

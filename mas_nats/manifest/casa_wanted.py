@@ -21,6 +21,7 @@ from mas_nats.manifest.casa import (
 from mas_nats.manifest.gateway import variables
 from mas_nats.manifest.mistakes import Place, guess
 from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy
 from mas_nats.policy.document import Permissions
 from mas_nats.policy.governance import Role
 from mas_nats.policy.roles import ACTION
@@ -127,6 +128,12 @@ def wanted(system: MultiAgentSystem, policies: Sequence[CasaPolicy], systems: Sy
         operators=spec.operators,
         limits=spec.limits,
         governance=spec.settings.governance().model_copy(update={"roles": _roles(spec.apps, restricted)}),
+        tokens=TokenPolicy(
+            checks=spec.enabled_tool_checks,
+            applications={
+                app.agent_id: ApplicationPolicy(type=ApplicationType(app.type.value)) for app in spec.apps
+            },
+        ),
         notices=tuple(_notices(system)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mas_nats.policy.applications import TokenPolicy
 from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
@@ -37,6 +38,7 @@ class Wanted:
     operators: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     governance: Governance = field(default_factory=Governance)
+    tokens: TokenPolicy = field(default_factory=TokenPolicy)
     notices: tuple[str, ...] = ()
 
     def document(self) -> Document:
@@ -49,4 +51,5 @@ class Wanted:
             permissions=self.permissions,
             limits=self.limits,
             governance=self.governance,
+            tokens=self.tokens,
         )

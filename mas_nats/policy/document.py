@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from mas_nats.policy.applications import TokenPolicy
 from mas_nats.policy.governance import Governance
 from mas_nats.policy.roles import target_of
 from mas_nats.wire.identity import ANY_AGENT, ID_PATTERN, agent_of, namespace_of, require_id, require_name
@@ -108,6 +109,7 @@ class Document(Strict):
     permissions: dict[Sender, Permissions] = Field(default_factory=dict)
     limits: Limits = Limits()
     governance: Governance = Governance()
+    tokens: TokenPolicy = TokenPolicy()
     revoked: dict[str, Revocation] = Field(default_factory=dict)  # by SHA-256, lower-case hexadecimal
 
     @model_validator(mode="after")

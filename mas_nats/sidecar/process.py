@@ -20,10 +20,15 @@ from mas_nats.sidecar.listener import Listener
 from mas_nats.sidecar.llm import LlmPassage, NobodyAsks, Selections
 from mas_nats.sidecar.llm_host import Asking, LlmHost
 from mas_nats.sidecar.outbound import Outbound
+from mas_nats.sidecar.registration import Behind, Registration
+from mas_nats.sidecar.tool_list import ToolList
 from mas_nats.wire import headers
 from mas_nats.wire.subjects import Op
 
 logger = logging.getLogger("mas_nats")
+
+_TOOLS = "tools"
+"""Where in its agent's state an MCP server's sidecar keeps what it saw of the server's tools."""
 
 
 class Sidecar(Agent[dict[str, Any]]):
@@ -47,8 +52,18 @@ class Sidecar(Agent[dict[str, Any]]):
         self._settings = settings
         in_flight = InFlight()
         guard = authority or NoTokens()
+        self._registration = self._registering() if settings.own.type is Kind.MCP_SERVER else None
         self._inbound = (
-            Inbound(settings, guard, in_flight, now=time.time, max_payload=self._most) if receives else None
+            Inbound(
+                settings,
+                guard,
+                in_flight,
+                now=time.time,
+                max_payload=self._most,
+                registration=self._registration,
+            )
+            if receives
+            else None
         )
         self._llm: LlmHost | None = None
         if llm is None and settings.llm_host and settings.own.type is Kind.AGENT:
@@ -81,11 +96,15 @@ class Sidecar(Agent[dict[str, Any]]):
                 f"namespace's limits.ack_wait, which is {terms.ack_wait:g} s"
             )
         await self._listener.start()
+        if self._registration is not None:
+            self._registration.start()
         logger.info("sidecar of %s: the application's proxy is http://%s", self.agent_id, self.address)
 
     async def on_stop(self) -> None:
         """Take nothing more from the application."""
         await self._listener.stop()
+        if self._registration is not None:
+            await self._registration.stop()
         if self._inbound is not None:
             await self._inbound.close()
         if self._llm is not None:
@@ -95,6 +114,25 @@ class Sidecar(Agent[dict[str, Any]]):
         """Hand a call to the application."""
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
+
+    def _registering(self) -> Registration:
+        async def ask() -> None:
+            await self._alive().session.hello()
+
+        async def keep(kept: dict[str, Any]) -> None:
+            await self.refresh_state()
+            await self.update_state({_TOOLS: kept})
+
+        return Registration(
+            Behind(
+                approved=lambda: self._alive().session.terms.tools,
+                ask=ask,
+                tools=ToolList(self._settings.own),
+                kept=lambda: self.state.get(_TOOLS, {}),
+                keep=keep,
+                now=time.monotonic,
+            )
+        )
 
     async def _may_leave(self, asking: Asking) -> Any:
         """Ask policy about a prompt: what of its body may leave."""
