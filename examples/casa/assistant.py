@@ -21,12 +21,19 @@ from starlette.applications import Starlette
 
 LLM = "http://llm.office/v1/chat/completions"
 SERVERS = {"read_ticket": "http://tickets:8080/mcp", "transfer_money": "http://bank:8080/mcp"}
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in SERVERS]
 KEY = {"authorization": "Bearer sk-of-the-assistant"}
 
 
-async def ask_model(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    body = {"model": "stub", "messages": messages, "tools": TOOLS}
+async def offered() -> list[dict[str, Any]]:
+    """What the model is told of tools: those of the tickets as they are described, the bank's from memory."""
+    async with Client(SERVERS["read_ticket"], mode="2026-07-28") as client:
+        listed = (await client.list_tools()).tools
+    functions = [{"name": tool.name, "description": tool.description} for tool in listed]
+    return [{"type": "function", "function": each} for each in (*functions, {"name": "transfer_money"})]
+
+
+async def ask_model(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+    body = {"model": "stub", "messages": messages, "tools": tools}
     async with httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(LLM, json=body, headers=KEY)
     message: dict[str, Any] = answer.raise_for_status().json()["choices"][0]["message"]
@@ -47,7 +54,8 @@ async def call_tool(name: str, arguments: dict[str, Any]) -> str:
 class Assistant(AgentExecutor):
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         messages: list[dict[str, Any]] = [{"role": "user", "content": context.get_user_input()}]
-        while calls := (said := await ask_model(messages)).get("tool_calls"):
+        tools = await offered()
+        while calls := (said := await ask_model(messages, tools)).get("tool_calls"):
             messages.append(said)
             for call in calls:
                 name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from broker_policy.identity.pki import CertificatePaths
 from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.sidecar import Settings
 from mas_nats.sidecar.http_message import HttpRequest, HttpResponse
@@ -210,6 +212,24 @@ async def test_what_selects_nothing_passes_too():
         )
     assert [each.operation for each in model.searched] == ["models", "embeddings", "chat/completions"]
     assert model.told == [("m", [])]  # only where a tool could be selected
+
+
+async def test_by_https_the_model_has_to_be_who_it_says(server_certificate: CertificatePaths):
+    model, cert = Model(), server_certificate
+    routes = [Route("/{path:path}", model.serve, methods=["POST"])]
+    served = serving(Starlette(routes=routes), ssl_certfile=str(cert.cert), ssl_keyfile=str(cert.key))
+    async with served as port:
+        desk = {"type": "agent", "base_url": "http://127.0.0.1:1"}
+        settings = Settings(app="desk", applications={"desk": desk}, llm_host=f"localhost:{port}")
+        assert settings.llm_url == f"https://localhost:{port}"
+        own = ssl.create_default_context(cafile=str(cert.ca))
+        knows = LlmHost(settings, model.ask, model, now=time.monotonic, verify=own)
+        knows_not = LlmHost(settings, model.ask, model, now=time.monotonic)
+        assert (await gathered(knows, request()))[0] == 200
+        assert (await refused(knows_not)).rule == "llm_away"
+        await knows.close()
+        await knows_not.close()
+    assert len(model.asked) == 1
 
 
 # -- and back --------------------------------------------------------------------------------------------
