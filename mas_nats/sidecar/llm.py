@@ -35,7 +35,7 @@ class Selections(Protocol):
         """
 
     async def selected(self, cause: str, tools: Sequence[str]) -> None:
-        """The model selected ``tools`` for the message ``cause``: recorded when this returns.
+        """The model selected ``tools``, or none, for the message ``cause``: recorded when this returns.
 
         What lets the application act on them is handed over only then.
 

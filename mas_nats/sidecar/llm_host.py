@@ -231,8 +231,11 @@ class LlmHost:
     async def _held(
         self, raw: AsyncIterator[bytes], answer: Answer, cause: str
     ) -> AsyncGenerator[bytes, None]:
-        """Events as they come; one that completes a call waits until that is recorded."""
-        reader = BlockReader(min(_EVENT_BYTES, self._limits.response_bytes))
+        """Events as they come; one that completes a call waits until that is recorded.
+
+        That a whole stream selected nothing is recorded at its end.
+        """
+        reader, selected = BlockReader(min(_EVENT_BYTES, self._limits.response_bytes)), False
         async for part in raw:
             ready = bytearray()
             for lines in _fed(reader, part):
@@ -240,10 +243,13 @@ class LlmHost:
                     if ready:
                         yield bytes(ready)
                         ready.clear()
+                    selected = True
                     await self._record(answer, tools, cause)
                 ready += b"\n".join(lines) + b"\n\n"
             if ready:
                 yield bytes(ready)
+        if not selected:
+            await self._record(answer, (), cause)
 
     async def _record(self, answer: Answer, tools: Sequence[str], cause: str) -> None:
         """Have selections recorded.
@@ -255,7 +261,7 @@ class LlmHost:
         if answer.counted.doubtful:
             logger.warning("calls of the language model that do not count: %d", answer.counted.doubtful)
             answer.counted.doubtful = 0
-        if not tools or not cause:
+        if not cause:
             return
         try:
             await self._selections.selected(cause, tools)

@@ -166,8 +166,7 @@ def test_casa(system: System, tmp_path: Path) -> None:
         "visitor: Done: The printer on floor 3 is out of paper.",
         "llm: selects transfer_money",
         "failed: policy.deny_by_default",
-        "16 allowed, 4 blocked: AUTHZ_DENIED by deny_by_default, DLP_BLOCKED by dlp:credit_card, "
-        "refused by tool_held\n",
+        "\n16 allowed, 4 blocked: AUTHZ_DENIED by deny_by_default, DLP_BLOCKED by dlp:credit_card, refused",
     ):
         assert told in done.stdout, told
     assert "transferred" not in done.stdout

@@ -211,7 +211,7 @@ async def test_what_selects_nothing_passes_too():
             host, request("/openai/deployments/x/chat/completions", query="api-version=2025-01-01")
         )
     assert [each.operation for each in model.searched] == ["models", "embeddings", "chat/completions"]
-    assert model.told == [("m", [])]  # only where a tool could be selected
+    assert model.told == [("m", []), ("m", [])]  # of the one that could have selected a tool
 
 
 async def test_by_https_the_model_has_to_be_who_it_says(server_certificate: CertificatePaths):
@@ -299,6 +299,16 @@ async def test_an_answer_whose_calls_cannot_be_recorded_is_not_handed_over(strea
             await anext(parts)
     assert (found.value.rule, found.value.ran) == ("llm_selection", "yes")
     assert body == (said if stream else b"")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_that_nothing_was_selected_is_told_too(stream: bool):
+    model = Model(answer=lambda: _json({"choices": []}))
+    if stream:
+        model.answer = events(delta(content="a"), delta("stop"), b"data: [DONE]\n\n")
+    async with reaching(model) as host:
+        assert (await gathered(host, request()))[0] == 200
+    assert model.told == [("m", []), ("m", [])]
 
 
 async def test_without_a_cause_nothing_is_recorded():
