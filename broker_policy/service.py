@@ -43,6 +43,7 @@ from broker_policy.calls.prompts import PromptCalls
 from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.searching import Searching
 from broker_policy.calls.state import StateCalls
+from broker_policy.calls.tokens import TokenCalls
 from broker_policy.clock import Milliseconds, wall_clock
 from broker_policy.commit.act_lane import Act, ActLane
 from broker_policy.commit.answered import UNANSWERED, LogUnreachable
@@ -75,6 +76,9 @@ from broker_policy.registry import Registry
 from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
 from broker_policy.telemetry.watching import Watch
+from broker_policy.tenants.sealing_ring import SealingRing
+from broker_policy.tokens.keys import TokenKeys
+from broker_policy.tokens.marks import Marks
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.wire import subjects
@@ -115,6 +119,7 @@ class NamespaceService:
         apart: Apart | None = None,
         neighbours: Neighbours = lambda _: None,
         watch: Watch | None = None,
+        token_ring: Callable[[], SealingRing | None] = lambda: None,
     ) -> None:
         self._nc = nc
         self._watch = watch
@@ -261,6 +266,9 @@ class NamespaceService:
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
+            Op.TOKEN: TokenCalls(
+                TokenKeys(token_ring, clock), Marks(nc), deciding, acting, self._asides
+            ).take,
             Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
         self._subscription: Any = None

@@ -343,6 +343,7 @@ class PolicyWorker:
             apart=self._apart,
             neighbours=self._entrance,
             watch=None if self._telemetry is None else self._telemetry.watch(namespace),
+            token_ring=lambda: self._keys.tokens,
         )
         try:
             await self._restore(nc, table)

@@ -124,6 +124,13 @@ KEYS: tuple[Key, ...] = (
         "replies can be forged, records made up until projected",
     ),
     Key(
+        "token-signing",
+        "worker",
+        "keys/worker/token-signing.key",
+        "signs the tokens of sidecars",
+        "calls of tools can be made up, by an agent that may send to the server",
+    ),
+    Key(
         "checkpoint",
         "signer",
         "keys/signer/checkpoint.key",

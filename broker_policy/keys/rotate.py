@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker_policy.keys import certificates, checkpoint, operator, sealing, signing
+from broker_policy.keys import certificates, checkpoint, operator, sealing, signing, tokens
 from broker_policy.keys.inventory import BY_NAME
 from broker_policy.keys.site import Site
 from broker_policy.keys.turns import only_one
@@ -42,6 +42,8 @@ async def rotate(site: Site, name: str, *, now: bool = False) -> None:
             await operator.rotate_identity(site)
         elif name == "sealing":
             await sealing.rotate(site, now=now)
+        elif name == "token-signing":
+            await tokens.rotate(site, now=now)
         elif name == "checkpoint":
             await checkpoint.rotate(site)
         elif name == "ca":

@@ -76,7 +76,7 @@ class LiveWorkerKeys:
             self._unusable = str(error)
             return False
         self._stamps, self._unusable = stamps, ""
-        same = _names(keys) == _names(self._current) and keys.sealing == self._current.sealing
+        same = _secrets(keys) == _secrets(self._current)
         self._current = keys
         if same:
             return False
@@ -117,6 +117,11 @@ class LiveWorkerKeys:
         """As ``WorkerKeys``."""
         return self._current.sealing
 
+    @property
+    def tokens(self) -> SealingRing | None:
+        """As ``WorkerKeys``."""
+        return self._current.tokens
+
 
 class LiveSignerKeys:
     """The key with which the signer connects, read at each attempt."""
@@ -135,6 +140,10 @@ class LiveSignerKeys:
         return self._last
 
 
+def _secrets(keys: WorkerKeys) -> tuple[object, ...]:
+    return _names(keys), keys.sealing, keys.tokens
+
+
 def _names(keys: WorkerKeys) -> dict[str, object]:
     return {
         "auth-signing": keys.auth_signing.public,
@@ -144,6 +153,14 @@ def _names(keys: WorkerKeys) -> dict[str, object]:
         "sys-observer": keys.system_observer.public,
         "seals": keys.sealing.current.key_id,
         "accepts": [key.key_id for key in keys.sealing],
+        **(
+            {}
+            if keys.tokens is None
+            else {
+                "signs-tokens": keys.tokens.current.key_id,
+                "believes-tokens": [key.key_id for key in keys.tokens],
+            }
+        ),
     }
 
 

@@ -4,7 +4,7 @@
 
     keys/controller/  operator.nk operator-signing.nk accounts.key sys-signing.nk   the tenant controller
     keys/worker/      auth-signing.nk auth-user.nk tenant-signing.nk
-                      control-worker.nk sys-observer.nk sealing.key                  every worker
+                      control-worker.nk sys-observer.nk sealing.key token-signing.key every worker
     keys/signer/      checkpoint.key control-signer.nk                               the checkpoint signer
     keys/public/      *.jwt checkpoint.pub accounts.json                             the NATS server, everyone
 
@@ -97,6 +97,9 @@ class WorkerKeys:
     control_worker: KeyPair
     system_observer: KeyPair
     sealing: SealingRing
+    tokens: SealingRing | None = None  # None: of an installation that is older than tokens
+
+    TOKENS: ClassVar[str] = "token-signing.key"
 
     @classmethod
     def load(cls, keys: Path) -> WorkerKeys:
@@ -114,6 +117,7 @@ class WorkerKeys:
             control_worker=_read_nkey(folder / "control-worker.nk", Kind.ACCOUNT),
             system_observer=_read_nkey(folder / "sys-observer.nk", Kind.ACCOUNT),
             sealing=SealingRing.read(folder / "sealing.key"),
+            tokens=SealingRing.read(tokens) if (tokens := folder / cls.TOKENS).exists() else None,
         )
 
 
@@ -255,6 +259,7 @@ def create_material(keys: Path) -> Material:
 
     """
     if keys.exists() and any(keys.iterdir()):
+        _add_token_key(keys)
         return Material.load(keys)
     private_folder(keys.parent)
     draft = keys.with_name(f".{keys.name}.{secrets.token_hex(4)}")
@@ -267,6 +272,13 @@ def create_material(keys: Path) -> Material:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Material.load(keys)
+
+
+def _add_token_key(keys: Path) -> None:
+    """An older installation has all keys but this one."""
+    path = keys / "worker" / WorkerKeys.TOKENS
+    if (keys / "worker" / "sealing.key").exists() and not path.exists():
+        SealingRing(SealingKey.create()).write(path)
 
 
 def _write_material(keys: Path) -> None:
@@ -295,6 +307,7 @@ def _write_material(keys: Path) -> None:
         _write_nkey(folders["worker"], name, signing[name])
     _write_nkey(folders["worker"], "auth-user", auth_user)
     SealingRing(SealingKey.create()).write(folders["worker"] / "sealing.key")
+    SealingRing(SealingKey.create()).write(folders["worker"] / WorkerKeys.TOKENS)
     _write_nkey(folders["signer"], "control-signer", signing["control-signer"])
     write_private(
         folders["signer"] / "checkpoint.key",

@@ -25,6 +25,7 @@ from nats.js.errors import APIError
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Limits
+from mas_nats.tokens.claims import LIFETIME, TOLERANCE
 from mas_nats.wire import subjects
 
 DEDUP_WINDOW = 600.0
@@ -39,6 +40,8 @@ HEARTBEAT_AGE = 3.0
 """Seconds after which a worker that says nothing is taken for gone."""
 LEASE_AGE = 4.0
 """Seconds after which a worker that does not renew its lease has lost it."""
+TOKENS_AGE = float(LIFETIME + 2 * TOLERANCE)
+"""Seconds for which is known what became of a token: it lives no longer, whoever's clock one goes by."""
 STATE_HISTORY = 64
 """Revisions kept of each agent's state; so many can a worker be behind with the audit of a direct one."""
 STATE_HEADERS = 4096
@@ -135,6 +138,14 @@ def _tenant_streams(limits: Limits) -> list[StreamConfig]:
         # Hints: the oldest may go.
         _bucket(subjects.ATTEMPTS_BUCKET, "*", max_age=3600.0, max_bytes=32 * _MEBIBYTE).evolve(
             discard=DiscardPolicy.OLD
+        ),
+        # On disk: what is forgotten could be used again. Full means that no token is used.
+        _bucket(
+            subjects.TOKENS_BUCKET,
+            "*.*",
+            storage=StorageType.FILE,
+            max_age=TOKENS_AGE,
+            max_bytes=64 * _MEBIBYTE,
         ),
         _bucket(subjects.AUDITED_BUCKET, "*", storage=StorageType.FILE, max_bytes=32 * _MEBIBYTE),
     ]

@@ -37,11 +37,12 @@ EXPECTED = Counter(
         "assistant -> bank: AUTHZ_DENIED by deny_by_default": 1,
         "tickets -> assistant: DLP_BLOCKED by dlp:credit_card": 1,
         "tickets -> assistant: refused by tool_held": 1,
+        "assistant -> tickets: AUTHZ_DENIED by BLOCK:DETERMINISTIC_LLM_SELECTED_TOOLS": 1,
         "visitor -> bank: AUTHZ_DENIED by deny_by_default": 1,
     }
 )
 """What has to be blocked, and nothing else."""
-TOOLS = ("read_ticket", "transfer_money")
+TOOLS = ("close_ticket", "read_ticket", "transfer_money")
 ACTING = ("a2a:SendMessage", "a2a:message/send", "mcp:tools/call", "llm:")
 """The types of calls that are counted; asking for cards and lists is not."""
 
@@ -194,7 +195,7 @@ async def calls(folder: Path, namespace: str) -> list[dict[str, Any]]:
             rows = list(reversed(orjson.loads(out)["decisions"]))
             waiting = any(each["outcome"] in ("", "unsettled", "committed") for each in rows)
             if not waiting and len(rows) == before:
-                return [each for each in rows if each["op"] in ("request", "prompt", "reply", "frame")]
+                return [each for each in rows if each["op"] not in ("connect", "state")]
             before = len(rows)
 
 

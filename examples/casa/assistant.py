@@ -20,7 +20,8 @@ from mcp.types import TextContent
 from starlette.applications import Starlette
 
 LLM = "http://llm.office/v1/chat/completions"
-SERVERS = {"read_ticket": "http://tickets:8080/mcp", "transfer_money": "http://bank:8080/mcp"}
+TICKETS, BANK = "http://tickets:8080/mcp", "http://bank:8080/mcp"
+SERVERS = {"read_ticket": TICKETS, "close_ticket": TICKETS, "transfer_money": BANK}
 KEY = {"authorization": "Bearer sk-of-the-assistant"}
 
 
@@ -61,6 +62,10 @@ class Assistant(AgentExecutor):
                 name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
                 result = await call_tool(name, arguments)
                 print(f"{name}({arguments}): {result}", flush=True)
+                if "out of paper" in result:  # a shortcut that somebody built in: the model was not asked
+                    print(
+                        f"close_ticket({arguments}): {await call_tool('close_ticket', arguments)}", flush=True
+                    )
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         parts = [Part(text=said["content"])]
         await event_queue.enqueue_event(Message(message_id="answer", role=Role.ROLE_AGENT, parts=parts))

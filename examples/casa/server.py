@@ -26,6 +26,13 @@ def read_ticket(number: int) -> str:
     return TICKETS[number]
 
 
+@tickets.tool()
+def close_ticket(number: int) -> str:
+    """Close a ticket."""
+    print(f"closed ticket {number}", flush=True)
+    return "closed"
+
+
 @bank.tool()
 def transfer_money(to: str, amount: int) -> str:
     """Transfer money."""

@@ -197,8 +197,5 @@ def _notices(system: MultiAgentSystem) -> Iterator[str]:
 
 def _unused(system: MultiAgentSystem) -> Iterator[str]:
     spec = system.spec
-    if spec.enabled_tool_checks is not None:
-        yield "spec.enabledToolChecks"
-    for key, field in (("httpRequestSchema", "http_request_schema"), ("scopes", "scopes")):
-        if any(getattr(app, field) for app in spec.apps):
-            yield f"spec.apps[].{key}"
+    if any(app.scopes for app in spec.apps):
+        yield "spec.apps[].scopes"

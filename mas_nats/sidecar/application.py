@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_nats.errors import ConfigurationError
+from mas_nats.manifest import json_path
 from mas_nats.manifest.casa import require_llm_url, require_path
 from mas_nats.manifest.mistakes import Named, mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
@@ -60,6 +61,12 @@ def _host(value: str) -> str:
     return value
 
 
+def _json_path(value: str) -> str:
+    if value:
+        json_path.parts(value)
+    return value
+
+
 Address = Annotated[str, AfterValidator(_loopback)]
 Host = Annotated[str, AfterValidator(_host)]
 Endpoint = Annotated[str, AfterValidator(require_path)]
@@ -73,7 +80,8 @@ class Application(_Model):
     for an MCP server and ``/`` for an agent when not given. ``idempotent`` names the operations, such as
     ``tools/list``, that may be repeated when their outcome is not known. ``protocols`` are those that it may
     speak, where not all. ``tool_names`` has the names under which an agent tells its language model of tools,
-    where they are other names than the tools have, and which tools they are.
+    where they are other names than the tools have, and which tools they are. ``prompt`` is where the user's
+    prompt stands in a request to an agent, such as ``{.message.parts[0].text}``.
     """
 
     type: Kind
@@ -84,6 +92,7 @@ class Application(_Model):
     idempotent: frozenset[str] = frozenset()
     protocols: frozenset[Protocol] | None = None
     tool_names: dict[str, str] = Field(default_factory=dict)
+    prompt: Annotated[str, AfterValidator(_json_path)] = ""
 
     @property
     def path(self) -> str:
@@ -113,9 +122,11 @@ class Settings(_Model):
 
     ``llm_host`` is the name under which agents write to their language model, by plain HTTP;
     ``llm_base_url`` where it is reached, ``https://`` and that name when not given.
+    ``tokens``: calls carry tokens, and those that come without are refused. All sidecars of a system agree.
     """
 
     app: str = ""
+    tokens: bool = False
     applications: dict[Name, Application]
     limits: Limits = Limits()
     llm_host: Host | Literal[""] = ""

@@ -15,18 +15,22 @@ from mas_nats.sidecar.refusal import REFUSED, Refusal
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """A call that is about to leave. ``cause``: the id of the message that made the application call."""
+    """A call that is about to leave, in the message ``message_id``.
+
+    ``cause``: the id of the message that made the application call, "" where none did.
+    """
 
     target: str
     call: Call
     cause: str
+    message_id: str
 
 
 class Authority(Protocol):
     """Gives credentials to calls that leave, and looks at those of calls that come."""
 
     async def authorize(self, leaving: Leaving) -> str:
-        """The value of ``Authorization`` for a call; "" for none.
+        """What vouches for a call, as it travels; "" for none.
 
         Raises:
             Refusal: it may not leave.

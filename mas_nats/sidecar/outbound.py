@@ -161,7 +161,8 @@ class Outbound:
     async def _carry(self, request: HttpRequest, host: str, target: str, call: Call, answer: Answer) -> None:
         limits = self._settings.limits
         cause = self._in_flight.cause(request.header("traceparent"), needed=call.acts)
-        authorization = await self._authority.authorize(Leaving(target, call, cause))
+        message_id = new_message_id()
+        authorization = await self._authority.authorize(Leaving(target, call, cause, message_id))
         body = call.document
         parcel = Carried(
             method=request.method,
@@ -173,7 +174,6 @@ class Outbound:
             authorization=authorization,
             cause=cause,
         )
-        message_id = new_message_id()
         chunks = self._caller.stream(
             target,
             call.message_type,

@@ -16,25 +16,32 @@ from mas_nats.sidecar.application import Kind, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
 from mas_nats.sidecar.in_flight import InFlight, trace_of
 from mas_nats.sidecar.inbound import Inbound
-from mas_nats.sidecar.listener import Listener
+from mas_nats.sidecar.listener import Answer, Listener, Received
 from mas_nats.sidecar.llm import LlmPassage, NobodyAsks, Selections
 from mas_nats.sidecar.llm_host import Asking, LlmHost
 from mas_nats.sidecar.outbound import Outbound
 from mas_nats.sidecar.registration import Behind, Registration
+from mas_nats.sidecar.token_endpoint import TokenEndpoint
+from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.sidecar.tool_list import ToolList
 from mas_nats.wire import headers
+from mas_nats.wire.headers import MSG_ID
 from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Verdict
 
 logger = logging.getLogger("mas_nats")
 
 _TOOLS = "tools"
 """Where in its agent's state an MCP server's sidecar keeps what it saw of the server's tools."""
+_PATIENCE = 10.0
+"""Seconds that a call waits for a token."""
 
 
 class Sidecar(Agent[dict[str, Any]]):
     """Speaks for an application, with the application's identity.
 
-    ``authority`` is asked for tokens, ``selections`` is told which tools a language model selected. ``llm``
+    ``authority`` is asked for tokens: ``tokens``, where the settings want them and no other is given.
+    ``selections`` is told which tools a language model selected, ``tokens`` where no other is given. ``llm``
     takes the place of what carries to ``llm_host``. Other options are those of ``Agent``.
     """
 
@@ -51,7 +58,8 @@ class Sidecar(Agent[dict[str, Any]]):
         super().__init__(settings.app, receive=receives, **options)
         self._settings = settings
         in_flight = InFlight()
-        guard = authority or NoTokens()
+        self.tokens = self._tokens() if settings.tokens and authority is None else None
+        guard = authority or self.tokens or NoTokens()
         self._registration = self._registering() if settings.own.type is Kind.MCP_SERVER else None
         self._inbound = (
             Inbound(
@@ -67,9 +75,11 @@ class Sidecar(Agent[dict[str, Any]]):
         )
         self._llm: LlmHost | None = None
         if llm is None and settings.llm_host and settings.own.type is Kind.AGENT:
-            self._llm = LlmHost(settings, self._may_leave, selections or NobodyAsks(), now=time.monotonic)
-        outbound = Outbound(settings, self, guard, in_flight, llm or self._llm, now=time.time)
-        self._listener = Listener(settings.own.listen, settings.limits, outbound.handle)
+            told = selections or self.tokens or NobodyAsks()
+            self._llm = LlmHost(settings, self._may_leave, told, now=time.monotonic)
+        self._outbound = Outbound(settings, self, guard, in_flight, llm or self._llm, now=time.time)
+        self._endpoint = None if self.tokens is None else TokenEndpoint(settings, self.tokens)
+        self._listener = Listener(settings.own.listen, settings.limits, self._received)
 
     @property
     def address(self) -> str:
@@ -147,6 +157,21 @@ class Sidecar(Agent[dict[str, Any]]):
         if not verdict.ok:
             raise error_of(verdict)
         return verdict.result.get("body", asking.body)
+
+    async def _received(self, received: Received, answer: Answer) -> None:
+        if self._endpoint is not None and self._endpoint.takes(received, self.address):
+            await answer.whole(await self._endpoint.answer(received))
+            return
+        await self._outbound.handle(received, answer)
+
+    def _tokens(self) -> TokenAuthority:
+        async def ask(body: bytes, message_id: str) -> Verdict:
+            calls = self._alive().calls
+            return await calls.call(Op.TOKEN, body, {MSG_ID: message_id}, timeout=_PATIENCE)
+
+        return TokenAuthority(
+            self._settings, ask, namespace=lambda: self._alive().session.terms.namespace, now=time.time
+        )
 
     def _most(self) -> int:
         return self._alive().session.terms.max_payload

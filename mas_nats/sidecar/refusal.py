@@ -76,6 +76,10 @@ class Refusal(Exception):
         """The same for another protocol."""
         return replace(self, shape=shape, request_id=request_id)
 
+    def unrun(self) -> Refusal:
+        """The same of a call that surely was not run: it went wrong before it was given to anybody."""
+        return self if self.ran == "no" else replace(self, ran="no", code=UNAVAILABLE, status=503)
+
 
 def response(refusal: Refusal) -> HttpResponse:
     """The answer that tells a caller."""

@@ -88,6 +88,7 @@ class _Casa:
         )
         raw = {
             "app": own.agent_id,
+            "tokens": True,
             "applications": applications,
             "limits": {"begin": min(_BEGIN, self._system.spec.limits.ack_wait / 2)},
             "llm_host": llm_host,
@@ -203,6 +204,7 @@ def _application(app: App, declared: Declared) -> dict[str, Any]:
         "idempotent": app.idempotent_methods,
         "protocols": protocols,
         "tool_names": app.tool_names,
+        "prompt": app.http_request_schema.prompt_field_json_path if app.http_request_schema else "",
     }
 
 

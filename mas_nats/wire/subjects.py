@@ -30,6 +30,7 @@ class Op(StrEnum):
     DELAY = "delay"
     WITHDRAW = "withdraw"
     PROMPT = "prompt"
+    TOKEN = "token"  # noqa: S105 - no secret
 
 
 ANSWERING = frozenset({Op.REPLY, Op.FRAME})
@@ -179,6 +180,7 @@ STATE_BUCKET = "state"
 REGISTRY_BUCKET = "registry"
 ATTEMPTS_BUCKET = "attempts"  # the last error reported for a message that will be tried again
 IDENTITIES_BUCKET = "identities"  # the certificate with which an agent last authenticated
+TOKENS_BUCKET = "tokens"  # which tokens were used, what language models selected; as long as a token lives
 AUDITED_BUCKET = "audited"  # up to which revision an agent's direct state is audited, and by whom
 STATE_CHANGES = "mas.changed.{{wildcard(1)}}"
 """Where the server says again what was stored in the state bucket, with its revision and the one before."""

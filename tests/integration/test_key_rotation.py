@@ -24,6 +24,7 @@ QUICK = (
     "sys-observer",
     "control-signer",
     "sealing",
+    "token-signing",
     "checkpoint",
     "tls-server",
     "tls-worker",

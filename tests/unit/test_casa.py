@@ -198,19 +198,30 @@ def notices(manifest: Manifest, namespace: str = "one") -> str:
     return "\n".join(manifest.of(namespace).wanted.notices)
 
 
+def test_tool_checks_and_types_are_policy() -> None:
+    tokens = documents.load(DATA / "casa.yaml").of("my-mas").wanted.tokens
+    assert tokens.checks == (ToolCheck.TOOL_SELECTED, ToolCheck.LLM_SELECTED)
+    assert {name: app.type.value for name, app in tokens.applications.items()} == {
+        "my-client": "client",
+        "my-agent": "agent",
+        "my-mcp-server": "mcp_server",
+    }
+
+
 def test_fields_without_effect_are_named(tmp_path: Path) -> None:
-    found = notices(documents.load(DATA / "casa.yaml"), "my-mas")
-    for name in ("enabledToolChecks", "apps[].httpRequestSchema"):
-        assert f"spec.{name} is read but has no effect" in found
+    assert "no effect" not in notices(documents.load(DATA / "casa.yaml"), "my-mas")
     more = load(
         tmp_path,
-        system(authorizationServer="realm", gateway="{telemetry: {enabled: true}}"),
+        system(authorizationServer="realm", gateway="{telemetry: {enabled: true}}").replace(
+            "type: client}", "type: client, scopes: [read]}"
+        ),
         policy("planner", "allowedProtocols: [mcp]\n  llmEndpoint: {fqdn: llm.example.com}"),
     )
     found = notices(more)
     for name in ("allowedProtocols", "llmEndpoint", "baseUrl", "llm_host"):  # sidecars go by them
         assert name not in found
     assert "spec.authorizationServer is passed over" in found
+    assert "spec.apps[].scopes is read but has no effect" in found
 
 
 @pytest.mark.parametrize(

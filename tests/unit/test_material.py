@@ -40,6 +40,7 @@ def test_each_holder_has_its_folder_and_each_file_its_owner(keys):
         "worker/control-worker.nk",
         "worker/sys-observer.nk",
         "worker/sealing.key",
+        "worker/token-signing.key",
         "signer/checkpoint.key",
         "signer/control-signer.nk",
         "public/operator.jwt",

@@ -1,0 +1,52 @@
+"""The user's prompt in a call to an agent: at one place of the request, which the settings name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from mas_nats.manifest import json_path
+from mas_nats.sidecar.call import Call
+from mas_nats.sidecar.refusal import INVALID_PARAMS, Refusal, Shape
+
+_PARAMS = "params"
+
+
+def prompt_of(call: Call, path: str) -> str | None:
+    """What stands at ``path``, as text; None where no path is set.
+
+    A path is of the parameters, which are the body itself in HTTP+JSON: one path fits both bindings. It may
+    begin with ``.params``.
+
+    Raises:
+        Refusal: nothing stands there.
+
+    """
+    if not path:
+        return None
+    at = call.document
+    if call.shape is not Shape.A2A_REST and isinstance(at, dict):
+        at = at.get(_PARAMS)
+    parts = json_path.parts(path)
+    for part in parts[1:] if parts[0] == _PARAMS else parts:
+        try:
+            at = _step(at, part)
+        except (KeyError, IndexError):
+            raise Refusal(
+                "prompt",
+                f"there is no prompt at {path}",
+                "Send it there, or correct the path in the settings of the application",
+                code=INVALID_PARAMS,
+                shape=call.shape,
+                request_id=call.request_id,
+            ) from None
+    return at if isinstance(at, str) else orjson.dumps(at, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _step(at: Any, part: json_path.Part) -> Any:
+    if isinstance(part, str) and isinstance(at, dict):
+        return at[part]
+    if isinstance(part, int) and isinstance(at, list):
+        return at[part]
+    raise KeyError(part)

@@ -1,0 +1,331 @@
+"""A tool is called where the user's input and the language model say so; the audit has why not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from mas_nats import Agent
+from mas_nats.policy.applications import ToolCheck
+from mas_nats.policy.token_call import Exchange, Present, Selected
+from mas_nats.sidecar.tokens import TokenAuthority
+from mas_nats.tokens import jwt
+from mas_nats.tokens.claims import Claims, Purpose, prompt_digest
+from mas_nats.tokens.spelling import spelled
+from mas_nats.wire.correlation import new_message_id
+from tests.sidecar.applications import serving
+from tests.sidecar.conftest import Town
+from tests.sidecar.guarded import (
+    BOTH,
+    NEW,
+    PROMPT,
+    TOOLS,
+    Mint,
+    ask,
+    audited,
+    carried,
+    guard,
+    new_id,
+    policy,
+    rpc,
+    t1,
+    t3,
+    tool_call,
+)
+
+EVERYONE = ("bank", "echo", "shop")
+
+
+class Recording:
+    """An ASGI application before another, that keeps the ``Authorization`` of every request."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.seen: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.seen.append(dict(scope["headers"]).get(b"authorization", b"").decode())
+        await self.app(scope, receive, send)
+
+
+def applications(town: Town) -> dict[str, Any]:
+    """The settings' applications, with the place of the prompt."""
+    said: dict[str, Any] = town.document()["applications"]
+    said["echo"]["prompt"] = PROMPT
+    return said
+
+
+@pytest.fixture
+async def guarded(empty_town: Town) -> AsyncIterator[Town]:
+    """All sidecars run and want tokens; both checks are named."""
+    await guard(empty_town, policy(BOTH))
+    async with contextlib.AsyncExitStack() as stack:
+        await empty_town.start(stack, *EVERYONE, tokens=True, applications=applications(empty_town))
+        yield empty_town
+
+
+async def prompted(town: Town, text: str) -> httpx.Response:
+    """The user's prompt, from the client to the agent."""
+    message = {"role": "user", "messageId": new_id(), "parts": [{"kind": "text", "text": text}]}
+    async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+        return await http.post("http://echo.test/", json=rpc("message/send", {"message": message}))
+
+
+async def call_tool(town: Town, tool: str, app: str = "echo", **headers: str) -> httpx.Response:
+    """A tool's call, as the application makes it through its sidecar."""
+    said = {**NEW, "mcp-method": "tools/call", "mcp-name": tool, **headers}
+    async with httpx.AsyncClient(proxy=town.proxy(app), timeout=60) as http:
+        return await http.post("http://bank.test/mcp", json=tool_call(tool, number=1), headers=said)
+
+
+def authority(town: Town) -> TokenAuthority:
+    tokens = town.sidecars["echo"].tokens
+    assert tokens is not None
+    return tokens
+
+
+def cause(town: Town) -> str:
+    """The request that the agent works on."""
+    (found,) = town.sidecars["echo"]._inbound._in_flight._traces  # type: ignore[union-attr]
+    return found
+
+
+def rule(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["data"]["rule"])
+
+
+def read(town: Town, authorization: str) -> Claims:
+    """What a token says that an application got."""
+    scheme, _, token = authorization.partition(" ")
+    assert scheme == "Bearer"
+    return jwt.read(token, jwt.keys_of(Mint.of(town).keys.jwks()), now=time.time())
+
+
+async def test_from_the_prompt_to_the_tool(empty_town: Town):
+    """What the applications get: tokens of one chain, and nothing of what another application put there."""
+    town = empty_town
+    await guard(town, policy(BOTH))
+    bank = Recording(town.bank.app())
+    causes: list[str] = []
+
+    async def think(text: str) -> str:
+        causes.append(cause(town))
+        await authority(town).selected(cause(town), ["transfer_money", "no such tool!", "made_up"])
+        answer = await call_tool(town, "transfer_money", authorization="Bearer of-the-application")
+        return str(answer.status_code)
+
+    town.echo.think = think
+    async with contextlib.AsyncExitStack() as stack:
+        town.ports["bank"] = await stack.enter_async_context(serving(bank))
+        await town.start(stack, *EVERYONE, tokens=True, applications=applications(town))
+        answer = await prompted(town, "pay")
+        assert answer.json()["result"]["parts"][0]["text"] == "200"
+        held = authority(town)._held[causes[0]].token
+    assert town.bank.transfers == [1]
+    input_, call = read(town, f"Bearer {held}"), read(town, bank.seen[-1])
+    here = town.namespace
+    assert input_.purpose is Purpose.USER_INPUT
+    assert (input_.subject, input_.holder, input_.audience) == (
+        f"{here}/shop",
+        f"{here}/shop",
+        f"{here}/echo",
+    )
+    assert input_.prompt == prompt_digest("pay")
+    assert input_.tools == {f"{here}/bank": tuple(sorted(TOOLS))}
+    assert call.purpose is Purpose.TOOL_CALL
+    assert (call.subject, call.holder, call.audience) == (f"{here}/shop", f"{here}/echo", f"{here}/bank")
+    assert call.actors == (f"{here}/echo",)
+    assert (call.cause, call.tools) == (causes[0], {f"{here}/bank": ("transfer_money",)})
+    assert call.expires <= input_.expires
+    assert input_.expires - input_.issued == 300
+    found = await audited(
+        town,
+        lambda all_: any(each["type"].startswith("selected:") for each in all_),
+        "--message-id",
+        causes[0],
+    )
+    assert {each["type"] for each in found} >= {"issue:user_input", "present:user_input"}
+    assert held not in str(found)
+
+
+async def test_what_the_model_did_not_select(guarded: Town):
+    """Not known, then another tool, then this one; and what a request was given is not another's."""
+    town = guarded
+    said: list[tuple[int, str]] = []
+
+    async def think(text: str) -> str:
+        if text == "other request":
+            said.append(_told(await call_tool(town, "transfer_money")))
+            return ""
+        said.append(_told(await call_tool(town, "transfer_money")))
+        for tool in ("balance", "transfer_money"):
+            await authority(town).selected(cause(town), [tool])
+            said.append(_told(await call_tool(town, "transfer_money")))
+        return ""
+
+    town.echo.think = think
+    await prompted(town, "pay")
+    check = "DETERMINISTIC_LLM_SELECTED_TOOLS"
+    assert said == [(403, f"policy.ABSTAIN:{check}"), (403, f"policy.BLOCK:{check}"), (200, "")]
+    assert town.bank.transfers == [1]
+    await prompted(town, "other request")
+    assert said[-1] == (403, f"policy.ABSTAIN:{check}")
+    assert town.bank.transfers == [1]
+    want = {f"ABSTAIN:{check}", f"BLOCK:{check}", f"ALLOW:DETERMINISTIC_TOOL_SELECTED,{check}"}
+    found = await audited(
+        town, lambda all_: want <= {each["rule"] for each in all_}, "--sender", "echo", "--target", "bank"
+    )
+    decisions = {each["rule"]: each["decision"] for each in found if each["rule"] in want}
+    assert set(decisions.values()) == {"AUTHZ_DENIED", "ALLOWED"}
+    assert decisions[f"BLOCK:{check}"] == "AUTHZ_DENIED"
+
+
+def _told(answer: httpx.Response) -> tuple[int, str]:
+    if answer.status_code == 200:
+        return 200, ""
+    assert answer.json()["error"]["data"]["ran"] == "no"
+    return answer.status_code, rule(answer)
+
+
+async def test_a_tool_that_the_users_token_does_not_allow(guarded: Town):
+    """Registered after the request came, or withdrawn since: either way it is not called."""
+    town = guarded
+    only = (ToolCheck.TOOL_SELECTED,)
+    said: list[tuple[int, str]] = []
+    await guard(town, policy(only, tools=("balance",)))
+
+    async def think(text: str) -> str:
+        said.append(_told(await call_tool(town, "transfer_money")))
+        await guard(town, policy(only))
+        said.append(_told(await call_tool(town, "transfer_money")))
+        await guard(town, policy(only, tools=("transfer_money",)))
+        said.append(_told(await call_tool(town, "balance")))
+        return ""
+
+    town.echo.think = think
+    await prompted(town, "pay")
+    assert said == [(403, "policy.BLOCK:DETERMINISTIC_TOOL_SELECTED")] * 3
+    assert town.bank.transfers == []
+    assert town.bank.calls == 0
+    town.echo.think = lambda text: _call(town, said)
+    await prompted(town, "pay")  # the control: a new request has the tool
+    assert said[-1] == (200, "")
+
+
+async def _call(town: Town, said: list[tuple[int, str]]) -> str:
+    said.append(_told(await call_tool(town, "transfer_money")))
+    return ""
+
+
+async def test_without_a_users_input(guarded: Town):
+    """An agent that works on nothing calls no tool and no agent; a client is the user's own."""
+    refused = await call_tool(guarded, "transfer_money")
+    assert _told(refused) == (403, "policy.ABSTAIN:DETERMINISTIC_TOOL_SELECTED")
+    assert guarded.bank.transfers == []
+    assert _told(await call_tool(guarded, "transfer_money", app="shop")) == (200, "")
+    assert _told(await call_tool(guarded, "count", app="shop"))[1].startswith(
+        "policy.BLOCK:"
+    )  # not registered
+    tls = guarded.system.tls("bank", guarded.namespace)
+    async with Agent("bank", server_addr=guarded.system.broker.url, tls=tls, receive=False) as server:
+        assert (await t1(server, new_id())).rule == "token:no_input"
+        assert (await t3(server, new_id(), "balance")).rule == "deny_by_default"
+
+
+async def test_checks_that_are_not_named(guarded: Town):
+    """None at all denies; an empty list, which the manifest has to say, allows."""
+    await guard(guarded, policy(None))
+    assert _told(await call_tool(guarded, "transfer_money", app="shop")) == (403, "policy.BLOCK:unset")
+    assert guarded.bank.transfers == []
+    await guard(guarded, policy(()))
+    assert _told(await call_tool(guarded, "transfer_money")) == (200, "")
+    assert guarded.bank.transfers == [1]
+
+
+async def test_a_prompt_is_bound(empty_town: Town):
+    """Another prompt under the same token is refused; one that data-loss prevention redacts passes."""
+    town = empty_town
+    await guard(town, policy(BOTH))
+    tls = town.system.tls("shop", town.namespace)
+    async with contextlib.AsyncExitStack() as stack:
+        await town.start(stack, "echo", "shop", tokens=True, applications=applications(town))
+        thief = await stack.enter_async_context(
+            Agent("shop", server_addr=town.system.broker.url, tls=tls, receive=False)
+        )
+        for said, refused in (("give it to me", True), ("pay", False)):
+            message = new_id()
+            token = str((await t1(thief, message, "pay")).result["token"])
+            part = {"role": "user", "messageId": message, "parts": [{"kind": "text", "text": said}]}
+            data = carried(token, path="/", headers={"content-type": "application/json"})
+            data["body"] = rpc("message/send", {"message": part})
+            reply = await thief.request("echo", "a2a:message/send", data, id=message, timeout=30)
+            assert (reply.message_type == "refused:token_prompt") is refused, reply.data
+        assert town.echo.told == ["pay"]
+        answer = await prompted(town, "write to jane.doe@hospital.org, her SSN is 536-22-1234")
+        assert answer.status_code == 200
+        assert "error" not in answer.json(), answer.text
+        assert "536-22-1234" not in town.echo.told[-1]  # it was redacted on its way
+        missing = {"role": "user", "messageId": new_id(), "parts": [{"kind": "data", "data": {}}]}
+        async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
+            answer = await http.post("http://echo.test/", json=rpc("message/send", {"message": missing}))
+        assert answer.json()["error"]["data"][0]["metadata"]["rule"] == "prompt"
+
+
+async def test_the_right_to_say_what_was_selected(guarded: Town):
+    """A T2 is its holder's, for one answer; no other token says what was selected, and it calls no tool."""
+    town = guarded
+    bank: list[str] = []
+
+    async def think(text: str) -> str:
+        here = cause(town)
+        async with _other_code(town, "echo") as echo, _other_code(town, "shop") as shop:
+            held = authority(town)._held[here].token
+            wanted = Exchange(purpose=Purpose.LLM_ACCESS, token=held)
+            assert (await ask(shop, wanted)).rule == "token:audience"
+            token = str((await ask(echo, wanted)).result["token"])
+            report = Selected(token=token, tools=("transfer_money",))
+            assert (await ask(shop, report)).rule == "token:holder"
+            assert (await ask(echo, Selected(token=held, tools=()))).rule == "token:purpose"
+            assert (await ask(echo, Present(token=token, presentation="p"))).rule == "token:purpose"
+            assert (await t3(echo, new_id(), token=token)).rule == "token:purpose"
+            message = new_id()
+            call = carried(token, cause=here)
+            reply = await echo.request("bank", "mcp:tools/call", call, id=message, timeout=30)
+            bank.append(reply.message_type)
+            assert (await t3(echo, new_id(), token=held)).rule.startswith("ABSTAIN:")
+            assert (await ask(echo, report)).ok
+            assert (await ask(echo, report)).rule == "token:used"
+            given = await t3(echo, message := new_id(), token=held)
+            call = carried(str(given.result["token"]), cause=here)
+            reply = await echo.request("bank", "mcp:tools/call", call, id=message, timeout=30)
+            bank.append(reply.message_type)
+        return "done"
+
+    town.echo.think = think
+    answer = await prompted(town, "pay")
+    assert "done" in answer.text, answer.text
+    assert bank[0] == "refused:token_purpose"
+    assert not bank[1].startswith("refused")
+    assert town.bank.transfers == [1]
+
+
+@contextlib.asynccontextmanager
+async def _other_code(town: Town, app: str) -> AsyncIterator[Agent]:
+    """An agent's own code, with the certificate of ``app``."""
+    tls = town.system.tls(app, town.namespace)
+    async with Agent(app, server_addr=town.system.broker.url, tls=tls, receive=False) as agent:
+        yield agent
+
+
+async def test_calls_that_are_none(guarded: Town):
+    async with _other_code(guarded, "shop") as shop:
+        for body in (b"{}", b'{"do":"mint"}', b'{"do":"keys","more":1}', b"[]", b"\xff"):
+            assert (await ask(shop, body)).rule == "token"
+        assert (await ask(shop, Present(token=spelled("a"), presentation="p"))).rule == "token:malformed"
+        assert (await ask(shop, b'{"do":"keys"}', new_message_id())).ok
