@@ -194,7 +194,7 @@ async def calls(folder: Path, namespace: str) -> list[dict[str, Any]]:
             rows = list(reversed(orjson.loads(out)["decisions"]))
             waiting = any(each["outcome"] in ("", "unsettled", "committed") for each in rows)
             if not waiting and len(rows) == before:
-                return [each for each in rows if each["op"] in ("request", "prompt", "reply", "frame")]
+                return [each for each in rows if each["op"] not in ("connect", "state")]
             before = len(rows)
 
 
