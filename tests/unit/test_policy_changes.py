@@ -81,7 +81,7 @@ def test_a_new_namespace_is_named_with_all_that_is_not_as_it_is_anyway() -> None
 
 def test_every_part_of_a_policy_is_looked_at() -> None:
     """A field that is new in policy and forgotten here would make plans lie."""
-    looked_at = {"agents", "inspectors", "operators", "permissions", "limits", "governance"}
+    looked_at = {"agents", "inspectors", "operators", "permissions", "limits", "governance", "tokens"}
     no_manifests_affair = {"version", "namespace", "account", "revoked"}
     assert set(Document.model_fields) == looked_at | no_manifests_affair
 
