@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.sidecar`` takes about a minute and prints JSON. Application, both sidecars and the
 SDK's answerer are processes of their own; the sides alternate, one call at a time, medians of all rounds.
-*added* is the call through the sidecars less the same call straight to the application.
+*added* is the call through the sidecars less the same call straight to the application; *tokens* is through
+sidecars that want tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ import httpx2
 import uvicorn
 import uvloop
 
-from benchmarks.first_measurement import REPOSITORY, brought_up, prepare
+from benchmarks.first_measurement import NAMESPACE, REPOSITORY, brought_up, prepare
+from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.policy.store import PolicyStore
+from broker_policy.tenants.apply import edit
+from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.material import Material
 from mas_nats import Agent, AgentMessage, TlsClientConfig
+from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy, ToolCheck
 from mas_nats.sidecar import Settings, Sidecar
 
 ROUNDS, CALLS = 6, 60
@@ -58,16 +65,35 @@ async def application(_: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": said})
 
 
-def settings(app: str, port: int) -> Settings:
+def settings(app: str, port: int, *, tokens: bool) -> Settings:
     base = f"http://127.0.0.1:{port}"
     applications = {
         "a": {"type": "client"},
         "b": {"type": "mcp_server", "base_url": base, "hosts": ["b.test"]},
     }
-    return Settings.model_validate({"app": app, "applications": applications})
+    return Settings.model_validate({"app": app, "applications": applications, "tokens": tokens})
 
 
-async def role(name: str, port: int) -> None:
+POLICY = TokenPolicy(
+    checks=tuple(ToolCheck),
+    applications={
+        "a": ApplicationPolicy(type=ApplicationType.CLIENT),
+        "b": ApplicationPolicy(type=ApplicationType.MCP_SERVER, tools={"echo": ""}),
+    },
+)
+
+
+async def permit(layout: Layout, broker: Broker) -> None:
+    """Policy gives tokens for the tool."""
+    keys = Material.load(layout.keys).controller
+    control = await connect_control_admin(broker.connection(layout, "controller"), keys)
+    await edit(
+        PolicyStore(control), NAMESPACE, lambda document: document.model_copy(update={"tokens": POLICY})
+    )
+    await control.close()
+
+
+async def role(name: str, port: int, *, tokens: bool) -> None:
     if name == "application":
         config = uvicorn.Config(application, log_level="error", lifespan="off")
         server = uvicorn.Server(config)
@@ -78,17 +104,17 @@ async def role(name: str, port: int) -> None:
             server.should_exit = True
             await task
         return
-    agent = Answerer("b") if name == "answerer" else Sidecar(settings(name, port))
+    agent = Answerer("b") if name == "answerer" else Sidecar(settings(name, port, tokens=tokens))
     async with agent:
         print(agent.address.rpartition(":")[2] if isinstance(agent, Sidecar) else 0, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
 @contextlib.asynccontextmanager
-async def process(name: str, folder: Path, port: int = 0) -> AsyncIterator[int]:
+async def process(name: str, folder: Path, port: int = 0, tokens: str = "") -> AsyncIterator[int]:
     """The port that it says."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.sidecar", name, str(port)),
+        *(sys.executable, "-m", "benchmarks.sidecar", name, str(port), *([tokens] if tokens else [])),
         cwd=folder,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
         stdin=asyncio.subprocess.PIPE,
@@ -115,9 +141,10 @@ async def timed(call: Callable[[], Awaitable[Any]]) -> list[float]:
 
 
 async def main() -> None:
-    took: dict[str, list[float]] = {"direct": [], "sidecars": [], "sdk": []}
+    took: dict[str, list[float]] = {"direct": [], "sidecars": [], "tokens": [], "sdk": []}
     async with brought_up() as (folder, layout, broker):
         await prepare(layout, broker)
+        await permit(layout, broker)
         async with process("application", folder) as port:
             for _ in range(ROUNDS):
                 await one_round(folder, port, broker, layout, took)
@@ -128,19 +155,25 @@ async def main() -> None:
     print(json.dumps(result))
 
 
-async def one_round(folder: Path, port: int, broker: Any, layout: Any, took: dict[str, list[float]]) -> None:
+async def call(http: httpx2.AsyncClient) -> None:
+    answer = await http.post("/mcp", json=CALL, headers=HEADERS)
+    assert "result" in answer.json(), answer.text
+
+
+async def one_round(
+    folder: Path, port: int, broker: Broker, layout: Layout, took: dict[str, list[float]]
+) -> None:
     async with process("b", folder, port), process("a", folder, port) as proxy:
         for side, options in (
             ("direct", {"base_url": f"http://127.0.0.1:{port}"}),
             ("sidecars", {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}),
         ):
             async with httpx2.AsyncClient(**options, timeout=30, trust_env=False) as http:
-
-                async def call(http: httpx2.AsyncClient = http) -> None:
-                    answer = await http.post("/mcp", json=CALL, headers=HEADERS)
-                    assert "result" in answer.json(), answer.text
-
-                took[side] += await timed(call)
+                took[side] += await timed(lambda http=http: call(http))  # type: ignore[misc]
+    async with process("b", folder, port, "tokens"), process("a", folder, port, "tokens") as proxy:
+        through = {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}
+        async with httpx2.AsyncClient(**through, timeout=30, trust_env=False) as http:
+            took["tokens"] += await timed(lambda: call(http))
     certificates = layout.certs / "default" / "agent"
     tls = TlsClientConfig(broker.ca, certificates / "a.pem", certificates / "a.key")
     async with (
@@ -156,6 +189,6 @@ async def one_round(folder: Path, port: int, broker: Any, layout: Any, took: dic
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        uvloop.run(role(sys.argv[1], int(sys.argv[2])))
+        uvloop.run(role(sys.argv[1], int(sys.argv[2]), tokens="tokens" in sys.argv[3:]))
     else:
         uvloop.run(main())

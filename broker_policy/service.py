@@ -93,7 +93,7 @@ _HEADER_ROOM = 8_192
 """Bytes that the headers of a delivery, or the envelope of an answer, may take beside the body."""
 _TURN = 0.005
 """Seconds after which a call that is judged in place gives the loop free."""
-_SEARCHED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.STATE, Op.DELAY, Op.PROMPT})
+_SEARCHED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.STATE, Op.DELAY, Op.PROMPT, Op.TOKEN})
 
 
 class NamespaceService:

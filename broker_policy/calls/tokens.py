@@ -25,6 +25,7 @@ from mas_nats.policy.table import Table
 from mas_nats.policy.token_call import BadTokenCall, Exchange, Issue, Keys, Present, Selected
 from mas_nats.tokens.claims import LIFETIME, LLM, MAX_BYTES, Claims, Purpose, digest, prompt_digest
 from mas_nats.tokens.jwt import InvalidToken
+from mas_nats.tokens.spelling import unspelled
 from mas_nats.wire.identity import agent_of, namespace_of
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
@@ -84,10 +85,7 @@ class TokenCalls:
             return
         asked = _Asked(call, table, f"{self._deciding.namespace}/{call.sender}")
         if isinstance(wanted, Issue):  # a prompt may be longer than what is answered aside
-            try:
-                self._give(asked, self._issued(asked, wanted), Purpose.USER_INPUT)
-            except _No as no:
-                self._acting.refuse(call, no.refusal)
+            self._issue(asked, wanted)
             return
         self._asides.take(call, lambda _: self._answer(asked, wanted))
 
@@ -106,11 +104,30 @@ class TokenCalls:
             return await self._acting.refused(asked.call, no.refusal)
 
     # -- T1 ----------------------------------------------------------------------------------------
-    def _issued(self, asked: _Asked, wanted: Issue) -> Claims:
+    def _issue(self, asked: _Asked, wanted: Issue) -> None:
         call = asked.call
         call.target, call.type = wanted.target, f"issue:{Purpose.USER_INPUT}"
+        try:
+            self._give(asked, self._issued(asked, self._inspected(asked)), Purpose.USER_INPUT)
+        except _No as no:
+            self._acting.refuse(call, no.refusal)
+
+    def _inspected(self, asked: _Asked) -> Issue:
+        """The call as data-loss prevention lets it pass: what it redacts in a prompt it redacts in both."""
+        if (refusal := self._deciding.inspected(asked.call, asked.table)) is not None:
+            raise _No(refusal)
+        try:
+            cleaned = token_call.read(asked.call.body)
+        except BadTokenCall as error:
+            raise _No(refusals.invalid("token", str(error))) from None
+        if not isinstance(cleaned, Issue):
+            raise _No(refusals.invalid("token", "what is left of the call is another one"))
+        return cleaned
+
+    def _issued(self, asked: _Asked, wanted: Issue) -> Claims:
+        call = asked.call
         there, agent = self._side(asked, wanted.target)
-        input_ = self._input(asked, wanted.token)
+        input_ = self._input(asked, _unspelled(wanted.given))
         if input_ is None and asked.type is not ApplicationType.CLIENT and not asked.unchecked:
             raise _no(
                 "no_input",
@@ -132,8 +149,7 @@ class TokenCalls:
             audience=f"{there.namespace}/{agent}",
             given=input_,
             tools=allowed,
-            # As it will be delivered: what data-loss prevention redacts is redacted here, too.
-            prompt="" if prompt is None else prompt_digest(self._deciding.clean(prompt)),
+            prompt="" if prompt is None else prompt_digest(prompt),
         )
 
     # -- T2, T3 ------------------------------------------------------------------------------------
@@ -156,8 +172,10 @@ class TokenCalls:
             raise _no("application_type", f"{call.sender} is no application that calls tools")
         input_ = self._input(asked, wanted.token)
         full = f"{there.namespace}/{server}"
-        checks = asked.table.document.tokens.checks
-        judgement = judge(checks, await self._facts(asked, there, server, wanted.tool, input_))
+        facts = await self._facts(asked, there, server, wanted.tool, input_)
+        judgement = judge(asked.table.document.tokens.checks, facts)
+        if judgement.decision is ToolDecision.ALLOW and there is not asked.table:
+            judgement = judge(there.document.tokens.checks, facts)  # both namespaces have their say
         if judgement.decision is not ToolDecision.ALLOW:
             refusal = Refusal(
                 Decision.AUTHZ_DENIED, "tool_check", judgement.rule, judgement.reason, judgement.fix
@@ -175,14 +193,13 @@ class TokenCalls:
         by_user = asked.type is ApplicationType.CLIENT
         full = f"{there.namespace}/{server}"
         answered = selected = False
-        checks = asked.table.document.tokens.checks or ()
+        checks = {*(asked.table.document.tokens.checks or ()), *(there.document.tokens.checks or ())}
         if input_ is not None and not by_user and ToolCheck.LLM_SELECTED in checks:
             cause = input_.message
             answered = await self._marks.has_answered(asked.call.sender, cause)
             selected = answered and await self._marks.has_selected(asked.call.sender, cause, tool)
         return ToolFacts(
             server=full,
-            tool=tool,
             registered=registered,
             by_user=by_user,
             input_known=by_user or input_ is not None,
@@ -210,18 +227,18 @@ class TokenCalls:
 
     async def _selected(self, asked: _Asked, wanted: Selected) -> Verdict:
         call, claims = asked.call, self._read(wanted.token)
-        call.type = "selected:" + ",".join(wanted.tools)
+        call.type = "selected"
         if claims.purpose is not Purpose.LLM_ACCESS or claims.audience != LLM:
             raise _no("purpose", f"the token is for {claims.purpose}, not for the language model")
         if claims.holder != asked.me:
             raise _no("holder", "the token was given to another application")
         if not await self._marks.use(claims.token_id, call.message_id):
             raise _no("used", "the token was used before")
-        known = self._deciding.current()
-        tools = (
-            wanted.tools if known is None else tuple(filter(_registered(known).__contains__, wanted.tools))
-        )
+        registered = self._registered()
+        tools = tuple(tool for tool in wanted.tools if tool in registered)
         await self._marks.answered(call.sender, claims.cause, tools)
+        others = len(wanted.tools) - len(tools)
+        call.type = "selected:" + ",".join((*tools, *([f"+{others}"] if others else ())))
         call.message_id = claims.cause or call.message_id  # what the audit is asked for
         return await self._settled(asked, wanted.token, "llm_selected")
 
@@ -238,7 +255,7 @@ class TokenCalls:
     ) -> Claims:
         now = self._deciding.clock() // 1000
         expires = now + LIFETIME
-        if given is not None and purpose is not Purpose.USER_INPUT:
+        if given is not None and purpose is Purpose.TOOL_CALL:
             expires = min(expires, given.expires)
         return Claims(
             issuer=f"mas/{self._deciding.namespace}",
@@ -326,6 +343,13 @@ class TokenCalls:
             raise _no("audience", "the token is for another application than the one that exchanges it")
         return claims
 
+    def _registered(self) -> frozenset[str]:
+        """The names of all tools there are: nobody fills the bucket, or the audit, with others."""
+        policies = [table.document.tokens for table in self._deciding.follower.tables()]
+        return frozenset(
+            tool for each in policies for name in each.applications for tool in each.tools_of(name)
+        )
+
     def _side(self, asked: _Asked, target: str) -> tuple[Table, str]:
         """The policy of the target's namespace, and its name there; where the caller may reach it."""
         call, agent, namespace = asked.call, agent_of(target), namespace_of(target)
@@ -340,9 +364,11 @@ class TokenCalls:
         return there, agent
 
 
-def _registered(table: Table) -> frozenset[str]:
-    tokens = table.document.tokens
-    return frozenset(tool for server in tokens.applications for tool in tokens.tools_of(server))
+def _unspelled(given: str) -> str:
+    try:
+        return unspelled(given) if given else ""
+    except ValueError:
+        raise _no("malformed", "the token is not taken: it is no token") from None
 
 
 def _no(rule: str, reason: str, fix: str = "Call through the application's sidecar") -> _No:

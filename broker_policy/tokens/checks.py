@@ -22,7 +22,7 @@ class ToolDecision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolFacts:
-    """What is known when ``tool`` of ``server`` shall be called.
+    """What is known when a tool of ``server`` shall be called.
 
     ``registered``: it is, and approved. ``by_user``: whoever calls is the user's own application, which has
     no language model. ``input_known``: a user's token says which tools are allowed; ``allowed``: this is one.
@@ -30,7 +30,6 @@ class ToolFacts:
     """
 
     server: str
-    tool: str
     registered: bool = False
     by_user: bool = False
     input_known: bool = False
@@ -79,7 +78,7 @@ def _tool_selected(facts: ToolFacts) -> ToolJudgement:
         return ToolJudgement(
             ToolDecision.BLOCK,
             check,
-            f"{facts.server} has no registered and approved tool {facts.tool}",
+            f"{facts.server} has no registered and approved tool of this name",
             "Apply the manifest again, and approve the tool",
         )
     if not facts.input_known:
@@ -93,7 +92,7 @@ def _tool_selected(facts: ToolFacts) -> ToolJudgement:
         return ToolJudgement(
             ToolDecision.BLOCK,
             check,
-            f"the user's token does not allow {facts.tool} of {facts.server}",
+            f"the user's token does not allow this tool of {facts.server}",
             "Let policy allow the agent to call that server; the next request may use it",
         )
     return ToolJudgement(ToolDecision.ALLOW, check)
@@ -113,7 +112,7 @@ def _llm_selected(facts: ToolFacts) -> ToolJudgement:
     return ToolJudgement(
         ToolDecision.BLOCK,
         check,
-        f"the language model did not select {facts.tool} for this request",
+        "the language model did not select this tool for this request",
         "Nothing to do where an answer or a tool's result told the agent to call it",
     )
 

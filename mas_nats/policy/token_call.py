@@ -26,12 +26,15 @@ class _Strict(BaseModel):
 
 
 class Issue(_Strict):
-    """A T1, to call the agent ``target`` with a prompt. ``token``: the T1 that made the caller call."""
+    """A T1, to call the agent ``target`` with a prompt. ``given``: the T1 that made the caller call, spelled.
+
+    Searched like a message, so that what is bound is what data-loss prevention lets pass: hence the spelling.
+    """
 
     do: Literal["issue"] = "issue"
     target: _Target
     prompt: str | None = Field(None, repr=False)
-    token: _Token = Field("", repr=False)
+    given: str = Field("", max_length=2 * MAX_BYTES, repr=False)
 
 
 class Exchange(_Strict):

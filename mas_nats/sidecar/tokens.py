@@ -86,7 +86,9 @@ class TokenAuthority:
         if purpose is Purpose.USER_INPUT:
             path = _application(self._settings, leaving.target).prompt
             body: Issue | Exchange = Issue(
-                target=leaving.target, prompt=prompt_of(leaving.call, path), token=held
+                target=leaving.target,
+                prompt=prompt_of(leaving.call, path),
+                given=spelled(held) if held else "",
             )
         else:
             body = Exchange(purpose=purpose, token=held, target=leaving.target, tool=leaving.call.name)

@@ -37,6 +37,7 @@ SECRETS = {
         "keys/worker/control-worker.nk",
         "keys/worker/sys-observer.nk",
         "keys/worker/sealing.key",
+        "keys/worker/token-signing.key",
         "certs/default/policy/worker.key",
         "redis/password",
     },

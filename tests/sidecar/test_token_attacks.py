@@ -11,7 +11,7 @@ import pytest
 
 from broker_policy.tokens.marks import Marks
 from mas_nats import Agent, DataBlocked
-from mas_nats.policy.token_call import Present
+from mas_nats.policy.token_call import Exchange, Present
 from mas_nats.sidecar.refusal import HEADER_MISMATCH, REFUSED
 from mas_nats.tokens.claims import Purpose, digest
 from mas_nats.tokens.spelling import spelled
@@ -210,3 +210,21 @@ async def test_a_mark_is_made_by_one_worker(guarded: Town):
             assert sorted(taken) == [*[False] * 7, True]
             again = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}") for n in range(8)))
             assert again == taken
+
+
+async def test_between_namespaces_both_are_asked(empty_town: Town):
+    """A caller's namespace that checks nothing does not open the tools of another."""
+    town = empty_town
+    far = await town.system.namespace(["a"], {})
+    near = {"shop": ["bank"], f"{far}/shop": ["bank"]}
+    await guard(town, policy(()), {"shop": [f"{town.namespace}/bank"]}, namespace=far)
+    tls = town.system.tls("shop", far)
+    told = []
+    async with Agent("shop", server_addr=town.system.broker.url, tls=tls, receive=False) as shop:
+        for checks in (None, BOTH):
+            await guard(town, policy(checks), near)
+            for tool in ("transfer_money", "count"):  # the second is not registered
+                body = Exchange(purpose=Purpose.TOOL_CALL, target=f"{town.namespace}/bank", tool=tool)
+                answer = await ask(shop, body)
+                told.append("" if answer.ok else answer.rule)
+    assert told == ["BLOCK:unset", "BLOCK:unset", "", "BLOCK:DETERMINISTIC_TOOL_SELECTED"]

@@ -9,17 +9,19 @@ from typing import Any
 
 import httpx
 import pytest
+from mcp import Client
+from mcp.shared.exceptions import MCPError
 
 from mas_nats import Agent
 from mas_nats.policy.applications import ToolCheck
-from mas_nats.policy.token_call import Exchange, Present, Selected
+from mas_nats.policy.token_call import Exchange, Issue, Present, Selected
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.tokens import jwt
 from mas_nats.tokens.claims import Claims, Purpose, prompt_digest
 from mas_nats.tokens.spelling import spelled
 from mas_nats.wire.correlation import new_message_id
 from tests.sidecar.applications import serving
-from tests.sidecar.conftest import Town
+from tests.sidecar.conftest import ALLOW, Town
 from tests.sidecar.guarded import (
     BOTH,
     NEW,
@@ -271,6 +273,11 @@ async def test_a_prompt_is_bound(empty_town: Town):
         assert answer.status_code == 200
         assert "error" not in answer.json(), answer.text
         assert "536-22-1234" not in town.echo.told[-1]  # it was redacted on its way
+        answer = await prompted(town, "long text; " * 10_000 + "her SSN is 536-22-1234")  # searched apart
+        assert "error" not in answer.json(), answer.text
+        assert "536-22-1234" not in town.echo.told[-1]
+        answer = await prompted(town, "the key is AKIAIOSFODNN7EXAMPLE")
+        assert answer.json()["error"]["data"][0]["metadata"]["rule"].startswith("policy.dlp:")
         missing = {"role": "user", "messageId": new_id(), "parts": [{"kind": "data", "data": {}}]}
         async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
             answer = await http.post("http://echo.test/", json=rpc("message/send", {"message": missing}))
@@ -329,3 +336,61 @@ async def test_calls_that_are_none(guarded: Town):
             assert (await ask(shop, body)).rule == "token"
         assert (await ask(shop, Present(token=spelled("a"), presentation="p"))).rule == "token:malformed"
         assert (await ask(shop, b'{"do":"keys"}', new_message_id())).ok
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_the_official_client_and_server(guarded: Town, monkeypatch: pytest.MonkeyPatch, mode: str):
+    """They know of no tokens: what is registered is called, what is not is an error of the protocol."""
+    monkeypatch.setenv("HTTP_PROXY", guarded.proxy("shop"))
+    monkeypatch.setenv("http_proxy", guarded.proxy("shop"))
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with Client("http://bank.test/mcp", mode=mode) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} >= {"count", "transfer_money"}
+        result = await client.call_tool("transfer_money", {"number": 7})
+        assert result.content[0].text == "done"  # type: ignore[union-attr]
+        with pytest.raises(MCPError, match="BLOCK:DETERMINISTIC_TOOL_SELECTED"):
+            await client.call_tool("count", {"to": 1})
+    assert guarded.bank.transfers == [7]
+
+
+async def test_an_agent_that_calls_another(guarded: Town):
+    """In the name of the same user, as long as it works on that user's request: with a token of its own."""
+    town = guarded
+    await guard(town, policy(BOTH), {**ALLOW, "echo": ["bank", "echo"]})
+    told: list[Claims] = []
+
+    async def think(text: str) -> str:
+        if text == "subtask":
+            here = cause_of(town, "subtask")
+            told.append(read(town, f"Bearer {authority(town)._held[here].token}"))
+            return ""
+        message = {"role": "user", "messageId": new_id(), "parts": [{"kind": "text", "text": "subtask"}]}
+        async with httpx.AsyncClient(proxy=town.proxy("echo"), timeout=60) as http:
+            return (await http.post("http://echo.test/", json=rpc("message/send", {"message": message}))).text
+
+    town.echo.think = think
+    answer = await prompted(town, "task")
+    assert "error" not in answer.json(), answer.text
+    (claims,) = told
+    here = town.namespace
+    assert (claims.subject, claims.holder, claims.audience) == (
+        f"{here}/shop",
+        f"{here}/echo",
+        f"{here}/echo",
+    )
+    assert claims.actors == (f"{here}/echo",)
+    assert claims.prompt == prompt_digest("subtask")
+    assert claims.cause
+    async with _other_code(town, "echo") as echo:
+        alone = await ask(echo, Issue(target="echo", prompt="subtask"))
+        assert alone.rule == "token:no_input"
+        plain = Mint.of(town).t3(town, new_id())
+        assert (await ask(echo, Issue(target="echo", given=plain))).decision == "DLP_BLOCKED"
+        assert (await ask(echo, Issue(target="echo", given=spelled(plain)))).rule == "token:purpose"
+
+
+def cause_of(town: Town, prompt: str) -> str:
+    """The newest request that the agent works on; ``prompt`` is what it was told."""
+    assert town.echo.told[-1] == prompt
+    return list(town.sidecars["echo"]._inbound._in_flight._traces)[-1]  # type: ignore[union-attr]

@@ -64,6 +64,19 @@ def test_they_are_made_once(keys):
     assert again.worker.sealing == WorkerKeys.load(keys).sealing
 
 
+def test_an_installation_older_than_tokens_gets_their_key(tmp_path):
+    keys = tmp_path / "keys"
+    create_material(keys)
+    (keys / "worker" / WorkerKeys.TOKENS).unlink()
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    assert WorkerKeys.load(keys).tokens is None
+    made = create_material(keys).worker.tokens
+    assert made == WorkerKeys.load(keys).tokens is not None
+    assert made == create_material(keys).worker.tokens
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert (keys / "worker" / WorkerKeys.TOKENS).stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize(
     ("file", "load"),
     [

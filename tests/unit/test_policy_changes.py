@@ -64,6 +64,15 @@ RULE = DlpRule(id="acct", type="acct", pattern="A+", action=DlpAction.BLOCK)
             {"limits": {"max_payload": 5}, "governance": Governance(rate_limit=RateLimits(per_minute=7))},
             ["~ limits: max_payload 1000000 → 5", "~ rate_limit: per_minute 0 → 7"],
         ),
+        (
+            {"tokens": {"applications": {"a": {"type": "client"}}}},
+            {"tokens": {"checks": [], "applications": {"b": {"type": "mcp_server", "tools": {"t": "f"}}}}},
+            [
+                '+ application b: type mcp_server; tools {"t": "f"}',
+                "~ tokens: checks null → nothing",
+                "- application a",
+            ],
+        ),
     ],
 )
 def test_what_differs_is_named(before: dict[str, object], after: dict[str, object], lines: list[str]) -> None:
