@@ -1,8 +1,8 @@
 """What a sidecar and policy add to a request to a language model.
 
-``python -m benchmarks.language_model`` takes a few seconds and prints JSON. The model is a stub that answers at
-once, over plain HTTP; it and the sidecar are processes of their own; the sides alternate, one request at a time,
-medians of all rounds.
+``python -m benchmarks.language_model`` takes a few seconds and prints JSON. The model is a stub that answers
+at once, over plain HTTP; it and the sidecar are processes of their own; the sides alternate, one request at a
+time, medians of all rounds.
 """
 
 from __future__ import annotations
