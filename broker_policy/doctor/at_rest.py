@@ -58,8 +58,9 @@ def keys(layout: Layout) -> Check:
         if _controllers_alone(layout):
             ControllerKeys.load(layout.keys)
             PublicMaterial.load(layout.keys)
-        else:
-            Material.load(layout.keys)
+        elif Material.load(layout.keys).worker.tokens is None:
+            text = "token-signing is missing: sidecars get no tokens"
+            return warn("keys", text, "mas keys rotate token-signing makes it, and so does the next mas up")
     except ConfigurationError as error:
         return fail("keys", str(error), "Restore the folder from a backup (mas restore)")
     return ok("keys", "complete")

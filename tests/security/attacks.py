@@ -28,6 +28,7 @@ STREAMS = (
     "KV_state",
     "KV_registry",
     "KV_attempts",
+    "KV_tokens",
 )
 CALLS = "calls"
 PULLS = "pulls"
@@ -86,6 +87,7 @@ def data_targets() -> Iterator[Target]:
         f"$KV.registry.{VICTIM}.i1",
         f"$KV.registry.{ATTACKER}.i9",
         f"$KV.attempts.{VICTIM}",
+        subjects.kv_key(subjects.TOKENS_BUCKET, f"selected.{VICTIM}"),
         "$KV.policy.ns.alpha",
         "$KV.workers.w1",
         subjects.checkpoint("alpha"),

@@ -218,6 +218,7 @@ async def _fill(admin: ResilientClient) -> None:
             subjects.kv_key(subjects.STATE_BUCKET, name),
             subjects.kv_key(subjects.REGISTRY_BUCKET, f"{name}.i1"),
             subjects.kv_key(subjects.ATTEMPTS_BUCKET, name),
+            subjects.kv_key(subjects.TOKENS_BUCKET, f"used.{name}"),
         ):
             await publish(admin, subject, content, {})
     pulled = await admin.jetstream().pull_subscribe_bind(consumer="victim", stream=subjects.INBOX_STREAM)

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from a2a.client import ClientConfig, ClientFactory
+from a2a.client.card_resolver import A2ACardResolver
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
@@ -39,6 +41,7 @@ from tests.sidecar.guarded import (
     t3,
     tool_call,
 )
+from tests.sidecar.test_official_a2a import request
 
 EVERYONE = ("bank", "echo", "shop")
 
@@ -394,3 +397,25 @@ def cause_of(town: Town, prompt: str) -> str:
     """The newest request that the agent works on; ``prompt`` is what it was told."""
     assert town.echo.told[-1] == prompt
     return list(town.sidecars["echo"]._inbound._in_flight._traces)[-1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("binding", ["JSONRPC", "HTTP+JSON"])
+@pytest.mark.parametrize("version", ["1.0", "0.3"])
+async def test_the_official_client_and_agent(guarded: Town, version: str, binding: str, streaming: bool):
+    """Their prompts are bound in both versions, both bindings, streamed or not."""
+    async with httpx.AsyncClient(proxy=guarded.proxy("shop"), timeout=60) as http:
+        card = await A2ACardResolver(http, "http://echo.test").get_agent_card()
+        only = [
+            each
+            for each in card.supported_interfaces
+            if each.protocol_version == version and each.protocol_binding == binding
+        ]
+        del card.supported_interfaces[:]
+        card.supported_interfaces.extend(only)
+        config = ClientConfig(httpx_client=http, streaming=streaming, supported_protocol_bindings=[binding])
+        client = ClientFactory(config).create(card)
+        parts = [each async for each in client.send_message(request("pay"))]
+    assert "you said pay" in str(parts)
+    (held,) = authority(guarded)._held.values()
+    assert read(guarded, f"Bearer {held.token}").prompt == prompt_digest("pay")

@@ -69,6 +69,12 @@ def test_a_missing_key(layout):
     assert (status, "checkpoint.key" in text, "backup" in fix) == (Status.FAIL, True, True)
 
 
+def test_an_installation_older_than_tokens(layout):
+    (layout.keys / "worker" / "token-signing.key").unlink()
+    status, text, fix = bad(at_rest.look(layout))["keys"]
+    assert (status, "token-signing" in text, "rotate" in fix) == (Status.WARN, True, True)
+
+
 def test_certificates_expired_and_about_to(layout):
     issue(layout, Role.POLICY, "worker", timedelta(days=3))
     status, text, fix = bad(at_rest.look(layout))["certificates"]

@@ -48,6 +48,7 @@ OPS = (
     "flow",
     "cancel",
     "request",
+    "token",
     "nonsense",
 )
 BODIES = (

@@ -154,6 +154,18 @@ def test_every_case():
 MESSAGE = {"message": {"parts": [{"text": "pay"}, {"data": {"b": 1, "a": 2}}]}}
 
 
+def test_a_message_has_other_names_in_one_binding():
+    said = {"content": [{"text": "pay"}], "parts": [{"text": "not this"}]}
+    for name in ("message", "request"):
+        call = Call(Protocol.A2A, "0.3", "SendMessage", Shape.A2A_REST, document={name: said})
+        assert prompt_of(call, "{.params.message.parts[0].text}") == "pay"
+    both = Call(
+        Protocol.A2A, "0.3", "SendMessage", Shape.A2A_REST, document={"message": said, "request": said}
+    )
+    with pytest.raises(Refusal, match="prompt"):  # two programs might read two prompts
+        prompt_of(both, "{.message.parts[0].text}")
+
+
 @pytest.mark.parametrize(
     ("path", "prompt"),
     [
