@@ -166,7 +166,7 @@ def test_casa(system: System, tmp_path: Path) -> None:
         "visitor: Done: The printer on floor 3 is out of paper.",
         "llm: selects transfer_money",
         "failed: policy.deny_by_default",
-        "\n16 allowed, 4 blocked: AUTHZ_DENIED by deny_by_default, DLP_BLOCKED by dlp:credit_card, refused",
+        "\n16 allowed, 5 blocked: AUTHZ_DENIED by BLOCK:DETERMINISTIC_LLM_SELECTED_TOOLS, AUTHZ_DENIED by",
     ):
         assert told in done.stdout, told
     assert "transferred" not in done.stdout
