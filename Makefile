@@ -1,5 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is set up in .venv.
 #   make demo    two agents, for real, in under a minute
+#   make casa-demo   applications that know nothing of this system, bound by it
 #   make test    lint, types and every test
 #   make bench   how fast it is beside raw nats-py
 #   make chaos   everything killed in turn under load: SECONDS=600 SEED=1
@@ -11,11 +12,12 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser
+.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser casa-demo
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
 	@echo "make explorer-demo  the healthcare example with traffic, and a web page to watch it"
+	@echo "make casa-demo  an MCP server, an A2A agent and a client, unmodified, and what policy makes of them"
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
@@ -37,6 +39,9 @@ demo: setup
 # Prints the address of the page; Ctrl-C ends everything. PORT=0 takes a free one.
 explorer-demo: setup
 	@$(BIN)/python -m examples.explorer --port $(or $(PORT),8230)
+
+casa-demo: setup
+	@$(BIN)/python -m examples.casa
 
 # In several processes; what fails in company is repeated alone, and named.
 test: lint nats-cli browser

@@ -39,6 +39,7 @@ from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
+from broker_policy.calls.prompts import PromptCalls
 from broker_policy.calls.replies import Replies, ReplyCalls
 from broker_policy.calls.searching import Searching
 from broker_policy.calls.state import StateCalls
@@ -92,11 +93,13 @@ _HEADER_ROOM = 8_192
 """Bytes that the headers of a delivery, or the envelope of an answer, may take beside the body."""
 _TURN = 0.005
 """Seconds after which a call that is judged in place gives the loop free."""
-_SEARCHED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.STATE, Op.DELAY, Op.TOKEN})
+_SEARCHED = frozenset({Op.SEND, Op.REQUEST, Op.REPLY, Op.FRAME, Op.STATE, Op.DELAY, Op.PROMPT, Op.TOKEN})
 
 
 class NamespaceService:
     """One namespace's policy service in one worker."""
+
+    _stopping = False
 
     def __init__(
         self,
@@ -205,6 +208,7 @@ class NamespaceService:
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
         )
+        self._prompts = PromptCalls(deciding, acting, admission=admission, asides=self._asides)
         self._apart, self._shared_apart = apart or Apart(), apart is not None
         stream_screen = StreamScreen(deciding.rules, blocked, self._apart)
         frames = FrameCalls(
@@ -258,6 +262,7 @@ class NamespaceService:
             Op.STATE: StateCalls(StateBucket(nc, marker), deciding, acting, self._asides).take,
             Op.DELAY: self._take_delayed,
             Op.WITHDRAW: delayed_calls.take_back,
+            Op.PROMPT: self._prompts.take,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
@@ -267,7 +272,6 @@ class NamespaceService:
             Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
         self._subscription: Any = None
-        self._stopping = False
         self._lanes: list[asyncio.Task[None]] = []
         self._followers: list[asyncio.Task[None]] = []
 
@@ -326,6 +330,7 @@ class NamespaceService:
         await end(self._followers)
         await self._releaser.stop()
         await self._delayed.stop()
+        await self._prompts.stop()
         await self._searching.stop(_PATIENCE)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         await self._crossing.stop()

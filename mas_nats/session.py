@@ -39,6 +39,7 @@ class Terms:
     retry_delay: float  # seconds before the second attempt; doubles with each
     retry_delay_max: float  # seconds
     retry_spread: float  # how far a delay may be off, as a part of it
+    tools: Mapping[str, str] | None = None  # of an MCP server: fingerprints by name; None: it is none
 
     @classmethod
     def read(cls, result: Mapping[str, Any]) -> Terms:
@@ -56,6 +57,7 @@ class Terms:
             retry_delay=float(result["retry_delay"]),
             retry_delay_max=float(result["retry_delay_max"]),
             retry_spread=float(result.get("retry_spread", 0.25)),
+            tools=None if result.get("tools") is None else dict(result["tools"]),
         )
 
 

@@ -16,7 +16,7 @@ from mas_nats.policy.governance import RateLimits
 from mas_nats.policy.table import Table
 from mas_nats.wire.subjects import Op
 
-COUNTED = frozenset({Op.SEND, Op.REQUEST, Op.DELAY})
+COUNTED = frozenset({Op.SEND, Op.REQUEST, Op.DELAY, Op.PROMPT})
 """The calls that rate limits count."""
 
 

@@ -51,7 +51,7 @@ class Way(StrEnum):
 class DecisionLine:
     """One decision in a record."""
 
-    op: str  # send, request, reply, state, connect, delay, release, withdraw, redrive, purge, token
+    op: str  # send, request, reply, state, connect, delay, release, withdraw, prompt, token, redrive, purge
     message_id: str
     sender: str
     target: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +20,11 @@ from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.controller import ControllerError, TenantController
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from broker_policy.tenants.plan import Planned, plan
+from broker_policy.tenants.tools import Offered, differences, offered, register, waiting
 from mas_nats.errors import ConfigurationError, MasError
 from mas_nats.manifest import documents, mas_yaml
 from mas_nats.manifest.documents import Manifest
+from mas_nats.manifest.wanted import Wanted
 
 
 @command("apply", example="mas apply mas.yaml --dry-run")
@@ -59,31 +62,61 @@ async def apply(
     out = Output(json=json)
     manifest = _read(files)
     layout = Layout(folder.absolute())
-    async with _control(layout) as (controller, store):
+    async with control(layout) as (controller, store):
         if dry_run:
-            planned = [await plan(controller, store, each.wanted) for each in manifest.namespaces]
+            planned = [await _planned(out, controller, store, each.wanted) for each in manifest.namespaces]
             _tell_plan(out, manifest, planned)
             return
         applied = await apply_manifest(
             controller, store, manifest, by=operator_name(), drain_for=drain, progress=out.progress
         )
+        namespaces = [await _with_tools(out, controller, store, one) for one in applied.namespaces]
     for notice in applied.notices:
         out.warn(notice)
-    for one in applied.namespaces:
+    for one in namespaces:
         for each in one.unfinished:
             out.warn(f"{each.agent} is removed, but what it left is not cleared: {each.left}")
     document = {
         "files": manifest.files,
         "dry_run": False,
-        "revision": applied.revision,
-        "changed": any(one.changed for one in applied.namespaces),
-        "namespaces": [_document(one) for one in applied.namespaces],
+        "revision": max(one.revision for one in namespaces),
+        "changed": any(one.changed for one in namespaces),
+        "namespaces": [_document(one) for one in namespaces],
         "notices": applied.notices,
     }
-    lines = [line for one in applied.namespaces for line in _lines(one, manifest)]
+    lines = [line for one in namespaces for line in _lines(one, manifest)]
     out.result(document, "\n".join(lines))
-    if any(one.unfinished for one in applied.namespaces):
+    if any(one.unfinished for one in namespaces):
         raise typer.Exit(ExitCode.FAILED)
+
+
+async def _with_tools(
+    out: Output, controller: TenantController, store: PolicyStore, applied: Applied
+) -> Applied:
+    """Register the tools of servers of which none was before; say which wait for approval."""
+    found = await _tools(controller, store, applied.namespace)
+    for each in waiting(found):
+        out.warn(f"{each}: see mas tools show, mas tools approve")
+    if not (more := differences(found)):
+        return applied
+    first = [tool for server in found if server.first for tool in server.tools]
+    revision = await register(store, applied.namespace, first)
+    return replace(applied, changed=True, revision=revision, changes=(*applied.changes, *more))
+
+
+async def _planned(out: Output, controller: TenantController, store: PolicyStore, wanted: Wanted) -> Planned:
+    planned = await plan(controller, store, wanted)
+    found = await _tools(controller, store, wanted.namespace) if planned.revision else []
+    for each in waiting(found):
+        out.warn(f"{each}: see mas tools show, mas tools approve")
+    return replace(planned, changes=(*planned.changes, *differences(found)))
+
+
+async def _tools(controller: TenantController, store: PolicyStore, namespace: str) -> list[Offered]:
+    stored = await store.get(namespace)
+    if stored is None or not stored.document.tokens.applications:
+        return []
+    return await offered(await controller.tenant(namespace), stored.document)
 
 
 def _read(files: list[Path] | None) -> Manifest:
@@ -96,7 +129,8 @@ def _read(files: list[Path] | None) -> Manifest:
 
 
 @asynccontextmanager
-async def _control(layout: Layout) -> AsyncIterator[tuple[TenantController, PolicyStore]]:
+async def control(layout: Layout) -> AsyncIterator[tuple[TenantController, PolicyStore]]:
+    """The tenant controller and the policy store; what they meet is raised as an error for people."""
     endpoint = Broker.read(layout).connection(layout, "controller")
     with unchanged(layout.keys):
         keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)

@@ -23,7 +23,18 @@ async def sidecar(
     app: Annotated[
         str, typer.Option("--app", help="The application; needs its certificate (mas certs agent).")
     ],
-    config: Annotated[Path, typer.Option("--config", help="The applications: see docs/sidecar.md.")],
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config", help="applications.yaml, or a manifest of CASA's form: see docs/sidecar.md."
+        ),
+    ],
+    listen: Annotated[
+        str, typer.Option("--listen", help="Where the application finds it, on loopback: 127.0.0.1:8101.")
+    ] = "",
+    app_url: Annotated[
+        str, typer.Option("--app-url", help="Where the application listens, if not where the file says.")
+    ] = "",
     namespace: Namespace = DEFAULT_NAMESPACE,
     folder: Folder = DEFAULT_FOLDER,
     json: Json = False,
@@ -34,21 +45,24 @@ async def sidecar(
     """
     try:
         from mas_nats.sidecar import Sidecar  # noqa: PLC0415 - an extra
-        from mas_nats.sidecar.application import load  # noqa: PLC0415
+        from mas_nats.sidecar.settings_file import load  # noqa: PLC0415
     except ModuleNotFoundError as error:
         text = f"{error.name} is missing: install it with pip install 'mas-nats[sidecar]'"
         raise ConfigurationError(text) from None
-    settings = load(config, require_id(app, "application"))
+    beside = load(config, require_id(app, "application"), namespace, listen=listen, app_url=app_url)
+    settings, namespace = beside.settings, beside.namespace
     layout = Layout(folder.absolute())
     broker = Broker.read(layout)
     certificates = layout.certs / require_id(namespace, "namespace") / Role.AGENT
-    tls = TlsClientConfig(broker.ca, certificates / f"{app}.pem", certificates / f"{app}.key")
+    tls = TlsClientConfig(
+        broker.ca, certificates / f"{settings.app}.pem", certificates / f"{settings.app}.key"
+    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request's address
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with Sidecar(settings, server_addr=broker.url, tls=tls) as running:
-        document = {"app": app, "proxy": f"http://{running.address}", "namespace": namespace}
-        Output(json=json).result(document, f"{app}: HTTP_PROXY=http://{running.address}")
+        document = {"app": settings.app, "proxy": f"http://{running.address}", "namespace": namespace}
+        Output(json=json).result(document, f"{settings.app}: HTTP_PROXY=http://{running.address}")
         await stopped.wait()

@@ -39,6 +39,7 @@ async def plan(controller: TenantController, store: PolicyStore, wanted: Wanted)
     if stored is None:
         return Planned(wanted.namespace, 0, changes(None, after))
     before = stored.document
+    after = after.model_copy(update={"tokens": after.tokens.with_tools_of(before.tokens)})
     client = await controller.tenant(wanted.namespace)
     messages = await waiting(client)
     gone = {*before.agents, *messages, *await consumers(client)} - wanted.agents.keys()

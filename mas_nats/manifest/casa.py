@@ -63,6 +63,31 @@ def _path(value: str) -> str:
     return value
 
 
+def require_path(value: str) -> str:
+    """``value`` itself, when it is the path of a URL that everybody reads in the same way.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if not value.startswith("/") or "?" in value or "%" in value or "//" in value:
+        raise ValueError("must be a path such as /mcp")
+    return value
+
+
+def require_llm_url(value: str) -> str:
+    """``value`` itself, when it says where a language model is reached: scheme, name and port.
+
+    Raises:
+        ValueError: it does not.
+
+    """
+    parts = urlsplit(value)
+    if parts.scheme not in _PORTS or not _HOST.fullmatch(parts.netloc) or parts.path or parts.query:
+        raise ValueError("must be https://name:port, or http://name:port, without a path")
+    return value
+
+
 Host = Annotated[str, AfterValidator(require_host)]
 Scope = Annotated[str, AfterValidator(_scope)]
 NamespaceId = Annotated[
@@ -195,6 +220,13 @@ class App(_Casa):
     idempotent_methods: tuple[str, ...] = Field(
         (), description="Not in CASA: methods that may be called again when no answer came"
     )
+    endpoint: Annotated[str, AfterValidator(require_path)] | None = Field(
+        None, description="Not in CASA: where it takes JSON-RPC; else `/mcp` of a server, `/` of an agent"
+    )
+    tool_names: dict[str, str] = Field(
+        default_factory=dict,
+        description="Not in CASA: of an `agent`, tools by the names under which it tells its LLM of them",
+    )
 
     @property
     def agent_id(self) -> str:
@@ -222,6 +254,9 @@ class MasSpec(_Casa):
         None, description="Of each exchange of a token for a tool. Not said: none is granted. Empty: all are"
     )
     llm_host: Host | None = Field(None, alias="llm_host", description="The LLM that agents may call")
+    llm_base_url: Annotated[str, AfterValidator(require_llm_url)] | None = Field(
+        None, description="Not in CASA: where llm_host is reached; else `https://` and its name"
+    )
     authorization_server: str | None = Field(None, description="Passed over: tokens are issued here")
     apps: tuple[App, ...] = Field((), description="Its applications")
     gateway: GatewaySettings | None = Field(None, description="Not in CASA: as in a `mas.yaml`")

@@ -134,7 +134,7 @@ def wanted(system: MultiAgentSystem, policies: Sequence[CasaPolicy], systems: Sy
                 app.agent_id: ApplicationPolicy(type=ApplicationType(app.type.value)) for app in spec.apps
             },
         ),
-        notices=tuple(_notices(system, policies)),
+        notices=tuple(_notices(system)),
     )
 
 
@@ -175,7 +175,7 @@ def _require(app: App | None) -> App:
 NO_EFFECT = "is read but has no effect in this version"
 
 
-def _notices(system: MultiAgentSystem, policies: Sequence[CasaPolicy]) -> Iterator[str]:
+def _notices(system: MultiAgentSystem) -> Iterator[str]:
     spec = system.spec
     if spec.tool_exchange is ToolExchange.DENIED:
         yield "spec.enabledToolChecks is not said, which denies every exchange of a token for a tool"
@@ -186,7 +186,7 @@ def _notices(system: MultiAgentSystem, policies: Sequence[CasaPolicy]) -> Iterat
         )
     if spec.authorization_server is not None:
         yield "spec.authorizationServer is passed over: tokens are issued by this system itself"
-    for place in (*_unused(system), *_unused_of(policies)):
+    for place in _unused(system):
         yield f"{place} {NO_EFFECT}"
     for app in spec.apps:
         if app.http_request_schema is not None and app.type is not AppType.AGENT:
@@ -197,23 +197,5 @@ def _notices(system: MultiAgentSystem, policies: Sequence[CasaPolicy]) -> Iterat
 
 def _unused(system: MultiAgentSystem) -> Iterator[str]:
     spec = system.spec
-    if spec.llm_host is not None:
-        yield "spec.llm_host"
-    for key, field in (
-        ("baseUrl", "base_url"),
-        ("httpRequestSchema", "http_request_schema"),
-        ("scopes", "scopes"),
-        ("idempotentMethods", "idempotent_methods"),
-    ):
-        if any(getattr(app, field) for app in spec.apps):
-            yield f"spec.apps[].{key}"
-
-
-def _unused_of(policies: Sequence[CasaPolicy]) -> Iterator[str]:
-    for policy in policies:
-        for key, said in (
-            ("allowedProtocols", policy.spec.allowed_protocols),
-            ("llmEndpoint", policy.spec.llm_endpoint),
-        ):
-            if said is not None:
-                yield f"spec.{key} of policy {policy.metadata.name}"
+    if any(app.scopes for app in spec.apps):
+        yield "spec.apps[].scopes"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, JsonValue
 
+from mas_nats.policy.applications import ApplicationType
 from mas_nats.policy.instances import HEARTBEAT
 from mas_nats.policy.table import Table
 from mas_nats.wire.state_mode import StateMode
@@ -50,4 +51,13 @@ def terms(table: Table, agent: str, instance: str) -> dict[str, Any]:
         "state": policy.state if policy else StateMode.MEDIATED,
         "retry_delay": limits.retry_delay,
         "retry_delay_max": limits.retry_delay_max,
+        **_tools(table, agent),
     }
+
+
+def _tools(table: Table, agent: str) -> dict[str, Any]:
+    """The tools of an MCP server that are registered; nothing of other agents."""
+    tokens = table.document.tokens
+    if tokens.type_of(agent) is not ApplicationType.MCP_SERVER:
+        return {}
+    return {"tools": dict(tokens.tools_of(agent))}

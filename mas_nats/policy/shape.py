@@ -30,7 +30,7 @@ def shape(call: Call, table: Table) -> Refusal | None:
         well_formed(call)
         or (_target(call, table) if call.op not in ANSWERING else None)
         or (_request(call) if call.op == Op.REQUEST else None)
-        or _body(call, table)
+        or sized(call, table)
     )
 
 
@@ -99,7 +99,8 @@ def _request(call: Call) -> Refusal | None:
     return None
 
 
-def _body(call: Call, table: Table) -> Refusal | None:
+def sized(call: Call, table: Table) -> Refusal | None:
+    """Refuse a body that is too large, or no JSON object."""
     limit = table.limits.max_payload
     if len(call.body) > limit:
         return Refusal(

@@ -5,14 +5,24 @@
 
 ``decision`` is the one function that says what a request is and whether it may pass; both sides ask it, and
 neither trusts the other's answer. ``authority`` holds what is asked for tokens, ``llm`` what is asked for the
-traffic to a language model.
+traffic to a language model: ``llm_host`` carries it, ``selection`` reads which tools its answers select.
 """
 
 from __future__ import annotations
 
 from mas_nats.sidecar.application import Application, Kind, Limits, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
-from mas_nats.sidecar.llm import LlmPassage
+from mas_nats.sidecar.llm import LlmPassage, Selections
 from mas_nats.sidecar.process import Sidecar
 
-__all__ = ["Application", "Authority", "Kind", "Limits", "LlmPassage", "NoTokens", "Settings", "Sidecar"]
+__all__ = [
+    "Application",
+    "Authority",
+    "Kind",
+    "Limits",
+    "LlmPassage",
+    "NoTokens",
+    "Selections",
+    "Settings",
+    "Sidecar",
+]

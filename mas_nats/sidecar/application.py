@@ -5,15 +5,17 @@ from __future__ import annotations
 import ipaddress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import json_path
-from mas_nats.manifest.mistakes import mistakes
+from mas_nats.manifest.casa import require_llm_url, require_path
+from mas_nats.manifest.mistakes import Named, mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
+from mas_nats.sidecar.call import Protocol
 from mas_nats.wire.identity import agent_of, require_name
 
 
@@ -59,12 +61,6 @@ def _host(value: str) -> str:
     return value
 
 
-def _path(value: str) -> str:
-    if not value.startswith("/") or "?" in value or "%" in value or "//" in value:
-        raise ValueError("must be a path such as /mcp")
-    return value
-
-
 def _json_path(value: str) -> str:
     if value:
         json_path.parts(value)
@@ -73,7 +69,7 @@ def _json_path(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_loopback)]
 Host = Annotated[str, AfterValidator(_host)]
-Endpoint = Annotated[str, AfterValidator(_path)]
+Endpoint = Annotated[str, AfterValidator(require_path)]
 Name = Annotated[str, AfterValidator(lambda value: require_name(value, "application"))]
 
 
@@ -82,7 +78,9 @@ class Application(_Model):
 
     ``hosts`` are the names under which others write to it. ``endpoint`` is where it takes JSON-RPC: ``/mcp``
     for an MCP server and ``/`` for an agent when not given. ``idempotent`` names the operations, such as
-    ``tools/list``, that may be repeated when their outcome is not known. ``prompt`` is where the user's
+    ``tools/list``, that may be repeated when their outcome is not known. ``protocols`` are those that it may
+    speak, where not all. ``tool_names`` has the names under which an agent tells its language model of tools,
+    where they are other names than the tools have, and which tools they are. ``prompt`` is where the user's
     prompt stands in a request to an agent, such as ``{.message.parts[0].text}``.
     """
 
@@ -92,6 +90,8 @@ class Application(_Model):
     hosts: tuple[Host, ...] = ()
     endpoint: Endpoint | None = None
     idempotent: frozenset[str] = frozenset()
+    protocols: frozenset[Protocol] | None = None
+    tool_names: dict[str, str] = Field(default_factory=dict)
     prompt: Annotated[str, AfterValidator(_json_path)] = ""
 
     @property
@@ -120,6 +120,8 @@ class Limits(_Model):
 class Settings(_Model):
     """The whole file. ``app`` is the application whose sidecar this is.
 
+    ``llm_host`` is the name under which agents write to their language model, by plain HTTP;
+    ``llm_base_url`` where it is reached, ``https://`` and that name when not given.
     ``tokens``: calls carry tokens, and those that come without are refused. All sidecars of a system agree.
     """
 
@@ -127,7 +129,8 @@ class Settings(_Model):
     tokens: bool = False
     applications: dict[Name, Application]
     limits: Limits = Limits()
-    llm_host: str = ""
+    llm_host: Host | Literal[""] = ""
+    llm_base_url: Annotated[str, AfterValidator(require_llm_url)] | Literal[""] = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -137,6 +140,8 @@ class Settings(_Model):
                 if host in seen:
                     raise ValueError(f"host {host} stands for {seen[host]} and for {name}")
                 seen[host] = name
+        if self.llm_host and self.llm_host in seen:
+            raise ValueError(f"host {self.llm_host} is that of the llm_host and of {seen[self.llm_host]}")
         if self.app:
             own = self.own
             if own.type is not Kind.CLIENT and not own.base_url:
@@ -162,13 +167,21 @@ class Settings(_Model):
         """Which application a host name stands for."""
         return {host: name for name, each in self.applications.items() for host in each.hosts}
 
+    @property
+    def llm_url(self) -> str:
+        """Where the language model is reached; "" where there is none."""
+        return self.llm_base_url or (f"https://{self.llm_host}" if self.llm_host else "")
+
     def known(self, name: str) -> Application | None:
         """The application that an agent id stands for."""
         return self.applications.get(name)
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
 def load(path: Path, app: str) -> Settings:
-    """Read the settings of ``app``'s sidecar.
+    """Read the settings of ``app``'s sidecar from an ``applications.yaml``.
 
     Raises:
         ConfigurationError: the file cannot be read, or something in it is wrong; all mistakes are named.
@@ -180,8 +193,18 @@ def load(path: Path, app: str) -> Settings:
     if agent_of(app) != app:
         raise ConfigurationError(f"{app} is an application of another namespace: name one of this one")
     raw = {str(key): value for key, value in file.content.items()} | {"app": app}
+    return checked(Settings, raw, f"{path} is not valid:", lambda place: f"line {file.line(place)}")
+
+
+def checked(model: type[M], raw: dict[str, Any], head: str = "", named: Named = lambda _: "") -> M:
+    """``raw`` as a ``model``.
+
+    Raises:
+        ConfigurationError: it does not fit; every mistake is named, after ``head``, by where it is ``named``.
+
+    """
     try:
-        return Settings.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        found = mistakes(error, Settings, lambda place: f"line {file.line(place)}")
-        raise ConfigurationError("\n- ".join((f"{path} is not valid:", *found))) from None
+        found = mistakes(error, model, named)
+        raise ConfigurationError("\n- ".join((head, *found)) if head else "; ".join(found)) from None

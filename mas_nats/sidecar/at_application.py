@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from mas_nats.message import ReplyWriter
 from mas_nats.sidecar import card, strict_json
 from mas_nats.sidecar.application import Application, Limits
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.carriage import Carried, Head, Part
+from mas_nats.sidecar.carriage import Carried, Event, Head, Part
 from mas_nats.sidecar.events import BrokenStream, EventReader
 from mas_nats.sidecar.http_message import A2A_JSON, EVENTS, JSON, RESPONSE_HEADERS, media_type
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
@@ -30,6 +30,9 @@ _PLAIN_BYTES = 64 << 10
 """Bytes of a plain text (an error page) that are carried."""
 _PIECE = 64 << 10
 """Characters of a large body that are written at once."""
+
+See = Callable[[Any], Awaitable[Any]]
+"""Looks at the JSON of an answer, or of an event, and gives what of it is sent on."""
 
 
 class AtApplication:
@@ -105,7 +108,7 @@ class AtApplication:
         return Head(status=answer.status_code, headers=kept)
 
     async def whole(
-        self, answer: httpx2.Response, head: Head, call: Call, alive: SignsOfLife
+        self, answer: httpx2.Response, head: Head, call: Call, alive: SignsOfLife, see: See
     ) -> list[str | dict[str, Any]]:
         """An answer that is no stream: as JSON where it is one, small error pages as text."""
         kind = media_type(head.headers.get("content-type", ""))
@@ -116,7 +119,7 @@ class AtApplication:
         if not raw:
             return [begin]
         try:
-            document = self._homed(strict_json.parse(raw), call)
+            document = await see(self._homed(strict_json.parse(raw), call))
         except NotStrict as error:
             raise _unknown(f"the application's answer cannot be taken: {error}") from None
         except card.NoWay:
@@ -168,7 +171,9 @@ class AtApplication:
             raise _unknown(f"the application's answer broke off ({type(error).__name__})") from None
         return b"".join(parts)
 
-    async def events(self, answer: httpx2.Response, head: Head, alive: SignsOfLife, out: ReplyWriter) -> None:
+    async def events(
+        self, answer: httpx2.Response, head: Head, alive: SignsOfLife, out: ReplyWriter, see: See
+    ) -> None:
         """A stream of events, as they come.
 
         Raises:
@@ -187,16 +192,20 @@ class AtApplication:
                 begun = await alive.during(first)
                 events = reader.feed(begun or b"")
             for event in events:
-                await out.write(Part(event=event).payload())
+                await out.write(await _seen(event, see))
             async for part in alive.through(raw):
                 for event in reader.feed(part):
-                    await out.write(Part(event=event).payload())
+                    await out.write(await _seen(event, see))
         except (httpx2.HTTPError, BrokenStream) as error:
             why = str(error) if isinstance(error, BrokenStream) else type(error).__name__
             raise Broken(f"the application's stream broke off: {why}") from None
         finally:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
+
+
+async def _seen(event: Event, see: See) -> dict[str, Any]:
+    return Part(event=event.model_copy(update={"data": await see(event.data)})).payload()
 
 
 def _unknown(text: str, status: int = 502) -> Refusal:

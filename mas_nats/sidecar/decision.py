@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mas_nats.sidecar import a2a, mcp
 from mas_nats.sidecar.application import Application, Kind
-from mas_nats.sidecar.call import Call
+from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.http_message import (
     MAX_HEADERS,
     MAX_PATH,
@@ -33,9 +33,13 @@ def decide(request: HttpRequest, *, caller: Application | None, target: Applicat
     if target.type is Kind.CLIENT:
         raise _denied("application_type", "an application of type client is called by nobody")
     _require_plain(request)
+    protocol, read = (Protocol.A2A, a2a.read)
     if target.type is Kind.MCP_SERVER:
-        return mcp.read(request, target.path)
-    return a2a.read(request, target.path)
+        protocol, read = Protocol.MCP, mcp.read
+    if caller.protocols is not None and protocol not in caller.protocols:
+        text = f"the caller may not speak {protocol}"
+        raise _denied("protocol", text, "Add it to allowedProtocols of its CASAPolicy")
+    return read(request, target.path)
 
 
 def _require_plain(request: HttpRequest) -> None:

@@ -23,14 +23,10 @@ class BrokenStream(Exception):
 
 
 class EventReader:
-    """Takes bytes as they come; gives the events that are complete."""
+    """Takes bytes as they come; gives the events that are complete. ``most``: bytes of one."""
 
     def __init__(self, most: int) -> None:
-        self._most = most  # bytes of one event
-        self._rest = b""
-        self._lines: list[bytes] = []
-        self._size = 0
-        self._begun = False
+        self._blocks = BlockReader(most)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completes.
@@ -39,36 +35,59 @@ class EventReader:
             BrokenStream: an event is too large, no UTF-8, or its data is no JSON.
 
         """
+        events = (_event(lines) for lines in self._blocks.feed(data))
+        return [event for event in events if event is not None]
+
+
+class BlockReader:
+    """The same with events as they are written: the lines between two empty ones, without their ends."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rest = bytearray()
+        self._searched = 0  # bytes of the rest in which no line ends
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._begun = False
+
+    def feed(self, data: bytes) -> list[list[bytes]]:
+        """The lines of the events that ``data`` completes.
+
+        Raises:
+            BrokenStream: an event is too large.
+
+        """
         if not self._begun and data:
             self._begun = True
             data = data.removeprefix(b"\xef\xbb\xbf")
         self._rest += data
-        found = []
-        while (line := self._line()) is not None:
+        found, at = [], 0
+        for end in _END.finditer(self._rest, self._searched):
+            if end[0] == b"\r" and end.end() == len(self._rest):
+                break  # perhaps an LF follows
+            line, at = bytes(self._rest[at : end.start()]), end.end()
             if line:
                 self._size += len(line)
                 self._lines.append(line)
             elif self._lines:
-                if (event := _event(self._lines)) is not None:
-                    found.append(event)
+                found.append(self._lines)
                 self._lines, self._size = [], 0
             if self._size > self._most:
                 raise BrokenStream("an event is too large")
+        del self._rest[:at]
+        self._searched = max(0, len(self._rest) - 1)
         if len(self._rest) + self._size > self._most:
             raise BrokenStream("an event is too large")
         return found
 
-    def _line(self) -> bytes | None:
-        """The next whole line; a line ends with CR LF, LF or CR."""
-        found = _END.search(self._rest)
-        if found is None or (found[0] == b"\r" and found.end() == len(self._rest)):
-            return None  # after a CR at the very end perhaps an LF follows
-        line, self._rest = self._rest[: found.start()], self._rest[found.end() :]
-        return line
 
+def fields(lines: list[bytes]) -> dict[str, str]:
+    """What the lines of an event say: ``data`` joined, and the last ``event``, ``id`` and ``retry``.
 
-def _event(lines: list[bytes]) -> Event | None:
-    """The event that lines are; None for one of comments only."""
+    Raises:
+        BrokenStream: they are not UTF-8.
+
+    """
     said: dict[str, str] = {}
     data: list[str] = []
     try:
@@ -81,9 +100,15 @@ def _event(lines: list[bytes]) -> Event | None:
                 said[name] = value
     except UnicodeDecodeError:
         raise BrokenStream("an event is not UTF-8") from None
-    if not said and not data:
+    return said | {"data": "\n".join(data)} if data else said
+
+
+def _event(lines: list[bytes]) -> Event | None:
+    """The event that lines are; None for one of comments only."""
+    said = fields(lines)
+    if not said:
         return None
-    text = "\n".join(data)
+    text = said.get("data", "")
     retry = said.get("retry", "")
     try:
         return Event(

@@ -49,6 +49,8 @@ RESPONSE_HEADERS = frozenset(
 )
 """What of a response is carried."""
 
+_ONCE = frozenset({"host", "authorization", "x-api-key", "api-key"})
+
 MAX_PATH = 2048
 MAX_HEADERS = 64
 """Characters of a path, and headers of a request, that are carried."""
@@ -66,8 +68,8 @@ class HttpRequest:
     method: str
     path: str
     query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
 
     def header(self, name: str) -> str:
         """The value of a header; "" where there is none."""
@@ -102,7 +104,7 @@ def repeated(headers: Iterable[tuple[str, str]]) -> str:
     """The first header that is there twice though one value is meant; "" where there is none."""
     seen: set[str] = set()
     for name, _ in headers:
-        if name in seen and (carried(name) or name in {"host", "authorization"}):
+        if name in seen and (carried(name) or name in _ONCE):
             return name
         seen.add(name)
     return ""

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import httpx2
 import orjson
@@ -22,6 +24,7 @@ from mas_nats.sidecar.decision import decide
 from mas_nats.sidecar.http_message import HttpRequest
 from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, UNAVAILABLE, Refusal
+from mas_nats.sidecar.registration import Registration
 from mas_nats.sidecar.sessions import Sessions
 from mas_nats.sidecar.signs_of_life import Broken, SignsOfLife
 
@@ -42,10 +45,12 @@ class Inbound:
         *,
         now: Callable[[], float],
         max_payload: Callable[[], int],
+        registration: Registration | None = None,
     ) -> None:
         self._settings = settings
         self._authority = authority
         self._in_flight = in_flight
+        self._registration = registration
         self._now = now  # unix time, in seconds
         self._sessions = Sessions()
         self._standing = 0
@@ -103,6 +108,8 @@ class Inbound:
             raise Refusal("message_type", text, shape=call.shape, request_id=call.request_id)
         if session := request.header("mcp-session-id"):
             self._sessions.require(session, message.sender, call.request_id)
+        if self._registration is not None:
+            await self._registration.require(call)
         authorization = await self._authority.accept(call, message, carried.authorization)
         return carried.model_copy(update={"authorization": authorization}), call
 
@@ -173,6 +180,9 @@ class Inbound:
             logger.warning("call %s from %s: %s", message.message_id, message.sender, refusal)
             await out.write(Part(refused=carriage.Refused.of(refusal)).payload())
 
+    async def _seen(self, call: Call, data: Any) -> Any:
+        return data if self._registration is None else await self._registration.shown(call, data)
+
     async def _answered(
         self,
         request: httpx2.Request,
@@ -189,9 +199,9 @@ class Inbound:
             if call.operation == "session.end" and answer.is_success:
                 self._sessions.ended(request.headers["mcp-session-id"])
             if self._application.streams(head):
-                await self._application.events(answer, head, alive, out)
+                await self._application.events(answer, head, alive, out, partial(self._seen, call))
                 return
-            parts = await self._application.whole(answer, head, call, alive)
+            parts = await self._application.whole(answer, head, call, alive, partial(self._seen, call))
         # Only now, with nothing to wait for any more: a short answer is one frame, and that is its last.
         for part in parts:
             await out.write(part)

@@ -20,6 +20,7 @@ from mas_nats.sidecar.http_message import HttpRequest, HttpResponse, carried, re
 from mas_nats.sidecar.in_flight import InFlight
 from mas_nats.sidecar.listener import Answer, Gone, Received
 from mas_nats.sidecar.llm import LlmPassage
+from mas_nats.sidecar.llm_api import HEADERS
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, REFUSED, Refusal, Shape, response
 from mas_nats.sidecar.relay import Relay, parts_of
 from mas_nats.sidecar.strict_json import NotStrict
@@ -77,7 +78,7 @@ class Outbound:
         shape, request_id = Shape.PLAIN, None
         try:
             host, request = self._read(received)
-            if self._settings.llm_host and host == self._settings.llm_host:
+            if self._is_llm(host):
                 await self._to_llm(request, answer)
                 return
             target = self._target(host)
@@ -128,13 +129,15 @@ class Outbound:
         if "upgrade" in headers:
             raise Refusal("upgrade", "other protocols are not carried", "Send no Upgrade header")
         path, _, query = target.partition("?")
-        kept = {name: value.strip() for name, value in headers.items() if carried(name)}
+        keeps = HEADERS.__contains__ if self._is_llm(host) else carried
+        kept = {name: value.strip() for name, value in headers.items() if keeps(name)}
         return host, HttpRequest(received.method, path, query, kept, received.body)
 
+    def _is_llm(self, host: str) -> bool:
+        return bool(self._settings.llm_host) and self._settings.llm_host in {host, _plain(host)}
+
     def _target(self, host: str) -> str:
-        name, colon, port = host.rpartition(":")
-        plain = name if colon and port == "80" else host
-        target = self._hosts.get(host) or self._hosts.get(plain)
+        target = self._hosts.get(host) or self._hosts.get(_plain(host))
         if target is None:
             fix = "Use one of the host names of the applications"
             text = f"host {host[:80]!r} stands for none of the applications"
@@ -145,12 +148,13 @@ class Outbound:
         if self._llm is None or self._settings.own.type is not Kind.AGENT:
             text = "the traffic of this application to the language model is not carried"
             raise Refusal("llm", text, status=403, code=REFUSED)
-        cause = self._in_flight.cause(request.header("traceparent"), needed=True)
-        async for part in self._llm.carry(request, cause):
-            if isinstance(part, HttpResponse):
-                await answer.begin(part.status, part.headers)
-            else:
-                await answer.write(part)
+        cause = self._in_flight.cause(request.header("traceparent"), needed=request.method == "POST")
+        async with aclosing(self._llm.carry(request, cause)) as parts:
+            async for part in parts:
+                if isinstance(part, HttpResponse):
+                    await answer.begin(part.status, part.headers)
+                else:
+                    await answer.write(part)
         await answer.end()
 
     # -- carrying it -------------------------------------------------------------------------------
@@ -201,6 +205,12 @@ class Outbound:
                     return
                 wait = quiet
                 yield chunk
+
+
+def _plain(host: str) -> str:
+    """A host without the port that plain HTTP has anyway."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and port == "80" else host
 
 
 def _repeatable(application: Application | None, call: Call) -> bool:

@@ -14,6 +14,7 @@ from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.document import Document, Limits
 from mas_nats.policy.instances import Instances
 from mas_nats.policy.presence import MAX_HELLO_BYTES, Bye, Discover, Hello, terms
+from mas_nats.policy.prompt import LLM_RULE, prompt
 from mas_nats.policy.shape import well_formed
 from mas_nats.policy.state_call import BadStateCall, StateCall
 from mas_nats.policy.table import Table
@@ -74,6 +75,7 @@ class MemoryService:
             Op.FAIL: self._graves.report,
             Op.DELAY: self._delay,
             Op.WITHDRAW: self._delayed.withdraw,
+            Op.PROMPT: self._prompt,
         }
 
     def apply(self, document: Document) -> None:
@@ -187,6 +189,12 @@ class MemoryService:
             len(each.body) for consumer in self.consumers.values() for each in consumer.messages.values()
         )
         return refusals.log_full() if stored + len(call.body) > limits.log_bytes else None
+
+    def _prompt(self, call: Call) -> Verdict:
+        if (refusal := prompt(call, self.deciding.table, ROOM)) is not None:
+            return self.deciding.refuse(call, refusal)
+        self.deciding.allow(call, LLM_RULE)
+        return accepted(call.message_id)
 
     # -- state -------------------------------------------------------------------------------------
 

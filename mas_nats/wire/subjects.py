@@ -29,6 +29,7 @@ class Op(StrEnum):
     STATE = "state"
     DELAY = "delay"
     WITHDRAW = "withdraw"
+    PROMPT = "prompt"
     TOKEN = "token"  # noqa: S105 - no secret
 
 

@@ -17,7 +17,7 @@ from tests.audit_log import NAMESPACE
 AGENTS = ("alice", "bob", "carol")
 OPS = (
     *("send", "request", "delay", "reply", "frame", "state"),
-    *("hello", "fail", "discover", "withdraw", "flow", "token"),
+    *("hello", "fail", "discover", "withdraw", "flow", "prompt", "token"),
 )
 SENSITIVE = (
     "123-45-6789",

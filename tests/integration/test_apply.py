@@ -152,7 +152,8 @@ async def test_several_systems_of_both_forms_live_side_by_side(system: System, t
     one, two = new_namespace(), new_namespace()
     done = await call(system, "apply", written(tmp_path, CASA, one=one, two=two))
     assert [each["namespace"] for each in done["namespaces"]] == [one, two]
-    assert f"{one}: spec.apps[].baseUrl is read but has no effect in this version" in done["notices"]
+    denied = "spec.enabledToolChecks is not said, which denies every exchange of a token for a tool"
+    assert f"{one}: {denied}" in done["notices"]
     async with (
         an(Echo, system, "planner", one) as planner,
         an(Echo, system, "files-v2", one) as files,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,55 @@ def test_an_example_says_how_to_run_it_on_one_screen(name: str) -> None:
     assert len(text.splitlines()) <= 40
     for command in ("mas up --detach", "mas run --until", "mas down"):
         assert command in text
+
+
+def casa(system: System, manifest: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """The example of ``make casa-demo`` on the running broker, by ``text``, in a namespace of its own."""
+    manifest.write_text(re.sub(r"\boffice\b(?=})", new_namespace(), text))
+    system.namespaces += 1
+    place = ("--folder", str(system.layout.root), "--manifest", str(manifest))
+    return subprocess.run(
+        [sys.executable, "-m", "examples.casa", *place],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+CASA = (EXAMPLES / "casa" / "casa.yaml").read_text()
+
+
+def test_casa(system: System, tmp_path: Path) -> None:
+    """What may pass passes, what may not is blocked with its reason, and so it says."""
+    done = casa(system, tmp_path / "casa.yaml", CASA)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for told in (
+        "visitor: Done: The printer on floor 3 is out of paper.",
+        "llm: selects transfer_money",
+        "failed: policy.deny_by_default",
+        "\n16 allowed, 5 blocked: AUTHZ_DENIED by BLOCK:DETERMINISTIC_LLM_SELECTED_TOOLS, AUTHZ_DENIED by",
+    ):
+        assert told in done.stdout, told
+    assert "transferred" not in done.stdout
+    assert "4111" not in done.stdout
+
+
+def test_casa_without_its_policies(system: System, tmp_path: Path) -> None:
+    """The control: where everybody may call the bank, the injected call passes, and the example fails."""
+    done = casa(system, tmp_path / "casa.yaml", CASA.partition("---")[0])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "WRONG: bank: transferred 900 to mallory" in done.stdout
+
+
+def test_the_casa_example_says_how_to_run_it_on_one_screen() -> None:
+    text = (EXAMPLES / "casa" / "README.md").read_text()
+    assert len(text.splitlines()) <= 40
+    assert "make casa-demo" in text
+    for path in (EXAMPLES / "casa").glob("*.*"):
+        assert path.name in text or path.name in {"README.md", "__init__.py", "__main__.py"}, path.name
 
 
 def test_demo() -> None:

@@ -8,7 +8,9 @@ from tests.pages.shown import Command
 
 ELSEWHERE = {
     "mas containers": "within containers only: tests/compose",
-    "mas sidecar": "runs until it is stopped: tests/sidecar",
+    "mas sidecar": "it does not end: tests/sidecar",
+    "mas tools approve": "it needs an MCP server: tests/sidecar/test_tools.py",
+    "mas tools show": "the same",
 }
 """Examples that are run by other tests, by how they begin."""
 _LAST = ("mas dlq purge", "mas down")

@@ -20,9 +20,9 @@ from starlette.applications import Starlette
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, port: int = 0) -> AsyncIterator[int]:
-    """Serve an ASGI application on a loopback port; the port."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="auto")
+async def serving(app: Any, port: int = 0, **options: Any) -> AsyncIterator[int]:
+    """Serve an ASGI application on a loopback port; the port. ``options`` are uvicorn's."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="auto", **options)
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())

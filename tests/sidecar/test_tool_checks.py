@@ -349,7 +349,9 @@ async def test_the_official_client_and_server(guarded: Town, monkeypatch: pytest
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     async with Client("http://bank.test/mcp", mode=mode) as client:
-        assert {tool.name for tool in (await client.list_tools()).tools} >= {"count", "transfer_money"}
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+        assert "transfer_money" in tools
+        assert "count" not in tools
         result = await client.call_tool("transfer_money", {"number": 7})
         assert result.content[0].text == "done"  # type: ignore[union-attr]
         with pytest.raises(MCPError, match="BLOCK:DETERMINISTIC_TOOL_SELECTED"):

@@ -13,7 +13,7 @@ from mas_nats.wire.state_mode import StateMode
 
 CALLS = (
     *("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "discover", "state"),
-    *("delay", "withdraw", "token"),
+    *("delay", "withdraw", "prompt", "token"),
 )
 POLICY = Document(
     namespace="default",

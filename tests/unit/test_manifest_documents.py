@@ -54,10 +54,12 @@ def test_one_of_several_is_meant_by_its_name_and_the_only_one_by_any(manifest: P
     assert documents.load(CASA).of("default").namespace == "my-mas"
 
 
-def test_notices_say_whose_they_are_where_there_are_several(manifest: Path) -> None:
-    together = documents.load(manifest, CASA)
-    assert "my-mas: spec.llm_host is read but has no effect in this version" in together.told
-    assert "spec.llm_host is read but has no effect in this version" in documents.load(CASA).told
+def test_notices_say_whose_they_are_where_there_are_several(manifest: Path, tmp_path: Path) -> None:
+    scoped = tmp_path / "scoped.yaml"
+    scoped.write_text(CASA.read_text() + "      scopes: [read]\n")
+    together = documents.load(manifest, scoped)
+    assert "my-mas: spec.apps[].scopes is read but has no effect in this version" in together.told
+    assert "spec.apps[].scopes is read but has no effect in this version" in documents.load(scoped).told
 
 
 def test_policy_commands_take_the_one_that_is_named(manifest: Path) -> None:

@@ -121,7 +121,7 @@ def test_check_says_what_files_declare_and_what_is_wrong(tmp_path: Path) -> None
     assert done.exit_code == 0
     assert "casa.yaml, line 3: namespace my-mas, 3 agents" in done.stdout
     assert "mas.yaml, line 2: namespace default, 2 agents" in done.stdout
-    assert "my-mas: spec.llm_host is read but has no effect" in done.stderr
+    assert "no effect" not in done.stderr
     shown = json.loads(CliRunner().invoke(app, ["manifest", "check", "--json", *files]).stdout)
     assert [each["namespace"] for each in shown["namespaces"]] == ["default", "my-mas"]
     (tmp_path / "x.yaml").write_text("agents: [{agent_id: A}]")

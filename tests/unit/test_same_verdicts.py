@@ -22,6 +22,7 @@ ALLOW = {"alice": ("bob", "ghost"), "bob": ("alice",), "carol": ("*",)}
 AGENTS = ("alice", "bob", "carol")
 FAR = "9" * 15
 INSTANCE = "0" * 20
+PROMPT = {headers.MSG_ID: "p", headers.TYPE: "llm:chat", headers.TARGET: "llm.example:8443"}
 MESSAGE = {headers.MSG_ID: "m", headers.TARGET: "bob", headers.TYPE: "work"}
 REQUEST = {**MESSAGE, headers.INSTANCE: INSTANCE}
 ANSWER = {headers.MSG_ID: "m", headers.TYPE: "work", headers.REPLY_TOKEN: "forged"}
@@ -126,6 +127,15 @@ CALLS: list[tuple[str, str, dict[str, str], object]] = [
     ("alice", "withdraw", {headers.MSG_ID: "unheard-of"}, {}),
     ("alice", "withdraw", {headers.MSG_ID: "d"}, {}),
     ("alice", "withdraw", {headers.MSG_ID: "d"}, {}),
+    # -- prompts
+    ("alice", "prompt", {}, {}),
+    ("alice", "prompt", {headers.MSG_ID: "p", headers.TYPE: "llm:chat"}, {}),
+    ("alice", "prompt", {**PROMPT, headers.TARGET: "not a host"}, {}),
+    ("alice", "prompt", {**PROMPT, headers.TARGET: "llm:llm:x"}, {}),
+    ("alice", "prompt", PROMPT, b"{"),
+    ("alice", "prompt", PROMPT, []),
+    ("alice", "prompt", PROMPT, {"body": {"text": "y" * 2000}}),
+    ("alice", "prompt", PROMPT, {"body": {"messages": []}}),
 ]
 
 
