@@ -33,6 +33,9 @@ _MISSED = 2.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds before asking again after an error; doubles."""
 
+_LAST_WORD = 1.0
+"""Seconds to wait for the server to know of every request, before the inbox is left."""
+
 _IDLE = "100"
 _ENDED_WELL = frozenset({"404", "408"})
 
@@ -74,6 +77,7 @@ class StandingPull:
         self._asking = asyncio.Event()
         self._not_before = 0.0
         self._tasks: list[asyncio.Task[None]] = []
+        self._last_word: tuple[str, asyncio.Event] | None = None
 
     async def start(self) -> None:
         """Begin to ask."""
@@ -92,8 +96,26 @@ class StandingPull:
         """Let nothing be on its way: before a planned reconnect."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
+            await self._until_all_are_known()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(subscription.drain(), HEARTBEAT)
+
+    async def _until_all_are_known(self) -> None:
+        """Wait until the consumer has taken note of every request.
+
+        The server looks up whose inbox a request names when its consumer reads the request. If the inbox was
+        left before that, it takes the request for one of somebody who listens, until it expires, and gives it
+        messages that nobody gets (nats-server 2.15.1, requests from another account). A consumer reads its
+        requests in their order; this one takes no message, and is answered at once.
+        """
+        number = str(next(self._numbers))
+        answered = asyncio.Event()
+        self._last_word = (f"{self._prefix}.{number}", answered)
+        nothing = orjson.dumps({"batch": 1, "no_wait": True, "max_bytes": 1})
+        with contextlib.suppress(NotSent, TimeoutError):
+            await self._connection.publish(self._subject, nothing, reply=self._last_word[0])
+            await asyncio.wait_for(answered.wait(), _LAST_WORD)
+        self._last_word = None
 
     async def restart(self) -> None:
         """Ask anew: after a reconnect, or when the server fell silent."""
@@ -155,6 +177,9 @@ class StandingPull:
             self.more()
             return
         if status == _IDLE:
+            return
+        if self._last_word is not None and message.subject == self._last_word[0]:
+            self._last_word[1].set()
             return
         self._ended(message.subject.rpartition(".")[2], message.headers.get(PENDING_MESSAGES))
         if status not in _ENDED_WELL:

@@ -121,6 +121,9 @@ class Consumer:
     def pull(self, puller: Puller, reply: str, body: bytes) -> None:
         """Somebody asks for messages (ADR-13 of NATS)."""
         asked = orjson.loads(body)
+        if asked.get("no_wait"):  # as who leaves asks: takes nothing
+            puller.deliver(Incoming(reply, "", {headers.STATUS: "404"}, b""))
+            return
         loop = asyncio.get_running_loop()
         pull = _Pull(puller, reply, int(asked["batch"]))
         pull.timers.append(loop.call_later(asked["expires"] / 1e9, self._expired, pull))
