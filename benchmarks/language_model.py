@@ -7,24 +7,20 @@ time, medians of all rounds.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import socket
 import statistics
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 import uvloop
 
-from benchmarks.first_measurement import REPOSITORY, brought_up, prepare
+from benchmarks.children import process, serve, stand_by
 from benchmarks.sidecar import timed
+from benchmarks.site import brought_up, prepare
 from mas_nats.sidecar import Settings, Sidecar
 
+ME = "benchmarks.language_model"
 ROUNDS = 6
 PROMPT = {"model": "stub", "messages": [{"role": "user", "content": "words " * 350}]}
 FUNCTION = {"name": "look_up", "arguments": "{}"}
@@ -51,46 +47,20 @@ async def model(_: Any, receive: Any, send: Any) -> None:
 
 async def role(name: str, port: int) -> None:
     if name == "model":
-        server = uvicorn.Server(uvicorn.Config(model, log_level="error", lifespan="off"))
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            print(listening.getsockname()[1], flush=True)
-            task = asyncio.create_task(server.serve([listening]))
-            await asyncio.to_thread(sys.stdin.read)
-            server.should_exit = True
-            await task
+        await serve(model)
         return
     application = {"type": "agent", "base_url": "http://127.0.0.1:1"}
     reached = {"llm_host": "llm.test", "llm_base_url": f"http://127.0.0.1:{port}"}
     settings = Settings.model_validate({"app": "a", "applications": {"a": application}, **reached})
     async with Sidecar(settings) as sidecar:
-        print(sidecar.address.rpartition(":")[2], flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
-@contextlib.asynccontextmanager
-async def process(name: str, folder: Path, port: int = 0) -> AsyncIterator[int]:
-    """The port that it says."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.language_model", name, str(port)),
-        cwd=folder,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        yield int(await child.stdout.readline())
-    finally:
-        child.stdin.close()
-        await child.wait()
+        await stand_by(int(sidecar.address.rpartition(":")[2]))
 
 
 async def main() -> None:
     took: dict[str, list[float]] = {"straight": [], "sidecar": []}
     async with brought_up() as (folder, layout, broker):
         await prepare(layout, broker)
-        async with process("model", folder) as port, process("a", folder, port) as proxy:
+        async with process(ME, "model", folder) as port, process(ME, "a", folder, str(port)) as proxy:
             sides: tuple[tuple[str, dict[str, Any]], ...] = (
                 ("straight", {"base_url": f"http://127.0.0.1:{port}"}),
                 ("sidecar", {"base_url": "http://llm.test", "proxy": f"http://127.0.0.1:{proxy}"}),
@@ -111,6 +81,6 @@ async def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        uvloop.run(role(sys.argv[1], int(sys.argv[2])))
+        uvloop.run(role(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
     else:
         uvloop.run(main())

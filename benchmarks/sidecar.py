@@ -8,22 +8,20 @@ sidecars that want tokens.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 import uvloop
 
-from benchmarks.first_measurement import NAMESPACE, REPOSITORY, brought_up, prepare
+from benchmarks.children import process, serve, stand_by
+from benchmarks.site import brought_up, prepare
+from benchmarks.traffic import NAMESPACE
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import edit
@@ -33,6 +31,7 @@ from mas_nats import Agent, AgentMessage, TlsClientConfig
 from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy, ToolCheck
 from mas_nats.sidecar import Settings, Sidecar
 
+ME = "benchmarks.sidecar"
 ROUNDS, CALLS = 6, 60
 ARGUMENTS = {"text": "words " * 20}
 CALL = {
@@ -95,38 +94,11 @@ async def permit(layout: Layout, broker: Broker) -> None:
 
 async def role(name: str, port: int, *, tokens: bool) -> None:
     if name == "application":
-        config = uvicorn.Config(application, log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            print(listening.getsockname()[1], flush=True)
-            task = asyncio.create_task(server.serve([listening]))
-            await asyncio.to_thread(sys.stdin.read)
-            server.should_exit = True
-            await task
+        await serve(application)
         return
     agent = Answerer("b") if name == "answerer" else Sidecar(settings(name, port, tokens=tokens))
     async with agent:
-        print(agent.address.rpartition(":")[2] if isinstance(agent, Sidecar) else 0, flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
-@contextlib.asynccontextmanager
-async def process(name: str, folder: Path, port: int = 0, tokens: str = "") -> AsyncIterator[int]:
-    """The port that it says."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.sidecar", name, str(port), *([tokens] if tokens else [])),
-        cwd=folder,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        yield int(await child.stdout.readline())
-    finally:
-        child.stdin.close()
-        await child.wait()
+        await stand_by(int(agent.address.rpartition(":")[2]) if isinstance(agent, Sidecar) else 0)
 
 
 async def timed(call: Callable[[], Awaitable[Any]]) -> list[float]:
@@ -145,7 +117,7 @@ async def main() -> None:
     async with brought_up() as (folder, layout, broker):
         await prepare(layout, broker)
         await permit(layout, broker)
-        async with process("application", folder) as port:
+        async with process(ME, "application", folder) as port:
             for _ in range(ROUNDS):
                 await one_round(folder, port, broker, layout, took)
     median = {side: statistics.median(each) * 1e3 for side, each in took.items()}
@@ -163,21 +135,22 @@ async def call(http: httpx2.AsyncClient) -> None:
 async def one_round(
     folder: Path, port: int, broker: Broker, layout: Layout, took: dict[str, list[float]]
 ) -> None:
-    async with process("b", folder, port), process("a", folder, port) as proxy:
+    async with process(ME, "b", folder, str(port)), process(ME, "a", folder, str(port)) as proxy:
         for side, options in (
             ("direct", {"base_url": f"http://127.0.0.1:{port}"}),
             ("sidecars", {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}),
         ):
             async with httpx2.AsyncClient(**options, timeout=30, trust_env=False) as http:
                 took[side] += await timed(lambda http=http: call(http))  # type: ignore[misc]
-    async with process("b", folder, port, "tokens"), process("a", folder, port, "tokens") as proxy:
+    guarded = (folder, str(port), "tokens")
+    async with process(ME, "b", *guarded), process(ME, "a", *guarded) as proxy:
         through = {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}
         async with httpx2.AsyncClient(**through, timeout=30, trust_env=False) as http:
             took["tokens"] += await timed(lambda: call(http))
     certificates = layout.certs / "default" / "agent"
     tls = TlsClientConfig(broker.ca, certificates / "a.pem", certificates / "a.key")
     async with (
-        process("answerer", folder),
+        process(ME, "answerer", folder),
         Agent("a", server_addr=broker.url, tls=tls, receive=False) as agent,
     ):
 
@@ -189,6 +162,8 @@ async def one_round(
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        uvloop.run(role(sys.argv[1], int(sys.argv[2]), tokens="tokens" in sys.argv[3:]))
+        uvloop.run(
+            role(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0, tokens="tokens" in sys.argv[3:])
+        )
     else:
         uvloop.run(main())

@@ -26,9 +26,10 @@ from broker_policy.tenants.connect import connect_control_admin, connect_tenant_
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits, Permissions, StateMode
+from mas_nats.policy.document import Limits, Permissions
 from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+from mas_nats.wire.state_mode import StateMode
 
 REPOSITORY = Path(__file__).parent.parent
 
