@@ -14,6 +14,7 @@ from mas_nats.manifest.casa import AppType, MultiAgentSystem, ToolCheck, ToolExc
 from mas_nats.manifest.documents import Manifest
 from mas_nats.policy.document import Permissions
 from mas_nats.policy.table import Table
+from tests.casa import policy
 
 DATA = Path(__file__).parent / "data"
 
@@ -30,22 +31,10 @@ spec:
     - {{name: worker, type: agent, kubernetesWorkloadName: worker-v2, baseUrl: "http://work.{name}.svc:8001"}}
     - {{name: files, type: mcp_server, baseUrl: {{host: "files:8080", scheme: https}}}}
 """
-POLICY = """
-apiVersion: casa.io/v1alpha1
-kind: CASAPolicy
-metadata: {{name: a-policy, namespace: {namespace}}}
-spec:
-  targetRef: {{kind: Deployment, name: {app}}}
-  {said}
-"""
 
 
 def system(name: str = "one", **spec: str) -> str:
     return SYSTEM.format(name=name) + "".join(f"  {key}: {value}\n" for key, value in spec.items())
-
-
-def policy(app: str, said: str, namespace: str = "one") -> str:
-    return POLICY.format(app=app, said=said, namespace=namespace)
 
 
 def load(folder: Path, *texts: str) -> Manifest:

@@ -11,6 +11,7 @@ from mas_nats.sidecar import Kind, Settings
 from mas_nats.sidecar.application import Limits
 from mas_nats.sidecar.call import Protocol
 from mas_nats.sidecar.settings_file import Beside, load
+from tests.casa import policy
 
 CASA = Path(__file__).parent / "data" / "casa.yaml"
 APPLICATIONS = """
@@ -39,24 +40,12 @@ spec:
     - {{name: files, type: mcp_server, baseUrl: {{host: "Files.{name}:8080", scheme: http}}, {more}}}
     - {{name: safe, type: mcp_server, baseUrl: {{host: "safe.{name}:8443", scheme: https}}}}
 """
-POLICY = """
-apiVersion: casa.io/v1alpha1
-kind: CASAPolicy
-metadata: {{name: a-policy, namespace: {namespace}}}
-spec:
-  targetRef: {{kind: Deployment, name: {app}}}
-  {said}
-"""
 
 
 def system(
     name: str = "one", *, llm: str = "LLM.example", more: str = "idempotentMethods: [tools/list]"
 ) -> str:
     return SYSTEM.format(name=name, llm=llm, more=more)
-
-
-def policy(app: str, said: str, namespace: str = "one") -> str:
-    return POLICY.format(app=app, said=said, namespace=namespace)
 
 
 def read(folder: Path, *texts: str, app: str = "planner", namespace: str = "one", **options: str) -> Beside:
