@@ -82,12 +82,12 @@ async def ask(town: Town, text: str) -> str:
 
 
 async def decisions(town: Town, *words: str) -> list[dict[str, Any]]:
-    """What the audit has of it, once it has something."""
+    """What the audit has of it, once it has something, and what became of it."""
     place = ("--namespace", town.namespace, "--folder", str(town.system.layout.root))
     async with asyncio.timeout(30):
         while True:
             found: Any = await asyncio.to_thread(mas_json, "audit", "query", *words, *place)
-            if found["decisions"]:
+            if found["decisions"] and all(each["outcome"] != "unsettled" for each in found["decisions"]):
                 return list(found["decisions"])
 
 
