@@ -6,10 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from broker_policy.admission.admission import Admission
 from broker_policy.calls.asides import Asides
+from broker_policy.calls.deciding import Deciding
 from broker_policy.commit.waiting import Waiting
 from broker_policy.pipeline import Call, Refusal
 from mas_nats.policy import refusals
+from mas_nats.policy.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +67,46 @@ class Admitting:
             for call, refusal in zip(calls, refused, strict=True):
                 self._decide(call, refusal)
         self._admitting = None
+
+
+class Limited:
+    """The same for calls that the limits of their own namespace count.
+
+    ``forbidden`` says what else is against a call: the limits do not count what is refused anyway.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        deciding: Deciding,
+        admission: Admission,
+        *,
+        forbidden: Callable[[Call, Table], Refusal | None],
+        decide: Callable[[Call, Refusal | None], None],
+        asides: Asides,
+    ) -> None:
+        self._deciding = deciding
+        self._admission = admission
+        self._forbidden = forbidden
+        self._admitting = Admitting(what, ask=self._admissible, decide=decide, asides=asides)
+
+    def take(self, call: Call) -> None:
+        """Have ``call`` decided; where limits are set, once they were asked."""
+        table = self._deciding.current()
+        self._admitting.take(call, counted=table is not None and self._admission.concerns(table))
+
+    async def stop(self) -> None:
+        """Have decided what was taken."""
+        await self._admitting.stop()
+
+    async def _admissible(self, calls: Sequence[Call]) -> list[Refusal | None]:
+        """What the limits have against each."""
+        refused: list[Refusal | None] = [None] * len(calls)
+        table = self._deciding.current()
+        if table is None:
+            return refused
+        permitted = [place for place, call in enumerate(calls) if self._forbidden(call, table) is None]
+        said = await self._admission.admit([calls[place] for place in permitted], table)
+        for place, refusal in zip(permitted, said, strict=True):
+            refused[place] = refusal
+        return refused

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
-from broker_policy.calls.admitting import Admitting
+from broker_policy.calls.admitting import Limited
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.delayed.stream import DelayedStream, Held
@@ -35,31 +33,22 @@ class DelayedCalls:
         self._delayed = delayed
         self._deciding = deciding
         self._acting = acting
-        self._admission = admission
-        self._admitting = Admitting(
-            "delayed messages", ask=self._admissible, decide=self._decide, asides=asides
+        self._limited = Limited(
+            "delayed messages",
+            deciding,
+            admission,
+            forbidden=self._forbidden,
+            decide=self._decide,
+            asides=asides,
         )
 
     def take(self, call: Call) -> None:
         """Decide about a message, and hold it until it is due; where limits are set, once they were asked."""
-        table = self._deciding.current()
-        self._admitting.take(call, counted=table is not None and self._admission.concerns(table))
+        self._limited.take(call)
 
     async def stop(self) -> None:
         """Decide about what was taken."""
-        await self._admitting.stop()
-
-    async def _admissible(self, calls: Sequence[Call]) -> list[Refusal | None]:
-        """What the limits have against each; they do not count what is refused anyway."""
-        refused: list[Refusal | None] = [None] * len(calls)
-        table = self._deciding.current()
-        if table is None:
-            return refused
-        permitted = [place for place, call in enumerate(calls) if self._forbidden(call, table) is None]
-        said = await self._admission.admit([calls[place] for place in permitted], table)
-        for place, refusal in zip(permitted, said, strict=True):
-            refused[place] = refusal
-        return refused
+        await self._limited.stop()
 
     def _decide(self, call: Call, refusal: Refusal | None) -> None:
         table = self._allowed(call, refusal)

@@ -1,4 +1,4 @@
-"""Prompts: what an agent's sidecar asks before a request leaves for a language model (ADR 33).
+"""Prompts: what an agent's sidecar asks before a request leaves for a language model (ADR 34).
 
 The service does not carry it there, and never sees the key to it. It judges, searches and records the content
 like that of a message, and says what of it may leave.
@@ -6,14 +6,12 @@ like that of a message, and says what of it may leave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import orjson
 
 from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
-from broker_policy.calls.admitting import Admitting
+from broker_policy.calls.admitting import Limited
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.pipeline import Call, Refusal
@@ -29,29 +27,17 @@ class PromptCalls:
     def __init__(self, deciding: Deciding, acting: Acting, *, admission: Admission, asides: Asides) -> None:
         self._deciding = deciding
         self._acting = acting
-        self._admission = admission
-        self._admitting = Admitting("prompts", ask=self._admissible, decide=self._decide, asides=asides)
+        self._limited = Limited(
+            "prompts", deciding, admission, forbidden=self._forbidden, decide=self._decide, asides=asides
+        )
 
     def take(self, call: Call) -> None:
         """Decide about a prompt; where limits are set, once they were asked."""
-        table = self._deciding.current()
-        self._admitting.take(call, counted=table is not None and self._admission.concerns(table))
+        self._limited.take(call)
 
     async def stop(self) -> None:
         """Decide about what was taken."""
-        await self._admitting.stop()
-
-    async def _admissible(self, calls: Sequence[Call]) -> list[Refusal | None]:
-        """What the limits have against each; they do not count what is refused anyway."""
-        refused: list[Refusal | None] = [None] * len(calls)
-        table = self._deciding.current()
-        if table is None:
-            return refused
-        permitted = [place for place, call in enumerate(calls) if self._forbidden(call, table) is None]
-        said = await self._admission.admit([calls[place] for place in permitted], table)
-        for place, refusal in zip(permitted, said, strict=True):
-            refused[place] = refusal
-        return refused
+        await self._limited.stop()
 
     def _decide(self, call: Call, limits: Refusal | None) -> None:
         table = self._deciding.table(call)
