@@ -5,22 +5,25 @@ Every worker knows the new one before the first seals with it; the old one is ke
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-from datetime import UTC, datetime
-
 from redis.asyncio import Redis
 
 from broker_policy.audit import log
 from broker_policy.audit.store import Store
 from broker_policy.jetstream import stream_info
-from broker_policy.keys import followers
-from broker_policy.keys.inventory import BY_NAME
+from broker_policy.keys import ring
 from broker_policy.keys.site import Site
 from broker_policy.tenants.connect import connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
-from broker_policy.tenants.sealing_ring import OPENS_MS, SealingKey, SealingRing
+from broker_policy.tenants.sealing_ring import OPENS_MS
 from mas_nats.wire import subjects
+
+_TURN = ring.Turn(
+    "sealing",
+    taking=("accepts", "accepted"),
+    using=("seals", "seals"),
+    kept_ms=OPENS_MS,
+    kept="opens replies to earlier requests",
+)
 
 
 async def rotate(site: Site, *, now: bool) -> None:
@@ -32,26 +35,7 @@ async def rotate(site: Site, *, now: bool) -> None:
         Unavailable: a worker does not follow; call again.
 
     """
-    path = BY_NAME["sealing"].path(site.layout)
-    ring = SealingRing.read(path).pruned(_now())
-    if ring.next is None:
-        ring = ring.staged(SealingKey.create())
-        ring.write(path)
-    assert ring.next is not None  # noqa: S101 - staged above
-    old, new = ring.current.key_id, ring.next.key_id
-    site.say(f"sealing: {old} is replaced by {new}")
-    await followers.workers(site, lambda keys: new in keys.get("accepts", ()), f"{new} accepted")
-    ring = ring.turned(_now())
-    ring.write(path)
-    await followers.workers(site, lambda keys: keys.get("seals") == new, f"{new} seals")
-    if now:
-        await _projected(site)
-        ring = replace(ring, retired=())
-        ring.write(path)
-        await followers.workers(site, lambda keys: keys.get("accepts") == [new], f"{old} forgotten")
-        return
-    until = datetime.fromtimestamp((_now() + OPENS_MS) / 1000, UTC).isoformat(timespec="minutes")
-    site.say(f"{old} opens replies to earlier requests until {until}, then no more")
+    await ring.rotate(site, _TURN, now=now, before_forgetting=lambda: _projected(site))
 
 
 async def _projected(site: Site) -> None:
@@ -85,7 +69,3 @@ async def _projected(site: Site) -> None:
     finally:
         await redis.aclose()
     site.say("records of before are in the audit")
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
