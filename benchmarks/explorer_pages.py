@@ -31,6 +31,7 @@ from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
 from mas_nats import Agent, AgentMessage
+from mas_nats.message import reply_id
 from mas_nats.policy.document import Limits
 from tests.audit_fill import STEP, Cast, fill
 from tests.explorer.served import Explorer, exploring
@@ -178,7 +179,8 @@ async def paths(store: Store) -> dict[str, tuple[str, str]]:
     newest, middle = await at(last), await at(last // 2)
     dead = await at(last // 2, Outcome.DEAD)
     refused = await at(last // 2, Outcome.REFUSED)
-    mixed = "sender=agent-007&target=agent-011"
+    reply = reply_id("agent-001", "agent-000", "asked-1")
+    mixed, never = "sender=agent-007&target=agent-011", "decision=ALLOWED&violation=default"
     return {
         "overview": ("/", "overview"),
         "topology": ("/topology", "topology"),
@@ -190,13 +192,15 @@ async def paths(store: Store) -> dict[str, tuple[str, str]]:
         "audit: a sender and a target": (f"/audit?{mixed}", f"decisions?{mixed}"),
         "audit: dead": ("/audit?outcome=dead", "decisions?outcome=dead"),
         "audit: of an hour ago": ("/audit?to=1h", "decisions?to=1h"),
-        "audit: two that never meet": ("", "decisions?decision=ALLOWED&violation=default"),
+        "audit: two that never meet": (f"/audit?{never}", f"decisions?{never}"),
+        "audit: the same, to the end": ("", f"decisions?{never}&within=10000"),
         "checkpoints": ("", "checkpoints"),
         "message: newest": (f"/message/{newest}", f"message/{newest}"),
         "message: in the middle": (f"/message/{middle}", f"message/{middle}"),
         "message: in the middle, dead": (f"/message/{dead}", f"message/{dead}"),
         "message: in the middle, refused": (f"/message/{refused}", f"message/{refused}"),
         "message: the first request": ("/message/asked-1", "message/asked-1"),
+        "message: the reply to it": (f"/message/{reply}", f"message/{reply}"),
         "message: a real dead letter": ("/message/dead-0", "message/dead-0"),
         "message: none of this id": ("/message/nobody", "message/nobody"),
     }

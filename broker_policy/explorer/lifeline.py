@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import nats.errors
@@ -9,14 +10,14 @@ import nats.errors
 from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.entry import Entry, refuses
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.query import OUTCOME_NAMES, Answer, Question, ask
+from broker_policy.audit.query import OUTCOME_NAMES, Answer, Question, ask, search
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import PAGE, StoredEntry
 from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import described
 from broker_policy.explorer.sources import Sources
-from broker_policy.explorer.views import Views
+from broker_policy.explorer.views import PATIENCE, Views
 from broker_policy.jetstream import JetStreamError, get_message
 from mas_nats.message import reply_id
 from mas_nats.wire import headers, subjects
@@ -58,11 +59,13 @@ async def lifeline(sources: Sources, views: Views, message_id: str) -> Document 
         return None
     signed = await views.newest_checkpoints(_SIGNED_BACK)
     lives = [await _life(sources, answer, signed) for answer in found]
+    related, all_related = await _related(sources, found)
     return {
         "namespace": sources.namespace,
         "message_id": message_id,
         "decisions": lives,
-        "related": await _related(sources, found),
+        "related": related,
+        "related_complete": all_related,
     }
 
 
@@ -218,9 +221,14 @@ async def _buried(sources: Sources, entry: Entry) -> list[Document]:
     return []
 
 
-async def _related(sources: Sources, answers: list[Answer]) -> list[Document]:
-    """The replies to a request, or the request that a reply answers, by the ids that the SDK makes."""
+async def _related(sources: Sources, answers: list[Answer]) -> tuple[list[Document], bool]:
+    """The replies to a request, or the request that a reply answers, by the ids that the SDK makes.
+
+    False: a request was looked for among those of late only, and not found there.
+    """
     found: dict[int, Document] = {}
+    complete = True
+    deadline = time.monotonic() + PATIENCE
     for answer in answers:
         entry = answer.entry
         if entry["o"] in ("request", "delay", "release"):
@@ -229,8 +237,15 @@ async def _related(sources: Sources, answers: list[Answer]) -> list[Document]:
                 found[reply.index] = described(reply)
         elif entry["o"] in ("reply", "frame"):
             back = Question(sender=entry["t"], target=entry["f"], until=entry["at"])
-            for request in await ask(sources.store, back, limit=_REQUESTS):
-                asked = request.entry
-                if entry["id"].startswith(reply_id(asked["f"], asked["t"], asked["id"])):
-                    found[request.index] = described(request)
-    return list(found.values())
+            within = max(deadline - time.monotonic(), 0)
+            looked = await search(sources.store, back, limit=_REQUESTS, within=within)
+            matching = [
+                request
+                for request in looked.answers
+                if entry["id"].startswith(
+                    reply_id(request.entry["f"], request.entry["t"], request.entry["id"])
+                )
+            ]
+            found |= {request.index: described(request) for request in matching}
+            complete = complete and (bool(matching) or looked.following is None)
+    return list(found.values()), complete

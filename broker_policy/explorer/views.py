@@ -13,7 +13,7 @@ import nats.errors
 import orjson
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
-from broker_policy.audit.query import OUTCOME_LETTERS, Question, ask
+from broker_policy.audit.query import OUTCOME_LETTERS, Question, search
 from broker_policy.audit.verify import verify
 from broker_policy.cli.times import when
 from broker_policy.dead_letters import letters as stored
@@ -30,6 +30,10 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 MOST = 200
 """Rows of one answer at most."""
+PATIENCE = 0.15
+"""Seconds for which a search walks through the audit, where nobody says otherwise."""
+LONGEST = 10.0
+"""Seconds for which it walks at most, whoever asks."""
 _ANSWER = 5.0
 _CIRCUITS_FRESH = 1.0
 _BACK = 4
@@ -171,15 +175,19 @@ class Views:
         following = found[-1]["sequence"] if more else None
         return {"namespace": self.sources.namespace, "dead_letters": found, "next": following}
 
-    async def decisions(self, question: Question, limit: int, cursor: int | None) -> Document:
-        """Decisions that are asked for, the newest first."""
-        found = await ask(self.sources.store, question, limit=limit, cursor=cursor)
-        following = found[-1].index if len(found) == limit else None
+    async def decisions(
+        self, question: Question, limit: int, cursor: int | None, within: float = PATIENCE
+    ) -> Document:
+        """Decisions that are asked for, the newest first: what is found in ``within`` seconds of walking."""
+        store = self.sources.store
+        found = await search(store, question, limit=limit, cursor=cursor, within=within)
         return {
             "namespace": self.sources.namespace,
-            "decisions": [described(each) for each in found],
-            "next": following,
-            "removed": (await self.sources.store.removed()).index,
+            "decisions": [described(each) for each in found.answers],
+            "complete": found.looked_to is None,
+            "looked_to": None if found.looked_to is None else await self._moment(found.looked_to),
+            "next": found.following,
+            "removed": (await store.removed()).index,
         }
 
     async def verification(self) -> Document:
@@ -255,6 +263,15 @@ class Views:
         keys = self.sources.checkpoint_keys
         report = await verify(self.sources.store, self.sources.checkpoints.standing(keys), keys)
         return {**report.document(), "seconds": round(time.monotonic() - began, 2), "time": self._now()}
+
+    async def _moment(self, index: int) -> Document:
+        """An entry and its time; None where it is damaged."""
+        stored = (await self.sources.store.entries_at([index])).get(index)
+        try:
+            made = stored.entry().get("at") if stored else None
+        except ValueError:
+            made = None
+        return {"index": index, "time": made}
 
     async def _head(self) -> int:
         return (await self.sources.store.head()).index

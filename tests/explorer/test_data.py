@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from broker_policy.audit.store import Store
 from broker_policy.jetstream import get_last
 from mas_nats import Agent
 from mas_nats.errors import Refused
 from mas_nats.wire import subjects
 from tests.explorer.conftest import SECRET, options
+from tests.explorer.entries import many
 from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import System
@@ -123,6 +125,7 @@ async def test_no_document_holds_a_payload(system, explorer, traffic):
         ("decisions?outcome=eaten", 400, "is no outcome"),
         ("decisions?from=yesterday", 400, "is not a time"),
         ("decisions?limit=many", 400, "limit must be a whole number"),
+        ("decisions?within=forever", 400, "within must be a whole number"),
         ("dead-letters?agent=*", 400, "agent id"),
     ],
 )
@@ -141,6 +144,39 @@ def test_pages_of_decisions_follow_each_other(explorer):
         page = explorer.api(f"decisions?limit=3{cursor}")
         found += [row["index"] for row in page["decisions"]]
     assert found == everything
+
+
+async def test_a_search_that_takes_too_long_says_so_and_goes_on(system: System):
+    namespace = await system.namespace([], {})
+    async with system.redis() as redis:
+        await many(Store(redis, namespace))
+    never, rare = "decision=ALLOWED&violation=default", "violation=dlp:phone&target=agent-07"
+    with exploring(system, namespace) as explorer:
+
+        def walked(query: str) -> tuple[int, list[Any], list[int]]:
+            found: list[Any] = []
+            looked: list[int] = []
+            page = explorer.api(f"decisions?{query}")
+            while True:
+                found += page["decisions"]
+                if page["next"] is None:
+                    assert page["complete"]
+                    return len(looked) + 1, found, looked
+                assert page["complete"] == (page["looked_to"] is None)
+                if not page["complete"]:
+                    looked.append(page["looked_to"]["index"])
+                    assert page["next"] == looked[-1]
+                    assert abs(page["looked_to"]["time"] / 1000 - time.time()) < 3600
+                page = explorer.api(f"decisions?{query}&cursor={page['next']}")
+
+        steps, found, looked = await asyncio.to_thread(walked, f"{never}&within=0")
+        assert found == []
+        assert steps > 3
+        assert looked == sorted(looked, reverse=True)
+        assert await asyncio.to_thread(walked, f"{never}&within=10000") == (1, [], [])  # the control
+        bounded = await asyncio.to_thread(walked, f"{rare}&within=0&limit=3")
+        whole = await asyncio.to_thread(walked, f"{rare}&within=10000&limit=200")
+    assert bounded[1] == whole[1] != []
 
 
 async def test_a_decision_is_streamed_as_it_is_made_and_filters_hold(system: System, explorer, traffic):

@@ -35,6 +35,6 @@ export async function show({ place, named, argument, get }) {
           ["decision", decision],
           ["message", (row) => message(row.message_id)],
         ], found.related)
-      : h("p", { class: "quiet" }, "no reply, and no request that it answers")),
+      : h("p", { class: "quiet" }, found.related_complete ? "no reply, and no request that it answers" : "no request that it answers was found among the latest of its sender: older ones were not looked at")),
     h("p", { class: "quiet" }, "Times after the decision are those at which it was recorded, which may be a moment later. Payloads are not kept in the audit and never shown here; the commitment proves which it was."));
 }
