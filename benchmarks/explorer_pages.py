@@ -33,7 +33,7 @@ from broker_policy.audit.tail import Overtaken
 from mas_nats import Agent, AgentMessage
 from mas_nats.message import reply_id
 from mas_nats.policy.document import Limits
-from tests.audit_fill import STEP, Cast, fill
+from tests.audit_fill import APPEND, STEP, Cast, fill
 from tests.explorer.served import Explorer, exploring
 from tests.explorer.test_pages import CHROMIUM
 from tests.system import System
@@ -50,6 +50,8 @@ SHOWN = """() => new Promise((done) => {
   look();
 })"""
 ENTRIES_A_DECISION = 1.015
+SEED = 1 << 30
+"""Of what is there before it measures; what goes on then has smaller ones, so no id comes twice."""
 BURST = 10
 """Decisions appended at once while it measures, so many times a second."""
 
@@ -107,7 +109,7 @@ async def measured(system: System, entries: int, names: list[str], rounds: int, 
         began = time.monotonic()
         decisions = int(entries / ENTRIES_A_DECISION)
         now = int(time.time() * 1000)
-        await fill(store, decisions, cast=Cast(names, now - STEP * decisions, logged=False))
+        await filled(store, decisions, Cast(names, now - STEP * decisions, logged=False))
         say(f"{(await store.head()).index:,} entries", began)
         with exploring(system, namespace) as explorer:
             async with going_on(store, names):
@@ -146,6 +148,16 @@ async def settled(store: Store) -> None:
         for outcome in (" ", Outcome.COMMITTED):
             while await ask(store, Question(outcome=outcome), limit=1):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
+
+
+async def filled(store: Store, decisions: int, cast: Cast) -> None:
+    """Append so many, between what the real projector still appends."""
+    for first in range(0, decisions, APPEND):
+        count = min(APPEND, decisions - first)
+        while True:
+            with contextlib.suppress(Overtaken):  # it is one append: then nothing was added
+                await fill(store, count, seed=SEED + first, first=first, cast=cast)
+                break
 
 
 @contextlib.asynccontextmanager
