@@ -20,7 +20,7 @@ from broker_policy.dead_letters import letters as stored
 from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import WINDOW, Feed, Row, described
 from broker_policy.explorer.looks import Looks
-from broker_policy.explorer.sources import Sources
+from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, Sources
 from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
 from broker_policy.printable import printable
 from mas_nats.errors import ConfigurationError, MasError, error_of
@@ -85,6 +85,7 @@ class Views:
             "namespace": self.sources.namespace,
             "time": self._now(),
             "health": health,
+            "notices": [{"text": WRITABLE, "fix": WRITABLE_FIX}] if self.sources.may_write else [],
             "workers": workers,
             "agents": len(rows),
             "alive": sum(row.instances > 0 for row in rows),
