@@ -15,6 +15,7 @@ from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import PAGE, StoredEntry
 from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Wanted
+from broker_policy.explorer import tokens
 from broker_policy.explorer.feed import described
 from broker_policy.explorer.sources import Sources
 from broker_policy.explorer.views import PATIENCE, Views
@@ -23,6 +24,7 @@ from mas_nats.message import reply_id
 from mas_nats.wire import headers, subjects
 
 _DECISIONS = 50
+"""Decisions about one message that are told, the oldest first."""
 _OUTCOME = b'"k":"o"'
 _FAR = 20
 """Pages of the chain that are read to find when something happened to a message."""
@@ -50,13 +52,19 @@ _LAST = frozenset("rnafuhdx?")
 async def lifeline(sources: Sources, views: Views, message_id: str) -> Document | None:
     """Each decision about ``message_id`` with its steps in order; None where the audit has none.
 
+    Calls about tokens that were asked for under this id stand apart: they are no message, but checks of one.
+
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
-    found = await ask(sources.store, Question(message_id=message_id), limit=_DECISIONS, oldest_first=True)
-    if not found:
+    wanted = Question(message_id=message_id)
+    all_of_them = await ask(sources.store, wanted, limit=_DECISIONS + 1, oldest_first=True)
+    if not all_of_them:
         return None
+    listed = all_of_them[:_DECISIONS]
+    checks = [each for each in listed if each.entry["o"] == tokens.CALL]
+    found = [each for each in listed if each.entry["o"] != tokens.CALL]
     signed = await views.newest_checkpoints(_SIGNED_BACK)
     lives = [await _life(sources, answer, signed) for answer in found]
     related, all_related = await _related(sources, found)
@@ -64,6 +72,8 @@ async def lifeline(sources: Sources, views: Views, message_id: str) -> Document 
         "namespace": sources.namespace,
         "message_id": message_id,
         "decisions": lives,
+        "checks": [tokens.described(described(each)) for each in checks],
+        "more": len(all_of_them) > _DECISIONS,
         "related": related,
         "related_complete": all_related,
     }

@@ -17,6 +17,7 @@ from broker_policy.jetstream import get_last
 from mas_nats import Agent
 from mas_nats.errors import Refused
 from mas_nats.wire import subjects
+from tests.explorer.checked import checked
 from tests.explorer.conftest import SECRET, options
 from tests.explorer.entries import many
 from tests.explorer.served import exploring
@@ -87,6 +88,34 @@ def test_a_request_has_its_life_and_its_reply(explorer, traffic):
     assert (reply["op"], reply["sender"], reply["target"]) == ("reply", "desk", "asker")
     back = explorer.api(f"message/{reply['message_id']}")
     assert [each["message_id"] for each in back["related"]] == [traffic.asked]
+
+
+async def test_a_message_has_its_checks_of_tokens_and_tools(system: System, explorer, traffic):
+    seen = await checked(system)
+    with exploring(system, seen.namespace) as other:
+
+        def what(message: str, fits: Callable[[Any], bool]) -> tuple[list[str], list[tuple[str, ...]]]:
+            life = until(lambda: other.api(f"message/{message}"), fits)
+            names = ("act", "purpose", "tool", "decision")
+            checks = [tuple(each[name] for name in names) for each in life["checks"]]
+            return [each["op"] for each in life["decisions"]], checks
+
+        ops, checks = await asyncio.to_thread(what, seen.prompt, lambda life: len(life["checks"]) == 3)
+        assert ops == ["send"]
+        assert checks == [
+            ("issue", "user_input", "", "ALLOWED"),
+            ("present", "user_input", "", "ALLOWED"),
+            ("present", "user_input", "", "AUTHZ_DENIED"),
+        ]
+        life = other.api(f"message/{seen.prompt}")
+        assert life["checks"][-1]["rule"] == "token:used"
+        assert not life["more"]
+        _, checks = await asyncio.to_thread(what, seen.tool, lambda life: life["checks"])
+        assert checks == [("exchange", "tool_call", "transfer_money", "ALLOWED")]
+        ops, checks = await asyncio.to_thread(what, seen.blocked, lambda life: life["checks"])
+        assert (ops, checks) == ([], [("exchange", "tool_call", "no_such_tool", "AUTHZ_DENIED")])
+        assert other.api(f"message/{seen.blocked}")["checks"][0]["rule"].startswith("BLOCK:")
+    assert explorer.api(f"message/{traffic.asked}")["checks"] == []  # the control: no token was asked for
 
 
 def test_a_refused_message_says_by_which_rule(explorer, traffic):

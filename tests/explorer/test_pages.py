@@ -14,6 +14,7 @@ import pytest
 from broker_policy.audit.store import Store
 from mas_nats import Agent
 from mas_nats.errors import Refused
+from tests.explorer.checked import checked
 from tests.explorer.conftest import options
 from tests.explorer.entries import a_line, decided, many
 from tests.explorer.served import Explorer, exploring
@@ -209,6 +210,21 @@ async def test_tokens_and_checks_are_told_from_the_audit(browser, system):
         await shot(page, "tokens-light-360")
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
         assert (await axe.Axe().run(page)).response["violations"] == []
+    assert browser.complaints == []
+
+
+async def test_the_page_of_a_message_has_its_checks(browser, system):
+    seen = await checked(system)
+    page = await browser.page(width=360)
+    with exploring(system, seen.namespace) as explorer:
+        await opened(page, explorer, f"/message/{seen.prompt}")
+        await page.get_by_text("token:used").wait_for()
+        await shot(page, "checks-light-360")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert (await axe.Axe().run(page)).response["violations"] == []
+        await opened(page, explorer, f"/message/{seen.blocked}")
+        await page.get_by_text("then a sidecar sends nothing").wait_for()
+        assert await page.get_by_text("no_such_tool").count()
     assert browser.complaints == []
 
 
