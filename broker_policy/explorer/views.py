@@ -30,12 +30,13 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 MOST = 200
 """Rows of one answer at most."""
-PATIENCE = 0.15
+PATIENCE = 0.1
 """Seconds for which a search walks through the audit, where nobody says otherwise."""
 LONGEST = 10.0
 """Seconds for which it walks at most, whoever asks."""
 _ANSWER = 5.0
-_CIRCUITS_FRESH = 1.0
+_ANSWER_FRESH = 1.0
+"""Seconds for which an answer of a worker serves: however many pages are open, none is asked more often."""
 _BACK = 4
 """Checkpoints of all namespaces looked at at first, for each that is wanted."""
 _EDGES = 500
@@ -56,7 +57,7 @@ class Views:
         self.feed = feed
         self.looks = looks
         self._clock = clock
-        self._circuits: tuple[float, list[Document]] = (-1e9, [])
+        self._answers: dict[AdminOp, tuple[float, Verdict]] = {}
         self._verifying: asyncio.Task[Document] | None = None
 
     async def overview(self) -> Document:
@@ -145,8 +146,8 @@ class Views:
         }
 
     async def agents(self) -> Document:
-        """What each agent has: instances with their capabilities, rates, messages, its circuit."""
-        rows, circuits = await asyncio.gather(self.looks.rows(), self.circuits())
+        """What each agent has: instances with their capabilities, rates, messages, its circuit, its state."""
+        rows, circuits, revisions = await asyncio.gather(self.looks.rows(), self.circuits(), self.revisions())
         announced = _instances((await self.looks.current()).announced)
         states = {each["agent"]: each["state"] for each in circuits}
         last: dict[str, int] = {}
@@ -156,6 +157,7 @@ class Views:
             {
                 **asdict(row),
                 "circuit": states.get(row.agent, "closed"),
+                "state_revision": None if revisions is None else revisions.get(row.agent, 0),
                 "last_decision": last.get(row.agent),
                 "running": announced.get(row.agent, []),
             }
@@ -241,22 +243,34 @@ class Views:
 
     async def circuits(self) -> list[Document]:
         """The circuits that are not closed, as a worker knows them; none where no worker answers."""
-        asked, found = self._circuits
-        if time.monotonic() - asked < _CIRCUITS_FRESH:
-            return found
-        question = orjson.dumps({"by": "explorer"})
-        try:
-            answer = await self.sources.tenant.request(
-                subjects.admin(AdminOp.CIRCUITS), question, timeout=_ANSWER
-            )
-        except nats.errors.Error:
+        verdict = await self._asked(AdminOp.CIRCUITS)
+        if verdict is None:
             return []
-        verdict = Verdict.decode(answer.data)
         if not verdict.ok:
             raise error_of(verdict)
-        found = list(verdict.result["circuits"])
-        self._circuits = time.monotonic(), found
-        return found
+        return list(verdict.result["circuits"])
+
+    async def revisions(self) -> dict[str, int] | None:
+        """At which revision the state of each agent is that has one.
+
+        None: no worker says it, since none answers, or all are of an older version.
+        """
+        verdict = await self._asked(AdminOp.REVISIONS)
+        return dict(verdict.result["revisions"]) if verdict is not None and verdict.ok else None
+
+    async def _asked(self, op: AdminOp) -> Verdict | None:
+        """What a worker says, at most a second ago; None where none answers."""
+        at, answer = self._answers.get(op, (-1e9, None))
+        if time.monotonic() - at < _ANSWER_FRESH:
+            return answer
+        question = orjson.dumps({"by": "explorer"})
+        try:
+            said = await self.sources.tenant.request(subjects.admin(op), question, timeout=_ANSWER)
+        except nats.errors.Error:
+            return None
+        verdict = Verdict.decode(said.data)
+        self._answers[op] = time.monotonic(), verdict
+        return verdict
 
     # -- parts ---------------------------------------------------------------------------------------
     async def _verify(self) -> Document:

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 
 from broker_policy.audit.store import Store
-from broker_policy.jetstream import get_last
+from broker_policy.jetstream import api, get_last
+from broker_policy.state_revisions import state_revisions
 from mas_nats import Agent
 from mas_nats.errors import Refused
+from mas_nats.manifest.wanted import WantedAgent
 from mas_nats.wire import subjects
+from mas_nats.wire.state_mode import StateMode
 from tests.explorer.checked import checked
 from tests.explorer.conftest import SECRET, options
 from tests.explorer.entries import many
 from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
-from tests.system import System
+from tests.system import System, mas
 
 DOCUMENTS = (
     "overview",
@@ -75,6 +78,35 @@ def test_agents_are_listed_with_their_numbers(explorer):
     assert found["desk"]["dead_letters"] == 1
     assert found["desk"]["instances"] == 0
     assert found["desk"]["circuit"] == "closed"
+
+
+async def test_agents_have_the_revision_of_their_state(system: System):
+    """Written through policy or directly, removed or never there: as the bucket has it, and no content."""
+    agents = {name: WantedAgent() for name in ("mediated", "none", "removed")}
+    namespace = await system.namespace({**agents, "direct": WantedAgent(state=StateMode.DIRECT)}, {})
+    written = {}
+    for name in ("mediated", "removed", "direct"):
+        agent: Agent[dict[str, Any]] = Agent(name, **options(system, name, namespace), receive=False)
+        async with agent:
+            for count in range(2):
+                await agent.update_state({"text": SECRET * 2_000, "n": count})
+    async with system.tenant(namespace) as nc:
+        for name in ("mediated", "removed", "direct"):
+            stored = await get_last(nc, "KV_state", subjects.kv_key("state", name))
+            assert stored is not None
+            assert SECRET.encode() in stored.data  # the control: there is content
+            written[name] = stored.sequence
+        before = nc.stats["in_bytes"]
+        assert await state_revisions(nc) == written
+        assert nc.stats["in_bytes"] - before < 10_000
+        where = ("--namespace", namespace, "--folder", str(system.layout.root))
+        await asyncio.to_thread(mas, "state", "reset", "removed", *where)
+        found = await state_revisions(nc)
+        assert found["removed"] > written["removed"]
+        assert (await api(nc, "CONSUMER.NAMES.KV_state", {}))["consumers"] in (None, [])
+    with exploring(system, namespace) as explorer:
+        rows = (await asyncio.to_thread(explorer.api, "agents"))["agents"]
+    assert {row["agent"]: row["state_revision"] for row in rows} == {**found, "none": 0}
 
 
 def test_a_request_has_its_life_and_its_reply(explorer, traffic):
