@@ -8,21 +8,24 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from broker_policy.audit.record import DecisionLine
 from broker_policy.audit.store import Store
 from broker_policy.jetstream import api, get_last
 from broker_policy.state_revisions import state_revisions
 from mas_nats import Agent
 from mas_nats.errors import Refused
 from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.message import reply_id
 from mas_nats.wire import subjects
 from mas_nats.wire.state_mode import StateMode
 from tests.explorer.checked import checked
 from tests.explorer.conftest import SECRET, options
-from tests.explorer.entries import many
+from tests.explorer.entries import a_line, decided, many
 from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import System, mas
@@ -120,6 +123,34 @@ def test_a_request_has_its_life_and_its_reply(explorer, traffic):
     assert (reply["op"], reply["sender"], reply["target"]) == ("reply", "desk", "asker")
     back = explorer.api(f"message/{reply['message_id']}")
     assert [each["message_id"] for each in back["related"]] == [traffic.asked]
+
+
+async def test_a_request_that_was_not_found_among_the_latest_is_no_missing_one(system: System):
+    namespace = await system.namespace([], {})
+    call = a_line("note", "request")
+
+    def answer(to: str) -> DecisionLine:
+        back = replace(call, op="reply", sender=call.target, target=call.sender)
+        return replace(back, message_id=reply_id(call.sender, call.target, to))
+
+    between = [replace(call, message_id=f"between-{number}") for number in range(250)]
+    asked = [replace(call, message_id=name) for name in ("early", "late")]
+    async with system.redis() as redis:
+        store = Store(redis, namespace)
+        await decided(
+            store, asked[0], *between, asked[1], *(answer(name) for name in ("early", "late", "never"))
+        )
+    with exploring(system, namespace) as explorer:
+        found = {name: explorer.api(f"message/{answer(name).message_id}") for name in ("early", "late")}
+        few = await system.namespace([], {})
+        async with system.redis() as redis:
+            await decided(Store(redis, few), asked[1], answer("never"))
+    assert (found["early"]["related"], found["early"]["related_complete"]) == ([], False)
+    assert [each["message_id"] for each in found["late"]["related"]] == ["late"]
+    assert found["late"]["related_complete"]
+    with exploring(system, few) as explorer:  # the control: where all was looked at, it is not there
+        life = explorer.api(f"message/{answer('never').message_id}")
+    assert (life["related"], life["related_complete"]) == ([], True)
 
 
 async def test_a_message_has_its_checks_of_tokens_and_tools(system: System, explorer, traffic):
