@@ -261,7 +261,14 @@ async def test_a_search_that_was_not_finished_says_so_and_goes_on(browser, syste
         await opened(page, explorer, f"{never}&within=10000")  # the control
         await page.get_by_text("No decision fits").wait_for()
         assert not await page.get_by_text("Not all of the audit was looked at").count()
-    assert browser.complaints == []
+        assert browser.complaints == []
+
+        await opened(page, explorer, f"{never}&within=0")
+    await further.click()  # nobody answers any more: it is said, and no end of the audit is made up
+    await page.get_by_text("Look whether mas explorer still runs").wait_for()
+    assert await page.get_by_text("Not all of the audit was looked at").count()
+    assert not await page.get_by_text("No decision fits").count()
+    assert await further.is_enabled()
 
 
 async def test_empty_pages_say_what_to_do(browser, system):
