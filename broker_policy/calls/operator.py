@@ -27,6 +27,7 @@ from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.undertaker import NoRoom
 from broker_policy.jetstream import delete_message
 from broker_policy.printable import printable
+from broker_policy.state_revisions import state_revisions
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Errand
 from mas_nats.policy.document import AgentId
@@ -81,6 +82,10 @@ class _Circuits(_Asking):
     pass
 
 
+class _Revisions(_Asking):
+    pass
+
+
 class _Reset(_Asking):
     agent: AgentId
 
@@ -123,6 +128,7 @@ class OperatorCalls:
             AdminOp.WITHDRAW: self._withdraw,
             AdminOp.CIRCUITS: self._circuits,
             AdminOp.RESET: self._reset,
+            AdminOp.REVISIONS: self._revisions,
         }
         self._subscription: Any = None
 
@@ -217,6 +223,12 @@ class OperatorCalls:
         if isinstance(asked, Verdict):
             return asked
         return accepted(circuits=await self._breaker.listed())
+
+    async def _revisions(self, call: Call) -> Verdict:
+        asked = _read(_Revisions, call)
+        if isinstance(asked, Verdict):
+            return asked
+        return accepted(revisions=await state_revisions(self._nc))
 
     async def _reset(self, call: Call) -> Verdict:
         asked = _read(_Reset, call)
