@@ -7,7 +7,7 @@ is for. Every one that is given, used or refused is a decision in the audit, whi
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broker_policy.audit.record import Outcome, Way
@@ -18,6 +18,7 @@ from broker_policy.pipeline import Call, Refusal
 from broker_policy.tokens.checks import ToolDecision, ToolFacts, judge
 from broker_policy.tokens.keys import NoKey, TokenKeys
 from broker_policy.tokens.marks import Marks
+from broker_policy.tokens.scopes import NoScope, granted
 from mas_nats.policy import refusals, token_call
 from mas_nats.policy.applications import ApplicationType, ToolCheck
 from mas_nats.policy.shape import well_formed
@@ -150,6 +151,7 @@ class TokenCalls:
             given=input_,
             tools=allowed,
             prompt="" if prompt is None else prompt_digest(prompt),
+            scopes=self._scopes(asked, there, agent, input_),
         )
 
     # -- T2, T3 ------------------------------------------------------------------------------------
@@ -181,8 +183,14 @@ class TokenCalls:
                 Decision.AUTHZ_DENIED, "tool_check", judgement.rule, judgement.reason, judgement.fix
             )
             raise _No(refusal)
+        scopes = self._scopes(asked, there, server, input_, wanted.scopes)
         claims = self._claims(
-            asked, Purpose.TOOL_CALL, audience=full, given=input_, tools={full: (wanted.tool,)}
+            asked,
+            Purpose.TOOL_CALL,
+            audience=full,
+            given=input_,
+            tools={full: (wanted.tool,)},
+            scopes=scopes,
         )
         return await self._given(asked, claims, judgement.rule)
 
@@ -208,6 +216,21 @@ class TokenCalls:
             selected=selected,
         )
 
+    def _scopes(
+        self, asked: _Asked, there: Table, target: str, input_: Claims | None, wanted: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """What a token for ``target`` says: a user's input gives nobody more than whoever sent it has."""
+        registered = [asked.table.document.tokens.scopes_of(asked.call.sender)]
+        if there is not asked.table:
+            registered.append(there.document.tokens.source_scopes(target, asked.me))
+        if input_ is not None:
+            registered.append(frozenset(input_.scopes))
+        try:
+            return granted(there.document.tokens.scopes_of(target), registered, wanted)
+        except NoScope as error:
+            fix = "Register the scope in the manifest: for the target, and for everybody who calls on the way"
+            raise _no("scope", f"{asked.call.target}: {error}", fix) from None
+
     # -- where they are used -----------------------------------------------------------------------
     async def _present(self, asked: _Asked, wanted: Present) -> Verdict:
         call, claims = asked.call, self._read(wanted.token)
@@ -221,6 +244,9 @@ class TokenCalls:
             raise _no("audience", "the token is for another application")
         if claims.message != call.message_id:
             raise _no("message", "the token was given for another message")
+        needed = asked.table.document.tokens.scopes_of(call.sender)
+        if needed and needed.isdisjoint(claims.scopes):  # policy may have changed since it was given
+            raise _no("scope", f"the token has none of the scopes {' '.join(sorted(needed))}")
         if not await self._marks.use(claims.token_id, wanted.presentation):
             raise _no("used", "the token was used before")
         return await self._settled(asked, wanted.token, str(claims.purpose))
@@ -252,6 +278,7 @@ class TokenCalls:
         given: Claims | None,
         tools: Mapping[str, tuple[str, ...]] | None = None,
         prompt: str = "",
+        scopes: tuple[str, ...] = (),
     ) -> Claims:
         now = self._deciding.clock() // 1000
         expires = now + LIFETIME
@@ -271,6 +298,7 @@ class TokenCalls:
             actors=() if given is None else given.acting,
             tools=tools or {},
             prompt=prompt,
+            scopes=scopes,
         )
 
     def _give(self, asked: _Asked, claims: Claims, rule: str) -> None:

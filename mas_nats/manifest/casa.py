@@ -28,14 +28,13 @@ from pydantic_core import CoreSchema
 
 from mas_nats.manifest import json_path
 from mas_nats.manifest.gateway import GatewaySettings
-from mas_nats.policy.applications import ToolCheck
+from mas_nats.policy.applications import Scope, ToolCheck
 from mas_nats.policy.document import AgentId, Limits
 from mas_nats.wire.identity import ANY_AGENT, ID_PATTERN, require_id
 
 API_VERSION = "casa.io/v1alpha1"
 
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?")
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,200}")  # RFC 6749, 3.3
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -49,12 +48,6 @@ def require_host(value: str) -> str:
     match = _HOST.fullmatch(value)
     if match is None or not 0 < int(match["port"] or 1) < 65536:
         raise ValueError("this is no host: write a name, or name:port, such as my-agent:8000")
-    return value
-
-
-def _scope(value: str) -> str:
-    if not _SCOPE.fullmatch(value):
-        raise ValueError("a scope is a word without spaces, quotes and backslashes, such as tools:read")
     return value
 
 
@@ -89,7 +82,6 @@ def require_llm_url(value: str) -> str:
 
 
 Host = Annotated[str, AfterValidator(require_host)]
-Scope = Annotated[str, AfterValidator(_scope)]
 NamespaceId = Annotated[
     str,
     AfterValidator(lambda value: require_id(value, "namespace")),
@@ -216,7 +208,10 @@ class App(_Casa):
     http_request_schema: HttpRequestSchema | None = Field(
         None, description="Of an `agent`: where the user's prompt stands"
     )
-    scopes: tuple[Scope, ...] = Field((), description="Not in CASA: what tokens for it may say")
+    scopes: tuple[Scope, ...] = Field(
+        (),
+        description="Not in CASA: what tokens given to it, and for it, may say; who calls it needs one",
+    )
     idempotent_methods: tuple[str, ...] = Field(
         (), description="Not in CASA: methods that may be called again when no answer came"
     )
@@ -326,6 +321,10 @@ class Endpoint(_Casa):
     name: str = Field(description="An application; `*`: every one that may be called")
     namespace: NamespaceId | None = Field(None, description="Its namespace; else the policy's")
     port: int | None = Field(None, ge=1, le=65535, description="Passed over: baseUrl says it")
+    scopes: tuple[Scope, ...] = Field(
+        (),
+        description="Not in CASA: of `allowedSources`, which scopes of the application tokens of it may say",
+    )
 
     @field_validator("name")
     @classmethod

@@ -58,10 +58,16 @@ def problems(policy: CasaPolicy, systems: Systems) -> Iterator[Problem]:
     if spec.allowed_sources and (wrong := _is_not_called(app)):
         yield Problem(("spec", "allowedSources"), wrong)
     for at, endpoint in enumerate(spec.allowed_endpoints or ()):
+        if endpoint.scopes:
+            text = "this is said where it is called: in allowedSources of its policy"
+            yield Problem(("spec", "allowedEndpoints", at, "scopes"), text)
         system = systems.get(endpoint.namespace or policy.namespace)
         yield from _of_app(endpoint, ("spec", "allowedEndpoints", at), system, _is_not_called)
     for at, source in enumerate(spec.allowed_sources):
         place = ("spec", "allowedSources", at)
+        if unknown := sorted({*source.scopes} - {*app.scopes}):
+            text = f"{app.name} has no such scopes: {' '.join(unknown)}"
+            yield Problem((*place, "scopes"), text)
         if (source.namespace or policy.namespace) == policy.namespace:
             yield Problem(
                 (*place, "namespace"),
@@ -109,11 +115,15 @@ def wanted(system: MultiAgentSystem, policies: Sequence[CasaPolicy], systems: Sy
             for endpoint in policy.spec.allowed_endpoints:
                 targets += _targets(endpoint, app, system, systems)
     restricted = frozenset(allowed)
+    sources: dict[str, dict[str, tuple[str, ...]]] = {}
     for policy in policies:
         app = _require(system.app(policy.spec.target_ref.name))
         for source in policy.spec.allowed_sources:
-            name = _named(source, source.namespace or here, systems)
-            allowed.setdefault(f"{source.namespace}/{name}", []).append(app.agent_id)
+            name = f"{source.namespace}/{_named(source, source.namespace or here, systems)}"
+            allowed.setdefault(name, []).append(app.agent_id)
+            if source.scopes:
+                known = sources.setdefault(app.agent_id, {})
+                known[name] = tuple(dict.fromkeys((*known.get(name, ()), *source.scopes)))
     return Wanted(
         namespace=here,
         agents={
@@ -131,7 +141,12 @@ def wanted(system: MultiAgentSystem, policies: Sequence[CasaPolicy], systems: Sy
         tokens=TokenPolicy(
             checks=spec.enabled_tool_checks,
             applications={
-                app.agent_id: ApplicationPolicy(type=ApplicationType(app.type.value)) for app in spec.apps
+                app.agent_id: ApplicationPolicy(
+                    type=ApplicationType(app.type.value),
+                    scopes=tuple(dict.fromkeys(app.scopes)),
+                    sources=sources.get(app.agent_id, {}),
+                )
+                for app in spec.apps
             },
         ),
         notices=tuple(_notices(system)),
@@ -172,9 +187,6 @@ def _require(app: App | None) -> App:
     return app
 
 
-NO_EFFECT = "is read but has no effect in this version"
-
-
 def _notices(system: MultiAgentSystem) -> Iterator[str]:
     spec = system.spec
     if spec.tool_exchange is ToolExchange.DENIED:
@@ -186,8 +198,9 @@ def _notices(system: MultiAgentSystem) -> Iterator[str]:
         )
     if spec.authorization_server is not None:
         yield "spec.authorizationServer is passed over: tokens are issued by this system itself"
-    for place in _unused(system):
-        yield f"{place} {NO_EFFECT}"
+    for app in spec.apps:
+        if app.scopes and app.type.called and not any(_may_hold(other, app) for other in spec.apps):
+            yield f"nobody in {system.namespace} has one of the scopes that a call of {app.name} needs"
     for app in spec.apps:
         if app.http_request_schema is not None and app.type is not AppType.AGENT:
             yield f"httpRequestSchema of {app.name} says nothing: it is of type {app.type}, not agent"
@@ -195,7 +208,5 @@ def _notices(system: MultiAgentSystem) -> Iterator[str]:
         yield f"the environment beats the file: {', '.join(named)}"
 
 
-def _unused(system: MultiAgentSystem) -> Iterator[str]:
-    spec = system.spec
-    if any(app.scopes for app in spec.apps):
-        yield "spec.apps[].scopes"
+def _may_hold(caller: App, app: App) -> bool:
+    return caller is not app and caller.type.calls and not set(caller.scopes).isdisjoint(app.scopes)

@@ -12,10 +12,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from mas_nats.wire.identity import require_id
+from mas_nats.wire.identity import ANY_AGENT, namespace_of, require_id, require_name
 
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """Source: the Model Context Protocol, revision 2025-11-25, names of tools."""
+SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,200}")
+"""Source: RFC 6749, 3.3."""
 
 
 class ApplicationType(StrEnum):
@@ -39,7 +41,21 @@ def _tool(name: str) -> str:
     return name
 
 
+def require_scope(value: str) -> str:
+    """``value`` itself, when it is a scope.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if not SCOPE.fullmatch(value):
+        raise ValueError("a scope is a word without spaces, quotes and backslashes, such as tools:read")
+    return value
+
+
 ToolName = Annotated[str, AfterValidator(_tool)]
+Scope = Annotated[str, AfterValidator(require_scope)]
+_Source = Annotated[str, AfterValidator(lambda value: require_name(value, "source", any_agent=True))]
 _AgentId = Annotated[str, AfterValidator(lambda value: require_id(value, "application"))]
 
 
@@ -51,11 +67,15 @@ class ApplicationPolicy(_Strict):
     """One application. ``tools`` of an MCP server: registered and approved, with their fingerprints.
 
     A tool that waits for approval is not among them. What a fingerprint is made of is the affair of whoever
-    registers tools; here it is a text.
+    registers tools; here it is a text. ``scopes``: what tokens given to it, and tokens for it, may say; who
+    calls an application that has some needs one of them. ``sources``: the scopes here of callers of other
+    namespaces, by full name; ``namespace/*`` is all of one.
     """
 
     type: ApplicationType
     tools: dict[ToolName, str] = Field(default_factory=dict)
+    scopes: tuple[Scope, ...] = ()
+    sources: dict[_Source, tuple[Scope, ...]] = Field(default_factory=dict)
 
 
 class TokenPolicy(_Strict):
@@ -84,3 +104,16 @@ class TokenPolicy(_Strict):
         """The tools of an MCP server."""
         found = self.applications.get(server)
         return found.tools if found is not None and found.type is ApplicationType.MCP_SERVER else {}
+
+    def scopes_of(self, name: str) -> frozenset[str]:
+        """The scopes of an application."""
+        found = self.applications.get(name)
+        return frozenset() if found is None else frozenset(found.scopes)
+
+    def source_scopes(self, target: str, caller: str) -> frozenset[str]:
+        """The scopes at ``target`` of ``caller``, of another namespace and under its full name."""
+        found = self.applications.get(target)
+        if found is None:
+            return frozenset()
+        everybody = f"{namespace_of(caller)}/{ANY_AGENT}"
+        return frozenset((*found.sources.get(caller, ()), *found.sources.get(everybody, ())))

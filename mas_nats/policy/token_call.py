@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mas_nats.policy.applications import TOOL_NAME
+from mas_nats.policy.applications import TOOL_NAME, Scope
 from mas_nats.tokens.claims import MAX_BYTES, Purpose
 from mas_nats.wire.identity import require_name
 
@@ -38,13 +38,17 @@ class Issue(_Strict):
 
 
 class Exchange(_Strict):
-    """A T2, or a T3 for ``tool`` of ``target``, in exchange for the T1 ``token``."""
+    """A T2, or a T3 for ``tool`` of ``target``, in exchange for the T1 ``token``.
+
+    ``scopes``: those that it shall say, where not all that it may.
+    """
 
     do: Literal["exchange"] = "exchange"
     purpose: Literal[Purpose.LLM_ACCESS, Purpose.TOOL_CALL]
     token: _Token = Field("", repr=False)
     target: _Target | None = None
     tool: _Tool | None = None
+    scopes: tuple[Scope, ...] = Field((), max_length=64)
 
 
 class Present(_Strict):

@@ -15,6 +15,7 @@ from mas_nats.manifest import json_path
 from mas_nats.manifest.casa import require_llm_url, require_path
 from mas_nats.manifest.mistakes import Named, mistakes
 from mas_nats.manifest.yaml_lines import YamlFile
+from mas_nats.policy.applications import Scope
 from mas_nats.sidecar.call import Protocol
 from mas_nats.wire.identity import agent_of, require_name
 
@@ -81,7 +82,8 @@ class Application(_Model):
     ``tools/list``, that may be repeated when their outcome is not known. ``protocols`` are those that it may
     speak, where not all. ``tool_names`` has the names under which an agent tells its language model of tools,
     where they are other names than the tools have, and which tools they are. ``prompt`` is where the user's
-    prompt stands in a request to an agent, such as ``{.message.parts[0].text}``.
+    prompt stands in a request to an agent, such as ``{.message.parts[0].text}``. ``scopes``: where there
+    are some, the token of a call of it says one of them.
     """
 
     type: Kind
@@ -93,6 +95,7 @@ class Application(_Model):
     protocols: frozenset[Protocol] | None = None
     tool_names: dict[str, str] = Field(default_factory=dict)
     prompt: Annotated[str, AfterValidator(_json_path)] = ""
+    scopes: frozenset[Scope] = frozenset()
 
     @property
     def path(self) -> str:

@@ -204,6 +204,7 @@ def _application(app: App, declared: Declared) -> dict[str, Any]:
         "idempotent": app.idempotent_methods,
         "protocols": protocols,
         "tool_names": app.tool_names,
+        "scopes": app.scopes,
         "prompt": app.http_request_schema.prompt_field_json_path if app.http_request_schema else "",
     }
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from mas_nats.policy.applications import TOOL_NAME
 from mas_nats.sidecar.application import Settings
 from mas_nats.sidecar.http_message import JSON, HttpResponse, media_type
 from mas_nats.sidecar.listener import Received
@@ -70,7 +71,9 @@ class TokenEndpoint:
         except Refusal as refusal:
             later = refusal.status in (429, 503)
             code = "temporarily_unavailable" if later else "invalid_request"
-            if not later and (refusal.rule.startswith(("policy.BLOCK", "policy.ABSTAIN"))):
+            if not later and (
+                refusal.rule.startswith(("policy.BLOCK", "policy.ABSTAIN", "policy.token:scope"))
+            ):
                 code = "invalid_scope"
             if not later and refusal.rule in ("policy.deny_by_default", "policy.blocked_targets"):
                 code = "invalid_target"
@@ -91,21 +94,32 @@ class TokenEndpoint:
         if "resource" in form:
             raise _Wrong("invalid_target", "name the target in audience, by the name of its application")
         audience, scope = form.get("audience", ""), form.get("scope", "")
+        tool = ""
+        scopes: tuple[str, ...] = ()
         if audience != LLM:
             audience = self._settings.hosts.get(audience, audience)
-            if self._settings.known(audience) is None:
-                raise _Wrong("invalid_target", "audience is none of the applications")
-            if not scope or " " in scope:
-                raise _Wrong("invalid_scope", "scope must be the name of one tool")
-        token, seconds = await self._authority.exchange(form["subject_token"], audience, scope)
+            tool, scopes = self._asked(audience, scope)
+        token, claims, seconds = await self._authority.exchange(form["subject_token"], audience, tool, scopes)
         given = {
             "access_token": token,
             "issued_token_type": _JWT,
             "token_type": "Bearer",
             "expires_in": seconds,
-            **({"scope": scope} if audience != LLM else {}),
+            **({"scope": " ".join((tool, *claims.scopes))} if audience != LLM else {}),
         }
         return _json(200, given)
+
+    def _asked(self, audience: str, scope: str) -> tuple[str, tuple[str, ...]]:
+        """The tool that ``scope`` names, and the scopes of the application that it asks for."""
+        application = self._settings.known(audience)
+        if application is None:
+            raise _Wrong("invalid_target", "audience is none of the applications")
+        words = scope.split(" ")
+        scopes = tuple(dict.fromkeys(each for each in words if each in application.scopes))
+        tools = [each for each in words if each not in application.scopes] or words
+        if len(tools) != 1 or not TOOL_NAME.fullmatch(tools[0]):
+            raise _Wrong("invalid_scope", "scope must name one tool, and else scopes of the application only")
+        return tools[0], scopes if len(words) > 1 else ()
 
 
 def _require_method(received: Received, method: str) -> None:

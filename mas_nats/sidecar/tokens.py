@@ -125,10 +125,13 @@ class TokenAuthority:
         token = self._asking.pop(cause)
         await self._verdict(Selected(token=token, tools=named[:MOST_SELECTED]), new_message_id())
 
-    async def exchange(self, token: str, audience: str, tool: str) -> tuple[str, int]:
-        """What the application gets in exchange for a T1: a token, and the seconds that it lives.
+    async def exchange(
+        self, token: str, audience: str, tool: str, scopes: Sequence[str] = ()
+    ) -> tuple[str, Claims, int]:
+        """What the application gets in exchange for a T1: a token, its claims, and the seconds that it lives.
 
-        ``audience`` is a server of ``tool``, or ``llm``. The token is bound to a message that nobody sends.
+        ``audience`` is a server of ``tool``, or ``llm``. ``scopes``: those that are asked for, where not all.
+        The token is bound to a message that nobody sends.
 
         Raises:
             Refusal: it gets none.
@@ -137,14 +140,16 @@ class TokenAuthority:
         body = (
             Exchange(purpose=Purpose.LLM_ACCESS, token=token)
             if audience == LLM
-            else Exchange(purpose=Purpose.TOOL_CALL, token=token, target=audience, tool=tool)
+            else Exchange(
+                purpose=Purpose.TOOL_CALL, token=token, target=audience, tool=tool, scopes=tuple(scopes)
+            )
         )
         given = await self._given(body, new_message_id())
         try:
             claims = await self._read(given)
         except InvalidToken as error:
             raise _refused(error.rule, str(error)) from None
-        return given, max(0, int(claims.expires - self._now()))
+        return given, claims, max(0, int(claims.expires - self._now()))
 
     # -- coming ------------------------------------------------------------------------------------
     async def accept(self, call: Call, message: AgentMessage, authorization: str) -> str:
@@ -193,6 +198,9 @@ class TokenAuthority:
             raise _refused("cause", "it was given because of another request than the call says")
         if purpose is Purpose.TOOL_CALL and claims.tools != {claims.audience: (call.name,)}:
             raise _refused("tool", "it is for another tool than the one that is called")
+        needed = self._settings.own.scopes
+        if needed and needed.isdisjoint(claims.scopes):
+            raise _refused("scope", f"it has none of the scopes {' '.join(sorted(needed))}")
         prompt = prompt_of(call, self._settings.own.prompt) if purpose is Purpose.USER_INPUT else None
         if prompt is not None and claims.prompt != prompt_digest(prompt):
             raise _refused("prompt", "it was given for another prompt than the one in the call")

@@ -1,7 +1,7 @@
 """What a token says. Names are ``namespace/agent`` throughout.
 
-Sources: RFC 7519 (``iss sub aud iat exp jti``), RFC 8693 (``act``, ``client_id``). ``purpose``, ``msg``,
-``cause``, ``tools`` and ``prompt_sha256`` are ours.
+Sources: RFC 7519 (``iss sub aud iat exp jti``), RFC 8693 (``act``, ``client_id``, ``scope``).
+``purpose``, ``msg``, ``cause``, ``tools`` and ``prompt_sha256`` are ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mas_nats.policy.applications import SCOPE
 
 LIFETIME = 300
 """Seconds that a token lives."""
@@ -44,7 +46,8 @@ class Claims:
 
     ``actors`` are those who act for the subject, the one who acts now first (RFC 8693, 4.1). ``tools`` by
     server: those that may be exchanged for (T1), or the one that is called (T3). ``cause`` is the message
-    that made the holder call. ``prompt`` is the prompt's SHA-256, "" where none is bound.
+    that made the holder call. ``prompt`` is the prompt's SHA-256 or "". ``scopes``: those of
+    everybody on the way.
     """
 
     issuer: str
@@ -60,6 +63,7 @@ class Claims:
     actors: tuple[str, ...] = ()
     tools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompt: str = ""
+    scopes: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The claims as JSON; what is empty is left out."""
@@ -80,6 +84,7 @@ class Claims:
             "act": act,
             "tools": {server: list(names) for server, names in self.tools.items()},
             "prompt_sha256": self.prompt,
+            "scope": " ".join(self.scopes),
         }
         return orjson.dumps({name: value for name, value in said.items() if value or name in _ALWAYS})
 
@@ -116,6 +121,7 @@ class Claims:
             tuple(actors),
             {server: tuple(names) for server, names in said.tools.items()},
             said.prompt_sha256,
+            tuple(said.scope.split(" ")) if said.scope else (),
         )
 
     @property
@@ -151,6 +157,7 @@ class _Said(_Strict):
     act: _Act | None = None
     tools: dict[str, list[str]] = Field(default_factory=dict)
     prompt_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    scope: str = Field("", pattern=rf"^({SCOPE.pattern}( {SCOPE.pattern})*)?$")
 
 
 def digest(token: str) -> str:

@@ -197,12 +197,12 @@ def test_tool_checks_and_types_are_policy() -> None:
     }
 
 
-def test_fields_without_effect_are_named(tmp_path: Path) -> None:
+def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
     assert "no effect" not in notices(documents.load(DATA / "casa.yaml"), "my-mas")
     more = load(
         tmp_path,
         system(authorizationServer="realm", gateway="{telemetry: {enabled: true}}").replace(
-            "type: client}", "type: client, scopes: [read]}"
+            "type: client}", "type: client, kubernetesWorkloadName: shell}"
         ),
         policy("planner", "allowedProtocols: [mcp]\n  llmEndpoint: {fqdn: llm.example.com}"),
     )
@@ -210,7 +210,36 @@ def test_fields_without_effect_are_named(tmp_path: Path) -> None:
     for name in ("allowedProtocols", "llmEndpoint", "baseUrl", "llm_host"):  # sidecars go by them
         assert name not in found
     assert "spec.authorizationServer is passed over" in found
-    assert "spec.apps[].scopes is read but has no effect" in found
+
+
+def test_scopes_are_policy(tmp_path: Path) -> None:
+    shell, planner = "type: client, scopes: [read, read]}", "type: agent, scopes: [read, write], baseUrl"
+    text = system().replace("type: client}", shell).replace("type: agent, baseUrl", planner, 1)
+    source = "allowedSources: [{namespace: far, name: desk, scopes: [write]}, {namespace: far, name: desk}]"
+    manifest = load(tmp_path, text, policy("planner", source))
+    tokens = manifest.of("one").wanted.tokens
+    assert tokens.scopes_of("shell") == {"read"}
+    assert tokens.scopes_of("planner") == {"read", "write"}
+    assert tokens.scopes_of("files") == tokens.scopes_of("nobody") == frozenset()
+    assert tokens.source_scopes("planner", "far/desk") == {"write"}
+    assert tokens.source_scopes("planner", "far/other") == tokens.source_scopes("files", "far/desk") == set()
+    assert "nobody in one has one of the scopes" not in notices(manifest)
+    alone = load(tmp_path, text.replace("scopes: [read, read]", "scopes: [other]"))
+    assert "nobody in one has one of the scopes that a call of planner needs" in notices(alone)
+    everybody = load(tmp_path, text, policy("planner", source.replace("name: desk", 'name: "*"')))
+    assert everybody.of("one").wanted.tokens.source_scopes("planner", "far/any") == {"write"}
+
+
+@pytest.mark.parametrize(
+    ("said_", "words"),
+    [
+        ("allowedSources: [{namespace: far, name: desk, scopes: [none]}]", "has no such scopes: none"),
+        ("allowedEndpoints: [{name: files, scopes: [read]}]", "this is said where it is called"),
+    ],
+)
+def test_scopes_that_nobody_could_have_are_mistakes(tmp_path: Path, said_: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load(tmp_path, system(), policy("planner", said_))
 
 
 @pytest.mark.parametrize(

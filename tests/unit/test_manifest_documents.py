@@ -58,8 +58,9 @@ def test_notices_say_whose_they_are_where_there_are_several(manifest: Path, tmp_
     scoped = tmp_path / "scoped.yaml"
     scoped.write_text(CASA.read_text() + "      scopes: [read]\n")
     together = documents.load(manifest, scoped)
-    assert "my-mas: spec.apps[].scopes is read but has no effect in this version" in together.told
-    assert "spec.apps[].scopes is read but has no effect in this version" in documents.load(scoped).told
+    told = "nobody in my-mas has one of the scopes that a call of my-mcp-server needs"
+    assert f"my-mas: {told}" in together.told
+    assert told in documents.load(scoped).told
 
 
 def test_policy_commands_take_the_one_that_is_named(manifest: Path) -> None:

@@ -15,6 +15,7 @@ from broker_policy import dlp
 from broker_policy.tenants.sealing_ring import Retired, SealingKey, SealingRing
 from broker_policy.tokens.checks import ToolDecision, ToolFacts, judge
 from broker_policy.tokens.keys import BELIEVED_MS, NoKey, TokenKeys
+from broker_policy.tokens.scopes import NoScope, granted
 from mas_nats.policy.applications import ToolCheck
 from mas_nats.policy.governance import Dlp
 from mas_nats.sidecar.call import Call, Protocol
@@ -40,6 +41,7 @@ CLAIMS = Claims(
     cause="c",
     actors=("a/echo", "a/before"),
     tools={"a/bank": ("pay",)},
+    scopes=("accounts:read", "pay"),
 )
 TOKEN = jwt.sign(CLAIMS, "0badcafe", KEY)
 
@@ -47,6 +49,8 @@ TOKEN = jwt.sign(CLAIMS, "0badcafe", KEY)
 def test_what_is_signed_is_read():
     assert jwt.read(TOKEN, KEYS, now=AT) == CLAIMS
     assert orjson.loads(CLAIMS.encode())["act"] == {"sub": "a/echo", "act": {"sub": "a/before"}}
+    assert orjson.loads(CLAIMS.encode())["scope"] == "accounts:read pay"
+    assert "scope" not in orjson.loads(replace(CLAIMS, scopes=()).encode())
     assert jwt.read(TOKEN, jwt.keys_of(orjson.loads(orjson.dumps(jwt.jwks(KEYS)))), now=AT + 304) == CLAIMS
 
 
@@ -71,6 +75,8 @@ def test_no_byte_of_it_can_be_another():
         ({"subject": ""}, "claims"),
         ({"prompt": "no digest"}, "claims"),
         ({"actors": ("a/b",) * 9}, "claims"),
+        ({"scopes": ("a", "", "b")}, "claims"),
+        ({"scopes": ('a"b',)}, "claims"),
     ],
 )
 def test_claims_that_are_not_taken(changes, rule):
@@ -192,3 +198,26 @@ def test_no_prompt_at_its_place(path):
     with pytest.raises(Refusal) as refused:
         prompt_of(call, path)
     assert refused.value.rule == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("offered", "registered", "wanted", "given_"),
+    [
+        ("", ["a b"], "", ""),  # where none are offered they play no part
+        ("a b", ["a b c", "b a"], "", "a b"),
+        ("a b", ["a b", "b c"], "", "b"),
+        ("a b", ["a b"], "b", "b"),
+        ("a", [""], "", None),
+        ("a", ["a", "b"], "", None),
+        ("a b", ["a"], "a b", None),
+        ("", ["a"], "a", None),
+    ],
+)
+def test_scopes(offered, registered, wanted, given_):
+    """Everybody's, or those asked for; nothing where somebody lacks one."""
+    said = (offered.split(), [each.split() for each in registered], wanted.split())
+    if given_ is None:
+        with pytest.raises(NoScope):
+            granted(*said)
+    else:
+        assert granted(*said) == tuple(given_.split())
