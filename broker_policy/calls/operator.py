@@ -78,14 +78,6 @@ class _Retire(_Asking):
     revision: int  # of the policy that lacks the agent
 
 
-class _Circuits(_Asking):
-    pass
-
-
-class _Revisions(_Asking):
-    pass
-
-
 class _Reset(_Asking):
     agent: AgentId
 
@@ -219,13 +211,13 @@ class OperatorCalls:
         return await self._performed(about, clear)
 
     async def _circuits(self, call: Call) -> Verdict:
-        asked = _read(_Circuits, call)
+        asked = _read(_Asking, call)
         if isinstance(asked, Verdict):
             return asked
         return accepted(circuits=await self._breaker.listed())
 
     async def _revisions(self, call: Call) -> Verdict:
-        asked = _read(_Revisions, call)
+        asked = _read(_Asking, call)
         if isinstance(asked, Verdict):
             return asked
         return accepted(revisions=await state_revisions(self._nc))

@@ -63,8 +63,8 @@ async def lifeline(sources: Sources, views: Views, message_id: str) -> Document 
     if not all_of_them:
         return None
     listed = all_of_them[:_DECISIONS]
-    checks = [each for each in listed if each.entry["o"] == tokens.CALL]
-    found = [each for each in listed if each.entry["o"] != tokens.CALL]
+    checks = [each for each in listed if each.entry["o"] == subjects.Op.TOKEN]
+    found = [each for each in listed if each.entry["o"] != subjects.Op.TOKEN]
     signed = await views.newest_checkpoints(_SIGNED_BACK)
     lives = [await _life(sources, answer, signed) for answer in found]
     related, all_related = await _related(sources, found)

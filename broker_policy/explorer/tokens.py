@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker_policy.explorer.feed import Row
+from mas_nats.wire.subjects import Op
 
-CALL = "token"
-"""The operation of such a call."""
 _SHOWN = 100
 
 
 def about_tokens(namespace: str, kept: Sequence[Row]) -> dict[str, Any]:
     """Which of the decisions ``kept`` (oldest first) are about tokens: counted, and the newest of them."""
-    found = [described(row) for row in kept if row["op"] == CALL]
+    found = [described(row) for row in kept if row["op"] == Op.TOKEN]
     counted = Counter(
         (row["act"], row["purpose"], row["decision"], row["rule"] if row["refused"] else "") for row in found
     )

@@ -1,4 +1,4 @@
-import { card, decision, h, message, mono, notice, number, table, time } from "./dom.js";
+import { TOKEN_CALL, card, decision, h, message, mono, notice, number, table, time } from "./dom.js";
 
 const WORDS = { policy_revision: "policy revision", log_sequence: "log sequence", sequence: "sequence" };
 
@@ -19,12 +19,7 @@ function life(one, several) {
 }
 
 const CHECKS = [
-  ["time", (row) => time(row.time)],
-  ["by", (row) => row.sender],
-  ["about", (row) => row.target],
-  ["what", (row) => row.act],
-  ["for", (row) => row.purpose || "–"],
-  ["tool", (row) => row.tool || "–"],
+  ...TOKEN_CALL,
   ["decision", (row) => h("span", { class: row.refused ? "bad" : "good" }, row.decision)],
   ["rule", (row) => row.rule || "–"],
 ];
