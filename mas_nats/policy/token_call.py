@@ -81,6 +81,12 @@ class BadTokenCall(ValueError):
     """The body is none of these."""
 
 
+def write(call: Issue | Exchange | Present | Selected | Keys) -> bytes:
+    """``call`` as a body. Scopes only where some are asked for: workers that know none take the rest."""
+    bare = {"scopes"} if isinstance(call, Exchange) and not call.scopes else None
+    return call.model_dump_json(exclude=bare).encode()
+
+
 def read(body: bytes) -> Issue | Exchange | Present | Selected | Keys:
     """Read a body.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mas_nats.errors import MasError, error_of
 from mas_nats.message import AgentMessage
+from mas_nats.policy import token_call
 from mas_nats.policy.applications import TOOL_NAME
 from mas_nats.policy.token_call import MOST_SELECTED, Exchange, Issue, Keys, Present, Selected
 from mas_nats.sidecar.application import Application, Settings
@@ -246,9 +247,8 @@ class TokenAuthority:
         return str(verdict.result["token"])
 
     async def _verdict(self, body: Issue | Exchange | Present | Selected | Keys, message_id: str) -> Verdict:
-        raw = body.model_dump_json(exclude_defaults=False).encode()
         try:
-            verdict = await self._ask(raw, message_id)
+            verdict = await self._ask(token_call.write(body), message_id)
             if not verdict.ok:
                 raise error_of(verdict)
         except MasError as error:

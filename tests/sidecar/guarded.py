@@ -16,6 +16,7 @@ import orjson
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from broker_policy.tokens.keys import TokenKeys
 from mas_nats import Agent
+from mas_nats.policy import token_call
 from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy, ToolCheck
 from mas_nats.policy.document import Limits
 from mas_nats.policy.token_call import Exchange, Issue
@@ -141,7 +142,7 @@ def _base64(raw: bytes) -> str:
 
 async def ask(agent: Agent[Any], body: Any, message_id: str = "") -> Verdict:
     """A ``token`` call by an agent's own code."""
-    raw = body if isinstance(body, bytes) else body.model_dump_json().encode()
+    raw = body if isinstance(body, bytes) else token_call.write(body)
     return await agent._alive().calls.call(Op.TOKEN, raw, {MSG_ID: message_id or new_id()})
 
 

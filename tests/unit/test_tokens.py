@@ -16,8 +16,10 @@ from broker_policy.tenants.sealing_ring import Retired, SealingKey, SealingRing
 from broker_policy.tokens.checks import ToolDecision, ToolFacts, judge
 from broker_policy.tokens.keys import BELIEVED_MS, NoKey, TokenKeys
 from broker_policy.tokens.scopes import NoScope, granted
+from mas_nats.policy import token_call
 from mas_nats.policy.applications import ToolCheck
 from mas_nats.policy.governance import Dlp
+from mas_nats.policy.token_call import Exchange
 from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.prompt import prompt_of
 from mas_nats.sidecar.refusal import Refusal, Shape
@@ -221,3 +223,10 @@ def test_scopes(offered, registered, wanted, given_):
             granted(*said)
     else:
         assert granted(*said) == tuple(given_.split())
+
+
+def test_an_exchange_without_scopes_is_read_by_workers_that_know_none():
+    plain = Exchange(purpose=Purpose.TOOL_CALL, target="bank", tool="pay")
+    for call in (plain, plain.model_copy(update={"scopes": ("money:move",)})):
+        assert token_call.read(token_call.write(call)) == call
+        assert ("scopes" in orjson.loads(token_call.write(call))) == bool(call.scopes)
