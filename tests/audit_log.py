@@ -7,7 +7,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import nats
 import orjson
@@ -74,7 +74,7 @@ def line(way: Way = Way.NONE, **changes: object) -> DecisionLine:
         commitment="" if refused else "A" * 43,
         fingerprint="ab" * 32,
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return made._replace(**changes)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -234,15 +234,20 @@ def index_names(entry: Entry) -> list[str]:
     index names of its choice.
     """
     names = [f"decision:{entry['d']}"]
-    if all(map(is_id, entry["f"].split("/"))):
+    if _names_agent(entry["f"]):
         names.append(f"sender:{entry['f']}")
-    if all(map(is_id, entry["t"].split("/"))):
+    if _names_agent(entry["t"]):
         names.append(f"target:{entry['t']}")
     if entry["d"] in _FOUND or entry["d"] == Decision.DLP_BLOCKED:
         names += [f"violation:dlp:{each}" for each in entry["r"].removeprefix("dlp:").split(",")]
     elif refuses(entry):
         names.append(f"violation:{entry['r'] or entry['d']}")
     return names
+
+
+@lru_cache(maxsize=4096)
+def _names_agent(name: str) -> bool:
+    return all(map(is_id, name.split("/")))
 
 
 @lru_cache(maxsize=4096)
@@ -262,10 +267,7 @@ class Malformed(Exception):
     what: str
 
 
-_TEXTS = (
-    *("op", "message_id", "sender", "target", "type", "decision", "rule"),
-    *("commitment", "fingerprint", "by", "letter"),
-)
+_TYPES = tuple({"size": int, "time": int, "way": Way}.get(name, str) for name in DecisionLine._fields)
 
 
 def require_well_formed(record: Record) -> None:
@@ -280,9 +282,7 @@ def require_well_formed(record: Record) -> None:
     if not _numbers(record.number, record.time, record.revision):
         raise Malformed("numbers")
     for line in record.decisions:
-        if not _texts(*(getattr(line, name) for name in _TEXTS)):
-            raise Malformed("decision")
-        if not _numbers(line.size, line.time):
+        if tuple(map(type, line)) != _TYPES or not _numbers(line.size, line.time):
             raise Malformed("decision")
     for settled in record.settlements:
         if not _numbers(settled.number, settled.position, settled.sequence):

@@ -132,13 +132,11 @@ class Settler:
         ready = self._ready(gone)
         while some := list(islice(ready, 2000)):
             await self._tail.refresh()
-            scores = await self._tail.pipeline(
-                [("ZSCORE", self._layout.open(one.agent), str(one.index)) for one in some]
-            )
+            still = await self._still_open(some)
             draft, settled = self._tail.draft(), Settled()
             closed: dict[str, list[str]] = {}
-            for one, score in zip(some, scores, strict=True):
-                if score is None:
+            for one in some:
+                if one not in still:
                     continue  # reported meanwhile
                 closed.setdefault(one.agent, []).append(str(one.index))
                 if one.delivered:
@@ -149,6 +147,22 @@ class Settler:
                 draft.command_on_many("ZREM", self._layout.open(agent), indexes)
             found += await self._append(draft, settled)
         return found
+
+    async def _still_open(self, some: Iterable[Gone]) -> set[Gone]:
+        by_agent: dict[str, list[Gone]] = {}
+        for one in some:
+            by_agent.setdefault(one.agent, []).append(one)
+        asked = [
+            ("ZMSCORE", self._layout.open(agent), *(one.index for one in ones))
+            for agent, ones in by_agent.items()
+        ]
+        answers = await self._tail.pipeline(asked)
+        return {
+            one
+            for ones, scores in zip(by_agent.values(), answers, strict=True)
+            for one, score in zip(ones, scores, strict=True)
+            if score is not None
+        }
 
     def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:
         """Those whose outcome is certain, or will not become more certain."""

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -47,8 +47,7 @@ class Way(StrEnum):
     ACT = "act"  # a reply or a state write, after the record was acknowledged; settled later
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionLine:
+class DecisionLine(NamedTuple):
     """One decision in a record."""
 
     op: str  # send, request, reply, state, connect, delay, release, withdraw, prompt, token, redrive, purge
@@ -179,37 +178,34 @@ class Record:
 _KEYS = frozenset(
     ("v", "ns", "writer", "n", "prev", "kind", "time", "rev", "decisions", "settled", "reports")
 )
-_LINE_KEYS = {
-    "op": "op",
-    "message_id": "id",
-    "sender": "from",
-    "target": "to",
-    "type": "type",
-    "size": "size",
-    "decision": "decision",
-    "rule": "rule",
-    "way": "way",
-    "time": "at",
-    "commitment": "commit",
-    "fingerprint": "cert",
-    "by": "by",
-    "letter": "letter",
-}
-
-
-_KNOWN_LINE_KEYS = frozenset(_LINE_KEYS.values())
+_LINE_KEYS = (  # in the order of the fields
+    "op",
+    "id",
+    "from",
+    "to",
+    "type",
+    "size",
+    "decision",
+    "rule",
+    "way",
+    "at",
+    "commit",
+    "cert",
+    "by",
+    "letter",
+)
+_KNOWN_LINE_KEYS = frozenset(_LINE_KEYS)
 
 
 def _line_out(line: DecisionLine) -> dict[str, Any]:
-    return {key: value for name, key in _LINE_KEYS.items() if (value := getattr(line, name)) != ""}
+    return {key: value for key, value in zip(_LINE_KEYS, line, strict=True) if value != ""}
 
 
 def _line_in(raw: dict[str, Any]) -> DecisionLine:
     if not raw.keys() <= _KNOWN_LINE_KEYS:
         raise NewerRecord(f"a decision with {sorted(raw.keys() - _KNOWN_LINE_KEYS)}")
-    values = {name: raw.get(key, "") for name, key in _LINE_KEYS.items()}
-    values["way"] = Way(values["way"])
-    return DecisionLine(**values)
+    line = DecisionLine(*[raw.get(key, "") for key in _LINE_KEYS])
+    return line._replace(way=Way(line.way))
 
 
 def digest(body: bytes) -> str:

@@ -30,10 +30,9 @@ class StateMark:
     @classmethod
     def of(cls, line: DecisionLine) -> StateMark | None:
         """What ``line`` accounts for; None when it is not about direct state."""
-        first, _, after = line.message_id.partition("-")
-        if line.rule == DIRECT_STATE and first.isascii() and first.isdecimal():
+        if line.rule == DIRECT_STATE and _counts(first := line.message_id.partition("-")[0]):
             return cls(int(first), line.time)
-        if line.rule == STATE_GAP and after.isascii() and after.isdecimal():
+        if line.rule == STATE_GAP and _counts(after := line.message_id.partition("-")[2]):
             return cls(int(after) - 1, 0)
         return None
 
@@ -57,6 +56,10 @@ class StateMark:
         """As it came from Redis."""
         revision, time = raw.split()
         return cls(int(revision), int(time))
+
+
+def _counts(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def state_agents(portion: Iterable[Received]) -> set[str]:

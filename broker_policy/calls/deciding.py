@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from broker_policy.audit.record import DecisionLine, Way
 from broker_policy.clock import Milliseconds, wall_clock
@@ -109,8 +109,7 @@ class Deciding:
         said = f"{line.type} {line.message_id} {line.target}"
         if (rules := self.rules()) is None or redact_text(rules, said) == said:
             return line
-        return replace(
-            line,
+        return line._replace(
             type=redact_text(rules, line.type),
             message_id=redact_text(rules, line.message_id),
             target=redact_text(rules, line.target),

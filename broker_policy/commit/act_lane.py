@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Report, Way
 from broker_policy.commit.inbox_lane import MARK_AFTER
@@ -154,4 +154,4 @@ def _not_done(line: DecisionLine) -> DecisionLine:
     """The line of an act that the full log prevented; a refusal stays what it is."""
     if line.way is Way.NONE:
         return line
-    return replace(line, decision=Decision.LOG_FULL, rule="log_bytes", way=Way.NONE, commitment="")
+    return line._replace(decision=Decision.LOG_FULL, rule="log_bytes", way=Way.NONE, commitment="")

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import nats.errors
@@ -280,7 +280,7 @@ class InboxLane:
     async def _commit_batch(self, told: Sequence[Judged], items: Sequence[Judged]) -> _Fate:
         """Commit all or nothing."""
         self._writer.require_room()
-        lines = [replace(judged.line, way=Way.BATCH) for judged in items]
+        lines = [judged.line._replace(way=Way.BATCH) for judged in items]
         lines += [judged.line for judged in told]
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=_revision([*items, *told]))
         begun = time.perf_counter()
@@ -334,7 +334,7 @@ class InboxLane:
 
     # -- plain publishes -------------------------------------------------------------------------------
     async def _commit_lone(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
-        lines = [replace(judged.line, way=Way.LONE) for judged in items]
+        lines = [judged.line._replace(way=Way.LONE) for judged in items]
         lines += [judged.line for judged in told]
         revision = _revision([*items, *told])
         prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=revision)
@@ -471,11 +471,11 @@ def _revision(judged: Sequence[Judged]) -> int:
 
 
 def _refused(judged: Judged, refusal: Refusal) -> Judged:
-    line = replace(judged.line, decision=refusal.decision, rule=refusal.rule, way=Way.NONE, commitment="")
+    line = judged.line._replace(decision=refusal.decision, rule=refusal.rule, way=Way.NONE, commitment="")
     return Judged(judged.call, line, judged.revision, refusal)
 
 
 def _repetition(judged: Judged, *, same: bool) -> Judged:
     if same:
-        return Judged(judged.call, replace(judged.line, rule="duplicate", way=Way.NONE), judged.revision)
+        return Judged(judged.call, judged.line._replace(rule="duplicate", way=Way.NONE), judged.revision)
     return _refused(judged, refusals.id_reused())

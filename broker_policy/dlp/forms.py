@@ -5,15 +5,12 @@ All in linear time and, for plain text, with nothing done at all.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
-
-import re2
 
 MAX_LEVELS = 4
 """JSON in a string of JSON, base64 of base64: so deep it is looked into."""
@@ -32,8 +29,17 @@ _SHORT = (
 PERCENT = r"%[0-9A-Fa-f]{2}"
 _PERCENT = re.compile(PERCENT)
 _PERCENT_RUN = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-BASE64 = r"[A-Za-z0-9+/_\-]{20,}(?:\r?\n[A-Za-z0-9+/_\-]{4,})*"
-_BASE64 = re2.compile(BASE64)
+_LEAST = 20
+"""Characters that a stretch of base64 has at least."""
+BASE64 = rf"[A-Za-z0-9+/_\-]{{{_LEAST},}}(?:\r?\n[A-Za-z0-9+/_\-]{{4,}})*"
+_BASE64 = re.compile(BASE64)
+_LETTER = b"A"
+_LETTERS = bytes(
+    _LETTER[0] if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in "+/_-") else 0
+    for byte in range(256)
+)
+"""Makes one letter of every character of base64, so that a stretch is found by looking for that letter."""
+_PRINTED = bytes((*range(32, 127), *b"\r\n\t"))
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"), "-")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u180e"), "")
 _DRAWN = {**_DASHES, **_INVISIBLE}
@@ -137,11 +143,14 @@ def unquoted(text: str) -> str:
 
 def base64_runs(text: str) -> Iterator[tuple[int, int, str]]:
     """Every stretch that is base64 of text: where it is, and the text."""
-    for found in _BASE64.finditer(text):
+    letters = text.encode("ascii", "replace").translate(_LETTERS)
+    at = 0
+    while (at := letters.find(_LETTER * _LEAST, at)) >= 0 and (found := _BASE64.match(text, at)):
+        start, at = found.span()
         if _HEXADECIMAL.fullmatch(found[0]):
             continue  # an id
         if (said := _decoded(found[0])) is not None:
-            yield found.start(), found.end(), said
+            yield start, at, said
 
 
 def _decoded(run: str) -> str | None:
@@ -149,11 +158,10 @@ def _decoded(run: str) -> str | None:
         run = run.replace("\r", "").replace("\n", "")
     run = run.replace("-", "+").replace("_", "/")
     for offset in range(4 if len(run) < _SHORT_RUN else 1):
-        part = run[offset:]
-        head = _bytes(part[:16])
+        head = _bytes(run[offset : offset + 16])
         if not head or not _readable(head):
             continue
-        whole = _bytes(part)
+        whole = _bytes(run[offset:])
         if whole and _readable(whole[:256]):
             return whole.decode(errors="replace")
     return None
@@ -163,12 +171,11 @@ def _bytes(run: str) -> bytes:
     if len(run) % 4 == 1:
         run = run[:-1]
     try:
-        return base64.b64decode(run + "=" * (-len(run) % 4))
+        return binascii.a2b_base64(run + "=" * (-len(run) % 4))
     except (binascii.Error, ValueError):
         return b""
 
 
 def _readable(raw: bytes) -> bool:
     """Whether it is text: four in five bytes are ASCII that is printed."""
-    letters = sum(32 <= byte < 127 or byte in b"\r\n\t" for byte in raw)
-    return 10 * letters >= 8 * len(raw)
+    return 5 * len(raw.translate(None, _PRINTED)) <= len(raw)

@@ -8,7 +8,7 @@ each call in their order: 0 for a plain acceptance, else the verdict as an objec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def decode(body: bytes) -> list[Part]:
     for each in listed:
         match each:
             case [str(op), dict(fields), int(length)] if op in BUNDLED and 0 <= length <= len(body) - start:
-                if not all(type(value) is str and value.isprintable() for value in fields.values()):
+                if not _one_line(fields.values()):
                     raise ValueError("a header of one of its calls is not one line of text")
                 parts.append(Part(op, fields, body[start : start + length]))
                 start += length
@@ -69,12 +69,22 @@ def decode(body: bytes) -> list[Part]:
     return parts
 
 
+def _one_line(values: Iterable[Any]) -> bool:
+    try:
+        return "".join(values).isprintable()
+    except TypeError:
+        return False
+
+
 def encode_verdicts(verdicts: Sequence[Verdict], ids: Sequence[str]) -> bytes:
     """The answer to a bundle whose calls have these message ids."""
-    plain = [accepted(each) for each in ids]
-    return accepted(
-        verdicts=[0 if said == usual else said.fields() for said, usual in zip(verdicts, plain, strict=True)]
-    ).encode()
+    said = [_said(verdict, known) for verdict, known in zip(verdicts, ids, strict=True)]
+    return accepted(verdicts=said).encode()
+
+
+def _said(verdict: Verdict, message_id: str) -> dict[str, Any] | int:
+    fields = verdict.fields()
+    return 0 if fields == {"ok": True, "decision": Decision.ALLOWED, "message_id": message_id} else fields
 
 
 def decode_verdicts(answer: Verdict, ids: Sequence[str]) -> list[Verdict] | None:

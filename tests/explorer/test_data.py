@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,11 +129,11 @@ async def test_a_request_that_was_not_found_among_the_latest_is_no_missing_one(s
     call = a_line("note", "request")
 
     def answer(to: str) -> DecisionLine:
-        back = replace(call, op="reply", sender=call.target, target=call.sender)
-        return replace(back, message_id=reply_id(call.sender, call.target, to))
+        back = call._replace(op="reply", sender=call.target, target=call.sender)
+        return back._replace(message_id=reply_id(call.sender, call.target, to))
 
-    between = [replace(call, message_id=f"between-{number}") for number in range(250)]
-    asked = [replace(call, message_id=name) for name in ("early", "late")]
+    between = [call._replace(message_id=f"between-{number}") for number in range(250)]
+    asked = [call._replace(message_id=name) for name in ("early", "late")]
     async with system.redis() as redis:
         store = Store(redis, namespace)
         await decided(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -544,7 +543,7 @@ async def test_a_redrive_of_a_dead_worker_is_told_from_the_senders_own_message(n
     """Each dead letter has a dedup id of its own; a probe for it must not take the sender's."""
     writer = await LogWriter(nc).open()
     sent = line(Way.LONE)
-    stored, lost = (replace(sent, op="redrive", by="olga", letter=letter) for letter in ("7", "8"))
+    stored, lost = (sent._replace(op="redrive", by="olga", letter=letter) for letter in ("7", "8"))
     await writer.write(RecordKind.DECISIONS, decisions=(stored, lost))
     fields = writer.fields(stored, writer.number, 0)
     fields["Nats-Msg-Id"] = redrive_dedup_id(NAMESPACE, sent.sender, sent.message_id, "7")

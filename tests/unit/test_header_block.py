@@ -1,0 +1,54 @@
+"""The headers of a message as bytes: the same as nats-py writes, and nothing that would be another line."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats import errors
+from nats.aio.client import Client
+
+from mas_nats.resilient import ResilientClient
+from mas_nats.wire.header_block import header_block
+
+FIELDS = {"Mas-Type": "note", "Nats-Msg-Id": "0123", "X": ""}
+
+
+class _Written:
+    """What a client would send."""
+
+    def __init__(self, kind: type[Client]) -> None:
+        client: Any = kind()
+        client._flush_queue = None
+        self.client = client
+
+    def publish(self, fields: dict[str, str]) -> bytes:
+        asyncio.run(self.client._send_publish("a.b", "", b"{}", 2, fields))
+        return b"".join(self.client._pending)
+
+
+@pytest.mark.parametrize("fields", [FIELDS, {}, {"A-b_c": "ä"}])
+def test_it_is_what_nats_py_writes(fields):
+    assert _Written(ResilientClient).publish(fields) == _Written(Client).publish(fields)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "ä"])
+def test_a_name_that_is_none_is_left_to_nats_py(name):
+    assert header_block({**FIELDS, name: "x"}) is None
+    if name:
+        with pytest.raises(errors.BadHeaderError):
+            _Written(ResilientClient).publish({name: "x"})
+
+
+@given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text()))
+def test_no_value_makes_another_line(fields):
+    block = header_block(fields)
+    if any({"\r", "\n"} & set(value) for value in fields.values()):
+        assert block is None
+    else:
+        assert block is not None
+        assert block.count(b"\r\n") == len(fields) + 2
+        assert all(f"\r\n{name}: {value}\r\n".encode() in block for name, value in fields.items())
