@@ -134,7 +134,9 @@ async def test_while_redis_is_away_the_workers_share_the_limit(up: Parts) -> Non
         one, two, three = [await senders.agent(name) for name in ("one", "two", "three")]
         assert await outcomes(*(one.send("desk", "work", {}) for _ in range(MOST))) == {"accepted": MOST}
         up.redis_server.kill()
-        told = await outcomes(*(two.send("desk", "work", {}) for _ in range(10 * MOST)))
+        told: Counter[str] = Counter()
+        for _ in range(10 * MOST):  # each by itself: what is sent at once one worker judges, by its share
+            told += await outcomes(two.send("desk", "work", {}))
         assert told == {"accepted": MOST, "RateLimited": 9 * MOST}
         with pytest.raises(RateLimited, match="its share, 1/3"):
             await two.send("desk", "work", {})
