@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import nats.errors
-import uvloop
 from nats.aio.client import Client
 from pydantic import BaseModel
 
@@ -30,6 +29,7 @@ from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.tenants.connect import connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats import Agent, AgentMessage
+from mas_nats.loop import run
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
 RAW_STREAM, RAW_SUBJECT, RAW_SERVICE, RAW_BUCKET = "RAW", "raw.b", "raw.service", "raw"
@@ -229,4 +229,4 @@ ROLES = {
 }
 
 if __name__ == "__main__":
-    uvloop.run(ROLES[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3])))
+    run(ROLES[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3])))

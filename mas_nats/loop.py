@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -10,7 +11,12 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` on uvloop where that is installed."""
+    """``asyncio.run`` on uvloop where that is installed.
+
+    What a program has imported lives as long as it does: the garbage collector need not look at it again.
+    """
+    gc.collect()
+    gc.freeze()
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:

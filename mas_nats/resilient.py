@@ -19,7 +19,7 @@ from nats.aio.transport import TcpTransport
 from nats.protocol.command import hpub_cmd
 
 from mas_nats.errors import ConfigurationError, IdentityRefused, Unavailable
-from mas_nats.wire.header_block import header_block
+from mas_nats.wire.header_block import header_block, header_fields
 
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 
@@ -196,6 +196,8 @@ class ResilientClient(Client):
             await self._flush_pending()
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        if headers and (fields := header_fields(headers)) is not None:
+            return fields
         # What this raises ends nats-py's reading for good, and the connection falls silent for minutes. An
         # agent chooses these bytes: what cannot be read counts as no headers.
         try:

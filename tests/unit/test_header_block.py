@@ -12,7 +12,7 @@ from nats import errors
 from nats.aio.client import Client
 
 from mas_nats.resilient import ResilientClient
-from mas_nats.wire.header_block import header_block
+from mas_nats.wire.header_block import header_block, header_fields
 
 FIELDS = {"Mas-Type": "note", "Nats-Msg-Id": "0123", "X": ""}
 
@@ -52,3 +52,33 @@ def test_no_value_makes_another_line(fields):
         assert block is not None
         assert block.count(b"\r\n") == len(fields) + 2
         assert all(f"\r\n{name}: {value}\r\n".encode() in block for name, value in fields.items())
+
+
+def read_by(kind: type[Client], block: bytes) -> dict[str, str] | None:
+    return asyncio.run(kind()._process_headers(block))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["A", "Mas-Type", "a b", "", "\u00e4", " A"]),
+            st.sampled_from([": ", ":", ":\t", ""]),
+            st.sampled_from(["x", "", " x ", "a: b", "\u00e4", "\u00a0", "\r", "\n", "\x0b"]),
+            st.sampled_from(["\r\n", "\n", "\r\n\r\n"]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from([b"NATS/1.0\r\n", b"NATS/1.0 404 No Messages\r\n"]),
+    st.sampled_from([b"", b"\xff"]),
+)
+def test_it_reads_what_nats_py_reads(lines, first, odd):
+    text = "".join(name + sign + value + end for name, sign, value, end in lines)
+    block = first + text.encode() + odd + b"\r\n"
+    assert read_by(ResilientClient, block) == read_by(Client, block)
+
+
+def test_what_is_well_written_is_read_at_once():
+    block = header_block(FIELDS)
+    assert block is not None
+    assert header_fields(block) == FIELDS == read_by(Client, block)
