@@ -314,7 +314,7 @@ async def test_what_only_one_message_meets_holds_up_nobody_else(nc: Client):
         for name in names:
             assert (await delay(here, name, due=due)).ok
             assert (await delay(here, f"c{name}", due=due, sender="carol")).ok
-        await until(lambda: _equal(inbox(nc), [f"c{name}" for name in names]), timeout=6)
+        await until(lambda: _equal(inbox(nc), [f"c{name}" for name in names]), timeout=30)
         assert await held(nc) == len(names)
 
 
@@ -329,7 +329,7 @@ async def test_full_dead_letters_hold_up_only_what_is_refused(nc: Client):
         allow = {"carol": ("bob",)}
         await nc.request(subjects.dead_letter("bob"), b"x" * 399_800, timeout=5)
     async with serving(nc, document(("alice", "carol", "bob"), allow=allow, limits=limits)):
-        await until(lambda: _counts(inbox(nc), len(names)), timeout=8)
+        await until(lambda: _counts(inbox(nc), len(names)), timeout=30)
         await until(lambda: _equal(held(nc), len(names)))  # carol's leave after they are in the inbox
 
 
