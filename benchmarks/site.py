@@ -26,7 +26,7 @@ from broker_policy.tenants.connect import connect_control_admin, connect_tenant_
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.document import AgentPolicy, Limits, Permissions
 from mas_nats.policy.governance import Governance
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from mas_nats.wire.state_mode import StateMode
@@ -48,7 +48,7 @@ async def brought_up(
 
 async def prepare(layout: Layout, broker: Broker) -> None:
     """Two agents and their certificates; beside them an account with a plain stream and a plain bucket."""
-    await set_policy(layout, broker)
+    await apply_policy(layout, broker)
     authority = CertificateAuthority.open_or_create(layout.authority)
     for name in ("a", "b", "direct"):
         identity = Identity(DEFAULT_TRUST_DOMAIN, NAMESPACE, Role.AGENT, name)
@@ -74,23 +74,53 @@ async def prepare(layout: Layout, broker: Broker) -> None:
     await raw.close()
 
 
-async def set_policy(
-    layout: Layout, broker: Broker, *, more_agents: int = 0, governance: Governance | None = None
-) -> None:
-    """Apply the policy: ``a`` may send to ``b``, and there are so many other agents."""
-    material = Material.load(layout.keys)
-    endpoint = broker.connection(layout, "controller")
+async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance | None = None) -> None:
+    """Apply the policy: ``a`` may send to ``b``."""
     agents = {"a": WantedAgent(), "b": WantedAgent(), "direct": WantedAgent(state=StateMode.DIRECT)}
     wanted = Wanted(
         namespace=NAMESPACE,
-        agents={**agents, **{f"other{number}": WantedAgent() for number in range(more_agents)}},
+        agents=agents,
         permissions={"a": Permissions(allowed_targets=("b",))},
         limits=Limits(in_flight=256),
         governance=governance or Governance(),
     )
-    async with TenantController(endpoint, material.controller, material.public) as controller:
-        control = await connect_control_admin(endpoint, material.controller)
-        await apply(controller, PolicyStore(control), wanted)
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    async with (
+        TenantController(endpoint, material.controller, material.public) as controller,
+        policy_store(layout, broker) as store,
+    ):
+        await apply(controller, store, wanted)
+
+
+async def name_agents(layout: Layout, broker: Broker, count: int) -> None:
+    """Bring the policy to ``count`` agents, and wait until the workers follow it.
+
+    Those it did not have get the account key that they would have, but neither account nor consumer: ``apply``
+    makes some 70 of those in a second, and the server keeps 60 kB for each.
+    """
+    material = Material.load(layout.keys)
+    async with policy_store(layout, broker) as store:
+        stored = await store.get(NAMESPACE)
+        assert stored is not None, "prepare() comes first"
+        agents = dict(stored.document.agents)
+        for number in range(count - len(agents)):
+            name = f"agent-{number:05}"
+            label = f"{NAMESPACE}.{Role.AGENT}.{name}"
+            agents[name] = AgentPolicy(account=material.controller.account(label).public)
+        document = stored.document.model_copy(update={"agents": agents})
+        revision = await store.put(document, expected=stored.sequence)
+        await store.wait_confirmed(revision, timeout=60)
+
+
+@asynccontextmanager
+async def policy_store(layout: Layout, broker: Broker) -> AsyncIterator[PolicyStore]:
+    """The policies of this broker."""
+    endpoint = broker.connection(layout, "controller")
+    control = await connect_control_admin(endpoint, Material.load(layout.keys).controller)
+    try:
+        yield PolicyStore(control)
+    finally:
         await control.close()
 
 

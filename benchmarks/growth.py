@@ -1,0 +1,132 @@
+"""What more of something costs: two brokers, one with little and one with much of it, measured in turn.
+
+Both are up all the time, each with workers, Redis and programs of its own; while one is measured the other has
+nothing to do. What is real of what is more:
+
+* agents: the policy of the namespace names 10,000, each with the account key that ``apply`` would derive, and every
+  worker follows it. Only the two that talk have an account, a consumer and connections.
+* audit entries: 1,015,000 in Redis, with all indexes, made by the projector's own draft and store.
+* rules of data-loss prevention: 487 of a manifest's own, beside the 13 types that are built in.
+* workers: real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from benchmarks import rounds
+from benchmarks.pairs import Pair, peaks
+from benchmarks.site import apply_policy, brought_up, name_agents, prepare
+from benchmarks.traffic import NAMESPACE
+from broker_policy.audit.store import Store
+from broker_policy.embedded.layout import Broker, Layout
+from mas_nats.policy.governance import Governance
+from tests.audit_fill import APPEND, STEP, Cast, fill
+
+LEVEL, CALLS = 256, 8_000
+"""Sends in flight, and of one round: where a message's own cost shows most."""
+FEW, MANY = 10, 10_000
+"""Agents."""
+ENTRIES = 1_000_000
+RULES = 487
+
+Grow = Callable[[Layout, Broker], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A broker, and what is put into it before it is measured."""
+
+    grow: Grow
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Growth:
+    """``key`` is the workload's name in the results."""
+
+    key: str
+    what: str
+    more: Site
+    less: Site
+
+    @property
+    def name(self) -> str:
+        """As workloads are named."""
+        return f"{self.key}/1KiB/c{LEVEL}"
+
+    async def compared(self, times: int) -> dict[str, Any]:
+        """Both in turn; with the most memory that a worker of each has had."""
+        async with AsyncExitStack() as stack:
+            pairs, folders = {}, {}
+            for side, site in (("more", self.more), ("less", self.less)):
+                folder, layout, broker = await stack.enter_async_context(brought_up(site.workers))
+                await prepare(layout, broker)
+                await site.grow(layout, broker)
+                folders[side] = folder
+                pairs[side] = await stack.enter_async_context(
+                    Pair(folder, "receive", "send", CALLS, LEVEL, BENCH_BYTES="1024")
+                )
+            found = await rounds.compared(pairs, times)
+            memory = {side: peaks(folder)["policy"] for side, folder in folders.items()}
+            return {"what": self.what, **found, "policy_mb": memory}
+
+
+def growths(*, entries: int = ENTRIES) -> Iterator[Growth]:
+    """Everything that may grow. ``entries`` of the audit: fewer only to try it out."""
+    few, plain = Site(_agents(FEW)), Site(_nothing)
+    yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", Site(_agents(MANY)), few)
+    yield Growth("growth_audit", f"audit entries: 0 to {entries:,}", Site(_entries(entries)), plain)
+    yield Growth("growth_rules", f"rules of DLP: 13 to {13 + RULES}", Site(_rules), plain)
+    yield Growth("growth_workers", "workers: 1 to 4", Site(_nothing, workers=4), Site(_nothing, workers=1))
+
+
+async def _nothing(layout: Layout, broker: Broker) -> None:
+    pass
+
+
+def _agents(count: int) -> Grow:
+    async def grow(layout: Layout, broker: Broker) -> None:
+        await name_agents(layout, broker, count)
+
+    return grow
+
+
+async def _rules(layout: Layout, broker: Broker) -> None:
+    rules = [_rule(number) for number in range(RULES)]
+    await apply_policy(layout, broker, governance=Governance.model_validate({"dlp": {"rules": rules}}))
+
+
+def _rule(number: int) -> dict[str, Any]:
+    pattern = rf"\bPROJECT-{number:04d}-[0-9]{{6}}\b"
+    return {"id": f"project-{number}", "type": "project", "pattern": pattern, "action": "block"}
+
+
+def _entries(count: int) -> Grow:
+    async def grow(_: Layout, broker: Broker) -> None:
+        began = time.monotonic()
+        async with Redis.from_url(broker.redis_url(), socket_timeout=60) as redis:
+            await fill_audit(Store(redis, NAMESPACE), count)
+            while (await redis.info("persistence"))["aof_rewrite_in_progress"]:
+                await asyncio.sleep(0.5)
+        print(f"audit filled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    return grow
+
+
+async def fill_audit(store: Store, count: int) -> None:
+    """At least ``count`` entries more, from decisions of 40 agents up to now, each handled."""
+    wanted = (await store.head()).index + count
+    start, first = int(time.time() * 1000) - STEP * count, 0
+    while (await store.head()).index < wanted:
+        cast = Cast(start=start, logged=False)
+        await fill(store, APPEND, seed=first + 1, first=first, cast=cast)
+        first += APPEND
