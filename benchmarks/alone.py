@@ -1,6 +1,6 @@
-"""What each part of the policy service takes of a message of 1 KiB, alone and in one process, with nothing sent.
+"""What each part of the policy service takes of a message of 1 KiB, alone, in one process that sends nothing.
 
-``python -m benchmarks.alone`` prints microseconds of processor time, the median of some rounds, least and most.
+``python -m benchmarks.alone`` prints microseconds of processor time: median of some rounds, least and most.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The governed, audited, durable path beside raw nats-py, on the same server in the same run: ``make bench``.
 
-Sides alternate, several rounds, medians and spread; senders, receivers and policy workers are processes of their own.
-Results go to ``benchmarks/results/latest.json``, with a table and plots beside it.
+Sides alternate, several rounds, medians and spread; senders, receivers and policy workers are processes of
+their own. Results go to ``benchmarks/results/latest.json``, with a table and plots beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ WORKERS = 2
 
 
 async def main(
-    *, quick: bool, profiles: Iterable[str], rounds: int, only: str, entries: int = ENTRIES
+    *, quick: bool, profiles: Collection[str], rounds: int, only: str, entries: int = ENTRIES
 ) -> dict[str, Any]:
     """Measure what has ``only`` in its name."""
     begun = time.monotonic()
@@ -36,21 +36,23 @@ async def main(
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,
         "workers": WORKERS,
+        "machine": machine(),
         "results": {},
         "growth": {},
         "alone": {},
         "peak_mb": {},
     }
+    chosen = [each for each in workloads(quick=quick) if only in each.name]
     for profile in profiles:
-        chosen = [each for each in workloads(quick=quick) if only in each.name]
+        if not chosen:
+            break
         async with brought_up(WORKERS, relaxed=profile == "relaxed") as (folder, layout, broker):
-            result.setdefault("machine", machine(folder))
             await prepare(layout, broker)
             for number, each in enumerate(chosen):
                 _say(f"{profile}/{each.name}", number, len(chosen), begun)
                 result["results"][f"{profile}/{each.name}"] = await each.compared(folder, rounds)
             result["peak_mb"][profile] = peaks(folder)
-    if not quick:
+    if not quick and "durable" in profiles:
         more = [each for each in growths(entries=entries) if only in each.name]
         for number, growth in enumerate(more):
             _say(f"durable/{growth.name}", number, len(more), begun)

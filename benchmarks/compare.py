@@ -1,7 +1,7 @@
 """Whether one run gives what another gave: ``python -m benchmarks.compare first.json second.json``.
 
-A row's spread is how far its rounds lay apart in the first run, least to most. The second run's ratio must lie within
-one spread of the first's. Ends with 1 when a row does not, or is in the first run only.
+A row's spread is how far its rounds lay apart in the first run, least to most. The second run's ratio must
+lie within one spread of the first's. Ends with 1 when a row does not, or is in the first run only.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def main(first: Path, second: Path) -> int:
     print("| | first ± spread | second | |\n|---|---|---|---|")
     for row in found:
         other = "none" if row.second is None else f"{row.second:.2f}"
-        print(
-            f"| `{row.name}` | {row.first:.2f} ± {row.spread:.2f} | {other} | {'' if row.same else 'differs'} |"
-        )
+        said = "" if row.same else "differs"
+        print(f"| `{row.name}` | {row.first:.2f} ± {row.spread:.2f} | {other} | {said} |")
     different = sum(not row.same for row in found)
     print(f"\n{len(found)} rows, {different} differ")
     return 1 if different else 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Self
 
@@ -14,15 +15,16 @@ from broker_policy.embedded.layout import Broker, Layout
 
 Measured = dict[str, float]
 """``per_second``, ``p50_ms`` and ``p99_ms`` as the sender sees them, and ``cpu_us``: processor time a call,
-by process: ``cpu_us.sender``, ``cpu_us.nats-server`` and so on."""
+by process: ``cpu_us.sender``, ``cpu_us.nats-server`` and so on. ``others`` is the part of the machine's
+processors that everybody else had meanwhile, the kernel's own work for this included."""
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Pair:
     """Both processes; they stay for as many rounds as are wanted. Use as ``async with Pair(...) as pair``.
 
-    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. A round is ``count``
-    calls, the first of which warms up.
+    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. A round is
+    ``count`` calls, the first of which warms up.
     """
 
     def __init__(
@@ -50,15 +52,17 @@ class Pair:
     async def round(self) -> Measured:
         """Measure once."""
         ready = [await _next_round(each) for each in self._processes]
-        before = servers(self._folder)
+        before, began, busy = servers(self._folder), time.monotonic(), machine_busy()
         done = [await _line(each) for each in reversed(self._processes)][::-1]
-        after = servers(self._folder)
+        after, busy, took = servers(self._folder), machine_busy() - busy, time.monotonic() - began
         calls, sent = self._count - 1, done[-1]
         seconds = max(each["done"] for each in done) - sent["started"]
         used = {name: after[name] - before.get(name, 0.0) for name in after}
         spent = [late["cpu"] - early["cpu"] for early, late in zip(ready, done, strict=True)]
         used |= zip(("sender", "receiver"), reversed(spent), strict=False)
+        theirs = (busy - sum(used.values())) / took / (os.cpu_count() or 1)
         return {
+            "others": max(theirs, 0.0),
             "per_second": calls / seconds,
             "p50_ms": sent["p50"] * 1e3,
             "p99_ms": sent["p99"] * 1e3,
@@ -97,6 +101,12 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, float]:
         raise RuntimeError(f"a program of the measurement ended early, with {await process.wait()}")
     parsed: dict[str, float] = json.loads(raw)
     return parsed
+
+
+def machine_busy() -> float:
+    """Processor seconds so far in which the machine was not idle, those that its host took away included."""
+    user, nice, system, _idle, _waits, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *more))) / _TICK
 
 
 def servers(folder: Path) -> dict[str, float]:

@@ -18,6 +18,8 @@ def table(result: dict[str, Any]) -> str:
     where = f"{machine['cores']} cores, Python {machine['python']}, fsync {machine['fsync_ms']} ms"
     blocks = [[f"{result['when']}: {where}, load {machine['load']} before it; {rounds} rounds"]]
     if rows := result["results"]:
+        most = max(row[side]["others"] for row in rows.values() for side in ("raw", "mediated"))
+        blocks[0].append(f"Other work had up to {most:.0%} of the processors (median of a row's rounds).")
         blocks += [_workloads(rows), _processor_time(rows)]
     if grown := result["growth"]:
         blocks.append(_growth(grown))

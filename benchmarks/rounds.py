@@ -12,20 +12,22 @@ LATENCY, RATE = "p50_ms", "per_second"
 """Figures that are compared."""
 
 
-async def compared(pairs: Mapping[str, Pair], rounds: int, *, by: str = RATE) -> dict[str, Any]:
-    """``rounds`` of both sides in turn, the other one first each time: their medians, and ``ratios``.
-
-    ``pairs`` are the two sides; a ratio is how much the first has of the second. See ``ratio``.
-    """
-    sides: dict[str, list[Measured]] = {side: [] for side in pairs}
+async def in_turn(pairs: Mapping[str, Pair], rounds: int) -> list[dict[str, Measured]]:
+    """Both sides in each round, the other one first each time."""
+    found = []
     for number in range(rounds):
         order = list(pairs) if number % 2 else list(pairs)[::-1]
-        for side in order:
-            sides[side].append(await pairs[side].round())
-    ours, other = sides.values()
-    ratios = sorted(round(ratio(*each, by=by), 3) for each in zip(ours, other, strict=True))
+        found.append({side: await pairs[side].round() for side in order})
+    return found
+
+
+async def compared(pairs: Mapping[str, Pair], rounds: int, *, by: str = RATE) -> dict[str, Any]:
+    """The medians of both sides, and the ``ratios`` of all rounds: how much the first has of the second."""
+    found = await in_turn(pairs, rounds)
+    ours, other = pairs
+    ratios = sorted(round(ratio(each[ours], each[other], by=by), 3) for each in found)
     return {
-        **{side: medians(measured) for side, measured in sides.items()},
+        **{side: medians([each[side] for each in found]) for side in pairs},
         "of": by,
         "ratio": round(statistics.median(ratios), 3),
         "ratios": ratios,
@@ -34,7 +36,7 @@ async def compared(pairs: Mapping[str, Pair], rounds: int, *, by: str = RATE) ->
 
 
 def ratio(ours: Measured, other: Measured, *, by: str = RATE) -> float:
-    """How much speed one side has of the other's, in one round. More is better: of latencies it is the inverse."""
+    """How much speed one side has of the other's. More is better: of latencies it is the inverse."""
     return ours[by] / other[by] if by == RATE else other[by] / ours[by]
 
 

@@ -96,8 +96,9 @@ async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance
 async def name_agents(layout: Layout, broker: Broker, count: int) -> None:
     """Bring the policy to ``count`` agents, and wait until the workers follow it.
 
-    Those it did not have get the account key that they would have, but neither account nor consumer: ``apply``
-    makes some 70 of those in a second, and the server keeps 60 kB for each.
+    Those it did not have get the account key that they would have, but neither account nor consumer. To make
+    those takes minutes and some 60 kB of nats-server's memory for each, and no stream may have more than 1000
+    consumers unless nats-server is told otherwise (``default_max_consumers``, since 2.15).
     """
     material = Material.load(layout.keys)
     async with policy_store(layout, broker) as store:
@@ -124,14 +125,15 @@ async def policy_store(layout: Layout, broker: Broker) -> AsyncIterator[PolicySt
         await control.close()
 
 
-def machine(folder: Path) -> dict[str, Any]:
-    """What it was measured on."""
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "fsync_ms": round(fsync_time(folder) * 1e3, 3),
-        "load": round(os.getloadavg()[0], 1),
-    }
+def machine() -> dict[str, Any]:
+    """What it is measured on."""
+    with tempfile.TemporaryDirectory(prefix="mas-bench-") as folder:
+        return {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "fsync_ms": round(fsync_time(Path(folder)) * 1e3, 3),
+            "load": round(os.getloadavg()[0], 1),
+        }
 
 
 def fsync_time(folder: Path) -> float:

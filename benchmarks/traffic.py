@@ -1,9 +1,9 @@
 """The programs that a measurement starts: senders and receivers, each a process of its own.
 
-``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, measures ``COUNT`` calls for
-each line that it reads, and ends when there are no more. For each it prints one line of JSON when it is ready and
-one when it is done. The raw roles are what people would write on nats-py without any governance: ``js.publish``
-awaited, pull and ack, on the same server, inside a tenant account.
+``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, measures ``COUNT``
+calls for each line that it reads, and ends when there are no more. For each it prints a line of JSON when it
+is ready, and one when it is done. The raw roles are what people would write on nats-py without any governance:
+``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
 
 From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it;
 ``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible; and
@@ -20,7 +20,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Receiver(Agent[dict[str, Any]]):
         self._missing, self._all_seen = count, asyncio.Event()
         return self._all_seen
 
-    async def on_message(self, message: AgentMessage[Any]) -> None:
+    async def on_message(self, message: AgentMessage) -> None:
         if message.message_type == "ask":
             await message.reply("answer", PAYLOAD)
         self._missing -= 1
@@ -218,7 +218,7 @@ def waste() -> None:
         pass
 
 
-async def at_rate(numbers: Iterator[int], once: Callable[[], Awaitable[None]]) -> None:
+async def at_rate(numbers: Iterator[int], once: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Begin one call each time it is due, whether the one before it has ended or not."""
     loop = asyncio.get_running_loop()
     due, running = loop.time(), set[asyncio.Task[None]]()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,20 @@ class Workload:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     async def compared(self, folder: Path, times: int) -> dict[str, Any]:
-        """Both sides in turn."""
-        async with AsyncExitStack() as stack:
-            pairs = {
-                side: await stack.enter_async_context(
-                    Pair(folder, *roles, self.count, self.concurrency, **self.environment)
-                )
-                for side, roles in (("mediated", self.mediated), ("raw", self.raw))
-            }
+        """Both sides in turn: their medians and ratios."""
+        async with self.pairs(folder) as pairs:
             return await rounds.compared(pairs, times, by=self.by)
+
+    @asynccontextmanager
+    async def pairs(self, folder: Path, **governed: str) -> AsyncIterator[dict[str, Pair]]:
+        """The programs of both sides; ``governed`` goes into the environment of the governed one's only."""
+        async with AsyncExitStack() as stack:
+            yield {
+                side: await stack.enter_async_context(
+                    Pair(folder, *roles, self.count, self.concurrency, **{**self.environment, **more})
+                )
+                for side, roles, more in (("mediated", self.mediated, governed), ("raw", self.raw, {}))
+            }
 
 
 def workloads(*, quick: bool) -> Iterator[Workload]:
@@ -70,3 +75,9 @@ def one_way(size: str, level: int, count: int, environment: Mapping[str, str]) -
     """Sends, ``level`` of them in flight."""
     sides = ("receive", "send"), ("raw-receive", "raw-send")
     return Workload(f"one_way/{size}/c{level}", *sides, count, level, environment=environment)
+
+
+def asked(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+    """Requests, ``level`` of them in flight."""
+    sides = ("receive", "request"), ("raw-respond", "raw-request")
+    return Workload(f"request/{size}/c{level}", *sides, count, level, environment=environment)
