@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, measures ``COUNT``
 calls for each line that it reads, and ends when there are no more. For each it prints a line of JSON when it
-is ready, and one when it is done. The raw roles are what people would write on nats-py without any governance:
-``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
+is ready, and one when it is done. The raw roles are what people would write on nats-py without any
+governance: ``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
 
 From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it;
 ``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible; and
