@@ -44,7 +44,9 @@ def aims(result: dict[str, Any]) -> Iterator[Aim]:
         if "growth_workers" not in name:
             yield _aim(f"{row['what']}: ratio", row["ratio"], _AT_LEAST, 0.9)
         if "growth_agents" in name:
-            yield _aim("worker's memory with 10,000 agents, MB", row["policy_mb"]["more"], _AT_MOST, 120)
+            yield _aim(
+                "worker's memory with 10,000 agents, MB", row["peak_mb"]["more"]["policy"], _AT_MOST, 120
+            )
 
 
 def _aim(what: str, found: float, side: str, bound: float) -> Aim:

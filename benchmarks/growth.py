@@ -3,8 +3,9 @@
 Both are up all the time, each with workers, Redis and programs of its own; while one is measured the other
 has nothing to do. What is real of what is more:
 
-* agents: the policy of the namespace names 10,000, each with the account key that ``apply`` would derive, and
-  every worker follows it. Only the few of the benchmark have an account and a consumer.
+* policy: it names 10,000 agents, with the accounts that they would have; every worker follows it.
+* agents: each of the 10,000 has its account and its consumer, too. Two of them talk; the others are never
+  connected.
 * audit entries: a million in Redis, with all indexes, made by the projector's own draft and store.
 * rules of data-loss prevention: 487 of a manifest's own, beside the 13 types that are built in.
 * workers: real ones.
@@ -25,7 +26,7 @@ from redis.asyncio import Redis
 
 from benchmarks import rounds
 from benchmarks.pairs import Pair, peaks
-from benchmarks.site import apply_policy, brought_up, name_agents, prepare
+from benchmarks.site import apply_policy, brought_up, grow_to, prepare
 from benchmarks.traffic import NAMESPACE
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
@@ -35,6 +36,8 @@ from tests.audit_fill import APPEND, STEP, Cast, fill
 
 LEVEL, CALLS = 256, 8_000
 """Sends in flight, and of one round: where a message's own cost shows most."""
+FEW_CALLS = 1_000
+"""Where they take nats-server some milliseconds each."""
 FEW, MANY = 10, 10_000
 """Agents."""
 ENTRIES = 1_000_000
@@ -59,6 +62,7 @@ class Growth:
     what: str
     more: Site
     less: Site
+    calls: int = CALLS
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class Growth:
         return f"{self.key}/1KiB/c{LEVEL}"
 
     async def compared(self, times: int) -> dict[str, Any]:
-        """Both in turn; with the most memory that a worker of each has had."""
+        """Both in turn; with the most memory that each kind of process has had."""
         async with AsyncExitStack() as stack:
             pairs, folders = {}, {}
             for side, site in (("more", self.more), ("less", self.less)):
@@ -75,17 +79,20 @@ class Growth:
                 await site.grow(layout, broker)
                 folders[side] = folder
                 pairs[side] = await stack.enter_async_context(
-                    Pair(folder, "receive", "send", CALLS, LEVEL, BENCH_BYTES="1024")
+                    Pair(folder, "receive", "send", self.calls, LEVEL, BENCH_BYTES="1024")
                 )
             found = await rounds.compared(pairs, times)
-            memory = {side: peaks(folder)["policy"] for side, folder in folders.items()}
-            return {"what": self.what, **found, "policy_mb": memory}
+            memory = {side: peaks(folder) for side, folder in folders.items()}
+            return {"what": self.what, **found, "peak_mb": memory}
 
 
 def growths(*, entries: int = ENTRIES) -> Iterator[Growth]:
     """Everything that may grow. ``entries`` of the audit: fewer only to try it out."""
-    few, plain = Site(_agents(FEW)), Site(_nothing)
-    yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", Site(_agents(MANY)), few)
+    plain = Site(_nothing)
+    few, many = (Site(_agents(count, served=False)) for count in (FEW, MANY))
+    yield Growth("growth_policy", f"agents in policy: {FEW} to {MANY:,}", many, few)
+    few, many = (Site(_agents(count, served=True)) for count in (FEW, MANY))
+    yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", many, few, FEW_CALLS)
     yield Growth("growth_audit", f"audit entries: 0 to {entries:,}", Site(_entries(entries)), plain)
     yield Growth("growth_rules", f"rules of DLP: 13 to {13 + RULES}", Site(_rules), plain)
     yield Growth("growth_workers", "workers: 1 to 4", Site(_nothing, workers=4), Site(_nothing, workers=1))
@@ -95,9 +102,9 @@ async def _nothing(layout: Layout, broker: Broker) -> None:
     pass
 
 
-def _agents(count: int) -> Grow:
+def _agents(count: int, *, served: bool) -> Grow:
     async def grow(layout: Layout, broker: Broker) -> None:
-        await name_agents(layout, broker, count)
+        await grow_to(layout, broker, count, served=served)
 
     return grow
 

@@ -63,14 +63,16 @@ def _processor_time(rows: dict[str, Any]) -> list[str]:
 
 def _growth(grown: dict[str, Any]) -> list[str]:
     lines = [
-        "| more of | messages/s before, after | ratio (least, most) | worker's memory before, after, MB |",
-        "|---|---|---|---|",
+        "| more of | messages/s before, after | ratio (least, most) | MB of a worker | nats-server | redis |",
+        "|---|---|---|---|---|---|",
     ]
     for row in grown.values():
-        less, more, memory = row["less"], row["more"], row["policy_mb"]
+        less, more, peaks = row["less"], row["more"], row["peak_mb"]
+        kinds = ("policy", "nats-server", "redis")
+        memory = " | ".join(f"{peaks['less'][kind]:.0f}, {peaks['more'][kind]:.0f}" for kind in kinds)
         lines.append(
             f"| {row['what']} | {less['per_second']:,.0f}, {more['per_second']:,.0f} "
-            f"| {_ratio(row)} | {memory['less']:.0f}, {memory['more']:.0f} |"
+            f"| {_ratio(row)} | {memory} |"
         )
     return lines
 

@@ -28,6 +28,7 @@ from broker_policy.tenants.material import Material
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import AgentPolicy, Limits, Permissions
 from mas_nats.policy.governance import Governance
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
@@ -93,22 +94,36 @@ async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance
         await apply(controller, store, wanted)
 
 
-async def name_agents(layout: Layout, broker: Broker, count: int) -> None:
-    """Bring the policy to ``count`` agents, and wait until the workers follow it.
+async def grow_to(layout: Layout, broker: Broker, count: int, *, served: bool) -> None:
+    """Bring the policy of the namespace to ``count`` agents; the workers follow.
 
-    Those it did not have get the account key that they would have, but neither account nor consumer. To make
-    those takes minutes and some 60 kB of nats-server's memory for each, and no stream may have more than 1000
-    consumers unless nats-server is told otherwise (``default_max_consumers``, since 2.15).
+    Where they are ``served``, each has an account and a consumer, as ``apply`` makes them, but that it could
+    not: nats-server lets a stream have 1000 consumers where neither the stream nor the account says otherwise
+    (``default_max_consumers``, since 2.15). Here the stream does. Where they are not, policy names the
+    accounts that they would have.
     """
     material = Material.load(layout.keys)
-    async with policy_store(layout, broker) as store:
+    endpoint = broker.connection(layout, "controller")
+    async with (
+        TenantController(endpoint, material.controller, material.public) as controller,
+        policy_store(layout, broker) as store,
+    ):
+        if served:
+            js = (await controller.tenant(NAMESPACE)).jetstream()
+            inbox = (await js.stream_info(subjects.INBOX_STREAM)).config
+            await js.update_stream(inbox.evolve(max_consumers=2 * count))
         stored = await store.get(NAMESPACE)
         assert stored is not None, "prepare() comes first"
-        agents = dict(stored.document.agents)
+        limits, agents = stored.document.limits, dict(stored.document.agents)
         for number in range(count - len(agents)):
             name = f"agent-{number:05}"
-            label = f"{NAMESPACE}.{Role.AGENT}.{name}"
-            agents[name] = AgentPolicy(account=material.controller.account(label).public)
+            if served:
+                account = await controller.ensure_agent(NAMESPACE, name, limits)
+            else:
+                account = material.controller.account(f"{NAMESPACE}.{Role.AGENT}.{name}").public
+            agents[name] = AgentPolicy(account=account)
+            if served and number % 1000 == 999:
+                print(f"{number + 1} agents made", file=sys.stderr, flush=True)
         document = stored.document.model_copy(update={"agents": agents})
         revision = await store.put(document, expected=stored.sequence)
         await store.wait_confirmed(revision, timeout=60)
