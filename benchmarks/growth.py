@@ -1,10 +1,11 @@
 """What more of something costs: two brokers, one with little and one with much of it, measured in turn.
 
 Both are up all the time, each with workers, Redis and programs of its own; while one is measured the other
-has nothing to do. What is real of what is more:
+has nothing to do. A round ends when nats-server has taken the acknowledgement of the last message: with many
+consumers that comes later. What is real of what is more:
 
 * policy: it names 10,000 agents, with the accounts that they would have; every worker follows it.
-* agents: each of the 10,000 has its account and its consumer, too. Two of them talk; the others are never
+* agents: each of the 1,000 or 10,000 has its account and its consumer, too. Two of them talk; the others are never
   connected.
 * audit entries: a million in Redis, with all indexes, made by the projector's own draft and store.
 * rules of data-loss prevention: 487 of a manifest's own, beside the 13 types that are built in.
@@ -17,8 +18,8 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +32,22 @@ from benchmarks.traffic import NAMESPACE
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
 from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.tenants.connect import connect_tenant_admin
+from broker_policy.tenants.material import Material
 from mas_nats.policy.governance import Governance
+from mas_nats.wire import subjects
 from tests.audit_fill import APPEND, STEP, Cast, fill
 
 LEVEL, CALLS = 256, 8_000
 """Sends in flight, and of one round: where a message's own cost shows most."""
 FEW_CALLS = 1_000
 """Where they take nats-server some milliseconds each."""
-FEW, MANY = 10, 10_000
+FEW, SOME, MANY = 10, 1_000, 10_000
 """Agents."""
 ENTRIES = 1_000_000
 RULES = 487
+
+_SIZE = {"BENCH_BYTES": "1024"}
 
 Grow = Callable[[Layout, Broker], Awaitable[None]]
 
@@ -78,8 +84,9 @@ class Growth:
                 await prepare(layout, broker)
                 await site.grow(layout, broker)
                 folders[side] = folder
+                settled = await stack.enter_async_context(acknowledging(layout, broker))
                 pairs[side] = await stack.enter_async_context(
-                    Pair(folder, "receive", "send", self.calls, LEVEL, BENCH_BYTES="1024")
+                    Pair(folder, "receive", "send", self.calls, LEVEL, environment=_SIZE, settled=settled)
                 )
             found = await rounds.compared(pairs, times)
             memory = {side: peaks(folder) for side, folder in folders.items()}
@@ -91,11 +98,32 @@ def growths(*, entries: int = ENTRIES) -> Iterator[Growth]:
     plain = Site(_nothing)
     few, many = (Site(_agents(count, served=False)) for count in (FEW, MANY))
     yield Growth("growth_policy", f"agents in policy: {FEW} to {MANY:,}", many, few)
-    few, many = (Site(_agents(count, served=True)) for count in (FEW, MANY))
+    few, more, many = (Site(_agents(count, served=True)) for count in (FEW, SOME, MANY))
+    yield Growth("growth_thousand", f"agents: {FEW} to {SOME:,}", more, few)
     yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", many, few, FEW_CALLS)
     yield Growth("growth_audit", f"audit entries: 0 to {entries:,}", Site(_entries(entries)), plain)
     yield Growth("growth_rules", f"rules of DLP: 13 to {13 + RULES}", Site(_rules), plain)
     yield Growth("growth_workers", "workers: 1 to 4", Site(_nothing, workers=4), Site(_nothing, workers=1))
+
+
+@asynccontextmanager
+async def acknowledging(layout: Layout, broker: Broker) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """What returns when nobody has anything of ``b``'s inbox left to handle or to acknowledge."""
+    endpoint = broker.connection(layout, "controller")
+    nc = await connect_tenant_admin(endpoint, Material.load(layout.keys).controller, NAMESPACE)
+    js = nc.jetstream(timeout=30)
+
+    async def settled() -> None:
+        while True:
+            inbox = await js.consumer_info(subjects.INBOX_STREAM, "b")
+            if not inbox.num_pending and not inbox.num_ack_pending:
+                return
+            await asyncio.sleep(0.01)
+
+    try:
+        yield settled
+    finally:
+        await nc.close()
 
 
 async def _nothing(layout: Layout, broker: Broker) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -24,13 +25,23 @@ class Pair:
     """Both processes; they stay for as many rounds as are wanted. Use as ``async with Pair(...) as pair``.
 
     ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. A round is
-    ``count`` calls, the first of which warms up.
+    ``count`` calls, the first of which warms up; it ends when the last was handled, or when ``settled``
+    returns, where that is given.
     """
 
     def __init__(
-        self, folder: Path, receiver: str, sender: str, count: int, concurrency: int, **environment: str
+        self,
+        folder: Path,
+        receiver: str,
+        sender: str,
+        count: int,
+        concurrency: int,
+        *,
+        environment: Mapping[str, str],
+        settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._folder = folder
+        self._settled = settled
         self._roles = [role for role in (receiver, sender) if role]
         self._count = count
         self._arguments = (str(count), str(concurrency))
@@ -54,9 +65,13 @@ class Pair:
         ready = [await _next_round(each) for each in self._processes]
         before, began, busy = servers(self._folder), time.monotonic(), machine_busy()
         done = [await _line(each) for each in reversed(self._processes)][::-1]
+        ended = max(each["done"] for each in done)
+        if self._settled is not None:
+            await self._settled()
+            ended = time.time()
         after, busy, took = servers(self._folder), machine_busy() - busy, time.monotonic() - began
         calls, sent = self._count - 1, done[-1]
-        seconds = max(each["done"] for each in done) - sent["started"]
+        seconds = ended - sent["started"]
         used = {name: after[name] - before.get(name, 0.0) for name in after}
         spent = [late["cpu"] - early["cpu"] for early, late in zip(ready, done, strict=True)]
         used |= zip(("sender", "receiver"), reversed(spent), strict=False)
@@ -83,7 +98,7 @@ async def pair(
     folder: Path, receiver: str, sender: str, count: int, concurrency: int, **environment: str
 ) -> Measured:
     """One round with processes of its own."""
-    async with Pair(folder, receiver, sender, count, concurrency, **environment) as both:
+    async with Pair(folder, receiver, sender, count, concurrency, environment=environment) as both:
         return await both.round()
 
 

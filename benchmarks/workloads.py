@@ -43,7 +43,9 @@ class Workload:
         async with AsyncExitStack() as stack:
             yield {
                 side: await stack.enter_async_context(
-                    Pair(folder, *roles, self.count, self.concurrency, **{**self.environment, **more})
+                    Pair(
+                        folder, *roles, self.count, self.concurrency, environment={**self.environment, **more}
+                    )
                 )
                 for side, roles, more in (("mediated", self.mediated, governed), ("raw", self.raw, {}))
             }
