@@ -2,11 +2,11 @@
 
 Both are up all the time, each with workers, Redis and programs of its own; while one is measured the other
 has nothing to do. A round ends when nats-server has taken the acknowledgement of the last message: with many
-consumers that comes later. What is real of what is more:
+consumers that comes later than its handling. What is real of what is more:
 
 * policy: it names 10,000 agents, with the accounts that they would have; every worker follows it.
-* agents: each of the 1,000 or 10,000 has its account and its consumer, too. Two of them talk; the others are never
-  connected.
+* agents: each of the 1,000 or 10,000 has its account and its consumer, too. Two of them talk; the others are
+  never connected.
 * audit entries: a million in Redis, with all indexes, made by the projector's own draft and store.
 * rules of data-loss prevention: 487 of a manifest's own, beside the 13 types that are built in.
 * workers: real ones.

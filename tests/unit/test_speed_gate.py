@@ -70,8 +70,18 @@ def test_throughput_beside_other_work_is_not_judged_and_processor_time_is():
 
 def test_what_is_expected_is_said_for_each_workload():
     known = {f"{each.name}/{what}" for each in gate.WORKLOADS for what in (*gate.PROCESSES, "throughput")}
-    assert gate.expectations().keys() == known
-    assert all(ratio > 0 for ratio in gate.expectations().values())
+    there = json.loads(gate.EXPECTED.read_text())["machine"]
+    assert gate.expectations(there).keys() == known
+    assert all(ratio > 0 for ratio in gate.expectations(there).values())
+
+
+@pytest.mark.parametrize(("cores", "fsync"), [(2, 1), (1, 1), (1, 5), (1, 0.2)], ids=str)
+def test_throughput_is_expected_of_machines_that_are_alike(cores: int, fsync: float):
+    there = json.loads(gate.EXPECTED.read_text())["machine"]
+    here = {"cores": there["cores"] * cores, "fsync_ms": there["fsync_ms"] * fsync}
+    alike = (cores, fsync) == (1, 1)
+    named = {name.rsplit("/", 1)[1] for name in gate.expectations(here)}
+    assert named == {"sender", "policy"} | ({"throughput"} if alike else set())
 
 
 # -- a whole result -----------------------------------------------------------------------------------
