@@ -64,7 +64,7 @@ class Fallen:
 
     def __str__(self) -> str:
         part = 1 - self.found / self.expected
-        return f"{self.name}: {self.found:.2f}, {part:.0%} below the {self.expected:.2f} that it should be"
+        return f"{self.name}: {self.found:.3g}, {part:.0%} below the {self.expected:.3g} that it should be"
 
 
 def ratios(name: str, found: Sequence[Mapping[str, Measured]]) -> dict[str, float]:
@@ -160,7 +160,7 @@ async def main(*, write: bool) -> int:
         found, low = await judged(folder, expected)
     print("| | measured | expected |\n|---|---|---|")
     for name, bound in expected.items():
-        print(f"| `{name}` | {f'{found[name]:.2f}' if name in found else 'too busy to say'} | {bound:.2f} |")
+        print(f"| `{name}` | {f'{found[name]:.3g}' if name in found else 'too busy to say'} | {bound:.3g} |")
     print(*low, sep="\n")
     return 1 if low else 0
 
