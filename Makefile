@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser casa-demo
+.PHONY: help demo bench speed docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser casa-demo
 
 help:
 	@echo "make demo    bring everything up, run two agents, verify the audit, take everything down"
@@ -22,6 +22,7 @@ help:
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
 	@echo "make bench   how fast it is beside raw nats-py, in one run; QUICK=1 in about a minute"
+	@echo "make speed   whether it has become slower than benchmarks/expected.json says"
 	@echo "make sidecar-kills  the sidecar of an MCP server killed while money is transferred: COUNT=100"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"
 	@echo "make cluster the longer tests of three nodes: killed, restarted, cut off"
@@ -75,6 +76,11 @@ chaos: setup
 bench: setup
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet matplotlib || true
 	$(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick)
+
+# Ratios to raw nats-py; make test does it at its end. A new file: python -m benchmarks.gate --write
+speed: setup
+	$(BIN)/python -m benchmarks.gate
+
 # make test does it eight times; a hundred take some ten minutes.
 sidecar-kills: setup
 	SIDECAR_KILLS=$(or $(COUNT),100) $(BIN)/python -m pytest tests/sidecar/test_at_most_once.py -k killed --timeout 0 \

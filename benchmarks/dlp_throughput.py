@@ -10,7 +10,7 @@ import os
 import statistics
 
 from benchmarks.pairs import pair
-from benchmarks.site import brought_up, prepare, set_policy
+from benchmarks.site import apply_policy, brought_up, prepare
 from mas_nats.policy.governance import Dlp, Governance
 
 ROUNDS = 5
@@ -34,7 +34,7 @@ async def main() -> None:
             rates: dict[bool, list[float]] = {True: [], False: []}
             for _ in range(ROUNDS):
                 for on, found in rates.items():
-                    await set_policy(layout, broker, governance=Governance(dlp=Dlp(enabled=on)))
+                    await apply_policy(layout, broker, governance=Governance(dlp=Dlp(enabled=on)))
                     done = await pair(folder, "receive", "send", count, CONCURRENCY)
                     found.append(done["per_second"])
             ratio = statistics.median(rates[True]) / statistics.median(rates[False])

@@ -6,59 +6,107 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 from benchmarks.site import REPOSITORY
 from broker_policy.embedded.layout import Broker, Layout
 
 Measured = dict[str, float]
 """``per_second``, ``p50_ms`` and ``p99_ms`` as the sender sees them, and ``cpu_us``: processor time a call,
-by process: ``cpu_us.sender``, ``cpu_us.nats-server`` and so on."""
+by process: ``cpu_us.sender``, ``cpu_us.nats-server`` and so on. ``others`` is the part of the machine's
+processors that everybody else had meanwhile, the kernel's own work for this included."""
 _TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Pair:
+    """Both processes; they stay for as many rounds as are wanted. Use as ``async with Pair(...) as pair``.
+
+    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. A round is
+    ``count`` calls, the first of which warms up; it ends when the last was handled, or when ``settled``
+    returns, where that is given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        receiver: str,
+        sender: str,
+        count: int,
+        concurrency: int,
+        *,
+        environment: Mapping[str, str],
+        settled: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._settled = settled
+        self._roles = [role for role in (receiver, sender) if role]
+        self._count = count
+        self._arguments = (str(count), str(concurrency))
+        self._environment = environment
+        self._processes: list[asyncio.subprocess.Process] = []
+
+    async def __aenter__(self) -> Self:
+        self._processes = [await self._start(role) for role in self._roles]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for each in self._processes:
+            if each.stdin:
+                each.stdin.close()
+            if kind is not None and each.returncode is None:
+                each.terminate()  # it waits for what will not come
+        await asyncio.gather(*(each.wait() for each in self._processes))
+
+    async def round(self) -> Measured:
+        """Measure once."""
+        ready = [await _next_round(each) for each in self._processes]
+        before, began, busy = servers(self._folder), time.monotonic(), machine_busy()
+        done = [await _line(each) for each in reversed(self._processes)][::-1]
+        ended = max(each["done"] for each in done)
+        if self._settled is not None:
+            await self._settled()
+            ended = time.time()
+        after, busy, took = servers(self._folder), machine_busy() - busy, time.monotonic() - began
+        calls, sent = self._count - 1, done[-1]
+        seconds = ended - sent["started"]
+        used = {name: after[name] - before.get(name, 0.0) for name in after}
+        spent = [late["cpu"] - early["cpu"] for early, late in zip(ready, done, strict=True)]
+        used |= zip(("sender", "receiver"), reversed(spent), strict=False)
+        theirs = (busy - sum(used.values())) / took / (os.cpu_count() or 1)
+        return {
+            "others": max(theirs, 0.0),
+            "per_second": calls / seconds,
+            "p50_ms": sent["p50"] * 1e3,
+            "p99_ms": sent["p99"] * 1e3,
+            **{f"cpu_us.{name}": each / calls * 1e6 for name, each in used.items()},
+        }
+
+    async def _start(self, role: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.traffic", role, *self._arguments),
+            cwd=self._folder,
+            env={**os.environ, **self._environment, "PYTHONPATH": str(REPOSITORY)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
 
 
 async def pair(
     folder: Path, receiver: str, sender: str, count: int, concurrency: int, **environment: str
 ) -> Measured:
-    """``count`` calls from a process of one role to one of the other; "" when nobody receives."""
-    receiving = await _start(folder, receiver, count, concurrency, environment) if receiver else None
-    receiver_before = await _line(receiving) if receiving else {}
-    sending = await _start(folder, sender, count, concurrency, environment)
-    sender_before = await _line(sending)
-    before = servers(folder)
-    sent = await _line(sending)
-    received = await _line(receiving) if receiving else sent
-    after = servers(folder)
-    await asyncio.gather(*(each.wait() for each in (sending, receiving) if each))
-    calls = count - 1  # the first one warms up
-    seconds = max(received["done"], sent["done"]) - sent["started"]
-    used = {name: after[name] - before.get(name, 0.0) for name in after}
-    used["sender"] = sent["cpu"] - sender_before["cpu"]
-    if receiving:
-        used["receiver"] = received["cpu"] - receiver_before["cpu"]
-    return {
-        "per_second": calls / seconds,
-        "p50_ms": sent["p50"] * 1e3,
-        "p99_ms": sent["p99"] * 1e3,
-        **{f"cpu_us.{name}": each / calls * 1e6 for name, each in used.items()},
-    }
+    """One round with processes of its own."""
+    async with Pair(folder, receiver, sender, count, concurrency, environment=environment) as both:
+        return await both.round()
 
 
-async def _start(
-    folder: Path, role: str, count: int, concurrency: int, environment: Mapping[str, str]
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "benchmarks.traffic",
-        role,
-        str(count),
-        str(concurrency),
-        cwd=folder,
-        env={**os.environ, **environment, "PYTHONPATH": str(REPOSITORY)},
-        stdout=asyncio.subprocess.PIPE,
-    )
+async def _next_round(process: asyncio.subprocess.Process) -> dict[str, float]:
+    """What it says when it is ready."""
+    if process.stdin:
+        process.stdin.write(b"\n")
+    return await _line(process)
 
 
 async def _line(process: asyncio.subprocess.Process) -> dict[str, float]:
@@ -70,8 +118,14 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, float]:
     return parsed
 
 
+def machine_busy() -> float:
+    """Processor seconds so far in which the machine was not idle, those that its host took away included."""
+    user, nice, system, _idle, _waits, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *more))) / _TICK
+
+
 def servers(folder: Path) -> dict[str, float]:
-    """Processor seconds so far of each kind of process below ``mas up``."""
+    """Processor seconds so far of each kind of process that ``mas up`` has started for ``folder``."""
     used: dict[str, float] = {}
     for name, pid in _processes(folder):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -91,15 +145,16 @@ def peaks(folder: Path) -> dict[str, float]:
 
 def _processes(folder: Path) -> list[tuple[str, int]]:
     layout = Layout(folder / ".mas")
-    parent = Broker.read(layout).pid
-    found = []
+    parent, root = Broker.read(layout).pid, layout.root.resolve()
+    found: list[tuple[str, int]] = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
             command = (status.parent / "cmdline").read_bytes().decode()
+            where = (status.parent / "cwd").readlink()
         except OSError:
             continue
-        if int(fields[1]) == parent and (name := _kind(command)):
+        if int(fields[1]) == parent and where.is_relative_to(root) and (name := _kind(command)):
             found.append((name, int(status.parent.name)))
     return found
 

@@ -132,21 +132,27 @@ async def call(http: httpx2.AsyncClient) -> None:
     assert "result" in answer.json(), answer.text
 
 
+def straight(port: int) -> httpx2.AsyncClient:
+    """A client of the application itself."""
+    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
+
+
+def through(proxy: int) -> httpx2.AsyncClient:
+    """A client whose calls go through its own sidecar and the target's."""
+    address = f"http://127.0.0.1:{proxy}"
+    return httpx2.AsyncClient(base_url="http://b.test", proxy=address, timeout=30, trust_env=False)
+
+
 async def one_round(
     folder: Path, port: int, broker: Broker, layout: Layout, took: dict[str, list[float]]
 ) -> None:
     async with process(ME, "b", folder, str(port)), process(ME, "a", folder, str(port)) as proxy:
-        for side, options in (
-            ("direct", {"base_url": f"http://127.0.0.1:{port}"}),
-            ("sidecars", {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}),
-        ):
-            async with httpx2.AsyncClient(**options, timeout=30, trust_env=False) as http:
+        for side, http in (("direct", straight(port)), ("sidecars", through(proxy))):
+            async with http:
                 took[side] += await timed(lambda http=http: call(http))  # type: ignore[misc]
     guarded = (folder, str(port), "tokens")
-    async with process(ME, "b", *guarded), process(ME, "a", *guarded) as proxy:
-        through = {"base_url": "http://b.test", "proxy": f"http://127.0.0.1:{proxy}"}
-        async with httpx2.AsyncClient(**through, timeout=30, trust_env=False) as http:
-            took["tokens"] += await timed(lambda: call(http))
+    async with process(ME, "b", *guarded), process(ME, "a", *guarded) as proxy, through(proxy) as http:
+        took["tokens"] += await timed(lambda: call(http))
     certificates = layout.certs / "default" / "agent"
     tls = TlsClientConfig(broker.ca, certificates / "a.pem", certificates / "a.key")
     async with (

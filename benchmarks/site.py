@@ -26,8 +26,9 @@ from broker_policy.tenants.connect import connect_control_admin, connect_tenant_
 from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.document import AgentPolicy, Limits, Permissions
 from mas_nats.policy.governance import Governance
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
@@ -48,7 +49,7 @@ async def brought_up(
 
 async def prepare(layout: Layout, broker: Broker) -> None:
     """Two agents and their certificates; beside them an account with a plain stream and a plain bucket."""
-    await set_policy(layout, broker)
+    await apply_policy(layout, broker)
     authority = CertificateAuthority.open_or_create(layout.authority)
     for name in ("a", "b", "direct"):
         identity = Identity(DEFAULT_TRUST_DOMAIN, NAMESPACE, Role.AGENT, name)
@@ -74,34 +75,80 @@ async def prepare(layout: Layout, broker: Broker) -> None:
     await raw.close()
 
 
-async def set_policy(
-    layout: Layout, broker: Broker, *, more_agents: int = 0, governance: Governance | None = None
-) -> None:
-    """Apply the policy: ``a`` may send to ``b``, and there are so many other agents."""
-    material = Material.load(layout.keys)
-    endpoint = broker.connection(layout, "controller")
+async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance | None = None) -> None:
+    """Apply the policy: ``a`` may send to ``b``."""
     agents = {"a": WantedAgent(), "b": WantedAgent(), "direct": WantedAgent(state=StateMode.DIRECT)}
     wanted = Wanted(
         namespace=NAMESPACE,
-        agents={**agents, **{f"other{number}": WantedAgent() for number in range(more_agents)}},
+        agents=agents,
         permissions={"a": Permissions(allowed_targets=("b",))},
         limits=Limits(in_flight=256),
         governance=governance or Governance(),
     )
-    async with TenantController(endpoint, material.controller, material.public) as controller:
-        control = await connect_control_admin(endpoint, material.controller)
-        await apply(controller, PolicyStore(control), wanted)
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    async with (
+        TenantController(endpoint, material.controller, material.public) as controller,
+        policy_store(layout, broker) as store,
+    ):
+        await apply(controller, store, wanted)
+
+
+async def grow_to(layout: Layout, broker: Broker, count: int, *, served: bool) -> None:
+    """Bring the policy of the namespace to ``count`` agents; the workers follow.
+
+    Where they are ``served``, each has an account and a consumer, as ``apply`` makes them, but that it could
+    not: nats-server lets a stream have 1000 consumers where neither the stream nor the account says otherwise
+    (``default_max_consumers``, since 2.15). Here the stream does. Where they are not, policy names the
+    accounts that they would have.
+    """
+    material = Material.load(layout.keys)
+    endpoint = broker.connection(layout, "controller")
+    async with (
+        TenantController(endpoint, material.controller, material.public) as controller,
+        policy_store(layout, broker) as store,
+    ):
+        if served:
+            js = (await controller.tenant(NAMESPACE)).jetstream()
+            inbox = (await js.stream_info(subjects.INBOX_STREAM)).config
+            await js.update_stream(inbox.evolve(max_consumers=2 * count))
+        stored = await store.get(NAMESPACE)
+        assert stored is not None, "prepare() comes first"
+        limits, agents = stored.document.limits, dict(stored.document.agents)
+        for number in range(count - len(agents)):
+            name = f"agent-{number:05}"
+            if served:
+                account = await controller.ensure_agent(NAMESPACE, name, limits)
+            else:
+                account = material.controller.account(f"{NAMESPACE}.{Role.AGENT}.{name}").public
+            agents[name] = AgentPolicy(account=account)
+            if served and number % 1000 == 999:
+                print(f"{number + 1} agents made", file=sys.stderr, flush=True)
+        document = stored.document.model_copy(update={"agents": agents})
+        revision = await store.put(document, expected=stored.sequence)
+        await store.wait_confirmed(revision, timeout=60)
+
+
+@asynccontextmanager
+async def policy_store(layout: Layout, broker: Broker) -> AsyncIterator[PolicyStore]:
+    """The policies of this broker."""
+    endpoint = broker.connection(layout, "controller")
+    control = await connect_control_admin(endpoint, Material.load(layout.keys).controller)
+    try:
+        yield PolicyStore(control)
+    finally:
         await control.close()
 
 
-def machine(folder: Path) -> dict[str, Any]:
-    """What it was measured on."""
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "fsync_ms": round(fsync_time(folder) * 1e3, 3),
-        "load": round(os.getloadavg()[0], 1),
-    }
+def machine() -> dict[str, Any]:
+    """What it is measured on."""
+    with tempfile.TemporaryDirectory(prefix="mas-bench-") as folder:
+        return {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "fsync_ms": round(fsync_time(Path(folder)) * 1e3, 3),
+            "load": round(os.getloadavg()[0], 1),
+        }
 
 
 def fsync_time(folder: Path) -> float:

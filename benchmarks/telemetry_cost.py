@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--agents", nargs=2, metavar=("URL", "CERTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.agents:
-        print(json.dumps(asyncio.run(talk(*arguments.agents, arguments.messages))))
+        url, certs = arguments.agents
+        print(json.dumps(asyncio.run(talk(url, certs, arguments.messages))))
         return
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Swallow)
     threading.Thread(target=collector.serve_forever, daemon=True).start()

@@ -1,22 +1,26 @@
 """The programs that a measurement starts: senders and receivers, each a process of its own.
 
-``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, prints one line of JSON
-when it is ready and one when it is done. The raw roles are what people would write on nats-py without any
+``python -m benchmarks.traffic ROLE COUNT CONCURRENCY``, run beside a ``.mas`` folder, measures ``COUNT``
+calls for each line that it reads, and ends when there are no more. For each it prints a line of JSON when it
+is ready, and one when it is done. The raw roles are what people would write on nats-py without any
 governance: ``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
 
-From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it; and
-``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible.
+From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it;
+``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible; and
+``BENCH_WASTE``, microseconds of processor time that a sender wastes before each call, to see whether somebody
+notices.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,7 @@ BYTES = int(os.environ.get("BENCH_BYTES", "1024"))
 PAYLOAD = {"n": 1, "text": os.environ.get("BENCH_TEXT", "x" * (BYTES - ENVELOPE))}
 BODY = json.dumps(PAYLOAD).encode()
 RATE = float(os.environ.get("BENCH_RATE", "0"))
+WASTE = float(os.environ.get("BENCH_WASTE", "0")) / 1e6
 
 
 def say(**what: object) -> None:
@@ -46,28 +51,40 @@ def say(**what: object) -> None:
     print(json.dumps({**what, "cpu": used.ru_utime + used.ru_stime, "peak_kb": used.ru_maxrss}), flush=True)
 
 
-class Receiver(Agent[dict[str, Any]]):
-    """Counts to ``expected``; answers requests."""
+async def rounds() -> AsyncIterator[None]:
+    """One for each line that is read."""
+    while await asyncio.to_thread(sys.stdin.readline):
+        yield
 
-    def __init__(self, agent_id: str, expected: int) -> None:
+
+class Receiver(Agent[dict[str, Any]]):
+    """Counts what arrives; answers requests."""
+
+    def __init__(self, agent_id: str) -> None:
         super().__init__(agent_id)
-        self._expected = expected
-        self._seen = 0
-        self.done = asyncio.Event()
+        self._missing = 0
+        self._all_seen = asyncio.Event()
+
+    def expect(self, count: int) -> asyncio.Event:
+        """Count from here on; what is set when so many were handled."""
+        self._missing, self._all_seen = count, asyncio.Event()
+        return self._all_seen
 
     async def on_message(self, message: AgentMessage) -> None:
-        self._seen += 1
         if message.message_type == "ask":
             await message.reply("answer", PAYLOAD)
-        if self._seen == self._expected:
-            self.done.set()
+        self._missing -= 1
+        if not self._missing:
+            self._all_seen.set()
 
 
 async def receive(count: int, _: int) -> None:
-    async with Receiver("b", count) as agent:
-        say(ready=True)
-        await agent.done.wait()
-        say(done=time.time())
+    async with Receiver("b") as agent:
+        async for _round in rounds():
+            all_seen = agent.expect(count)
+            say(ready=True)
+            await all_seen.wait()
+            say(done=time.time())
 
 
 async def send(count: int, concurrency: int) -> None:
@@ -89,7 +106,7 @@ class Kept(BaseModel):
 
 async def _state(agent_id: str, count: int) -> None:
     async with Agent[Kept](agent_id, state_model=Kept, receive=False) as agent:
-        numbers = iter(range(1, count + 1))
+        numbers = itertools.count(1)
         await measure(count, 1, lambda: agent.update_state({**PAYLOAD, "n": next(numbers)}))
 
 
@@ -116,17 +133,18 @@ async def raw_state(count: int, _: int) -> None:
 async def raw_receive(count: int, _: int) -> None:
     async with raw() as nc:
         pull = await nc.jetstream().pull_subscribe_bind(consumer="b", stream=RAW_STREAM)
-        say(ready=True)
-        seen = 0
-        while seen < count:
-            try:
-                for message in await pull.fetch(200, timeout=5):
-                    await message.ack()
-                    seen += 1
-            except nats.errors.TimeoutError:
-                continue
-        await nc.flush()
-        say(done=time.time())
+        async for _round in rounds():
+            say(ready=True)
+            seen = 0
+            while seen < count:
+                try:
+                    for message in await pull.fetch(200, timeout=5):
+                        await message.ack()
+                        seen += 1
+                except nats.errors.TimeoutError:
+                    continue
+            await nc.flush()
+            say(done=time.time())
 
 
 async def raw_send(count: int, concurrency: int) -> None:
@@ -137,22 +155,20 @@ async def raw_send(count: int, concurrency: int) -> None:
 
 async def raw_respond(count: int, _: int) -> None:
     async with raw() as nc:
-        done = asyncio.Event()
-        seen = 0
+        answered = asyncio.Semaphore(0)
 
         async def answer(message: Any) -> None:
-            nonlocal seen
-            seen += 1
             await message.respond(BODY)
-            if seen == count:
-                done.set()
+            answered.release()
 
         await nc.subscribe(RAW_SERVICE, cb=answer)
         await nc.flush()
-        say(ready=True)
-        await done.wait()
-        await nc.flush()
-        say(done=time.time())
+        async for _round in rounds():
+            say(ready=True)
+            for _call in range(count):
+                await answered.acquire()
+            await nc.flush()
+            say(done=time.time())
 
 
 async def raw_request(count: int, concurrency: int) -> None:
@@ -161,13 +177,19 @@ async def raw_request(count: int, concurrency: int) -> None:
 
 
 async def measure(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
-    """``count`` calls, ``concurrency`` at a time, or at the rate that the environment says."""
-    await once()
-    numbers, latencies = iter(range(count - 1)), []
+    """In each round ``count`` calls, ``concurrency`` at a time, or at the rate that the environment says."""
+    async for _round in rounds():
+        await once()
+        await _measured_once(count - 1, concurrency, once)
+
+
+async def _measured_once(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
+    numbers, latencies = iter(range(count)), []
     say(ready=True)
 
     async def timed() -> None:
         begun = time.perf_counter()
+        waste()
         await once()
         latencies.append(time.perf_counter() - begun)
 
@@ -189,10 +211,17 @@ async def measure(count: int, concurrency: int, once: Callable[[], Awaitable[obj
     )
 
 
-async def at_rate(numbers: Any, once: Callable[[], Awaitable[None]]) -> None:
+def waste() -> None:
+    """Compute for as long as the environment says."""
+    until = time.thread_time() + WASTE
+    while WASTE and time.thread_time() < until:
+        pass
+
+
+async def at_rate(numbers: Iterator[int], once: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Begin one call each time it is due, whether the one before it has ended or not."""
     loop = asyncio.get_running_loop()
-    due, running = loop.time(), set()
+    due, running = loop.time(), set[asyncio.Task[None]]()
     for _ in numbers:
         due += 1 / RATE
         await asyncio.sleep(due - loop.time())

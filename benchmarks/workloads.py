@@ -1,0 +1,85 @@
+"""What is measured in a profile: names, sizes, and the programs of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rounds
+from benchmarks.pairs import Pair
+
+SIZES = {"100B": 100, "1KiB": 1024, "16KiB": 16 * 1024}
+ONE_WAY = {1: 400, 16: 2_000, 64: 4_000, 256: 8_000}
+"""Calls at each concurrency."""
+PACE = 50
+"""Calls a second where latency is measured: what leaves the machine idle most of the time."""
+AT_PACE = 300
+STATE = 300
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured: the same of two sides. Each side is a receiver and a sender, by role."""
+
+    name: str  # workload/size/concurrency
+    mediated: tuple[str, str]
+    raw: tuple[str, str]
+    count: int
+    concurrency: int = 1
+    by: str = rounds.RATE
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    async def compared(self, folder: Path, times: int) -> dict[str, Any]:
+        """Both sides in turn: their medians and ratios."""
+        async with self.pairs(folder) as pairs:
+            return await rounds.compared(pairs, times, by=self.by)
+
+    @asynccontextmanager
+    async def pairs(self, folder: Path, **governed: str) -> AsyncIterator[dict[str, Pair]]:
+        """The programs of both sides; ``governed`` goes into the environment of the governed one's only."""
+        async with AsyncExitStack() as stack:
+            yield {
+                side: await stack.enter_async_context(
+                    Pair(
+                        folder, *roles, self.count, self.concurrency, environment={**self.environment, **more}
+                    )
+                )
+                for side, roles, more in (("mediated", self.mediated, governed), ("raw", self.raw, {}))
+            }
+
+
+def workloads(*, quick: bool) -> Iterator[Workload]:
+    """Everything that is measured in one profile."""
+    sizes = {"1KiB": 1024} if quick else SIZES
+    levels = {1: 200, 64: 1_500, 256: 3_000} if quick else ONE_WAY
+    calls, updates = (60, 100) if quick else (AT_PACE, STATE)
+    for size, length in sizes.items():
+        said = {"BENCH_BYTES": str(length)}
+        for level, count in levels.items():
+            less = count if length <= 1024 else count // 2
+            yield one_way(size, level, less, said)
+        paced = said | {"BENCH_RATE": str(PACE)}
+        for name, governed, plain in (
+            ("send", ("receive", "send"), ("raw-receive", "raw-send")),
+            ("request", ("receive", "request"), ("raw-respond", "raw-request")),
+        ):
+            key = f"{name}/{size}/rate{PACE}"
+            yield Workload(key, governed, plain, calls, by=rounds.LATENCY, environment=paced)
+        for kind in ("direct", "mediated"):
+            sides = ("", f"state-{kind}"), ("", "raw-state")
+            yield Workload(f"state_{kind}/{size}/c1", *sides, updates, environment=said)
+
+
+def one_way(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+    """Sends, ``level`` of them in flight."""
+    sides = ("receive", "send"), ("raw-receive", "raw-send")
+    return Workload(f"one_way/{size}/c{level}", *sides, count, level, environment=environment)
+
+
+def asked(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+    """Requests, ``level`` of them in flight."""
+    sides = ("receive", "request"), ("raw-respond", "raw-request")
+    return Workload(f"request/{size}/c{level}", *sides, count, level, environment=environment)
