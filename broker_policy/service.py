@@ -37,6 +37,7 @@ from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
+from broker_policy.calls.model_answers import ModelAnswers
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.prompts import PromptCalls
@@ -208,13 +209,18 @@ class NamespaceService:
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
         )
-        self._prompts = PromptCalls(deciding, acting, admission=admission, asides=self._asides)
         self._apart, self._shared_apart = apart or Apart(), apart is not None
         stream_screen = StreamScreen(deciding.rules, blocked, self._apart)
         frames = FrameCalls(
             replies, deciding, acting, screen or stream_screen, None if screen else stream_screen.aside
         )
-        self._searching = Searching(self._apart, deciding, frames, self._asides)
+        answers = ModelAnswers(
+            deciding, acting, screen or stream_screen, None if screen else stream_screen.aside
+        )
+        self._prompts = PromptCalls(
+            deciding, acting, admission=admission, asides=self._asides, answers=answers
+        )
+        self._searching = Searching(self._apart, deciding, frames, answers, self._asides)
         self._arriving = Arriving(
             deciding,
             Acting(self._returning, deciding, self._asides, self._answer),
