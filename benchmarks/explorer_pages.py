@@ -31,8 +31,9 @@ from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
 from mas_nats import Agent, AgentMessage
+from mas_nats.message import reply_id
 from mas_nats.policy.document import Limits
-from tests.audit_fill import STEP, Cast, fill
+from tests.audit_fill import APPEND, STEP, Cast, fill
 from tests.explorer.served import Explorer, exploring
 from tests.explorer.test_pages import CHROMIUM
 from tests.system import System
@@ -49,6 +50,8 @@ SHOWN = """() => new Promise((done) => {
   look();
 })"""
 ENTRIES_A_DECISION = 1.015
+SEED = 1 << 30
+"""Of what is there before it measures; what goes on then has smaller ones, so no id comes twice."""
 BURST = 10
 """Decisions appended at once while it measures, so many times a second."""
 
@@ -106,7 +109,7 @@ async def measured(system: System, entries: int, names: list[str], rounds: int, 
         began = time.monotonic()
         decisions = int(entries / ENTRIES_A_DECISION)
         now = int(time.time() * 1000)
-        await fill(store, decisions, cast=Cast(names, now - STEP * decisions, logged=False))
+        await filled(store, decisions, Cast(names, now - STEP * decisions, logged=False))
         say(f"{(await store.head()).index:,} entries", began)
         with exploring(system, namespace) as explorer:
             async with going_on(store, names):
@@ -147,6 +150,16 @@ async def settled(store: Store) -> None:
                 await asyncio.sleep(0.2)
 
 
+async def filled(store: Store, decisions: int, cast: Cast) -> None:
+    """Append so many, between what the real projector still appends."""
+    for first in range(0, decisions, APPEND):
+        count = min(APPEND, decisions - first)
+        while True:
+            with contextlib.suppress(Overtaken):  # it is one append: then nothing was added
+                await fill(store, count, seed=SEED + first, first=first, cast=cast)
+                break
+
+
 @contextlib.asynccontextmanager
 async def going_on(store: Store, names: list[str]) -> AsyncIterator[None]:
     """100 decisions a second, until the block ends."""
@@ -178,7 +191,8 @@ async def paths(store: Store) -> dict[str, tuple[str, str]]:
     newest, middle = await at(last), await at(last // 2)
     dead = await at(last // 2, Outcome.DEAD)
     refused = await at(last // 2, Outcome.REFUSED)
-    mixed = "sender=agent-007&target=agent-011"
+    reply = reply_id("agent-001", "agent-000", "asked-1")
+    mixed, never = "sender=agent-007&target=agent-011", "decision=ALLOWED&violation=default"
     return {
         "overview": ("/", "overview"),
         "topology": ("/topology", "topology"),
@@ -190,13 +204,15 @@ async def paths(store: Store) -> dict[str, tuple[str, str]]:
         "audit: a sender and a target": (f"/audit?{mixed}", f"decisions?{mixed}"),
         "audit: dead": ("/audit?outcome=dead", "decisions?outcome=dead"),
         "audit: of an hour ago": ("/audit?to=1h", "decisions?to=1h"),
-        "audit: two that never meet": ("", "decisions?decision=ALLOWED&violation=default"),
+        "audit: two that never meet": (f"/audit?{never}", f"decisions?{never}"),
+        "audit: the same, to the end": ("", f"decisions?{never}&within=10000"),
         "checkpoints": ("", "checkpoints"),
         "message: newest": (f"/message/{newest}", f"message/{newest}"),
         "message: in the middle": (f"/message/{middle}", f"message/{middle}"),
         "message: in the middle, dead": (f"/message/{dead}", f"message/{dead}"),
         "message: in the middle, refused": (f"/message/{refused}", f"message/{refused}"),
         "message: the first request": ("/message/asked-1", "message/asked-1"),
+        "message: the reply to it": (f"/message/{reply}", f"message/{reply}"),
         "message: a real dead letter": ("/message/dead-0", "message/dead-0"),
         "message: none of this id": ("/message/nobody", "message/nobody"),
     }

@@ -31,6 +31,7 @@ from broker_policy.audit.record import Outcome, RecordKey, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.arriving import Arriving
 from broker_policy.calls.asides import Asides
+from broker_policy.calls.bundles import Bundle
 from broker_policy.calls.crossing import Crossing, Neighbours
 from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.delayed import DelayedCalls
@@ -82,7 +83,7 @@ from broker_policy.tokens.keys import TokenKeys
 from broker_policy.tokens.marks import Marks
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
-from mas_nats.wire import subjects
+from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
@@ -394,6 +395,24 @@ class NamespaceService:
             call = Call.read(message, self._clock())
         except ValueError:
             return  # no call subject: cannot come through an agent's account
+        begun = time.perf_counter()
+        if call.op == Op.SEND and message.headers and headers.BUNDLE in message.headers:
+            self._take_bundle(call, message)
+        else:
+            self._take_call(call)
+        if time.perf_counter() - begun > _TURN:
+            await asyncio.sleep(0)  # many may have arrived: others have their turn between them
+
+    def _take_bundle(self, whole: Call, message: Any) -> None:
+        try:
+            bundle = Bundle.read(message, self._clock)
+        except ValueError as error:
+            self._asides.tell(whole, refusals.invalid("bundle", f"a bundle that cannot be read: {error}"))
+            return
+        for call in bundle.calls:
+            self._take_call(call)
+
+    def _take_call(self, call: Call) -> None:
         take = self._calls.get(call.op)
         if take is None:
             self._asides.tell(call, refusals.invalid("op", f"there is no call {call.op[:40]!r}"))
@@ -401,7 +420,6 @@ class NamespaceService:
         self._onlookers.tally.asked(call)
         call.crosses = self._crossing.concerns(call)
         self._watched(call)
-        begun = time.perf_counter()
         try:
             if call.op not in _SEARCHED:
                 take(call)
@@ -410,8 +428,6 @@ class NamespaceService:
         except Exception:
             log.exception("%s of %s failed", call.op, call.sender)
             self._asides.tell(call, refusals.unavailable())
-        if time.perf_counter() - begun > _TURN:
-            await asyncio.sleep(0)  # many may have arrived: others have their turn between them
 
     @property
     def arriving(self) -> Arriving | None:
@@ -498,8 +514,11 @@ class NamespaceService:
             call.on_verdict(verdict)
         elif call.reply_to:
             self._onlookers.tally.answered(call, verdict, self._clock())
+            answer = verdict.encode() if call.bundle is None else call.bundle.answered(call, verdict)
+            if answer is None:
+                return  # the other calls of its bundle are not answered yet
             with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
-                await self._nc.publish(call.reply_to, verdict.encode())
+                await self._nc.publish(call.reply_to, answer)
 
 
 def _replies_of(neighbours: Neighbours) -> Callable[[str], Replies | None]:

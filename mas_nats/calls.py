@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from mas_nats.bundles import Bundles
 from mas_nats.errors import OutcomeUnknown, PermissionDenied, Unavailable
 from mas_nats.patience import Patience
 from mas_nats.transport import Connection, NoAnswer, NoResponders, NotSent, unreachable
@@ -36,6 +37,7 @@ class Calls:
         self._connection = connection
         self._agent = agent
         self._patience = Patience()
+        self.bundles = Bundles(connection, agent)
 
     async def call(
         self,
@@ -62,13 +64,12 @@ class Calls:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + min(timeout, MAX_TIMEOUT)
-        subject = subjects.call(self._agent, op)
         may_have_arrived, denied_since, absent_since = False, 0.0, 0.0
         wait, pause = self._patience.wait, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
             try:
-                verdict = await self._ask(subject, body, headers, this_try, again=may_have_arrived)
+                verdict = await self._ask(op, body, headers, this_try, again=may_have_arrived)
                 passing = verdict.decision in _PASSING or may_have_arrived
                 if not (verdict.retry and passing):
                     return verdict
@@ -105,21 +106,26 @@ class Calls:
                 )
 
     async def _ask(
-        self, subject: str, body: bytes, headers: Mapping[str, str] | None, wait: float, *, again: bool
+        self, op: str, body: bytes, headers: Mapping[str, str] | None, wait: float, *, again: bool
     ) -> Verdict:
         """Ask once; the answers teach how long to wait for one."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         if again:
             headers = {**(headers or {}), REPEATED: "1"}
+        verdict = None
         try:
-            answer = await self._connection.exchange(subject, body, headers, wait)
+            if not again:
+                verdict = await self.bundles.ask(op, body, headers, wait)
+            if verdict is None:
+                answer = await self._connection.exchange(subjects.call(self._agent, op), body, headers, wait)
+                verdict = Verdict.decode(answer.data)
         except NoAnswer:
             self._patience.unanswered(loop.time() - asked)
             raise
         if not again:
             self._patience.answered(loop.time() - asked)
-        return Verdict.decode(answer.data)
+        return verdict
 
 
 async def _rest(pause: float, end: float) -> float:

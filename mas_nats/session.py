@@ -39,6 +39,7 @@ class Terms:
     retry_delay: float  # seconds before the second attempt; doubles with each
     retry_delay_max: float  # seconds
     retry_spread: float  # how far a delay may be off, as a part of it
+    bundle: int = 0  # calls that may go in one message; 0: each goes on its own
     tools: Mapping[str, str] | None = None  # of an MCP server: fingerprints by name; None: it is none
 
     @classmethod
@@ -57,6 +58,7 @@ class Terms:
             retry_delay=float(result["retry_delay"]),
             retry_delay_max=float(result["retry_delay_max"]),
             retry_spread=float(result.get("retry_spread", 0.25)),
+            bundle=int(result.get("bundle", 0)),
             tools=None if result.get("tools") is None else dict(result["tools"]),
         )
 
@@ -118,6 +120,7 @@ class Session:
         if not verdict.ok:
             raise Unavailable(f"{verdict.reason}. {verdict.fix}") if verdict.retry else error_of(verdict)
         before, self._terms = self._terms, Terms.read(verdict.result)
+        self._calls.bundles.most = self._terms.bundle
         if before is not None and before.instance != self._terms.instance:
             for listener in self.renamed:
                 await listener()

@@ -7,7 +7,7 @@ sign: places are compared as ``sign * index``, so that newest first (-1) and old
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from broker_policy.audit.layout import BLOCK, id_place
@@ -58,17 +58,36 @@ class Span:
         """``place`` and what comes after it in the order of ``sign``."""
         return self.beyond(place - sign, sign)
 
+    def before(self, sign: int) -> int:
+        """The place right before its first in the order of ``sign``."""
+        return self.first - 1 if sign == OLDEST_FIRST else self.last + 1
 
-async def by_message_id(store: Store, message_id: str, span: Span, sign: int) -> list[int]:
-    """The entries that may be about ``message_id``."""
+    def end(self, sign: int) -> int:
+        """Its last place in the order of ``sign``."""
+        return self.last if sign == OLDEST_FIRST else self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some candidates, in order: with those of the pages before, all up to the place ``reached``."""
+
+    indexes: list[int]
+    reached: int
+
+
+async def by_message_id(store: Store, message_id: str, span: Span, sign: int) -> Page:
+    """The entries that may be about ``message_id``: one page."""
     shard, fragment = id_place(message_id)
     row: dict[bytes, bytes] = await store.redis.hgetall(store.layout.shard(shard))
     found = (int(index) for index, of in row.items() if of.decode() == fragment)
-    return sorted((each for each in found if span.first <= each <= span.last), key=lambda each: sign * each)
+    fitting = sorted(
+        (each for each in found if span.first <= each <= span.last), key=lambda each: sign * each
+    )
+    return Page(fitting, span.end(sign))
 
 
-async def listed(store: Store, names: Sequence[str], span: Span, sign: int) -> AsyncIterator[list[int]]:
-    """Pages of the entries that every index in ``names`` lists."""
+async def listed(store: Store, names: Sequence[str], span: Span, sign: int) -> AsyncIterator[Page]:
+    """Pages of the entries that every index in ``names`` lists; empty ones where they list none in common."""
     count = _PAGES[0]
     while span.first <= span.last:
         slices = await _slices(store, names, span, sign, count)
@@ -79,12 +98,13 @@ async def listed(store: Store, names: Sequence[str], span: Span, sign: int) -> A
         reached = min(ends, default=None)
         common = set(slices[0]).intersection(*slices[1:])
         page = sorted(sign * each for each in common if reached is None or sign * each <= reached)
-        if page:
-            yield [sign * each for each in page]
+        indexes = [sign * each for each in page]
         if reached is None:
+            yield Page(indexes, span.end(sign))
             return
         span = span.beyond(sign * reached, sign)
         span = span.from_(sign * max(sign * each[0] for each in slices), sign)
+        yield Page(indexes, span.before(sign))
         count = min(2 * count, _PAGES[1])
 
 
@@ -97,7 +117,7 @@ async def _slices(store: Store, names: Sequence[str], span: Span, sign: int, cou
     return [sorted(map(int, row), reverse=sign == NEWEST_FIRST) for row in rows]  # in order, but for an edit
 
 
-async def everything(span: Span, sign: int) -> AsyncIterator[list[int]]:
+async def everything(span: Span, sign: int) -> AsyncIterator[Page]:
     """Pages of all entries."""
     count = _PAGES[0]
     while span.first <= span.last:
@@ -105,13 +125,13 @@ async def everything(span: Span, sign: int) -> AsyncIterator[list[int]]:
             page = list(range(span.first, min(span.first + count - 1, span.last) + 1))
         else:
             page = list(range(span.last, max(span.last - count + 1, span.first) - 1, -1))
-        yield page
+        yield Page(page, page[-1])
         span = span.beyond(page[-1], sign)
         count = min(2 * count, _PAGES[1])
 
 
-async def with_outcome(store: Store, letter: str, span: Span, sign: int) -> AsyncIterator[list[int]]:
-    """Pages of the entries whose outcome is ``letter``: one byte is read of each entry."""
+async def with_outcome(store: Store, letter: str, span: Span, sign: int) -> AsyncIterator[Page]:
+    """Pages of the entries whose outcome is ``letter``, also empty ones: one byte is read of each entry."""
     wanted = ord(letter)
     while span.first <= span.last:
         if sign == OLDEST_FIRST:
@@ -122,13 +142,17 @@ async def with_outcome(store: Store, letter: str, span: Span, sign: int) -> Asyn
             first = max(span.first, last - last % _LETTERS)
         letters = await _letters(store, first, last)
         page = [first + place for place, each in enumerate(letters) if each == wanted]
-        if page:
-            yield page[::sign]
-        span = span.beyond(last if sign == OLDEST_FIRST else first, sign)
+        reached = last if sign == OLDEST_FIRST else first
+        yield Page(page[::sign], reached)
+        span = span.beyond(reached, sign)
 
 
-async def keep_outcome(store: Store, letter: str, indexes: list[int]) -> list[int]:
-    """Those of ``indexes`` whose outcome is ``letter``."""
+async def keep_outcome(store: Store, letter: str, page: Page) -> Page:
+    """Those of ``page`` whose outcome is ``letter``."""
+    return replace(page, indexes=await _with_outcome(store, letter, page.indexes)) if page.indexes else page
+
+
+async def _with_outcome(store: Store, letter: str, indexes: list[int]) -> list[int]:
     first, last = min(indexes), max(indexes)
     if last - first < _LETTERS_KEPT and first // BLOCK == last // BLOCK:
         letters = await _letters(store, first, last)

@@ -26,6 +26,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+EVERY_KEY = "mas:audit:*"
+"""A pattern that fits the keys of all namespaces, and no others."""
 NAMESPACES = "mas:audit:namespaces"
 BLOCK = 1 << 20
 """Entries in one string of outcomes."""

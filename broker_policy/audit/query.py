@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from broker_policy.audit import candidates
-from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Span
+from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Page, Span
 from broker_policy.audit.entry import Entry, index_names
 from broker_policy.audit.segments import Past
 from broker_policy.audit.store import Store, StoredEntry
@@ -147,6 +148,51 @@ async def ask(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    ``following``: the cursor with which to go on, None when there is nothing more. ``looked_to``: the index
+    of the entry up to which it looked, where its time was over before it knew all; else None.
+    """
+
+    answers: list[Answer]
+    following: int | None
+    looked_to: int | None
+
+
+async def search(
+    store: Store,
+    question: Question,
+    *,
+    limit: int,
+    within: float,
+    cursor: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Found:
+    """Like ``ask``, the newest first and in Redis only, but it walks no longer than ``within`` seconds.
+
+    That is looked at between two steps, each of which is some hundred entries of an index or of the chain.
+    One is always made, so whoever goes on with ``following`` comes to the end. ``clock`` is in seconds.
+
+    Raises:
+        redis.exceptions.RedisError, OSError: Redis does not answer.
+
+    """
+    deadline = clock() + within
+    span, _ = await _spans(store, cursor, NEWEST_FIRST)
+    span = await span_of(store, span, question.since, question.until)
+    found: list[Answer] = []
+    async with aclosing(_steps(store, question, span, NEWEST_FIRST, limit)) as steps:
+        async for step in steps:
+            found += step.answers
+            if len(found) >= limit:
+                return Found(found[:limit], found[limit - 1].index, None)
+            if clock() >= deadline and step.reached > span.first:
+                return Found(found, step.reached, step.reached)
+    return Found(found, None, None)
+
+
 async def answers(
     store: Store,
     question: Question,
@@ -164,25 +210,50 @@ async def answers(
 
     """
     sign = OLDEST_FIRST if oldest_first else NEWEST_FIRST
-    removed = (await store.removed()).index
-    span, gone = Span(removed + 1, (await store.head()).index), Span(1, removed)
-    if cursor is not None:
-        span, gone = span.beyond(cursor, sign), gone.beyond(cursor, sign)
+    span, gone = await _spans(store, cursor, sign)
     if oldest_first:
         async for answer in _sealed(store, question, past, gone, sign):
             yield answer
     span = await span_of(store, span, question.since, question.until)
-    size = max(min(expected, _PAGES[0]), _FEW)
-    async for page in _candidates(store, question, span, sign):
-        place = 0
-        while place < len(page):
-            for answer in await _read(store, question, page[place : place + size]):
-                yield answer
-            place += size
-            size = min(2 * size, _PAGES[1])
+    async for step in _steps(store, question, span, sign, expected):
+        for answer in step.answers:
+            yield answer
     if not oldest_first:
         async for answer in _sealed(store, question, past, gone, sign):
             yield answer
+
+
+async def _spans(store: Store, cursor: int | None, sign: int) -> tuple[Span, Span]:
+    """What is in Redis and what left it, of what comes after ``cursor``."""
+    removed = (await store.removed()).index
+    span, gone = Span(removed + 1, (await store.head()).index), Span(1, removed)
+    if cursor is None:
+        return span, gone
+    return span.beyond(cursor, sign), gone.beyond(cursor, sign)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The answers between the place that the step before reached and this one's."""
+
+    answers: list[Answer]
+    reached: int
+
+
+async def _steps(
+    store: Store, question: Question, span: Span, sign: int, expected: int
+) -> AsyncGenerator[_Step, None]:
+    size = max(min(expected, _PAGES[0]), _FEW)
+    async for page in _candidates(store, question, span, sign):
+        place = 0
+        while place < len(page.indexes):
+            portion = page.indexes[place : place + size]
+            place += size
+            reached = portion[-1] if place < len(page.indexes) else page.reached
+            yield _Step(await _read(store, question, portion), reached)
+            size = min(2 * size, _PAGES[1])
+        if not page.indexes:
+            yield _Step([], page.reached)
 
 
 async def _sealed(
@@ -220,7 +291,7 @@ async def _fitting(
     ]
 
 
-async def _candidates(store: Store, question: Question, span: Span, sign: int) -> AsyncIterator[list[int]]:
+async def _candidates(store: Store, question: Question, span: Span, sign: int) -> AsyncIterator[Page]:
     """Pages of entry indexes among which all answers are, in their order."""
     if question.message_id is not None:
         yield await candidates.by_message_id(store, question.message_id, span, sign)

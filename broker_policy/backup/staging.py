@@ -44,7 +44,7 @@ def secret(name: str) -> bool:
     first, *rest = PurePosixPath(name).parts
     if first == "keys":
         return rest[:1] != ["public"]
-    if first in ("authority", "route-authority") or name == "redis/password":
+    if first in ("authority", "route-authority") or name in ("redis/password", "redis/reader-password"):
         return True
     return first == "certs" and name.endswith(".key")
 

@@ -27,6 +27,7 @@ from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.undertaker import NoRoom
 from broker_policy.jetstream import delete_message
 from broker_policy.printable import printable
+from broker_policy.state_revisions import state_revisions
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Errand
 from mas_nats.policy.document import AgentId
@@ -77,10 +78,6 @@ class _Retire(_Asking):
     revision: int  # of the policy that lacks the agent
 
 
-class _Circuits(_Asking):
-    pass
-
-
 class _Reset(_Asking):
     agent: AgentId
 
@@ -123,6 +120,7 @@ class OperatorCalls:
             AdminOp.WITHDRAW: self._withdraw,
             AdminOp.CIRCUITS: self._circuits,
             AdminOp.RESET: self._reset,
+            AdminOp.REVISIONS: self._revisions,
         }
         self._subscription: Any = None
 
@@ -213,10 +211,16 @@ class OperatorCalls:
         return await self._performed(about, clear)
 
     async def _circuits(self, call: Call) -> Verdict:
-        asked = _read(_Circuits, call)
+        asked = _read(_Asking, call)
         if isinstance(asked, Verdict):
             return asked
         return accepted(circuits=await self._breaker.listed())
+
+    async def _revisions(self, call: Call) -> Verdict:
+        asked = _read(_Asking, call)
+        if isinstance(asked, Verdict):
+            return asked
+        return accepted(revisions=await state_revisions(self._nc))
 
     async def _reset(self, call: Call) -> Verdict:
         asked = _read(_Reset, call)

@@ -13,6 +13,7 @@ from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.presence import MAX_HELLO_BYTES, Bye, Discover, Hello, terms
 from mas_nats.policy.table import Table
+from mas_nats.wire.bundle import MOST_CALLS
 from mas_nats.wire.verdict import Verdict, accepted
 
 
@@ -57,7 +58,7 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        return accepted(call.message_id, **terms(table, call.sender, instance))
+        return accepted(call.message_id, **terms(table, call.sender, instance), bundle=MOST_CALLS)
 
     async def bye(self, call: Call) -> Verdict:
         """Withdraw an instance that stops."""

@@ -59,7 +59,7 @@ async def explorer(
     from broker_policy.explorer.looks import Looks  # noqa: PLC0415
     from broker_policy.explorer.serving import Certificates, serve  # noqa: PLC0415
     from broker_policy.explorer.site import site  # noqa: PLC0415
-    from broker_policy.explorer.sources import opened  # noqa: PLC0415
+    from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, opened  # noqa: PLC0415
     from broker_policy.explorer.views import Views  # noqa: PLC0415
 
     out = Output(json=json)
@@ -84,5 +84,7 @@ async def explorer(
         Feed(sources.store).running() as feed,
         Looks(sources.tenant).running() as looks,
     ):
+        if sources.may_write:
+            out.warn(f"{WRITABLE}. {WRITABLE_FIX}")
         gate = Gate(site(Views(sources, feed, looks)), Hosts.of(host, allow_host or ()), wanted)
         await serve(gate, host, port, certificates, ready=told, ending=feed.end)

@@ -93,6 +93,7 @@ _PARTS = {
             "controller",
             (
                 *_POLICY,
+                "redis/reader-password",
                 # Not operator.nk: nobody needs it in operation.
                 "keys/controller/operator-signing.nk",
                 "keys/controller/accounts.key",

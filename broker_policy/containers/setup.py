@@ -25,7 +25,7 @@ from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nats_config import Membership, NatsConfig
 from broker_policy.embedded.nodes import SIZES
 from broker_policy.embedded.ports import LOOPBACK
-from broker_policy.embedded.redis_config import RedisConfig
+from broker_policy.embedded.redis_config import RedisConfig, reader_secret
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 from broker_policy.keys.turns import unchanged
@@ -187,7 +187,7 @@ def _secret(path: Path) -> str:
 
 def _configure_redis(layout: Layout) -> None:
     settings = RedisConfig(bind=_EVERYWHERE, port=_REDIS_PORT, folder=DATA)
-    text = settings.render(_secret(layout.redis_password))
+    text = settings.render(_secret(layout.redis_password), reader_secret(layout.redis_reader))
     write_private(layout.redis / "redis.conf", text.encode())
 
 

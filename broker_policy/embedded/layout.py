@@ -5,7 +5,7 @@
       authority/      the development CA with its private key
       keys/           the keys of controller, workers and signer (tenants/material.py)
       nats/           configuration, accounts and JetStream's data; with three nodes nats-1/ to nats-3/
-      redis/          configuration, password and data
+      redis/          configuration, passwords and data
       logs/           one file a process
       run/            <process>.ready while it is ready
       route-authority/  the CA of the nodes of a cluster, and of nobody else, with its private key
@@ -139,6 +139,11 @@ class Layout:
         """The file with the Redis password."""
         return self.redis / "password"
 
+    @property
+    def redis_reader(self) -> Path:
+        """The file with name and password of the Redis user that only reads the audit (redis_config.py)."""
+        return self.redis / "reader-password"
+
     def node_name(self, number: int, nodes: int) -> str:
         """What the nats-server ``number``, from 1, of ``nodes`` is called."""
         return "nats-server" if nodes == 1 else f"nats-{number}"
@@ -235,5 +240,15 @@ class Broker:
     def redis_url(self) -> str:
         """The Redis URL with its password: do not log it."""
         secret = Path(self.redis_password).read_text()
-        user = secret if ":" in secret or not secret else f":{secret}"  # that of a Redis of its own is bare
+        # That of a Redis of its own is bare.
+        return self._redis_as(secret if ":" in secret or not secret else f":{secret}")
+
+    def redis_reader_url(self, layout: Layout) -> str | None:
+        """The Redis URL of who only reads the audit, None where nobody made such a user: do not log it."""
+        try:
+            return self._redis_as(layout.redis_reader.read_text().strip())
+        except FileNotFoundError:
+            return None
+
+    def _redis_as(self, user: str) -> str:
         return self.redis.replace("://", f"://{user}@", 1) if user else self.redis

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from broker_policy.embedded import binaries
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.process import Process
-from broker_policy.embedded.redis_config import RedisConfig
+from broker_policy.embedded.redis_config import RedisConfig, reader_secret
 from broker_policy.identity.private_files import private_folder, write_private
 
 
@@ -33,6 +33,7 @@ class RedisServer:
         self.log = (log or self.folder / "redis-server.log").absolute()
         self.config = self.folder / "redis.conf"
         self.password_file = self.folder / "password"
+        self.reader_file = self.folder / "reader-password"
         self._relaxed = relaxed
         self.process = Process(
             "redis-server",
@@ -74,7 +75,8 @@ class RedisServer:
         settings = RedisConfig(
             bind=LOOPBACK, port=self.port, folder=self.folder, log=self.log, relaxed=self._relaxed
         )
-        write_private(self.config, settings.render(password).encode())
+        text = settings.render(password, reader_secret(self.reader_file))
+        write_private(self.config, text.encode())
 
     async def start(self, timeout: float = 30.0) -> None:
         """Start the server and return when it has loaded its data and answers.

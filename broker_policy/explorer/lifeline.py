@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import nats.errors
@@ -9,19 +10,21 @@ import nats.errors
 from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.entry import Entry, refuses
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.query import OUTCOME_NAMES, Answer, Question, ask
+from broker_policy.audit.query import OUTCOME_NAMES, Answer, Question, ask, search
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import PAGE, StoredEntry
 from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Wanted
+from broker_policy.explorer import tokens
 from broker_policy.explorer.feed import described
 from broker_policy.explorer.sources import Sources
-from broker_policy.explorer.views import Views
+from broker_policy.explorer.views import PATIENCE, Views
 from broker_policy.jetstream import JetStreamError, get_message
 from mas_nats.message import reply_id
 from mas_nats.wire import headers, subjects
 
 _DECISIONS = 50
+"""Decisions about one message that are told, the oldest first."""
 _OUTCOME = b'"k":"o"'
 _FAR = 20
 """Pages of the chain that are read to find when something happened to a message."""
@@ -49,20 +52,30 @@ _LAST = frozenset("rnafuhdx?")
 async def lifeline(sources: Sources, views: Views, message_id: str) -> Document | None:
     """Each decision about ``message_id`` with its steps in order; None where the audit has none.
 
+    Calls about tokens that were asked for under this id stand apart: they are no message, but checks of one.
+
     Raises:
         redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
-    found = await ask(sources.store, Question(message_id=message_id), limit=_DECISIONS, oldest_first=True)
-    if not found:
+    wanted = Question(message_id=message_id)
+    all_of_them = await ask(sources.store, wanted, limit=_DECISIONS + 1, oldest_first=True)
+    if not all_of_them:
         return None
+    listed = all_of_them[:_DECISIONS]
+    checks = [each for each in listed if each.entry["o"] == subjects.Op.TOKEN]
+    found = [each for each in listed if each.entry["o"] != subjects.Op.TOKEN]
     signed = await views.newest_checkpoints(_SIGNED_BACK)
     lives = [await _life(sources, answer, signed) for answer in found]
+    related, all_related = await _related(sources, found)
     return {
         "namespace": sources.namespace,
         "message_id": message_id,
         "decisions": lives,
-        "related": await _related(sources, found),
+        "checks": [tokens.described(described(each)) for each in checks],
+        "more": len(all_of_them) > _DECISIONS,
+        "related": related,
+        "related_complete": all_related,
     }
 
 
@@ -218,9 +231,14 @@ async def _buried(sources: Sources, entry: Entry) -> list[Document]:
     return []
 
 
-async def _related(sources: Sources, answers: list[Answer]) -> list[Document]:
-    """The replies to a request, or the request that a reply answers, by the ids that the SDK makes."""
+async def _related(sources: Sources, answers: list[Answer]) -> tuple[list[Document], bool]:
+    """The replies to a request, or the request that a reply answers, by the ids that the SDK makes.
+
+    False: a request was looked for among those of late only, and not found there.
+    """
     found: dict[int, Document] = {}
+    complete = True
+    deadline = time.monotonic() + PATIENCE
     for answer in answers:
         entry = answer.entry
         if entry["o"] in ("request", "delay", "release"):
@@ -229,8 +247,15 @@ async def _related(sources: Sources, answers: list[Answer]) -> list[Document]:
                 found[reply.index] = described(reply)
         elif entry["o"] in ("reply", "frame"):
             back = Question(sender=entry["t"], target=entry["f"], until=entry["at"])
-            for request in await ask(sources.store, back, limit=_REQUESTS):
-                asked = request.entry
-                if entry["id"].startswith(reply_id(asked["f"], asked["t"], asked["id"])):
-                    found[request.index] = described(request)
-    return list(found.values())
+            within = max(deadline - time.monotonic(), 0)
+            looked = await search(sources.store, back, limit=_REQUESTS, within=within)
+            matching = [
+                request
+                for request in looked.answers
+                if entry["id"].startswith(
+                    reply_id(request.entry["f"], request.entry["t"], request.entry["id"])
+                )
+            ]
+            found |= {request.index: described(request) for request in matching}
+            complete = complete and (bool(matching) or looked.following is None)
+    return list(found.values()), complete

@@ -22,7 +22,7 @@ from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import Row
 from broker_policy.explorer.lifeline import lifeline
 from broker_policy.explorer.tokens import about_tokens
-from broker_policy.explorer.views import MOST, Views, question
+from broker_policy.explorer.views import LONGEST, MOST, PATIENCE, Views, question
 from broker_policy.jetstream import JetStreamError
 from mas_nats.errors import MasError
 from mas_nats.wire.identity import require_id
@@ -93,7 +93,8 @@ def _documents(views: Views) -> dict[str, Answering]:
 
     async def decisions(request: Request) -> dict[str, Any]:
         cursor = _number(request, "cursor", 0) or None
-        return await views.decisions(question(dict(request.query_params)), _limit(request), cursor)
+        wanted = question(dict(request.query_params))
+        return await views.decisions(wanted, _limit(request), cursor, _within(request))
 
     async def tokens(_: Request) -> dict[str, Any]:
         return about_tokens(views.sources.namespace, views.feed.kept())
@@ -182,6 +183,11 @@ def _fits(row: Row, wanted: dict[str, str]) -> bool:
 
 def _limit(request: Request) -> int:
     return min(max(_number(request, "limit", 50), 1), MOST)
+
+
+def _within(request: Request) -> float:
+    """Seconds for which a search may walk."""
+    return min(_number(request, "within", round(PATIENCE * 1000)) / 1000, LONGEST)
 
 
 def _number(request: Request, name: str, default: int) -> int:

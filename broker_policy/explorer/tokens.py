@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker_policy.explorer.feed import Row
+from mas_nats.wire.subjects import Op
 
-CALL = "token"
-"""The operation of such a call."""
 _SHOWN = 100
 
 
 def about_tokens(namespace: str, kept: Sequence[Row]) -> dict[str, Any]:
     """Which of the decisions ``kept`` (oldest first) are about tokens: counted, and the newest of them."""
-    found = [{**row, **_described(row["type"])} for row in kept if row["op"] == CALL]
+    found = [described(row) for row in kept if row["op"] == Op.TOKEN]
     counted = Counter(
         (row["act"], row["purpose"], row["decision"], row["rule"] if row["refused"] else "") for row in found
     )
@@ -36,7 +35,10 @@ def about_tokens(namespace: str, kept: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _described(kind: str) -> dict[str, str]:
-    """What the type of the call says: issue, exchange or present; for what; of which tool."""
-    act, purpose, tool = (*kind.split(":", 2), "", "")[:3]
-    return {"act": act, "purpose": purpose, "tool": tool}
+def described(row: Row) -> Row:
+    """The row of such a call, with what its type says: which call, for what, of which tool."""
+    act, _, about = row["type"].partition(":")
+    if act == "selected":  # what the language model selected: the names of tools
+        return {**row, "act": act, "purpose": "", "tool": about}
+    purpose, _, tool = about.partition(":")
+    return {**row, "act": act, "purpose": purpose, "tool": tool}

@@ -13,14 +13,14 @@ import nats.errors
 import orjson
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
-from broker_policy.audit.query import OUTCOME_LETTERS, Question, ask
+from broker_policy.audit.query import OUTCOME_LETTERS, Question, search
 from broker_policy.audit.verify import verify
 from broker_policy.cli.times import when
 from broker_policy.dead_letters import letters as stored
 from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import WINDOW, Feed, Row, described
 from broker_policy.explorer.looks import Looks
-from broker_policy.explorer.sources import Sources
+from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, Sources
 from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
 from broker_policy.printable import printable
 from mas_nats.errors import ConfigurationError, MasError, error_of
@@ -30,8 +30,13 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 MOST = 200
 """Rows of one answer at most."""
+PATIENCE = 0.1
+"""Seconds for which a search walks through the audit, where nobody says otherwise."""
+LONGEST = 10.0
+"""Seconds for which it walks at most, whoever asks."""
 _ANSWER = 5.0
-_CIRCUITS_FRESH = 1.0
+_ANSWER_FRESH = 1.0
+"""Seconds for which an answer of a worker serves: however many pages are open, none is asked more often."""
 _BACK = 4
 """Checkpoints of all namespaces looked at at first, for each that is wanted."""
 _EDGES = 500
@@ -52,7 +57,7 @@ class Views:
         self.feed = feed
         self.looks = looks
         self._clock = clock
-        self._circuits: tuple[float, list[Document]] = (-1e9, [])
+        self._answers: dict[AdminOp, tuple[float, Verdict]] = {}
         self._verifying: asyncio.Task[Document] | None = None
 
     async def overview(self) -> Document:
@@ -81,6 +86,7 @@ class Views:
             "namespace": self.sources.namespace,
             "time": self._now(),
             "health": health,
+            "notices": [{"text": WRITABLE, "fix": WRITABLE_FIX}] if self.sources.may_write else [],
             "workers": workers,
             "agents": len(rows),
             "alive": sum(row.instances > 0 for row in rows),
@@ -140,8 +146,8 @@ class Views:
         }
 
     async def agents(self) -> Document:
-        """What each agent has: instances with their capabilities, rates, messages, its circuit."""
-        rows, circuits = await asyncio.gather(self.looks.rows(), self.circuits())
+        """What each agent has: instances with their capabilities, rates, messages, its circuit, its state."""
+        rows, circuits, revisions = await asyncio.gather(self.looks.rows(), self.circuits(), self.revisions())
         announced = _instances((await self.looks.current()).announced)
         states = {each["agent"]: each["state"] for each in circuits}
         last: dict[str, int] = {}
@@ -151,6 +157,7 @@ class Views:
             {
                 **asdict(row),
                 "circuit": states.get(row.agent, "closed"),
+                "state_revision": None if revisions is None else revisions.get(row.agent, 0),
                 "last_decision": last.get(row.agent),
                 "running": announced.get(row.agent, []),
             }
@@ -171,15 +178,19 @@ class Views:
         following = found[-1]["sequence"] if more else None
         return {"namespace": self.sources.namespace, "dead_letters": found, "next": following}
 
-    async def decisions(self, question: Question, limit: int, cursor: int | None) -> Document:
-        """Decisions that are asked for, the newest first."""
-        found = await ask(self.sources.store, question, limit=limit, cursor=cursor)
-        following = found[-1].index if len(found) == limit else None
+    async def decisions(
+        self, question: Question, limit: int, cursor: int | None, within: float = PATIENCE
+    ) -> Document:
+        """Decisions that are asked for, the newest first: what is found in ``within`` seconds of walking."""
+        store = self.sources.store
+        found = await search(store, question, limit=limit, cursor=cursor, within=within)
         return {
             "namespace": self.sources.namespace,
-            "decisions": [described(each) for each in found],
-            "next": following,
-            "removed": (await self.sources.store.removed()).index,
+            "decisions": [described(each) for each in found.answers],
+            "complete": found.looked_to is None,
+            "looked_to": None if found.looked_to is None else await self._moment(found.looked_to),
+            "next": found.following,
+            "removed": (await store.removed()).index,
         }
 
     async def verification(self) -> Document:
@@ -232,22 +243,34 @@ class Views:
 
     async def circuits(self) -> list[Document]:
         """The circuits that are not closed, as a worker knows them; none where no worker answers."""
-        asked, found = self._circuits
-        if time.monotonic() - asked < _CIRCUITS_FRESH:
-            return found
-        question = orjson.dumps({"by": "explorer"})
-        try:
-            answer = await self.sources.tenant.request(
-                subjects.admin(AdminOp.CIRCUITS), question, timeout=_ANSWER
-            )
-        except nats.errors.Error:
+        verdict = await self._asked(AdminOp.CIRCUITS)
+        if verdict is None:
             return []
-        verdict = Verdict.decode(answer.data)
         if not verdict.ok:
             raise error_of(verdict)
-        found = list(verdict.result["circuits"])
-        self._circuits = time.monotonic(), found
-        return found
+        return list(verdict.result["circuits"])
+
+    async def revisions(self) -> dict[str, int] | None:
+        """At which revision the state of each agent is that has one.
+
+        None: no worker says it, since none answers, or all are of an older version.
+        """
+        verdict = await self._asked(AdminOp.REVISIONS)
+        return dict(verdict.result["revisions"]) if verdict is not None and verdict.ok else None
+
+    async def _asked(self, op: AdminOp) -> Verdict | None:
+        """What a worker says, at most a second ago; None where none answers."""
+        at, answer = self._answers.get(op, (-1e9, None))
+        if time.monotonic() - at < _ANSWER_FRESH:
+            return answer
+        question = orjson.dumps({"by": "explorer"})
+        try:
+            said = await self.sources.tenant.request(subjects.admin(op), question, timeout=_ANSWER)
+        except nats.errors.Error:
+            return None
+        verdict = Verdict.decode(said.data)
+        self._answers[op] = time.monotonic(), verdict
+        return verdict
 
     # -- parts ---------------------------------------------------------------------------------------
     async def _verify(self) -> Document:
@@ -255,6 +278,15 @@ class Views:
         keys = self.sources.checkpoint_keys
         report = await verify(self.sources.store, self.sources.checkpoints.standing(keys), keys)
         return {**report.document(), "seconds": round(time.monotonic() - began, 2), "time": self._now()}
+
+    async def _moment(self, index: int) -> Document:
+        """An entry and its time; None where it is damaged."""
+        stored = (await self.sources.store.entries_at([index])).get(index)
+        try:
+            made = stored.entry().get("at") if stored else None
+        except ValueError:
+            made = None
+        return {"index": index, "time": made}
 
     async def _head(self) -> int:
         return (await self.sources.store.head()).index

@@ -235,8 +235,10 @@ OBSERVER: tuple[Service | Feed, ...] = (
 TENANT_READER: tuple[Service, ...] = (
     *(use for use in INSPECTOR if isinstance(use, Service)),
     Service(subjects.admin(subjects.AdminOp.CIRCUITS)),
+    Service(subjects.admin(subjects.AdminOp.REVISIONS)),
 )
-"""What the explorer may use of a tenant account: what an inspector may, and the state of circuits."""
+"""What the explorer may use of a tenant account: what an inspector may, the state of circuits, and which
+revisions the states of agents are at."""
 
 CONTROL_READER: tuple[Service, ...] = (
     Service(f"$JS.API.STREAM.MSG.GET.{subjects.CHECKPOINTS_STREAM}"),

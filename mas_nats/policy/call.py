@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,9 @@ class Call:
     searched: object = None  # what data-loss prevention found out about its content before its turn
     probe: bool = False  # let through to see what becomes of it: its target's circuit is half open
     on_verdict: Callable[[Verdict], None] | None = None  # who waits in this process, instead of ``reply_to``
+    bundle: Any = (
+        None  # the bundle in which it came, which collects the verdicts (``broker_policy.calls.bundles``)
+    )
     watched: Any = None  # who measures its way through a worker (``broker_policy.telemetry``)
     received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
@@ -99,10 +102,23 @@ class Call:
         ``received`` in unix milliseconds; by this machine's clock when not given.
         """
         _, _, sender, op = message.subject.split(".", 3)
-        call = cls(sender, op, message.data, message.reply)
+        return cls.of(sender, op, message.data, message.reply, message.headers or {}, received)
+
+    @classmethod
+    def of(
+        cls,
+        sender: str,
+        op: str,
+        body: bytes,
+        reply_to: str,
+        fields: Mapping[str, str],
+        received: int | None = None,
+    ) -> Call:
+        """Read a call of which subject, body and headers are known."""
+        call = cls(sender, op, body, reply_to)
         if received is not None:
             call.received = received
-        if fields := message.headers:
+        if fields:
             call.message_id = call._header(fields, headers.MSG_ID)
             call.target = call._header(fields, headers.TARGET)
             call.type = call._header(fields, headers.TYPE)
@@ -129,7 +145,7 @@ class Call:
         """When a delayed message shall be delivered, in unix milliseconds; 0 where it does not say."""
         return self.due_at if self.delay < 0 else self.received + self.delay
 
-    def _milliseconds(self, fields: dict[str, str], name: str) -> int:
+    def _milliseconds(self, fields: Mapping[str, str], name: str) -> int:
         value = self._header(fields, name)
         if value.isascii() and value.isdecimal() and len(value) < 16:
             return int(value)
@@ -137,7 +153,7 @@ class Call:
             self.malformed = f"{name} is not a number of milliseconds"
         return 0
 
-    def _header(self, fields: dict[str, str], name: str) -> str:
+    def _header(self, fields: Mapping[str, str], name: str) -> str:
         """A header's value; no more of it is kept than one may hold."""
         value: str = fields.get(name, "")
         if len(value) > headers.MAX_VALUE_BYTES:

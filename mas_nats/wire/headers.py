@@ -16,6 +16,7 @@ DUE = "Mas-Due"  # when a delayed message shall be delivered, unix time in milli
 DELAY = "Mas-Delay"  # the same, in milliseconds after the call arrived
 INSTANCE = "Mas-Instance"  # which of its own instances a reply shall reach
 STREAM = "Mas-Stream"  # "1" on a request whose answer may come in frames; also on its delivery
+BUNDLE = "Mas-Bundle"  # "1" on a message that holds several calls: see ``wire.bundle``
 REPEATED = "Mas-Repeated"  # "1" on a call that was made before, under the same id, and not answered
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -32,6 +33,7 @@ READ_FROM_AGENTS = frozenset(
         INSTANCE,
         STREAM,
         REPEATED,
+        BUNDLE,
         TRACEPARENT,
         TRACESTATE,
     }

@@ -61,6 +61,7 @@ class AdminOp(StrEnum):
     CIRCUITS = "circuits"
     RESET = "reset"
     STATE = "state"
+    REVISIONS = "revisions"
 
 
 def admin(op: AdminOp) -> str:

@@ -61,13 +61,17 @@ class Verdict:
     result: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """The verdict as the body of an answer; what is empty is left out."""
+        """The verdict as the body of an answer."""
+        return orjson.dumps(self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """The verdict as a JSON object; what is empty is left out."""
         out: dict[str, Any] = {"ok": self.ok, "decision": self.decision}
         for name in _OPTIONAL:
             value = getattr(self, name)
             if value:
                 out[name] = value
-        return orjson.dumps(out)
+        return out
 
     @classmethod
     def decode(cls, body: bytes) -> Verdict:
@@ -78,7 +82,19 @@ class Verdict:
 
         """
         try:
-            raw = orjson.loads(body)
+            return cls.read(orjson.loads(body))
+        except orjson.JSONDecodeError as error:
+            raise ValueError("not a verdict: no JSON") from error
+
+    @classmethod
+    def read(cls, raw: Any) -> Verdict:
+        """Read the JSON object of a verdict.
+
+        Raises:
+            ValueError: it is not a verdict.
+
+        """
+        try:
             return cls(
                 decision=Decision(raw["decision"]),
                 ok=bool(raw["ok"]),

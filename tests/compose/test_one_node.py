@@ -57,7 +57,7 @@ SECRETS = {
 """Every secret that a running container can read, below /mas/.mas."""
 FIND = r"""
 find / \( -path /proc -o -path /sys -o -path /dev -o -path /data -o -path /etc -o -path /usr -o -path /var \
-    \) -prune -o -type f \( -name '*.key' -o -name '*.nk' -o -name password -o -name redis.conf \
+    \) -prune -o -type f \( -name '*.key' -o -name '*.nk' -o -name '*password' -o -name redis.conf \
     -o -name token -o -name telemetry.json \) -print
 """
 SCRAPE = """

@@ -9,6 +9,7 @@ from broker_policy.audit import entry
 from broker_policy.audit.record import DecisionLine, Record, RecordKind, Way
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken, Tail
+from tests.audit_fill import AGENTS, APPEND, STEP, Cast, fill
 
 
 def a_line(kind: str, op: str, *, refused: str = "") -> DecisionLine:
@@ -27,6 +28,15 @@ def a_line(kind: str, op: str, *, refused: str = "") -> DecisionLine:
         commitment="",
         fingerprint="0" * 64,
     )
+
+
+async def many(store: Store) -> None:
+    """Append some 2000 decisions, one in ten refused: walking through them takes several steps."""
+    now = int(time.time() * 1000)
+    while True:
+        with contextlib.suppress(Overtaken):  # it is one append: then nothing was added
+            await fill(store, APPEND, cast=Cast(AGENTS, now - STEP * APPEND, logged=False))
+            return
 
 
 async def decided(store: Store, *lines: DecisionLine) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from tests.system import REPOSITORY, System
@@ -38,6 +39,8 @@ class Explorer:
     open: str
     token: str | None
     pid: int
+    said: Callable[[], str]
+    """What it has written beside its result."""
 
     @property
     def port(self) -> int:
@@ -88,13 +91,16 @@ def exploring(system: System, namespace: str, *options: str) -> Iterator[Explore
             line = process.stdout.readline()
             if not line:
                 process.wait(30)
-                said.seek(0)
-                raise AssertionError(f"mas explorer ended with {process.returncode}: {said.read()}")
+                raise AssertionError(f"mas explorer ended with {process.returncode}: {_whole(said)}")
             try:
-                yield Explorer(**json.loads(line), pid=process.pid)
+                yield Explorer(**json.loads(line), pid=process.pid, said=lambda: _whole(said))
             finally:
                 process.terminate()
                 status = process.wait(30)
-            said.seek(0)
-            assert "Traceback" not in (errors := said.read()), errors
+            assert "Traceback" not in (errors := _whole(said)), errors
             assert status == 0, errors
+
+
+def _whole(file: TextIO) -> str:
+    """What stands in a file that another process writes to."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode()

@@ -8,18 +8,27 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from broker_policy.jetstream import get_last
+from broker_policy.audit.record import DecisionLine
+from broker_policy.audit.store import Store
+from broker_policy.jetstream import api, get_last
+from broker_policy.state_revisions import state_revisions
 from mas_nats import Agent
 from mas_nats.errors import Refused
+from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.message import reply_id
 from mas_nats.wire import subjects
+from mas_nats.wire.state_mode import StateMode
+from tests.explorer.checked import checked
 from tests.explorer.conftest import SECRET, options
+from tests.explorer.entries import a_line, decided, many
 from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
-from tests.system import System
+from tests.system import System, mas
 
 DOCUMENTS = (
     "overview",
@@ -74,6 +83,35 @@ def test_agents_are_listed_with_their_numbers(explorer):
     assert found["desk"]["circuit"] == "closed"
 
 
+async def test_agents_have_the_revision_of_their_state(system: System):
+    """Written through policy or directly, removed or never there: as the bucket has it, and no content."""
+    agents = {name: WantedAgent() for name in ("mediated", "none", "removed")}
+    namespace = await system.namespace({**agents, "direct": WantedAgent(state=StateMode.DIRECT)}, {})
+    written = {}
+    for name in ("mediated", "removed", "direct"):
+        agent: Agent[dict[str, Any]] = Agent(name, **options(system, name, namespace), receive=False)
+        async with agent:
+            for count in range(2):
+                await agent.update_state({"text": SECRET * 2_000, "n": count})
+    async with system.tenant(namespace) as nc:
+        for name in ("mediated", "removed", "direct"):
+            stored = await get_last(nc, "KV_state", subjects.kv_key("state", name))
+            assert stored is not None
+            assert SECRET.encode() in stored.data  # the control: there is content
+            written[name] = stored.sequence
+        before = nc.stats["in_bytes"]
+        assert await state_revisions(nc) == written
+        assert nc.stats["in_bytes"] - before < 10_000
+        where = ("--namespace", namespace, "--folder", str(system.layout.root))
+        await asyncio.to_thread(mas, "state", "reset", "removed", *where)
+        found = await state_revisions(nc)
+        assert found["removed"] > written["removed"]
+        assert (await api(nc, "CONSUMER.NAMES.KV_state", {}))["consumers"] in (None, [])
+    with exploring(system, namespace) as explorer:
+        rows = (await asyncio.to_thread(explorer.api, "agents"))["agents"]
+    assert {row["agent"]: row["state_revision"] for row in rows} == {**found, "none": 0}
+
+
 def test_a_request_has_its_life_and_its_reply(explorer, traffic):
     life = until(
         lambda: explorer.api(f"message/{traffic.asked}"),
@@ -85,6 +123,62 @@ def test_a_request_has_its_life_and_its_reply(explorer, traffic):
     assert (reply["op"], reply["sender"], reply["target"]) == ("reply", "desk", "asker")
     back = explorer.api(f"message/{reply['message_id']}")
     assert [each["message_id"] for each in back["related"]] == [traffic.asked]
+
+
+async def test_a_request_that_was_not_found_among_the_latest_is_no_missing_one(system: System):
+    namespace = await system.namespace([], {})
+    call = a_line("note", "request")
+
+    def answer(to: str) -> DecisionLine:
+        back = replace(call, op="reply", sender=call.target, target=call.sender)
+        return replace(back, message_id=reply_id(call.sender, call.target, to))
+
+    between = [replace(call, message_id=f"between-{number}") for number in range(250)]
+    asked = [replace(call, message_id=name) for name in ("early", "late")]
+    async with system.redis() as redis:
+        store = Store(redis, namespace)
+        await decided(
+            store, asked[0], *between, asked[1], *(answer(name) for name in ("early", "late", "never"))
+        )
+    with exploring(system, namespace) as explorer:
+        found = {name: explorer.api(f"message/{answer(name).message_id}") for name in ("early", "late")}
+        few = await system.namespace([], {})
+        async with system.redis() as redis:
+            await decided(Store(redis, few), asked[1], answer("never"))
+    assert (found["early"]["related"], found["early"]["related_complete"]) == ([], False)
+    assert [each["message_id"] for each in found["late"]["related"]] == ["late"]
+    assert found["late"]["related_complete"]
+    with exploring(system, few) as explorer:  # the control: where all was looked at, it is not there
+        life = explorer.api(f"message/{answer('never').message_id}")
+    assert (life["related"], life["related_complete"]) == ([], True)
+
+
+async def test_a_message_has_its_checks_of_tokens_and_tools(system: System, explorer, traffic):
+    seen = await checked(system)
+    with exploring(system, seen.namespace) as other:
+
+        def what(message: str, fits: Callable[[Any], bool]) -> tuple[list[str], list[tuple[str, ...]]]:
+            life = until(lambda: other.api(f"message/{message}"), fits)
+            names = ("act", "purpose", "tool", "decision")
+            checks = [tuple(each[name] for name in names) for each in life["checks"]]
+            return [each["op"] for each in life["decisions"]], checks
+
+        ops, checks = await asyncio.to_thread(what, seen.prompt, lambda life: len(life["checks"]) == 3)
+        assert ops == ["send"]
+        assert checks == [
+            ("issue", "user_input", "", "ALLOWED"),
+            ("present", "user_input", "", "ALLOWED"),
+            ("present", "user_input", "", "AUTHZ_DENIED"),
+        ]
+        life = other.api(f"message/{seen.prompt}")
+        assert life["checks"][-1]["rule"] == "token:used"
+        assert not life["more"]
+        _, checks = await asyncio.to_thread(what, seen.tool, lambda life: life["checks"])
+        assert checks == [("exchange", "tool_call", "transfer_money", "ALLOWED")]
+        ops, checks = await asyncio.to_thread(what, seen.blocked, lambda life: life["checks"])
+        assert (ops, checks) == ([], [("exchange", "tool_call", "no_such_tool", "AUTHZ_DENIED")])
+        assert other.api(f"message/{seen.blocked}")["checks"][0]["rule"].startswith("BLOCK:")
+    assert explorer.api(f"message/{traffic.asked}")["checks"] == []  # the control: no token was asked for
 
 
 def test_a_refused_message_says_by_which_rule(explorer, traffic):
@@ -123,6 +217,7 @@ async def test_no_document_holds_a_payload(system, explorer, traffic):
         ("decisions?outcome=eaten", 400, "is no outcome"),
         ("decisions?from=yesterday", 400, "is not a time"),
         ("decisions?limit=many", 400, "limit must be a whole number"),
+        ("decisions?within=forever", 400, "within must be a whole number"),
         ("dead-letters?agent=*", 400, "agent id"),
     ],
 )
@@ -141,6 +236,39 @@ def test_pages_of_decisions_follow_each_other(explorer):
         page = explorer.api(f"decisions?limit=3{cursor}")
         found += [row["index"] for row in page["decisions"]]
     assert found == everything
+
+
+async def test_a_search_that_takes_too_long_says_so_and_goes_on(system: System):
+    namespace = await system.namespace([], {})
+    async with system.redis() as redis:
+        await many(Store(redis, namespace))
+    never, rare = "decision=ALLOWED&violation=default", "violation=dlp:phone&target=agent-07"
+    with exploring(system, namespace) as explorer:
+
+        def walked(query: str) -> tuple[int, list[Any], list[int]]:
+            found: list[Any] = []
+            looked: list[int] = []
+            page = explorer.api(f"decisions?{query}")
+            while True:
+                found += page["decisions"]
+                if page["next"] is None:
+                    assert page["complete"]
+                    return len(looked) + 1, found, looked
+                assert page["complete"] == (page["looked_to"] is None)
+                if not page["complete"]:
+                    looked.append(page["looked_to"]["index"])
+                    assert page["next"] == looked[-1]
+                    assert abs(page["looked_to"]["time"] / 1000 - time.time()) < 3600
+                page = explorer.api(f"decisions?{query}&cursor={page['next']}")
+
+        steps, found, looked = await asyncio.to_thread(walked, f"{never}&within=0")
+        assert found == []
+        assert steps > 3
+        assert looked == sorted(looked, reverse=True)
+        assert await asyncio.to_thread(walked, f"{never}&within=10000") == (1, [], [])  # the control
+        bounded = await asyncio.to_thread(walked, f"{rare}&within=0&limit=3")
+        whole = await asyncio.to_thread(walked, f"{rare}&within=10000&limit=200")
+    assert bounded[1] == whole[1] != []
 
 
 async def test_a_decision_is_streamed_as_it_is_made_and_filters_hold(system: System, explorer, traffic):

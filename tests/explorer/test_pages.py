@@ -14,8 +14,9 @@ import pytest
 from broker_policy.audit.store import Store
 from mas_nats import Agent
 from mas_nats.errors import Refused
+from tests.explorer.checked import checked
 from tests.explorer.conftest import options
-from tests.explorer.entries import a_line, decided
+from tests.explorer.entries import a_line, decided, many
 from tests.explorer.served import Explorer, exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import REPOSITORY, System
@@ -210,6 +211,64 @@ async def test_tokens_and_checks_are_told_from_the_audit(browser, system):
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
         assert (await axe.Axe().run(page)).response["violations"] == []
     assert browser.complaints == []
+
+
+async def test_the_page_of_a_message_has_its_checks(browser, system):
+    seen = await checked(system)
+    page = await browser.page(width=360)
+    with exploring(system, seen.namespace) as explorer:
+        await opened(page, explorer, f"/message/{seen.prompt}")
+        await page.get_by_text("token:used").wait_for()
+        await shot(page, "checks-light-360")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert (await axe.Axe().run(page)).response["violations"] == []
+        await opened(page, explorer, f"/message/{seen.blocked}")
+        await page.get_by_text("then a sidecar sends nothing").wait_for()
+        assert await page.get_by_text("no_such_tool").count()
+    assert browser.complaints == []
+
+
+async def test_a_search_that_was_not_finished_says_so_and_goes_on(browser, system):
+    """Nothing is both allowed and refused: with no time to walk, that is found out step by step."""
+    namespace = await system.namespace([], {})
+    async with system.redis() as redis:
+        await many(Store(redis, namespace))
+    never = "/audit?decision=ALLOWED&violation=default"
+    page = await browser.page(width=360, scheme="dark")
+    with exploring(system, namespace) as explorer:
+        await opened(page, explorer, f"{never}&within=0")
+        await page.get_by_text("Not all of the audit was looked at").wait_for()
+        assert not await page.get_by_text("No decision fits").count()
+        await shot(page, "unfinished-dark-360")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert (await axe.Axe().run(page)).response["violations"] == []
+        await page.get_by_role("button", name="Look further back").press("Enter")
+        await page.get_by_text("No decision fits").wait_for()
+        assert not await page.get_by_text("Not all of the audit was looked at").count()
+
+        await opened(page, explorer, "/audit?violation=dlp:phone&target=agent-07&within=0&limit=200")
+        wanted = {
+            row["index"] for row in explorer.api("decisions?violation=dlp:phone&target=agent-07")["decisions"]
+        }
+        further = page.get_by_role("button", name="Look further back")
+        while await further.count():  # each press finds more, and what was found stays
+            await further.click()
+            await page.wait_for_function(
+                "!document.querySelector('#decisions button')?.textContent.includes('Stop')"
+            )
+        assert await page.locator("#decisions tbody tr").count() == len(wanted) > 0
+
+        await opened(page, explorer, f"{never}&within=10000")  # the control
+        await page.get_by_text("No decision fits").wait_for()
+        assert not await page.get_by_text("Not all of the audit was looked at").count()
+        assert browser.complaints == []
+
+        await opened(page, explorer, f"{never}&within=0")
+    await further.click()  # nobody answers any more: it is said, and no end of the audit is made up
+    await page.get_by_text("Look whether mas explorer still runs").wait_for()
+    assert await page.get_by_text("Not all of the audit was looked at").count()
+    assert not await page.get_by_text("No decision fits").count()
+    assert await further.is_enabled()
 
 
 async def test_empty_pages_say_what_to_do(browser, system):

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from broker_policy.audit.entry import Entry
-from broker_policy.audit.query import Question, ask
+from broker_policy.audit.query import Question, ask, search
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.store import Store
 from broker_policy.audit.time_span import DISORDER
@@ -91,6 +91,50 @@ async def test_any_combination_in_either_order_and_in_pages(store: Store) -> Non
                 cursor = found[-1]
             assert found == (expected if oldest else expected[::-1])[: 3 * size], question
     assert answered > 30
+
+
+async def test_a_search_whose_time_is_over_says_how_far_it_came_and_goes_on(store: Store) -> None:
+    count = 3000
+    await fill(store, count)
+    all_of_them = await decisions(store)
+    never = Question(decision="ALLOWED", violation="default")
+    stops = []
+    for question in (
+        never,
+        Question(),
+        Question(sender=AGENTS[0], target=AGENTS[1]),
+        Question(sender=AGENTS[0], outcome=Outcome.HANDLED),
+        Question(outcome=Outcome.DEAD, since=START, until=START + STEP * count // 2),
+    ):
+        expected = slowly(all_of_them, question)[::-1]
+        found: list[int] = []
+        cursor = None
+        while True:
+            page = await search(store, question, limit=30, within=0, cursor=cursor)
+            found += [answer.index for answer in page.answers]
+            if page.looked_to is not None:
+                assert found == [index for index in expected if index >= page.looked_to], question
+                stops.append(question)
+            if page.following is None:
+                break
+            assert cursor is None or page.following < cursor
+            cursor = page.following
+        assert found == expected, question
+    assert stops.count(never) > 3
+    whole = await search(store, never, limit=30, within=60)  # the control: nothing stops it
+    assert (whole.answers, whole.following, whole.looked_to) == ([], None, None)
+
+
+async def test_the_time_of_a_search_is_looked_at_between_its_steps(store: Store) -> None:
+    await fill(store, 3000)
+    question = Question(decision="ALLOWED", violation="default")
+
+    async def reached(seconds: int) -> int:
+        ticks = itertools.count()
+        found = await search(store, question, limit=30, within=seconds, clock=lambda: float(next(ticks)))
+        return found.looked_to or 0
+
+    assert await reached(1) > await reached(2) > await reached(3) > await reached(100) == 0
 
 
 async def test_the_whole_in_pages(store: Store) -> None:

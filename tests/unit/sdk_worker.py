@@ -43,6 +43,7 @@ class ScriptedWorker:
         self.lose: Counter[str] = Counter()
         self.mute: Counter[str] = Counter()
         self.say: dict[str, Callable[[], Verdict]] = {}
+        self.refuse_bundles: Verdict | None = None
         self.dead: list[dict[str, Any]] = []
         self._where = where
         self._agents = agents
@@ -84,6 +85,9 @@ class ScriptedWorker:
     async def _take(self, message: Any) -> None:
         _, _, sender, op = message.subject.split(".")
         fields = dict(message.headers or {})
+        if headers.BUNDLE in fields and self.refuse_bundles is not None:
+            await message.respond(self.refuse_bundles.encode())
+            return
         body = orjson.loads(message.data)
         self.calls.append((sender, op, fields, body))
         if self.lose[op] > 0:

@@ -164,7 +164,13 @@ def test_what_belongs_into_a_backup() -> None:
         assert belongs(name), name
     for name in ("logs/w1.log", "lock", "run/w1.ready", "redis/redis.conf", ".backup-1/nats/a", "keys/.x.ab"):
         assert not belongs(name), name
-    for name in ("keys/worker/sealing.key", "authority/ca.key", "certs/a/b.key", "redis/password"):
+    for name in (
+        "keys/worker/sealing.key",
+        "authority/ca.key",
+        "certs/a/b.key",
+        "redis/password",
+        "redis/reader-password",
+    ):
         assert secret(name), name
     for name in ("keys/public/checkpoint.pub", "certs/a/b.pem", "nats/accounts/A.jwt"):
         assert not secret(name), name

@@ -100,7 +100,8 @@ async def test_blocked_and_nowhere(here: Serving, op: str):
     assert "1111" not in verdict.encode().decode().replace(verdict.message_id, "")
     (line,) = [each for each in await lines(here) if each.op == op]
     assert (line.decision, line.rule, line.commitment) == ("DLP_BLOCKED", "dlp:credit_card", "")
-    assert b"4111" not in await everything(here)
+    stored = await everything(here)  # four digits alone may stand in a salt
+    assert not any(digits in stored for digits in (b"4111 ", b"4111-", b"41111111"))
     assert await inbox(here) == []
 
 

@@ -88,6 +88,9 @@ def test_the_endpoint_file_is_read_back_and_holds_no_password(tmp_path):
     assert stat.S_IMODE(layout.endpoint.stat().st_mode) == 0o600
     assert "secret-word" not in layout.endpoint.read_text()
     assert broker.redis_url() == "redis://:secret-word@127.0.0.1:6379/0"
+    assert broker.redis_reader_url(layout) is None  # a folder of an older version, or a Redis that was joined
+    layout.redis_reader.write_text("reader:other-word\n")
+    assert broker.redis_reader_url(layout) == "redis://reader:other-word@127.0.0.1:6379/0"
 
 
 def test_no_endpoint_means_not_running(tmp_path):

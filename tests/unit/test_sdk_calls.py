@@ -123,7 +123,7 @@ async def test_busy_after_a_lost_answer_is_never_called_unavailable(worker: Scri
 async def test_broker_away_is_unavailable(worker: ScriptedWorker, calls: Calls, nats_server: NatsServer):
     await nats_server.process.stop()
     async with asyncio.timeout(10):
-        while calls._connection._client.is_connected:  # type: ignore[attr-defined]
+        while calls._connection._ready.is_set():  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
     with pytest.raises(Unavailable, match="away"):
         await calls.call(Op.SEND, b"{}", FIELDS, timeout=0.5)

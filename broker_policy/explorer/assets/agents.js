@@ -21,6 +21,7 @@ const COLUMNS = [
   ["pending", (row) => number(row.pending), true],
   ["dead", (row) => row.dead_letters ? h("a", { class: "bad", href: `/dead-letters?agent=${row.agent}` }, number(row.dead_letters)) : "0", true],
   ["refused", (row) => row.refused ? h("a", { href: `/audit?sender=${row.agent}` }, number(row.refused)) : "0", true],
+  ["state at", (row) => row.state_revision === null ? "unknown" : row.state_revision ? `revision ${number(row.state_revision)}` : "–"],
   ["circuit", (row) => h("span", { class: row.circuit === "closed" ? null : "bad" }, row.circuit)],
   ["last call", (row) => row.last_decision ? moment(row.last_decision) : "–"],
 ];
@@ -29,7 +30,7 @@ export async function show({ place, failed, named }) {
   await poll("agents", 2000, (found) => {
     named(found);
     place.replaceChildren(found.agents.length
-      ? card("Who is there", table("in/s: deliveries, repeated ones too; out/s: accepted messages; refused: since the workers began", COLUMNS, found.agents))
+      ? card("Who is there", table("in/s: deliveries, repeated ones too; out/s: accepted messages; refused: since the workers began; state at: its newest revision", COLUMNS, found.agents))
       : empty("There are no agents yet.", "Apply a manifest: `mas apply mas.yaml`. Then run them: `mas run`."));
     document.querySelector("main").dataset.ready = "yes";
   }, failed);

@@ -61,9 +61,70 @@ function checkpoints(rows) {
   ], rows);
 }
 
+// What was found so far; where not all was looked at, that is said first, with a way to go on from there.
+function results(fields, get) {
+  const place = h("div", { id: "decisions" }, h("p", { class: "quiet" }, "loading …"));
+  const problem = h("div", {});
+  const button = h("button", { type: "button", onclick: () => (going ? (stopped = true) : onward()) });
+  let rows = [];
+  let last = null;
+  let going = false;
+  let stopped = false;
+
+  function take(found) {
+    rows = [...rows, ...found.decisions];
+    last = found;
+    render();
+  }
+
+  // Until something fits, all was looked at, or the button is pressed once more.
+  async function onward() {
+    going = true;
+    stopped = false;
+    problem.replaceChildren();
+    const before = rows.length;
+    render();
+    try {
+      do take(await get("decisions", { ...fields, cursor: last.next }));
+      while (!stopped && !last.complete && rows.length === before);
+    } catch (error) {
+      if (!("fix" in error)) throw error;
+      problem.replaceChildren(notice("bad", error.message, error.fix));
+    }
+    going = false;
+    render();
+  }
+
+  function render() {
+    const focused = document.activeElement === button;
+    button.textContent = going ? "Stop" : "Look further back";
+    place.replaceChildren(
+      problem,
+      ...(last.complete ? [] : [partial(last.looked_to, button)]),
+      rows.length
+        ? table("Decisions, the newest first", COLUMNS, rows)
+        : last.complete
+          ? empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: `mas run`, or send a message: `mas send`.")
+          : h("p", {}, "Nothing that fits up to there."),
+      ...(last.complete && last.next ? [h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, cursor: last.next })}` }, "Older ones"))] : []),
+      ...(last.removed ? [h("p", { class: "quiet" }, said(`Entries up to ${number(last.removed)} are in sealed segments: \`mas audit query --segments\`.`))] : []));
+    if (focused && button.isConnected) button.focus();
+  }
+
+  return { place, take };
+}
+
+function partial(to, button) {
+  return h("div", { class: "notice wait", role: "status" },
+    h("strong", {}, "Not all of the audit was looked at."),
+    h("p", {}, `What is listed is complete back to entry ${number(to.index)}`, to.time ? [", of ", moment(to.time)] : null,
+      ". What is older was not looked at, so that this page need not wait for it."),
+    button);
+}
+
 export async function show({ place, named, get }) {
   const fields = Object.fromEntries(new URLSearchParams(location.search));
-  const decisions = h("div", {}, h("p", { class: "quiet" }, "loading …"));
+  const decisions = results(fields, get);
   const signed = h("div", {});
   place.replaceChildren(
     verification(get),
@@ -71,17 +132,12 @@ export async function show({ place, named, get }) {
       h("form", {}, field("from", "sender"), field("to", "target"), field("decision", "decision"),
         field("rule", "violation"), field("outcome", "outcome", OUTCOMES), field("message id", "message_id"),
         field("since (2h, or a date)", "from"), h("button", {}, "Search")),
-      decisions),
+      decisions.place),
     card("Checkpoints", signed));
   const listed = get("checkpoints", { limit: 10 });
   listed.catch(() => {}); // it is awaited below, after what may fail first
   const found = await get("decisions", fields);
   named(found);
-  decisions.replaceChildren(
-    found.decisions.length
-      ? table("Decisions, the newest first", COLUMNS, found.decisions)
-      : empty("No decision fits.", filtered() ? "Clear a field, or look further back." : "Run agents: `mas run`, or send a message: `mas send`."),
-    ...(found.next ? [h("p", {}, h("a", { href: `?${new URLSearchParams({ ...fields, cursor: found.next })}` }, "Older ones"))] : []),
-    ...(found.removed ? [h("p", { class: "quiet" }, said(`Entries up to ${number(found.removed)} are in sealed segments: \`mas audit query --segments\`.`))] : []));
+  decisions.take(found);
   signed.replaceChildren(checkpoints((await listed).checkpoints));
 }

@@ -71,3 +71,13 @@ export const decision = (row) =>
 
 // Whether the address asks for less than everything.
 export const filtered = () => [...new URLSearchParams(location.search).values()].some(Boolean);
+
+// The columns that every table of calls about tokens begins with.
+export const TOKEN_CALL = [
+  ["time", (row) => time(row.time)],
+  ["by", (row) => row.sender],
+  ["about", (row) => row.target],
+  ["what", (row) => row.act],
+  ["for", (row) => row.purpose || "–"],
+  ["tool", (row) => row.tool || "–"],
+];

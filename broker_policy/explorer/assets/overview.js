@@ -49,6 +49,7 @@ export async function show({ place, failed, named }) {
         figure("pending", number(found.pending)),
         figure("in flight", number(found.in_flight)),
         figure("dead letters", number(found.dead_letters), found.dead_letters ? "bad" : null)),
+      ...found.notices.map((each) => h("div", { class: "notice wait" }, h("strong", {}, `${each.text}.`), `${each.fix}.`)),
       ...(silent ? [empty("Nothing was decided yet.", "Run agents: `mas run`, or send a message: `mas send`.")] : []),
       h("div", { class: "columns" },
         card("Health", health(found.health)),

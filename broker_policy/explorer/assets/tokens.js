@@ -1,5 +1,5 @@
 import { poll } from "./api.js";
-import { card, decision, empty, h, message, number, table, time } from "./dom.js";
+import { TOKEN_CALL, card, decision, empty, h, message, number, table } from "./dom.js";
 
 const COUNTS = [
   ["what", (row) => row.act],
@@ -10,12 +10,7 @@ const COUNTS = [
 ];
 
 const NEWEST = [
-  ["time", (row) => time(row.time)],
-  ["by", (row) => row.sender],
-  ["about", (row) => row.target],
-  ["what", (row) => row.act],
-  ["for", (row) => row.purpose || "–"],
-  ["tool", (row) => row.tool || "–"],
+  ...TOKEN_CALL,
   ["decision", decision],
   ["call", (row) => message(row.message_id)],
 ];

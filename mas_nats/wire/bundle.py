@@ -1,0 +1,94 @@
+"""Several calls of one agent in one message, and their verdicts in one answer (ADR 35).
+
+The body of a bundle is the length of a JSON list as four bytes (big endian), that list, and the bodies of its
+calls one behind the other; for each call the list has ``[op, headers, length of its body]``. It goes where
+``send`` goes, with the header ``Mas-Bundle``. The answer is a verdict whose result has ``verdicts``, one for
+each call in their order: 0 for a plain acceptance, else the verdict as an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Decision, Verdict, accepted
+
+MOST_CALLS = 128
+"""Calls in one bundle."""
+BUNDLED = frozenset({Op.SEND, Op.REQUEST})
+_LENGTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One call of a bundle."""
+
+    op: str
+    fields: Mapping[str, str]
+    body: bytes
+
+
+def encode(parts: Sequence[Part]) -> bytes:
+    """The body of a bundle."""
+    listed = orjson.dumps([(part.op, part.fields, len(part.body)) for part in parts])
+    return b"".join((len(listed).to_bytes(_LENGTH), listed, *(part.body for part in parts)))
+
+
+def decode(body: bytes) -> list[Part]:
+    """Read a bundle, every byte of which an agent has chosen.
+
+    Header values are what the header of a message could hold: one line, without control characters.
+
+    Raises:
+        ValueError: it is none; says why.
+
+    """
+    start = _LENGTH + int.from_bytes(body[:_LENGTH])
+    try:
+        listed = orjson.loads(body[_LENGTH:start])
+    except orjson.JSONDecodeError:
+        raise ValueError("its list of calls is no JSON") from None
+    if not isinstance(listed, list) or not 0 < len(listed) <= MOST_CALLS:
+        raise ValueError(f"it is not a list of 1 to {MOST_CALLS} calls")
+    parts = []
+    for each in listed:
+        match each:
+            case [str(op), dict(fields), int(length)] if op in BUNDLED and 0 <= length <= len(body) - start:
+                if not all(type(value) is str and value.isprintable() for value in fields.values()):
+                    raise ValueError("a header of one of its calls is not one line of text")
+                parts.append(Part(op, fields, body[start : start + length]))
+                start += length
+            case _:
+                raise ValueError("one of its calls is not an operation, headers and a length")
+    if start != len(body):
+        raise ValueError("its calls do not end where it ends")
+    return parts
+
+
+def encode_verdicts(verdicts: Sequence[Verdict], ids: Sequence[str]) -> bytes:
+    """The answer to a bundle whose calls have these message ids."""
+    plain = [accepted(each) for each in ids]
+    return accepted(
+        verdicts=[0 if said == usual else said.fields() for said, usual in zip(verdicts, plain, strict=True)]
+    ).encode()
+
+
+def decode_verdicts(answer: Verdict, ids: Sequence[str]) -> list[Verdict] | None:
+    """The verdicts of the calls with these message ids; None: who answered does not know bundles.
+
+    Raises:
+        ValueError: it is not an answer to this bundle.
+
+    """
+    if not answer.ok:
+        return None if answer.decision is Decision.INVALID else [answer] * len(ids)
+    said: Any = answer.result.get("verdicts")
+    if not isinstance(said, list) or len(said) != len(ids):
+        raise ValueError("not an answer to this bundle")
+    return [
+        accepted(known) if each == 0 else Verdict.read(each) for each, known in zip(said, ids, strict=True)
+    ]
