@@ -30,12 +30,12 @@ class PromptCalls:
         self,
         deciding: Deciding,
         acting: Acting,
+        answers: ModelAnswers,
         *,
         admission: Admission,
         asides: Asides,
-        answers: ModelAnswers,
     ) -> None:
-        self._answers = answers
+        self.answers = answers
         self._deciding = deciding
         self._acting = acting
         self._limited = Limited(
@@ -45,7 +45,7 @@ class PromptCalls:
     def take(self, call: Call) -> None:
         """Decide about a prompt; where limits are set, once they were asked. Answers are not counted."""
         if is_answer(call):
-            self._answers.take(call)
+            self.answers.take(call)
         else:
             self._limited.take(call)
 

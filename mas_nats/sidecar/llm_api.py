@@ -140,7 +140,7 @@ def shape_of(request: HttpRequest) -> Shape:
 
 
 def error_event(interface: Interface, refusal: Refusal) -> bytes:
-    """What ends a stream that may not go on."""
+    """What ends a stream that may not go on; the clients of the interfaces raise it as their API's error."""
     shape = Shape.ANTHROPIC if interface is Interface.MESSAGES else Shape.OPENAI
     name = b"" if interface is Interface.CHAT else b"event: error\n"
     return name + b"data: " + response(refusal.to(shape)).body + b"\n\n"

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from mas_nats.sidecar.llm_api import Interface
-from mas_nats.sidecar.llm_search import Object, Passed, nonsense, without_logprobs
+from mas_nats.sidecar.llm_search import Object, Passed, nonsense, too_many_texts, without_logprobs
 from mas_nats.sidecar.llm_texts import TEXTS, Text
 from mas_nats.wire.frames import WHOLE
 
@@ -26,7 +26,13 @@ _PADDING = "obfuscation"
 """A member of OpenAI's events: random letters, so that nobody tells texts by their length. Not passed on."""
 _LONG_NUMBER = 10_000_000
 """Whole numbers from here on are searched."""
-_MOST_KNOWN = 10_000
+_MOST_KNOWN, _LONGEST_KNOWN = 10_000, 256
+"""Members that are not searched a second time, and characters of one with its place."""
+_MOST_TEXTS = 1_000
+"""Texts of one answer."""
+_NOTHING = object()
+
+Member = tuple[str, object]
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +41,7 @@ class LlmEvent:
 
     name: str = ""
     data: Any = None
+    size: int = 0  # bytes, as it came
     unseen: int = 0  # parts of it that were not searched yet
     changed: bool = False
 
@@ -53,6 +60,7 @@ class _Shown:
 
     key: str  # "" of the rest of an event
     places: list[tuple[LlmEvent, Text | None]]
+    members: tuple[Member, ...] = ()  # what is known to be clean when it passes unchanged
 
 
 @dataclass(eq=False, slots=True)
@@ -61,18 +69,25 @@ class Events:
 
     interface: Interface
     ended: bool = False  # the model has said that it has
+    held: int = 0  # bytes of the events that have not gone
     chunks: list[Object] = field(default_factory=list)  # to be shown next
     _waiting: deque[LlmEvent] = field(default_factory=deque)
     _shown: deque[_Shown] = field(default_factory=deque)
     _arguments: dict[str, list[tuple[LlmEvent, Text]]] = field(default_factory=dict)
-    _known: set[tuple[str, object]] = field(default_factory=set)
+    _known: set[Member] = field(default_factory=set)
     _texts: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: LlmEvent) -> None:
-        """Take one more event; what comes after the end is dropped, but for the mark of the end itself."""
+        """Take one more event; what comes after the end is dropped, but for the mark of the end itself.
+
+        Raises:
+            Refusal: it is one text too many.
+
+        """
         if self.ended and event.data != DONE:
             return
         self._waiting.append(event)
+        self.held += event.size
         if not isinstance(event.data, dict):
             if event.data == DONE:
                 self.end()
@@ -80,14 +95,17 @@ class Events:
         event.data.pop(_PADDING, None)
         said = TEXTS[self.interface](event.data)
         texts = [text for text in said.texts if text.value]
-        rest = self._new(event.data, "", {(id(text.place), text.member) for text in said.texts})
-        if rest is not None:
-            self._show({WHOLE: True, "rest": rest}, _Shown("", [(event, None)]))
+        members: list[Member] = []
+        rest = self._new(event.data, "", {(id(text.place), text.member) for text in texts}, members)
+        if rest is not _NOTHING:
+            self._show({WHOLE: True, "rest": rest}, _Shown("", [(event, None)], tuple(members)))
         for text in texts:
             if text.arguments:
                 self._argue(event, text)
             else:
                 key = self._texts.setdefault(text.channel, f"t{len(self._texts)}")
+                if len(self._texts) > _MOST_TEXTS or len(text.channel) > _LONGEST_KNOWN:
+                    raise too_many_texts()
                 self._show({key: text.value}, _Shown(key, [(event, text)]))
         for channel in [each for each in self._arguments if said.complete and each.startswith(said.complete)]:
             self._close(channel)
@@ -110,11 +128,6 @@ class Events:
         """Whether something was taken and has not gone."""
         return bool(self._waiting)
 
-    @property
-    def holds(self) -> int:
-        """Bytes, about, of the arguments that wait for their end."""
-        return sum(len(text.value) for parts in self._arguments.values() for _, text in parts)
-
     def passed(self, passed: Passed) -> None:
         """Some objects were searched.
 
@@ -130,7 +143,9 @@ class Events:
             try:
                 if made is not None:
                     _put_back(shown, made)
-            except (KeyError, TypeError):
+                elif len(self._known) < _MOST_KNOWN:
+                    self._known.update(shown.members)
+            except (LookupError, TypeError, ValueError, AttributeError):
                 raise nonsense() from None
             for event, _ in shown.places:
                 event.unseen -= 1
@@ -138,7 +153,9 @@ class Events:
     def gone(self) -> Iterator[LlmEvent]:
         """The events that may be handed over now, in their order."""
         while self._waiting and not self._waiting[0].unseen:
-            yield self._waiting.popleft()
+            event = self._waiting.popleft()
+            self.held -= event.size
+            yield event
 
     def _show(self, chunk: Object, shown: _Shown) -> None:
         for event, _ in shown.places:
@@ -161,23 +178,31 @@ class Events:
             event.unseen -= 1
         self._show({WHOLE: True, "arguments": text}, _Shown("arguments", list(parts)))
 
-    def _new(self, value: Any, path: str, texts: set[tuple[int, str]]) -> Any:
-        """``value`` without its texts, and without what was shown before at the same place; None: nothing."""
-        if isinstance(value, dict):
+    def _new(self, value: Any, path: str, texts: set[tuple[int, str]], members: list[Member]) -> Any:
+        """``value`` without its texts and what is known to be clean at its place; ``_NOTHING``: that is all.
+
+        ``members`` gets what is shown. A list is shown by its places, so that it can be put back.
+        """
+        if isinstance(value, dict) and value:
             inner = ((key, each) for key, each in value.items() if (id(value), key) not in texts)
-        elif isinstance(value, list):
+        elif isinstance(value, list) and value:
             inner = ((str(number), each) for number, each in enumerate(value))
         else:
-            long = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LONG_NUMBER
-            if not (long or (isinstance(value, str) and value)) or (path, value) in self._known:
-                return None
-            if len(self._known) < _MOST_KNOWN:
-                self._known.add((path, value))
-            return value
-        found = {
-            key: new for key, each in inner if (new := self._new(each, f"{path}\0{key}", texts)) is not None
-        }
-        return found or None
+            searched = (isinstance(value, str) and value) or (
+                isinstance(value, int | float) and abs(value) >= _LONG_NUMBER
+            )
+            member = (path, value if searched else None)  # of what is not searched the name still is
+            if member in self._known:
+                return _NOTHING
+            if len(path) + len(str(member[1])) <= _LONGEST_KNOWN:
+                members.append(member)
+            return {} if isinstance(value, dict | list) else value
+        found = {}
+        for key, each in inner:
+            new = self._new(each, f"{path}\0{key}", texts, members)
+            if new is not _NOTHING:
+                found[key] = new
+        return found or _NOTHING
 
 
 def _put_back(shown: _Shown, made: Mapping[str, Any]) -> None:
@@ -199,7 +224,7 @@ def _put_back(shown: _Shown, made: Mapping[str, Any]) -> None:
 def _merge(value: Any, made: Any) -> None:
     for key, new in made.items():
         place = int(key) if isinstance(value, list) else key
-        if isinstance(value[place], dict | list):
+        if isinstance(value[place], dict | list) and isinstance(new, dict):
             _merge(value[place], new)
         else:
             value[place] = new

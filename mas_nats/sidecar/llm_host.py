@@ -285,12 +285,11 @@ class LlmHost:
         self, raw: AsyncIterator[bytes], stream: Events, reader: BlockReader, searching: Searching
     ) -> AsyncGenerator[list[LlmEvent], None]:
         """The events that may be handed over, as policy lets them pass."""
-        waiting, next_ = 0, 0.0
+        next_ = 0.0
         async for part in raw:
-            waiting += len(part)
             for lines in _fed(reader, part):
                 stream.take(_event(lines))
-            if waiting > self._limits.response_bytes:
+            if stream.held > self._limits.response_bytes:
                 raise _lost("the language model's stream has too much that waits for its end")
             ended = stream.ended
             if (chunks := stream.shown()) or ended:
@@ -299,8 +298,6 @@ class LlmHost:
                 await _search(searching, stream, chunks, final=ended)
             if gone := list(stream.gone()):
                 yield gone
-            if not stream.waits:
-                waiting = 0
         if not stream.ended:
             stream.end()
             await _search(searching, stream, stream.shown(), final=True)
@@ -356,11 +353,12 @@ def _event(lines: list[bytes]) -> LlmEvent:
     except BrokenStream as error:
         raise _lost(f"the language model's stream cannot be read: {error}") from None
     text = said.get("data", "").strip()
+    size = sum(map(len, lines))
     if not text:
-        return LlmEvent()
+        return LlmEvent(size=size)
     name = said.get("event", "")
     data = DONE if text == DONE else _strict(text, "the data of an event")
-    return LlmEvent(name if _NAME.fullmatch(name) else "", data)
+    return LlmEvent(name if _NAME.fullmatch(name) else "", data, size)
 
 
 def _completed(answer: Answer, event: LlmEvent) -> list[str]:

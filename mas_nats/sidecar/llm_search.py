@@ -106,6 +106,12 @@ def nonsense() -> Refusal:
     return Refusal("llm_answer", text, "", 502, OUTCOME_UNKNOWN, ran="yes")
 
 
+def too_many_texts() -> Refusal:
+    """An answer has more texts than are kept apart."""
+    text = "the language model's answer has too many texts"
+    return Refusal("llm_answer", text, "", 502, OUTCOME_UNKNOWN, ran="yes")
+
+
 def _too_large(asked: str) -> Refusal:
     text = "the language model's answer, or what of it waits to be searched, is larger than one message"
     fix = "Ask for less, or raise limits.max_payload of the namespace"

@@ -18,7 +18,10 @@ _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A part of the text ``channel``: ``place[member]``. ``arguments``: of the call ``call``, where that is said."""
+    """A part of the text ``channel``: ``place[member]``.
+
+    ``arguments``: it is one of arguments, of the call ``call`` where that is said.
+    """
 
     channel: str
     place: dict[str, Any]

@@ -97,8 +97,8 @@ def response(refusal: Refusal) -> HttpResponse:
     if refusal.shape is Shape.A2A_REST:
         document: dict[str, Any] = {"error": _status(refusal)}
     elif refusal.shape is Shape.OPENAI:
-        error = {"message": str(refusal), "type": _TYPE, "param": None, "code": refusal.rule}
-        document = {"error": error, **_details(refusal)}
+        said = {"message": str(refusal), "type": _TYPE, "param": None, "code": refusal.rule}
+        document = {"error": said, **_details(refusal)}
     elif refusal.shape is Shape.ANTHROPIC:
         kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
         document = {"type": "error", "error": {"type": kind, "message": str(refusal)}, **_details(refusal)}
