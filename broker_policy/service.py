@@ -38,6 +38,7 @@ from broker_policy.calls.delayed import DelayedCalls
 from broker_policy.calls.flow import FlowCalls
 from broker_policy.calls.frames import FrameCalls
 from broker_policy.calls.messages import Messages
+from broker_policy.calls.model_answers import ModelAnswers
 from broker_policy.calls.operator import OperatorCalls
 from broker_policy.calls.presence import Presence
 from broker_policy.calls.prompts import PromptCalls
@@ -74,7 +75,7 @@ from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.registry import Registry
-from broker_policy.screen import Screen
+from broker_policy.screen import Aside, Screen
 from broker_policy.sealing import Sealer
 from broker_policy.telemetry.watching import Watch
 from broker_policy.tenants.sealing_ring import SealingRing
@@ -209,13 +210,17 @@ class NamespaceService:
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
         )
-        self._prompts = PromptCalls(deciding, acting, admission=admission, asides=self._asides)
         self._apart, self._shared_apart = apart or Apart(), apart is not None
-        stream_screen = StreamScreen(deciding.rules, blocked, self._apart)
-        frames = FrameCalls(
-            replies, deciding, acting, screen or stream_screen, None if screen else stream_screen.aside
+        screening = _screening(screen, StreamScreen(deciding.rules, blocked, self._apart))
+        frames = FrameCalls(replies, deciding, acting, *screening)
+        self._prompts = PromptCalls(
+            deciding,
+            acting,
+            ModelAnswers(deciding, acting, *screening),
+            admission=admission,
+            asides=self._asides,
         )
-        self._searching = Searching(self._apart, deciding, frames, self._asides)
+        self._searching = Searching(self._apart, deciding, frames, self._prompts.answers, self._asides)
         self._arriving = Arriving(
             deciding,
             Acting(self._returning, deciding, self._asides, self._answer),
@@ -521,3 +526,7 @@ def _replies_of(neighbours: Neighbours) -> Callable[[str], Replies | None]:
         return None if there is None else there.replies
 
     return replies
+
+
+def _screening(given: Screen | None, own: StreamScreen) -> tuple[Screen, Aside | None]:
+    return (own, own.aside) if given is None else (given, None)

@@ -14,8 +14,10 @@ from broker_policy.calls.acting import Acting
 from broker_policy.calls.admitting import Limited
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
+from broker_policy.calls.model_answers import ModelAnswers
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import commitment
+from mas_nats.policy.model_answer import is_answer
 from mas_nats.policy.prompt import LLM_RULE, prompt
 from mas_nats.policy.table import Table
 from mas_nats.wire.verdict import Verdict, accepted
@@ -24,7 +26,16 @@ from mas_nats.wire.verdict import Verdict, accepted
 class PromptCalls:
     """Takes the ``prompt`` calls of one namespace."""
 
-    def __init__(self, deciding: Deciding, acting: Acting, *, admission: Admission, asides: Asides) -> None:
+    def __init__(
+        self,
+        deciding: Deciding,
+        acting: Acting,
+        answers: ModelAnswers,
+        *,
+        admission: Admission,
+        asides: Asides,
+    ) -> None:
+        self.answers = answers
         self._deciding = deciding
         self._acting = acting
         self._limited = Limited(
@@ -32,8 +43,11 @@ class PromptCalls:
         )
 
     def take(self, call: Call) -> None:
-        """Decide about a prompt; where limits are set, once they were asked."""
-        self._limited.take(call)
+        """Decide about a prompt; where limits are set, once they were asked. Answers are not counted."""
+        if is_answer(call):
+            self.answers.take(call)
+        else:
+            self._limited.take(call)
 
     async def stop(self) -> None:
         """Decide about what was taken."""

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.calls.frames import FrameCalls
+from broker_policy.calls.model_answers import ModelAnswers
 from broker_policy.dlp import LARGE, Apart, Ruleset, SearchFailed
 from broker_policy.ending import end
 from broker_policy.pipeline import Call, Refusal, judge
 from broker_policy.pipeline.dlp import Searched
 from mas_nats.policy import refusals
+from mas_nats.policy.model_answer import is_answer
 from mas_nats.policy.table import Table
 from mas_nats.wire.subjects import Op
 
@@ -37,10 +39,13 @@ Go = Callable[[Call], None]
 class Searching:
     """Stands before the calls that are searched."""
 
-    def __init__(self, apart: Apart, deciding: Deciding, frames: FrameCalls, asides: Asides) -> None:
+    def __init__(
+        self, apart: Apart, deciding: Deciding, frames: FrameCalls, answers: ModelAnswers, asides: Asides
+    ) -> None:
         self._apart = apart
         self._deciding = deciding
         self._frames = frames
+        self._answers = answers
         self._asides = asides
         self._waiting: dict[str, deque[tuple[Call, Go]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,8 +104,8 @@ class Searching:
         try:
             if not self._costly(call):
                 return None
-            if call.op == Op.FRAME:
-                await self._frames.search(call)
+            if call.op == Op.FRAME or (call.op == Op.PROMPT and is_answer(call)):
+                await (self._frames if call.op == Op.FRAME else self._answers).search(call)
                 return None
             rules = self._rules(call)
             if rules is not None:
@@ -118,6 +123,8 @@ class Searching:
         """Whether searching it in place might take long; not where it is refused for something else."""
         if call.op == Op.FRAME:
             return self._frames.costly(call)
+        if call.op == Op.PROMPT and is_answer(call):
+            return self._answers.costly(call)
         if len(call.body) <= LARGE or (rules := self._rules(call)) is None:
             return False
         return not _clean_at_a_glance(rules, call.body)

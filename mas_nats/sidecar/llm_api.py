@@ -14,7 +14,7 @@ from typing import Any
 
 from mas_nats.sidecar import strict_json
 from mas_nats.sidecar.http_message import JSON, MAX_PATH, HttpRequest, plain_path
-from mas_nats.sidecar.refusal import REFUSED, Refusal
+from mas_nats.sidecar.refusal import REFUSED, Refusal, Shape, response
 from mas_nats.sidecar.strict_json import NotStrict
 
 
@@ -129,3 +129,18 @@ def answered(name: str, value: str) -> bool:
     """Whether a header of an answer goes to the application."""
     known = name in ANSWER_HEADERS or name.startswith(ANSWER_PREFIXES)
     return known and len(value) < 2048 and _VALUE.fullmatch(value) is not None
+
+
+def shape_of(request: HttpRequest) -> Shape:
+    """The form in which whoever sent ``request`` expects an error."""
+    anthropic = "anthropic-version" in request.headers or request.path.endswith(
+        ("/messages", "/messages/count_tokens")
+    )
+    return Shape.ANTHROPIC if anthropic else Shape.OPENAI
+
+
+def error_event(interface: Interface, refusal: Refusal) -> bytes:
+    """What ends a stream that may not go on; the clients of the interfaces raise it as their API's error."""
+    shape = Shape.ANTHROPIC if interface is Interface.MESSAGES else Shape.OPENAI
+    name = b"" if interface is Interface.CHAT else b"event: error\n"
+    return name + b"data: " + response(refusal.to(shape)).body + b"\n\n"

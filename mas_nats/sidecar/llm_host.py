@@ -1,7 +1,7 @@
 """The way to a language model, and back: its answer is handed over once what it selects is recorded.
 
     application --HTTP--> outbound -> policy (search, audit) --HTTPS--> llm_host
-                <-------- held until recorded <- selections <----------
+                <- held until recorded <- selections <- policy (search, audit) <-
 
 The application's credentials go to ``llm_host`` and nowhere else: no message, log or error holds them.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -26,6 +27,8 @@ from mas_nats.sidecar.events import BlockReader, BrokenStream
 from mas_nats.sidecar.http_message import EVENTS, JSON, HttpRequest, HttpResponse, media_type
 from mas_nats.sidecar.llm import Selections
 from mas_nats.sidecar.llm_api import Asked
+from mas_nats.sidecar.llm_events import DONE, Events, LlmEvent
+from mas_nats.sidecar.llm_search import Object, Said, Search, Searching
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
 from mas_nats.sidecar.selection import Answer, TooMany
 from mas_nats.sidecar.strict_json import NotStrict
@@ -40,7 +43,11 @@ _ERROR_BYTES = 64 << 10
 _EVENT_BYTES = 4 << 20
 """Bytes of one event: the last of a response holds all of it."""
 _FIRST_ERROR = 400
-_DONE = "[DONE]"
+_WINDOW_BYTES = 16 << 10
+"""Bytes, about, of a stream that are searched at once."""
+_PACE = 0.05
+"""Seconds from one search of a stream to the next: what comes meanwhile is searched together."""
+_NAME = re.compile(r"[a-z_.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class LlmHost:
         self,
         settings: Settings,
         ask: Ask,
+        search: Search,
         selections: Selections,
         *,
         now: Callable[[], float],
@@ -82,6 +90,7 @@ class LlmHost:
         self._host = settings.llm_host
         self._names = settings.own.tool_names
         self._ask = ask
+        self._search = search
         self._selections = selections
         self._now = now
         self._client = httpx2.AsyncClient(
@@ -102,11 +111,13 @@ class LlmHost:
         asked = llm_api.read(request)
         if cause and asked.interface is not None:
             await self._may_ask(cause)
-        document = await self._allowed(asked, request)
+        message_id = new_message_id()
+        document = await self._allowed(asked, request, message_id)
         end = self._now() + self._limits.stream
         answer = await self._sent(request, document, end)
         try:
-            async with aclosing(self._answered(asked, answer, cause, end)) as parts:
+            searching = Searching(self._search, Said(message_id, self._host, asked.operation, ()))
+            async with aclosing(self._answered(asked, answer, searching, cause, end)) as parts:
                 async for part in parts:
                     yield part
         finally:
@@ -118,7 +129,7 @@ class LlmHost:
         except MasError as error:
             raise told(error, "") from None
 
-    async def _allowed(self, asked: Asked, request: HttpRequest) -> dict[str, Any] | None:
+    async def _allowed(self, asked: Asked, request: HttpRequest, message_id: str) -> dict[str, Any] | None:
         """What may leave of the document.
 
         Raises:
@@ -128,7 +139,7 @@ class LlmHost:
         body: dict[str, Any] = {"path": request.path}
         if asked.document is not None:
             body["body"] = asked.document
-        message_id, trace = new_message_id(), request.header("traceparent")
+        trace = request.header("traceparent")
         try:
             allowed = await self._ask(Asking(message_id, self._host, asked.operation, body, trace))
         except OutcomeUnknown:
@@ -169,7 +180,7 @@ class LlmHost:
 
     # -- its answer --------------------------------------------------------------------------------
     async def _answered(
-        self, asked: Asked, answer: httpx2.Response, cause: str, end: float
+        self, asked: Asked, answer: httpx2.Response, searching: Searching, cause: str, end: float
     ) -> AsyncGenerator[HttpResponse | bytes, None]:
         kind = media_type(answer.headers.get("content-type", ""))
         failed = answer.status_code >= _FIRST_ERROR
@@ -181,16 +192,23 @@ class LlmHost:
         head = HttpResponse(answer.status_code, kept)
         raw = self._raw(answer, end)
         if failed:
-            body = await _all(raw, _ERROR_BYTES)
+            body = await self._error(raw, searching)
             yield head
             yield body
         elif kind == EVENTS and asked.interface is not None:
             yield head
-            async with aclosing(self._held(raw, Answer(asked.interface, self._names), cause)) as parts:
-                async for part in parts:
-                    yield part
+            selected = Answer(asked.interface, self._names)
+            try:
+                async with aclosing(
+                    self._held(raw, Events(asked.interface), selected, searching, cause)
+                ) as parts:
+                    async for part in parts:
+                        yield part
+            except Refusal as refusal:
+                yield llm_api.error_event(asked.interface, refusal)
+                raise
         elif kind == JSON:
-            body = await self._whole(asked, raw, cause)
+            body = await self._whole(asked, raw, searching, cause)
             yield head
             yield body
         else:
@@ -216,40 +234,75 @@ class LlmHost:
                 return
             yield part
 
-    async def _whole(self, asked: Asked, raw: AsyncIterator[bytes], cause: str) -> bytes:
-        body = await _all(raw, self._limits.response_bytes)
-        if asked.interface is None:
-            return body
-        selected = Answer(asked.interface, self._names)
+    async def _error(self, raw: AsyncIterator[bytes], searching: Searching) -> bytes:
+        """An answer that says what went wrong; a text where it is no JSON."""
+        body = await _all(raw, _ERROR_BYTES)
         try:
-            tools = selected.whole(_strict(body, "the answer"))
-        except TooMany:
-            raise _many() from None
-        await self._record(selected, tools, cause)
-        return body
+            return orjson.dumps(await searching.whole(strict_json.parse(body)))
+        except NotStrict:
+            return str(await searching.whole(body.decode(errors="replace"))).encode()
+
+    async def _whole(
+        self, asked: Asked, raw: AsyncIterator[bytes], searching: Searching, cause: str
+    ) -> bytes:
+        body = await _all(raw, self._limits.response_bytes)
+        document = await searching.whole(_strict(body, "the answer"))
+        if asked.interface is not None:
+            selected = Answer(asked.interface, self._names)
+            try:
+                tools = selected.whole(document)
+            except TooMany:
+                raise _many() from None
+            await self._record(selected, tools, cause)
+        return orjson.dumps(document)
 
     async def _held(
-        self, raw: AsyncIterator[bytes], answer: Answer, cause: str
+        self, raw: AsyncIterator[bytes], stream: Events, answer: Answer, searching: Searching, cause: str
     ) -> AsyncGenerator[bytes, None]:
-        """Events as they come; one that completes a call waits until that is recorded.
+        """Events as they come, once they were searched; one that completes a call waits for its record.
 
         That a whole stream selected nothing is recorded at its end.
         """
-        reader, selected = BlockReader(min(_EVENT_BYTES, self._limits.response_bytes)), False
-        async for part in raw:
-            ready = bytearray()
-            for lines in _fed(reader, part):
-                if tools := _completed(answer, lines):
-                    if ready:
-                        yield bytes(ready)
-                        ready.clear()
-                    selected = True
-                    await self._record(answer, tools, cause)
-                ready += b"\n".join(lines) + b"\n\n"
-            if ready:
-                yield bytes(ready)
+        most = min(_EVENT_BYTES, self._limits.response_bytes)
+        reader, selected = BlockReader(most), False
+        async with aclosing(self._searched(raw, stream, reader, searching)) as gone:
+            async for events_ in gone:
+                ready = bytearray()
+                for event in events_:
+                    if tools := _completed(answer, event):
+                        if ready:
+                            yield bytes(ready)
+                            ready.clear()
+                        selected = True
+                        await self._record(answer, tools, cause)
+                    ready += event.written()
+                if ready:
+                    yield bytes(ready)
         if not selected:
             await self._record(answer, (), cause)
+
+    async def _searched(
+        self, raw: AsyncIterator[bytes], stream: Events, reader: BlockReader, searching: Searching
+    ) -> AsyncGenerator[list[LlmEvent], None]:
+        """The events that may be handed over, as policy lets them pass."""
+        next_ = 0.0
+        async for part in raw:
+            for lines in _fed(reader, part):
+                stream.take(_event(lines))
+            if stream.held > self._limits.response_bytes:
+                raise _lost("the language model's stream has too much that waits for its end")
+            ended = stream.ended
+            if (chunks := stream.shown()) or ended:
+                await asyncio.sleep(max(0.0, next_ - self._now()))
+                next_ = self._now() + _PACE
+                await _search(searching, stream, chunks, final=ended)
+            if gone := list(stream.gone()):
+                yield gone
+        if not stream.ended:
+            stream.end()
+            await _search(searching, stream, stream.shown(), final=True)
+            if gone := list(stream.gone()):
+                yield gone
 
     async def _record(self, answer: Answer, tools: Sequence[str], cause: str) -> None:
         """Have selections recorded.
@@ -277,16 +330,41 @@ def _fed(reader: BlockReader, part: bytes) -> list[list[bytes]]:
         raise _lost(f"the language model's stream cannot be read: {error}") from None
 
 
-def _completed(answer: Answer, lines: list[bytes]) -> list[str]:
-    """The tools whose calls an event completes."""
+async def _search(searching: Searching, stream: Events, chunks: Sequence[Object], *, final: bool) -> None:
+    """Have ``chunks`` searched, so many at once as are small together."""
+    if final and not (chunks or stream.waits):
+        return
+    window: list[Object] = []
+    size = 0
+    for chunk in chunks:
+        length = len(orjson.dumps(chunk))
+        if window and size + length > _WINDOW_BYTES:
+            stream.passed(await searching.part(window, final=False))
+            window, size = [], 0
+        window.append(chunk)
+        size += length
+    stream.passed(await searching.part(window, final=final))
+
+
+def _event(lines: list[bytes]) -> LlmEvent:
+    """The event that lines are, without what is not used."""
     try:
-        text = events.fields(lines).get("data", "")
+        said = events.fields(lines)
     except BrokenStream as error:
         raise _lost(f"the language model's stream cannot be read: {error}") from None
-    if not text.strip() or text.strip() == _DONE:
-        return []
+    text = said.get("data", "").strip()
+    size = sum(map(len, lines))
+    if not text:
+        return LlmEvent(size=size)
+    name = said.get("event", "")
+    data = DONE if text == DONE else _strict(text, "the data of an event")
+    return LlmEvent(name if _NAME.fullmatch(name) else "", data, size)
+
+
+def _completed(answer: Answer, event: LlmEvent) -> list[str]:
+    """The tools whose calls an event completes."""
     try:
-        return answer.event(_strict(text, "the data of an event"))
+        return answer.event(event.data)
     except TooMany:
         raise _many() from None
 

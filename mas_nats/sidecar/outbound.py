@@ -20,7 +20,7 @@ from mas_nats.sidecar.http_message import HttpRequest, HttpResponse, carried, re
 from mas_nats.sidecar.in_flight import InFlight
 from mas_nats.sidecar.listener import Answer, Gone, Received
 from mas_nats.sidecar.llm import LlmPassage
-from mas_nats.sidecar.llm_api import HEADERS
+from mas_nats.sidecar.llm_api import HEADERS, shape_of
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, REFUSED, Refusal, Shape, response
 from mas_nats.sidecar.relay import Relay, parts_of
 from mas_nats.sidecar.strict_json import NotStrict
@@ -79,6 +79,7 @@ class Outbound:
         try:
             host, request = self._read(received)
             if self._is_llm(host):
+                shape = shape_of(request)
                 await self._to_llm(request, answer)
                 return
             target = self._target(host)

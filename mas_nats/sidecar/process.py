@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 
 from mas_nats.agent import DRAIN_TIMEOUT, Agent
-from mas_nats.errors import ConfigurationError, error_of
+from mas_nats.errors import ConfigurationError, Unavailable, error_of
 from mas_nats.message import AgentMessage
+from mas_nats.policy.model_answer import ANSWER, ModelAnswer
 from mas_nats.policy.prompt import PLACE
 from mas_nats.sidecar.application import Kind, Settings
 from mas_nats.sidecar.authority import Authority, NoTokens
@@ -19,12 +20,14 @@ from mas_nats.sidecar.inbound import Inbound
 from mas_nats.sidecar.listener import Answer, Listener, Received
 from mas_nats.sidecar.llm import LlmPassage, NobodyAsks, Selections
 from mas_nats.sidecar.llm_host import Asking, LlmHost
+from mas_nats.sidecar.llm_search import Passed, Said
 from mas_nats.sidecar.outbound import Outbound
 from mas_nats.sidecar.registration import Behind, Registration
 from mas_nats.sidecar.token_endpoint import TokenEndpoint
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.sidecar.tool_list import ToolList
 from mas_nats.wire import headers
+from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.headers import MSG_ID
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Verdict
@@ -76,7 +79,7 @@ class Sidecar(Agent[dict[str, Any]]):
         self._llm: LlmHost | None = None
         if llm is None and settings.llm_host and settings.own.type is Kind.AGENT:
             told = selections or self.tokens or NobodyAsks()
-            self._llm = LlmHost(settings, self._may_leave, told, now=time.monotonic)
+            self._llm = LlmHost(settings, self._may_leave, self._may_come, told, now=time.monotonic)
         self._outbound = Outbound(settings, self, guard, in_flight, llm or self._llm, now=time.time)
         self._endpoint = None if self.tokens is None else TokenEndpoint(settings, self.tokens)
         self._listener = Listener(settings.own.listen, settings.limits, self._received)
@@ -157,6 +160,23 @@ class Sidecar(Agent[dict[str, Any]]):
         if not verdict.ok:
             raise error_of(verdict)
         return verdict.result.get("body", asking.body)
+
+    async def _may_come(self, said: Said) -> Passed:
+        """Ask policy about a part of a language model's answer: how much of it the application may get."""
+        fields = {
+            headers.MSG_ID: new_message_id(),
+            headers.TARGET: PLACE + said.host,
+            headers.TYPE: ANSWER + said.operation,
+        }
+        body = ModelAnswer(asked=said.asked, chunks=tuple(said.chunks), cursor=said.cursor, final=said.final)
+        verdict = await self._alive().calls.call(Op.PROMPT, orjson.dumps(body.model_dump()), fields)
+        if not verdict.ok:
+            raise error_of(verdict)
+        gone = verdict.result.get("gone")
+        if not isinstance(gone, int):
+            raise Unavailable("the policy workers are older than this sidecar, and search no answers")
+        changed = {int(number): chunk for number, chunk in verdict.result.get("changed", {}).items()}
+        return Passed(gone, changed, str(verdict.result.get("cursor", "")))
 
     async def _received(self, received: Received, answer: Answer) -> None:
         if self._endpoint is not None and self._endpoint.takes(received, self.address):

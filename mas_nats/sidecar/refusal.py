@@ -38,6 +38,14 @@ _STATUS_NAMES = {
     504: "DEADLINE_EXCEEDED",
 }
 _DOMAIN = "mas.sidecar"
+_TYPE = "mas_sidecar"
+_ANTHROPIC = {
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+"""Names of Anthropic's errors by status."""
 
 
 class Shape(StrEnum):
@@ -46,6 +54,8 @@ class Shape(StrEnum):
     MCP = "mcp"  # JSON-RPC, with the status in HTTP too
     A2A_RPC = "a2a_rpc"  # JSON-RPC with status 200, as A2A servers answer
     A2A_REST = "a2a_rest"  # google.rpc.Status
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
     PLAIN = "plain"  # JSON for a request of no known protocol
 
 
@@ -86,6 +96,12 @@ def response(refusal: Refusal) -> HttpResponse:
     status = refusal.status
     if refusal.shape is Shape.A2A_REST:
         document: dict[str, Any] = {"error": _status(refusal)}
+    elif refusal.shape is Shape.OPENAI:
+        said = {"message": str(refusal), "type": _TYPE, "param": None, "code": refusal.rule}
+        document = {"error": said, **_details(refusal)}
+    elif refusal.shape is Shape.ANTHROPIC:
+        kind = _ANTHROPIC.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        document = {"type": "error", "error": {"type": kind, "message": str(refusal)}, **_details(refusal)}
     elif refusal.shape is Shape.PLAIN:
         document = {"error": str(refusal), **_details(refusal)}
     else:

@@ -100,9 +100,13 @@ async def test_an_agent_asks_its_model_because_of_a_request(empty_town: Town, mo
     assert body_of(model.asked[0])["messages"][0]["content"] == "how much is there?"
     assert model.asked[0].headers["authorization"] == f"Bearer {KEY}"
     asked = await decisions(empty_town, "--sender", "echo")
-    [decision] = [each for each in asked if each["target"] == LLM]
-    assert (decision["op"], decision["type"]) == ("prompt", "llm:chat/completions")
-    assert (decision["decision"], decision["rule"], decision["outcome"]) == ("ALLOWED", "llm", "applied")
+    both = [each for each in asked if each["target"] == LLM]
+    assert {(each["op"], each["type"], each["rule"]) for each in both} == {
+        ("prompt", "llm:chat/completions", "llm"),
+        ("prompt", "llm_answer:chat/completions", "llm_answer"),
+    }
+    assert [(each["decision"], each["outcome"]) for each in both] == [("ALLOWED", "applied")] * 2
+    assert len({each["message_id"] for each in both}) == 1
     sent = await decisions(empty_town, "--sender", "shop", "--target", "echo")
     [request] = [each for each in sent if each["op"] == "request"]
     assert told.asked == [request["message_id"]]

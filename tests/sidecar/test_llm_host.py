@@ -22,6 +22,7 @@ from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.sidecar import Settings
 from mas_nats.sidecar.http_message import HttpRequest, HttpResponse
 from mas_nats.sidecar.llm_host import Asking, LlmHost
+from mas_nats.sidecar.llm_search import Passed, Said
 from mas_nats.sidecar.refusal import Refusal
 from tests.sidecar.applications import serving
 
@@ -64,6 +65,10 @@ class Model:
     async def ask(self, asking: Asking) -> Any:
         self.searched.append(asking)
         return self.policy(asking)
+
+    async def look(self, said: Said) -> Passed:
+        """Of an answer all may go."""
+        return Passed(len(said.chunks))
 
     async def may_ask(self, cause: str) -> None:
         self.told.append((cause, []))
@@ -108,7 +113,7 @@ async def reaching(model: Model, **limits: Any) -> AsyncIterator[LlmHost]:
                 "limits": limits,
             }
         )
-        host = LlmHost(settings, model.ask, model, now=time.monotonic)
+        host = LlmHost(settings, model.ask, model.look, model, now=time.monotonic)
         try:
             yield host
         finally:
@@ -223,8 +228,8 @@ async def test_by_https_the_model_has_to_be_who_it_says(server_certificate: Cert
         settings = Settings(app="desk", applications={"desk": desk}, llm_host=f"localhost:{port}")
         assert settings.llm_url == f"https://localhost:{port}"
         own = ssl.create_default_context(cafile=str(cert.ca))
-        knows = LlmHost(settings, model.ask, model, now=time.monotonic, verify=own)
-        knows_not = LlmHost(settings, model.ask, model, now=time.monotonic)
+        knows = LlmHost(settings, model.ask, model.look, model, now=time.monotonic, verify=own)
+        knows_not = LlmHost(settings, model.ask, model.look, model, now=time.monotonic)
         assert (await gathered(knows, request()))[0] == 200
         assert (await refused(knows_not)).rule == "llm_away"
         await knows.close()
@@ -266,7 +271,7 @@ async def test_a_stream_comes_as_it_comes_and_the_event_that_completes_a_call_wa
         head = await anext(parts)
         assert isinstance(head, HttpResponse)
         body = await anext(parts)
-        assert body == b": hello\n\n" + delta(content="let me")
+        assert body == b": alive\n\n" + delta(content="let me")  # written anew
         seen.set()
         while b'"done"' not in body:
             body += await anext(parts)
@@ -295,6 +300,8 @@ async def test_an_answer_whose_calls_cannot_be_recorded_is_not_handed_over(strea
         if stream:
             assert isinstance(await anext(parts), HttpResponse)
             body = bytes(await anext(parts))  # type: ignore[arg-type]
+            error = orjson.loads(bytes(await anext(parts)).removeprefix(b"data: "))  # type: ignore[arg-type]
+            assert error["error"]["code"] == "llm_selection"
         with pytest.raises(Refusal) as found:
             await anext(parts)
     assert (found.value.rule, found.value.ran) == ("llm_selection", "yes")
@@ -392,6 +399,7 @@ async def test_a_model_that_is_silent_and_one_that_is_away():
     away = LlmHost(
         Settings(app="desk", applications=settings, llm_host="a", llm_base_url="http://127.0.0.1:1"),
         model.ask,
+        model.look,
         model,
         now=time.monotonic,
     )
