@@ -28,7 +28,6 @@ from broker_policy.tenants.material import Material
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.policy.document import AgentPolicy, Limits, Permissions
 from mas_nats.policy.governance import Governance
-from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
@@ -97,10 +96,8 @@ async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance
 async def grow_to(layout: Layout, broker: Broker, count: int, *, served: bool) -> None:
     """Bring the policy of the namespace to ``count`` agents; the workers follow.
 
-    Where they are ``served``, each has an account and a consumer, as ``apply`` makes them, but that it could
-    not: nats-server lets a stream have 1000 consumers where neither the stream nor the account says otherwise
-    (``default_max_consumers``, since 2.15). Here the stream does. Where they are not, policy names the
-    accounts that they would have.
+    Where they are ``served``, each has an account and a consumer, as ``apply`` makes them. Where they are
+    not, policy names the accounts that they would have.
     """
     material = Material.load(layout.keys)
     endpoint = broker.connection(layout, "controller")
@@ -108,10 +105,6 @@ async def grow_to(layout: Layout, broker: Broker, count: int, *, served: bool) -
         TenantController(endpoint, material.controller, material.public) as controller,
         policy_store(layout, broker) as store,
     ):
-        if served:
-            js = (await controller.tenant(NAMESPACE)).jetstream()
-            inbox = (await js.stream_info(subjects.INBOX_STREAM)).config
-            await js.update_stream(inbox.evolve(max_consumers=2 * count))
         stored = await store.get(NAMESPACE)
         assert stored is not None, "prepare() comes first"
         limits, agents = stored.document.limits, dict(stored.document.agents)
