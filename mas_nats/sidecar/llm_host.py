@@ -28,7 +28,7 @@ from mas_nats.sidecar.http_message import EVENTS, JSON, HttpRequest, HttpRespons
 from mas_nats.sidecar.llm import Selections
 from mas_nats.sidecar.llm_api import Asked
 from mas_nats.sidecar.llm_events import DONE, Events, LlmEvent
-from mas_nats.sidecar.llm_search import Object, Said, Search, Searching
+from mas_nats.sidecar.llm_search import Object, Said, Search, Searching, nonsense
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
 from mas_nats.sidecar.selection import Answer, TooMany
 from mas_nats.sidecar.strict_json import NotStrict
@@ -303,6 +303,8 @@ class LlmHost:
             await _search(searching, stream, stream.shown(), final=True)
             if gone := list(stream.gone()):
                 yield gone
+        if stream.waits:
+            raise nonsense()
 
     async def _record(self, answer: Answer, tools: Sequence[str], cause: str) -> None:
         """Have selections recorded.

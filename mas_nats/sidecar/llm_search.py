@@ -89,8 +89,10 @@ class Searching:
             raise nonsense()
         if not passed.changed:
             return document
-        made = passed.changed.get(0, {}).get("answer")
-        return _with_vectors(without_logprobs(made), vectors)
+        try:
+            return _with_vectors(without_logprobs(passed.changed[0]["answer"]), vectors)
+        except (LookupError, TypeError):
+            raise nonsense() from None
 
 
 def without_logprobs(value: Any) -> Any:

@@ -332,6 +332,22 @@ async def test_what_is_said_again_is_redacted_again(empty_town: Town, model: Mod
     assert body.count(REDACTED.encode()) == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_large(empty_town: Town, model: Model, stream: bool):
+    """It is searched apart; more than one message carries is not handed over, where it cannot be divided."""
+    words = "words and words; " * 20_000
+    model.said = streamed("chat", [words, f"the SSN is {SSN}"]) if stream else whole("chat", words + SSN)
+    status, body = await asked(empty_town, "chat", stream=stream)
+    assert status == 200
+    assert body == b"".join(model.written).replace(SSN.encode(), REDACTED.encode())
+    model.said = streamed("chat", ["", words * 4]) if stream else whole("chat", words * 4)
+    status, body = await asked(empty_town, "chat", stream=stream)
+    error = heard(body)[-1] if stream else orjson.loads(body)
+    assert error["error"]["code"] == "llm_answer"
+    assert status == (200 if stream else 502)
+    assert b"words" not in body
+
+
 # -- controls and failures -------------------------------------------------------------------------------
 @APIS
 @pytest.mark.parametrize("stream", [False, True])

@@ -54,6 +54,7 @@ class Model:
     searched: list[Asking] = field(default_factory=list)
     told: list[tuple[str, list[str]]] = field(default_factory=list)
     policy: Callable[[Asking], Any] = lambda asking: asking.body
+    gone: Callable[[Said], int] = lambda said: len(said.chunks)
     recording: Callable[[], Awaitable[None]] | None = None
 
     async def serve(self, request: Request) -> Response:
@@ -67,8 +68,7 @@ class Model:
         return self.policy(asking)
 
     async def look(self, said: Said) -> Passed:
-        """Of an answer all may go."""
-        return Passed(len(said.chunks))
+        return Passed(self.gone(said))
 
     async def may_ask(self, cause: str) -> None:
         self.told.append((cause, []))
@@ -427,3 +427,25 @@ async def test_who_leaves_ends_the_answer_of_the_model():
         await anext(parts)
         await parts.aclose()
         await ended.wait()
+
+
+async def test_a_stream_may_be_longer_than_what_may_wait_of_it():
+    """What has gone is not kept. A stream of which nothing goes is ended, and one that policy keeps back."""
+    said = [delta(content=f"{number} " + "words " * 1000) for number in range(60)]
+    model = Model(answer=events(*said, delta("stop"), b"data: [DONE]\n\n"))
+    async with reaching(model, response_bytes=200_000) as host, asyncio.timeout(30):
+        _, body = await gathered(host, request())
+        assert body.startswith(b"".join(said))
+        model.gone = lambda _: 0
+        assert "too much that waits" in str(await refused(host))
+        model.answer = events(said[0], delta("stop"), b"data: [DONE]\n\n")
+        assert (await refused(host)).rule == "llm_answer"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_more_than_was_shown_cannot_go(stream: bool):
+    model = Model(gone=lambda said: len(said.chunks) + 1)
+    if stream:
+        model.answer = events(delta(content="a"), b"data: [DONE]\n\n")
+    async with reaching(model) as host:
+        assert (await refused(host)).rule == "llm_answer"
