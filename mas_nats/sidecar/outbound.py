@@ -79,6 +79,7 @@ class Outbound:
         try:
             host, request = self._read(received)
             if self._is_llm(host):
+                shape = Shape.LLM
                 await self._to_llm(request, answer)
                 return
             target = self._target(host)

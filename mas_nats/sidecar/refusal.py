@@ -38,6 +38,15 @@ _STATUS_NAMES = {
     504: "DEADLINE_EXCEEDED",
 }
 _DOMAIN = "mas.sidecar"
+_LLM_TYPES = {
+    400: "invalid_request_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+}
+"""The Anthropic API's names of errors; every other status is its ``api_error``."""
 
 
 class Shape(StrEnum):
@@ -46,6 +55,7 @@ class Shape(StrEnum):
     MCP = "mcp"  # JSON-RPC, with the status in HTTP too
     A2A_RPC = "a2a_rpc"  # JSON-RPC with status 200, as A2A servers answer
     A2A_REST = "a2a_rest"  # google.rpc.Status
+    LLM = "llm"  # what the official clients of OpenAI and of Anthropic both read
     PLAIN = "plain"  # JSON for a request of no known protocol
 
 
@@ -88,6 +98,10 @@ def response(refusal: Refusal) -> HttpResponse:
         document: dict[str, Any] = {"error": _status(refusal)}
     elif refusal.shape is Shape.PLAIN:
         document = {"error": str(refusal), **_details(refusal)}
+    elif refusal.shape is Shape.LLM:
+        kind = _LLM_TYPES.get(refusal.status, "api_error")
+        told = {"type": kind, "code": refusal.rule, "param": None, "message": str(refusal)}
+        document = {"type": "error", "error": told, **_details(refusal)}
     else:
         error = {"code": refusal.code, "message": str(refusal), "data": _data(refusal)}
         document = {"jsonrpc": "2.0", "id": refusal.request_id, "error": error}
