@@ -80,6 +80,38 @@ async def test_bodies(town: Town, body: Any, headers: dict[str, str], status: in
     assert town.bank.transfers == []
 
 
+TRICKS = [
+    "transfer_money\n",
+    "transfer_money\x00",
+    " transfer_money",
+    "transfer_money ",
+    "tr\u0430nsfer_money",  # a Cyrillic letter
+    "transfer_money\u202e",
+    "\uff54ransfer_money",  # a wide letter, which NFKC makes an ordinary one
+    "../transfer_money",
+    "transfer%5fmoney",
+    "balance,transfer_money",
+    "t" * 129,
+    "",
+    ["transfer_money"],
+    None,
+]
+
+
+async def test_tool_names_with_tricks(town: Town):
+    """The header says the plain name, or the trick itself where a header can hold it."""
+    async with shop(town) as http:
+        for name in TRICKS:
+            held = isinstance(name, str) and name.isascii() and name.isprintable()
+            for said in {"transfer_money", name.strip() if held else "transfer_money"}:
+                headers = NEW | {"mcp-method": "tools/call", "mcp-name": said}
+                body = rpc("tools/call", {**PAY, "name": name})
+                answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
+                assert answer.status_code == 400, name
+                assert answer.json()["error"]["data"]["rule"] == "name", name
+    assert town.bank.transfers == []
+
+
 async def test_two_names_in_one_object(town: Town):
     body = orjson.dumps(rpc("tools/call", PAY)).replace(b'"method":', b'"method":"ping","method":')
     async with shop(town) as http:
@@ -138,10 +170,20 @@ async def test_an_oversized_body(town: Town):
         answer = await http.post("http://bank.test/mcp", json=big, headers=NEW)
     assert answer.status_code == 413
     assert answer.json()["rule"] == "request_bytes"
-    assert (
-        b" 400 " in await raw(town, b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 100_000 + b"\r\n\r\n")
-        or True
-    )
+    assert town.bank.transfers == []
+
+
+async def test_an_oversized_head(town: Town):
+    """It is refused, or the connection is broken while the rest is still on its way."""
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        answer = await raw(town, b"GET / HTTP/1.1\r\nhost: bank.test\r\nx: " + b"y" * 100_000 + b"\r\n\r\n")
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
+    async with shop(town) as http:  # and others are served as before
+        said = NEW | {"mcp-method": "tools/call", "mcp-name": "transfer_money"}
+        served = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=said)
+        assert served.status_code == 200
+    assert town.bank.transfers == [1]
 
 
 async def test_a_header_and_a_body_that_come_byte_by_byte(empty_town: Town):

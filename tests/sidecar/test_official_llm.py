@@ -1,179 +1,193 @@
-"""The official clients of OpenAI and Anthropic, unmodified, reach a language model through a sidecar."""
+"""The official packages of OpenAI and Anthropic, unmodified, ask a language model through an agent's sidecar.
+
+Only what their documentation names is set: the address, the key, and the usual proxy variable.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anthropic
 import openai
-import orjson
 import pytest
-from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI
-from starlette.applications import Starlette
-from starlette.routing import Route
 
-from mas_nats.sidecar import Sidecar
+from mas_nats.policy.governance import Governance, RateLimits
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
-from tests.sidecar.test_llm import Told, ask
-from tests.sidecar.test_llm_answers import APIS, CLEAN, KEY, Model, answers, decisions, streamed, whole
+from tests.sidecar.guarded import BOTH, guard, policy
+from tests.sidecar.providers import Providers
+from tests.sidecar.test_tool_checks import EVERYONE, applications, call_tool, prompted, rule
 
-MODEL = "a-model"
-STREAMED = pytest.mark.parametrize("stream", [False, True])
-PARTS = ["It is ", "12 o'clock, ", "and all is well."]
+KEY = "sk-of-the-application-0002"
+SECRET = "AKIAIOSFODNN7EXAMPLE"
+SELECTED = "DETERMINISTIC_LLM_SELECTED_TOOLS"
 
-
-@dataclass
-class Spoken:
-    """What a client understood."""
-
-    text: str = ""
-    tools: tuple[str, ...] = ()
-    arguments: str = ""
+Select = Callable[[str], Awaitable[list[str]]]
+"""Asks a model with a text; the names of the tools that the official client says it selected."""
+HELLO: Any = [{"role": "user", "content": "hello"}]
+PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"number": {"type": "integer"}}}
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
-
-
-@pytest.fixture
-async def model(empty_town: Town, told: Told, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Model]:
-    """The sidecars of the client and of the agent; the agent's is the proxy of this process."""
-    model = Model()
-    routes = [Route("/{path:path}", model.serve, methods=["POST"])]
+async def providers(empty_town: Town, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Providers]:
+    """All sidecars run and want tokens; this process is the agent's application."""
+    found = Providers("transfer_money")
+    await guard(empty_town, policy(BOTH))
     async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(serving(Starlette(routes=routes)))
+        port = await stack.enter_async_context(serving(found.app()))
         reached = {"llm_host": "llm.test", "llm_base_url": f"http://127.0.0.1:{port}"}
-        await empty_town.start(stack, "shop", **reached)
-        tls = empty_town.system.tls("echo", empty_town.namespace)
-        settings = empty_town.settings("echo", **reached)
-        address = empty_town.system.broker.url
-        agent = Sidecar(settings, server_addr=address, tls=tls, selections=told)
-        empty_town.sidecars["echo"] = await stack.enter_async_context(agent)
-        monkeypatch.setenv("HTTP_PROXY", empty_town.proxy("echo"))
-        for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        said = applications(empty_town)
+        await empty_town.start(stack, *EVERYONE, tokens=True, applications=said, **reached)
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, empty_town.proxy("echo"))
+        for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "ANTHROPIC_AUTH_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        yield model
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://llm.test/v1")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://llm.test")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        yield found
 
 
-async def speak(api: str, *, stream: bool, prompt: str = "What time is it?") -> Spoken:
-    """Ask with the official client of the interface, which tries once."""
-    if api == "messages":
-        async with AsyncAnthropic(api_key="key", base_url="http://llm.test", max_retries=0) as claude:
-            return await _messages(claude, prompt, stream=stream)
-    async with AsyncOpenAI(api_key="key", base_url="http://llm.test/v1", max_retries=0) as client:
-        return await (_chat if api == "chat" else _responses)(client, prompt, stream=stream)
+async def chat(text: str) -> list[str]:
+    function: Any = {"name": "transfer_money", "parameters": PARAMETERS}
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        answer = await client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": text}],
+            tools=[{"type": "function", "function": function}],
+        )
+    return [
+        call.function.name for call in answer.choices[0].message.tool_calls or [] if call.type == "function"
+    ]
 
 
-async def _chat(client: AsyncOpenAI, prompt: str, *, stream: bool) -> Spoken:
-    messages: Any = [{"role": "user", "content": prompt}]
-    if not stream:
-        said = (await client.chat.completions.create(model=MODEL, messages=messages)).choices[0].message
-        called: Any = said.tool_calls or []
-        tools = tuple(each.function.name for each in called)
-        return Spoken(said.content or "", tools, "".join(each.function.arguments for each in called))
-    spoken = Spoken()
-    async for event in await client.chat.completions.create(model=MODEL, messages=messages, stream=True):
-        delta = event.choices[0].delta
-        spoken.text += delta.content or ""
-        for call in delta.tool_calls or ():
-            assert call.function is not None
-            spoken.tools += (call.function.name,) if call.function.name else ()
-            spoken.arguments += call.function.arguments or ""
-    return spoken
+async def chat_streamed(text: str) -> list[str]:
+    names = []
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": text}], stream=True
+        )
+        async for chunk in stream:
+            for call in chunk.choices[0].delta.tool_calls or []:
+                if call.function is not None and call.function.name:
+                    names.append(call.function.name)
+    return names
 
 
-async def _responses(client: AsyncOpenAI, prompt: str, *, stream: bool) -> Spoken:
-    if not stream:
-        answer = await client.responses.create(model=MODEL, input=prompt)
-        calls = [each for each in answer.output if each.type == "function_call"]
-        return Spoken(answer.output_text, tuple(each.name for each in calls), calls[0].arguments)
-    spoken = Spoken()
-    async for event in await client.responses.create(model=MODEL, input=prompt, stream=True):
-        if event.type == "response.output_text.delta":
-            spoken.text += event.delta
-        elif event.type == "response.output_item.done" and event.item.type == "function_call":
-            spoken.tools += (event.item.name,)
-            spoken.arguments += event.item.arguments
-    return spoken
+async def responses(text: str) -> list[str]:
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        answer = await client.responses.create(model="m", input=text)
+    return [item.name for item in answer.output if item.type == "function_call"]
 
 
-async def _messages(claude: AsyncAnthropic, prompt: str, *, stream: bool) -> Spoken:
-    asked: Any = {
-        "model": MODEL,
-        "max_tokens": 100,
-        "messages": [{"role": "user", "content": prompt}],
-    }
-    spoken = Spoken()
-    if not stream:
-        for block in (await claude.messages.create(**asked)).content:
-            if block.type == "text":
-                spoken.text += block.text
-            elif block.type == "tool_use":
-                spoken.tools += (block.name,)
-                spoken.arguments += orjson.dumps(block.input).decode()
-        return spoken
-    async for event in await claude.messages.create(**asked, stream=True):
-        if event.type == "content_block_start" and event.content_block.type == "tool_use":
-            spoken.tools += (event.content_block.name,)
-        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
-            spoken.text += event.delta.text
-        elif event.type == "content_block_delta" and event.delta.type == "input_json_delta":
-            spoken.arguments += event.delta.partial_json
-    return spoken
+async def responses_streamed(text: str) -> list[str]:
+    names = []
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        async for event in await client.responses.create(model="m", input=text, stream=True):
+            if event.type == "response.output_item.done" and event.item.type == "function_call":
+                names.append(event.item.name)
+    return names
 
 
-@APIS
-@STREAMED
-async def test_text_and_tools_arrive(empty_town: Town, model: Model, api: str, stream: bool):
-    model.said = streamed(api, PARTS) if stream else whole(api, CLEAN)
-    assert await speak(api, stream=stream) == Spoken(CLEAN, ("pay",), '{"to":"jane"}')
-    assert {each["decision"] for each in answers(await decisions(empty_town))} == {"ALLOWED"}
+async def messages(text: str) -> list[str]:
+    async with anthropic.AsyncAnthropic(max_retries=0) as client:
+        answer = await client.messages.create(
+            model="m",
+            max_tokens=100,
+            messages=[{"role": "user", "content": text}],
+            tools=[{"name": "transfer_money", "input_schema": PARAMETERS}],
+        )
+    return [block.name for block in answer.content if block.type == "tool_use"]
 
 
-@APIS
-@STREAMED
-async def test_what_the_model_selects_is_seen(
-    empty_town: Town, model: Model, told: Told, api: str, stream: bool
+async def messages_streamed(text: str) -> list[str]:
+    async with (
+        anthropic.AsyncAnthropic(max_retries=0) as client,
+        client.messages.stream(
+            model="m", max_tokens=100, messages=[{"role": "user", "content": text}]
+        ) as stream,
+    ):
+        answer = await stream.get_final_message()
+    return [block.name for block in answer.content if block.type == "tool_use"]
+
+
+WAYS = [chat, chat_streamed, responses, responses_streamed, messages, messages_streamed]
+
+
+@pytest.mark.parametrize("select", WAYS)
+async def test_the_tool_that_the_model_selected_is_allowed_and_no_other(
+    empty_town: Town, providers: Providers, select: Select
 ):
-    """While it works on a request, whose id the sidecar knows."""
-    model.said = streamed(api, PARTS) if stream else whole(api, CLEAN)
+    town = empty_town
+    outcome: list[Any] = []
 
     async def think(text: str) -> str:
-        return (await speak(api, stream=stream, prompt=text)).text
+        outcome.append((await call_tool(town, "transfer_money")).status_code)  # the control: not yet selected
+        outcome.append(await select(text))
+        outcome.append((await call_tool(town, "transfer_money")).status_code)
+        outcome.append(rule(await call_tool(town, "balance")))
+        return ""
 
-    empty_town.echo.think = think
-    assert CLEAN in await ask(empty_town, "what time is it?")
-    [(cause, tools)] = told.selected_
-    assert tools == ["pay"]
-    assert cause in told.asked
-
-
-@APIS
-async def test_a_secret_in_the_prompt_is_refused_as_the_client_understands(
-    empty_town: Town, model: Model, api: str
-):
-    model.said = whole(api, CLEAN)
-    client: Any = anthropic if api == "messages" else openai
-    with pytest.raises(client.PermissionDeniedError, match="DLP_BLOCKED"):
-        await speak(api, stream=False, prompt=f"use {KEY}")
-    assert not model.written
+    town.echo.think = think
+    assert (await prompted(town, "pay the rent")).status_code == 200
+    assert outcome == [403, ["transfer_money"], 200, f"policy.BLOCK:{SELECTED}"]
+    assert (town.bank.transfers, town.bank.calls) == ([1], 0)
+    assert "pay the rent" in str(providers.asked)
+    assert KEY in str(providers.headers)
 
 
-@APIS
-@STREAMED
-async def test_a_secret_in_the_answer_is_refused_as_the_client_understands(
-    empty_town: Town, model: Model, api: str, stream: bool
-):
-    model.said = streamed(api, ["take it: ", KEY]) if stream else whole(api, f"take {KEY}")
-    client: Any = anthropic if api == "messages" else openai
-    expected = client.APIError if stream else client.PermissionDeniedError
-    with pytest.raises(expected) as refused:
-        await speak(api, stream=stream)
-    assert KEY not in str(refused.value)
-    assert "DLP_BLOCKED" in str(refused.value) or "dlp" in str(refused.value.body)
+@pytest.mark.parametrize("select", WAYS)
+async def test_a_prompt_that_policy_blocks_is_the_clients_own_error(providers: Providers, select: Select):
+    with pytest.raises((openai.PermissionDeniedError, anthropic.PermissionDeniedError)) as refused:
+        await select(f"the key is {SECRET}")
+    told = refused.value.response.json()
+    assert told["rule"].startswith("policy.")
+    assert told["error"]["message"] in str(refused.value)
+    assert SECRET not in str(refused.value)
+    assert providers.asked == []
+
+
+async def test_a_request_that_cannot_be_taken_is_a_bad_request(providers: Providers):
+    async with openai.AsyncOpenAI(max_retries=0, default_query={"more": "x"}) as client:
+        with pytest.raises(openai.BadRequestError, match="llm_path"):
+            await client.responses.create(model="m", input="hello")
+    async with anthropic.AsyncAnthropic(max_retries=0, default_query={"more": "x"}) as other:
+        with pytest.raises(anthropic.BadRequestError, match="llm_path"):
+            await other.messages.create(model="m", max_tokens=1, messages=HELLO)
+    assert providers.asked == []
+
+
+async def test_tools_that_the_provider_would_call_by_itself_are_refused(providers: Providers):
+    outside: Any = [{"type": "mcp", "server_label": "bank", "server_url": "http://bank.test/mcp"}]
+    async with openai.AsyncOpenAI(max_retries=0) as client:
+        with pytest.raises(openai.PermissionDeniedError, match="llm_outside_tools"):
+            await client.responses.create(model="m", input="hello", tools=outside)
+    servers: Any = [{"type": "url", "url": "http://bank.test/mcp", "name": "bank"}]
+    async with anthropic.AsyncAnthropic(max_retries=0) as other:
+        with pytest.raises(anthropic.PermissionDeniedError, match="llm_outside_tools"):
+            await other.messages.create(
+                model="m",
+                max_tokens=1,
+                messages=HELLO,
+                extra_body={"mcp_servers": servers},
+            )
+    assert providers.asked == []
+
+
+async def test_a_limit_of_policy_is_the_clients_rate_limit_error(empty_town: Town, providers: Providers):
+    async with empty_town.system.control() as (_, store):
+        stored = await store.get(empty_town.namespace)
+        assert stored is not None
+        limits = Governance(rate_limit=RateLimits(per_hour=2))
+        changed = stored.document.model_copy(update={"governance": limits})
+        await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
+    assert await responses("one") == await messages("two") == ["transfer_money"]
+    with pytest.raises(openai.RateLimitError) as refused:
+        await chat("three")
+    assert int(refused.value.response.headers["retry-after"]) > 0
+    with pytest.raises(anthropic.RateLimitError):
+        await messages("four")
+    assert len(providers.asked) == 2
