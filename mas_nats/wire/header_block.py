@@ -31,8 +31,8 @@ def header_fields(block: bytes) -> dict[str, str] | None:
         return None
     fields: dict[str, str] = {}
     for line in lines:
-        name, _, value = line.partition(": ")
-        if not _known(name) or value != value.strip():
+        name, colon, value = line.partition(": ")
+        if not (colon and _known(name)) or value != value.strip():
             return None
         fields[name] = value
     return fields

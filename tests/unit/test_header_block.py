@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nats import errors
 from nats.aio.client import Client
@@ -72,6 +72,7 @@ def read_by(kind: type[Client], block: bytes) -> dict[str, str] | None:
     st.sampled_from([b"NATS/1.0\r\n", b"NATS/1.0 404 No Messages\r\n"]),
     st.sampled_from([b"", b"\xff"]),
 )
+@example([("A", "", "x", "\r\n")], b"NATS/1.0\r\n", b"")
 def test_it_reads_what_nats_py_reads(lines, first, odd):
     text = "".join(name + sign + value + end for name, sign, value, end in lines)
     block = first + text.encode() + odd + b"\r\n"
