@@ -31,6 +31,7 @@ def run(
     """
     script = [
         f"exec 2>&1; set -u; cd '{folder}'",
+        "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT",  # they hold the output open
         before,
         f"[ $? -eq 0 ] || {{ echo '{_STEP} before'; exit 1; }}",
     ]
@@ -46,7 +47,7 @@ def run(
             f"{_patched(step.line, instead)}\ncode=$?",
             f'{check} || {{ echo "{_STEP} {number} ended with $code"; exit 1; }}',
         ]
-    script.append("kill $(jobs -p) 2>/dev/null; wait; exit 0")
+    script.append("exit 0")
     return _shell("\n".join(script), folder)
 
 
