@@ -92,7 +92,7 @@ uvicorn.run(server.streamable_http_app(), host="127.0.0.1", port={_BANK}, log_le
 @@END
 cat > my_client.py <<'@@END'
 import asyncio
-import httpx
+import httpx2
 from mcp import Client
 
 async def main():
@@ -101,7 +101,7 @@ async def main():
             async with Client("http://bank.internal/mcp") as client:
                 print(await client.call_tool("balance", {{"account": "a"}}))
                 return
-        except* (httpx.HTTPError, OSError):  # one of them is not up yet
+        except* (httpx2.HTTPError, OSError):  # one of them is not up yet
             await asyncio.sleep(0.2)
 
 asyncio.run(main())
