@@ -52,8 +52,8 @@ async def model(empty_town: Town, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def speak(api: str, *, stream: bool, prompt: str = "What time is it?") -> Spoken:
     """Ask with the official client of the interface, which tries once."""
     if api == "messages":
-        async with AsyncAnthropic(api_key="key", base_url="http://llm.test", max_retries=0) as claude:
-            return await _messages(claude, prompt, stream=stream)
+        async with AsyncAnthropic(api_key="key", base_url="http://llm.test", max_retries=0) as anthropics:
+            return await _messages(anthropics, prompt, stream=stream)
     async with AsyncOpenAI(api_key="key", base_url="http://llm.test/v1", max_retries=0) as client:
         return await (_chat if api == "chat" else _responses)(client, prompt, stream=stream)
 
@@ -91,7 +91,7 @@ async def _responses(client: AsyncOpenAI, prompt: str, *, stream: bool) -> Spoke
     return spoken
 
 
-async def _messages(claude: AsyncAnthropic, prompt: str, *, stream: bool) -> Spoken:
+async def _messages(client: AsyncAnthropic, prompt: str, *, stream: bool) -> Spoken:
     asked: Any = {
         "model": MODEL,
         "max_tokens": 100,
@@ -99,14 +99,14 @@ async def _messages(claude: AsyncAnthropic, prompt: str, *, stream: bool) -> Spo
     }
     spoken = Spoken()
     if not stream:
-        for block in (await claude.messages.create(**asked)).content:
+        for block in (await client.messages.create(**asked)).content:
             if block.type == "text":
                 spoken.text += block.text
             elif block.type == "tool_use":
                 spoken.tools += (block.name,)
                 spoken.arguments += orjson.dumps(block.input).decode()
         return spoken
-    async for event in await claude.messages.create(**asked, stream=True):
+    async for event in await client.messages.create(**asked, stream=True):
         if event.type == "content_block_start" and event.content_block.type == "tool_use":
             spoken.tools += (event.content_block.name,)
         elif event.type == "content_block_delta" and event.delta.type == "text_delta":
