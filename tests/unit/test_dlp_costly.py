@@ -99,7 +99,7 @@ async def test_many_that_are_not_large_hold_nobody_up_either(here: Serving):
         verdicts = await asyncio.gather(*(here.send("alice", "bob", orjson.loads(body)) for _ in range(200)))
     assert {verdict.decision for verdict in verdicts} == {Decision.DLP_REDACTED}
     # The callers are in this loop, too: they take most of what is left.
-    assert served.longest < direct.longest / 3
+    assert served.longest < direct.longest / 5
 
 
 FILLING = "3 1 4 1 5 9 2 6 " * 2_000
