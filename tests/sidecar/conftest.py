@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mas_nats.policy import document as policy
+from mas_nats.policy.governance import Governance
 from mas_nats.sidecar import Settings, Sidecar
 from tests.sidecar.applications import Bank, Echo, serving
 from tests.system import System
@@ -63,6 +64,14 @@ class Town:
     def proxy(self, app: str) -> str:
         """What the application's proxy variable holds."""
         return f"http://{self.sidecars[app].address}"
+
+    async def govern(self, governance: Governance) -> None:
+        """Have policy say ``governance``; every worker follows it when this returns."""
+        async with self.system.control() as (_, store):
+            stored = await store.get(self.namespace)
+            assert stored is not None
+            changed = stored.document.model_copy(update={"governance": governance})
+            await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
 
     async def start(self, stack: contextlib.AsyncExitStack, *apps: str, **changes: Any) -> None:
         for app in apps:

@@ -205,12 +205,7 @@ async def test_an_agent_that_works_on_nothing_may_ask_and_selects_nothing(
 
 async def test_prompts_count_as_messages(empty_town: Town, model: Model):
     """A limit of the agent holds for what it asks its model."""
-    async with empty_town.system.control() as (_, store):
-        stored = await store.get(empty_town.namespace)
-        assert stored is not None
-        limits = Governance(rate_limit=RateLimits(per_hour=2))
-        changed = stored.document.model_copy(update={"governance": limits})
-        await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
+    await empty_town.govern(Governance(rate_limit=RateLimits(per_hour=2)))
     async with httpx.AsyncClient(proxy=empty_town.proxy("echo"), timeout=30) as http:
         answers = [await http.post(CHAT, json={"messages": []}) for _ in range(3)]
     assert [each.status_code for each in answers] == [200, 200, 429]

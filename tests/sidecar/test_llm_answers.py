@@ -353,11 +353,7 @@ async def test_what_is_large(empty_town: Town, model: Model, stream: bool):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_without_the_rules_it_passes(empty_town: Town, model: Model, api: str, stream: bool):
     """The negative control: the same secrets reach the application where data-loss prevention is off."""
-    async with empty_town.system.control() as (_, store):
-        stored = await store.get(empty_town.namespace)
-        assert stored is not None
-        off = stored.document.model_copy(update={"governance": Governance(dlp=Dlp(enabled=False))})
-        await store.wait_confirmed(await store.put(off, expected=stored.sequence))
+    await empty_town.govern(Governance(dlp=Dlp(enabled=False)))
     said = f"{SSN} and {KEY}"
     model.said = streamed(api, [said]) if stream else whole(api, said)
     status, body = await asked(empty_town, api, stream=stream)

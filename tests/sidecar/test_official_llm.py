@@ -178,12 +178,7 @@ async def test_tools_that_the_provider_would_call_by_itself_are_refused(provider
 
 
 async def test_a_limit_of_policy_is_the_clients_rate_limit_error(empty_town: Town, providers: Providers):
-    async with empty_town.system.control() as (_, store):
-        stored = await store.get(empty_town.namespace)
-        assert stored is not None
-        limits = Governance(rate_limit=RateLimits(per_hour=2))
-        changed = stored.document.model_copy(update={"governance": limits})
-        await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
+    await empty_town.govern(Governance(rate_limit=RateLimits(per_hour=2)))
     assert await responses("one") == await messages("two") == ["transfer_money"]
     with pytest.raises(openai.RateLimitError) as refused:
         await chat("three")
