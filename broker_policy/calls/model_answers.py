@@ -1,4 +1,4 @@
-"""Answers of language models: searched as streamed replies are, before an application gets them (ADR 34).
+"""Answers of language models: searched as streamed replies are, before an application gets them (ADR 36).
 
 The service does not carry them. It says how much of what was shown may go out, and what of it in another
 form; what waits travels in the sealed cursor, as that of a streamed reply does (ADR 12).

@@ -104,8 +104,8 @@ class Searching:
         try:
             if not self._costly(call):
                 return None
-            if call.op == Op.FRAME or (call.op == Op.PROMPT and is_answer(call)):
-                await (self._frames if call.op == Op.FRAME else self._answers).search(call)
+            if (screens := self._screens(call)) is not None:
+                await screens.search(call)
                 return None
             rules = self._rules(call)
             if rules is not None:
@@ -121,13 +121,17 @@ class Searching:
 
     def _costly(self, call: Call) -> bool:
         """Whether searching it in place might take long; not where it is refused for something else."""
-        if call.op == Op.FRAME:
-            return self._frames.costly(call)
-        if call.op == Op.PROMPT and is_answer(call):
-            return self._answers.costly(call)
+        if (screens := self._screens(call)) is not None:
+            return screens.costly(call)
         if len(call.body) <= LARGE or (rules := self._rules(call)) is None:
             return False
         return not _clean_at_a_glance(rules, call.body)
+
+    def _screens(self, call: Call) -> FrameCalls | ModelAnswers | None:
+        """Who searches it with what came before; None where its body stands for itself."""
+        if call.op == Op.FRAME:
+            return self._frames
+        return self._answers if call.op == Op.PROMPT and is_answer(call) else None
 
     def _rules(self, call: Call) -> Ruleset | None:
         """The rules by which the call will be searched; None where it will not come so far."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from mas_nats.policy.model_answer import OPERATIONS
 from mas_nats.sidecar import strict_json
 from mas_nats.sidecar.http_message import JSON, MAX_PATH, HttpRequest, plain_path
 from mas_nats.sidecar.refusal import REFUSED, Refusal, Shape, response
@@ -26,8 +27,7 @@ class Interface(StrEnum):
     MESSAGES = "messages"
 
 
-_OTHERS = ("embeddings", "messages/count_tokens")
-"""What is asked of a model and selects nothing."""
+_POSTED = tuple(each for each in OPERATIONS if each != "models")
 _MODELS = re.compile(r"(?:/[A-Za-z0-9._-]+)*/models(?:/[A-Za-z0-9._:/-]+)?")
 _QUERY = re.compile(r"|beta=true|api-version=[A-Za-z0-9.-]{1,40}")
 _VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]{0,8190}[\x21-\x7e])?|")
@@ -89,10 +89,10 @@ def read(request: HttpRequest) -> Asked:
             raise Refusal("header", f"header {name[:40]!r} cannot be taken")
     if request.method == "GET" and _MODELS.fullmatch(request.path) and not request.body:
         return Asked("models")
-    operation = next((each for each in (*Interface, *_OTHERS) if request.path.endswith(f"/{each}")), None)
+    operation = next((each for each in _POSTED if request.path.endswith(f"/{each}")), None)
     if operation is None or request.method != "POST":
         text = "this is none of the interfaces of a language model that are carried"
-        fix = f"POST to {', '.join(Interface)}, {', '.join(_OTHERS)}, or GET models"
+        fix = f"POST to {', '.join(_POSTED)}, or GET models"
         raise Refusal("llm_path", text, fix, status=403, code=REFUSED)
     document = _document(request)
     if any(_outside(document)):

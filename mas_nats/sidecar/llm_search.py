@@ -104,19 +104,20 @@ def without_logprobs(value: Any) -> Any:
 
 def nonsense() -> Refusal:
     """What policy says of an answer does not fit it."""
-    text = "what policy lets pass is not the language model's answer any more"
-    return Refusal("llm_answer", text, "", 502, OUTCOME_UNKNOWN, ran="yes")
+    return _kept_back("what policy lets pass is not the language model's answer any more")
 
 
 def too_many_texts() -> Refusal:
     """An answer has more texts than are kept apart."""
-    text = "the language model's answer has too many texts"
-    return Refusal("llm_answer", text, "", 502, OUTCOME_UNKNOWN, ran="yes")
+    return _kept_back("the language model's answer has too many texts")
 
 
 def _too_large(asked: str) -> Refusal:
     text = "the language model's answer, or what of it waits to be searched, is larger than one message"
-    fix = "Ask for less, or raise limits.max_payload of the namespace"
+    return _kept_back(text, "Ask for less, or raise limits.max_payload of the namespace", asked)
+
+
+def _kept_back(text: str, fix: str = "", asked: str = "") -> Refusal:
     return Refusal("llm_answer", text, fix, 502, OUTCOME_UNKNOWN, ran="yes", message_id=asked)
 
 
