@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from broker_policy.audit.record import DecisionLine, Way
@@ -92,6 +92,11 @@ class Deciding:
         """The same as ``inspected``: the last step, so that what does not pass anyway costs no search."""
         table = self.table(call)
         return table if isinstance(table, Refusal) else self.inspected(call, table)
+
+    def clean_now(self, calls: Sequence[Call]) -> list[bool]:
+        """Of each of ``calls`` whether its content surely has nothing against it, by one search of all."""
+        table = self.current()
+        return [False] * len(calls) if table is None else self.inspection.clean(calls, table)
 
     def rules(self) -> Ruleset | None:
         """The rules of data-loss prevention that hold now; None where there are none to judge by."""
