@@ -195,6 +195,7 @@ _LINE_KEYS = (  # in the order of the fields
     "letter",
 )
 _KNOWN_LINE_KEYS = frozenset(_LINE_KEYS)
+_LINE_DEFAULTS = ("",) * len(_LINE_KEYS)
 
 
 def _line_out(line: DecisionLine) -> dict[str, Any]:
@@ -204,8 +205,8 @@ def _line_out(line: DecisionLine) -> dict[str, Any]:
 def _line_in(raw: dict[str, Any]) -> DecisionLine:
     if not raw.keys() <= _KNOWN_LINE_KEYS:
         raise NewerRecord(f"a decision with {sorted(raw.keys() - _KNOWN_LINE_KEYS)}")
-    line = DecisionLine(*[raw.get(key, "") for key in _LINE_KEYS])
-    return line._replace(way=Way(line.way))
+    raw["way"] = Way(raw.get("way", ""))
+    return DecisionLine(*map(raw.get, _LINE_KEYS, _LINE_DEFAULTS))
 
 
 def digest(body: bytes) -> str:

@@ -22,8 +22,8 @@ from mas_nats.wire.subjects import Op
 _TURN = 0.005
 """Seconds after which judging lets others have their turn."""
 _TOGETHER = 16
-"""Calls whose content is searched together first. The more there are, the likelier one of them holds something,
-and then all are searched one by one."""
+"""Calls whose content is searched together first. The more there are, the likelier one of them holds
+something, and then all are searched one by one."""
 _NOBODY = "0" * 20
 """An instance that does not exist."""
 

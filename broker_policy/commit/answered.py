@@ -64,11 +64,13 @@ async def publish_until_answered(
     fields: dict[str, str],
     *,
     room: bool = False,
+    repeated: bool = False,
     patience: float = GIVE_UP_AFTER,
 ) -> Ack:
     """Publish under a dedup id until the stream answers; repeating is harmless within its window.
 
-    ``room``: also repeat while the stream is full. ``patience`` is in seconds.
+    ``room``: also repeat while the stream is full. ``repeated``: an earlier try was not answered.
+    ``patience`` is in seconds.
 
     Raises:
         JetStreamError: the stream refused it; nothing was stored.
@@ -76,7 +78,6 @@ async def publish_until_answered(
         LogUnreachable: no answer for ``patience`` seconds.
 
     """
-    repeated = False
 
     async def attempt() -> Ack:
         nonlocal repeated

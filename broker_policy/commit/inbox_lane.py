@@ -1,6 +1,6 @@
 """Group commit of messages: decide what has arrived, then make decisions and messages durable together.
 
-A few messages go as plain publishes, the record of their decisions first; many go as one atomic batch
+A few messages go as plain publishes behind the record of their decisions; many go as one atomic batch
 (ADR-50 of NATS) with the record at its head. On a rejection, which names no message, the batch is
 bisected; what is left alone goes to the slow lane, where each message gets an answer of its own.
 """
@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
+from broker_policy.commit.behind import Behind, Unacknowledged
 from broker_policy.commit.lines import weight
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.waiting import Waiting
@@ -31,6 +32,7 @@ from broker_policy.jetstream import (
     DUPLICATE_IN_BATCH,
     MESSAGE_LIMIT,
     NO_ROOM,
+    Ack,
     JetStreamError,
     StoredMessage,
     checked,
@@ -153,6 +155,7 @@ class InboxLane:
         self._recall = recall
         self._recent = recent
         self._suspects = suspects
+        self._behind = Behind(nc)
         self._slow = slow
         self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
         self._wake = asyncio.Event()
@@ -301,7 +304,7 @@ class InboxLane:
                 return _Fate.UNANSWERED
             self._recorded(prepared, [*items, *told])
             # A server that failed in the middle has the record and some messages: make sure of each.
-            await self._publish_each(prepared, items, tried=True)
+            await self._publish_each(prepared, items, [Unacknowledged.MAYBE_STORED] * len(items))
             return _Fate.STORED
         else:
             self._writer.written(prepared)
@@ -337,9 +340,17 @@ class InboxLane:
         lines = [judged.line._replace(way=Way.LONE) for judged in items]
         lines += [judged.line for judged in told]
         revision = _revision([*items, *told])
-        prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=revision)
+        self._writer.require_room()
+        prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision)
+        # In the slow lane most would be refused: one that is a duplicate takes all behind it along.
+        behind = [judged.outgoing for judged in items if judged.outgoing] if self._slow is not None else []
+        early = self._behind.publish(prepared, behind)
+        try:
+            await self._writer.put(prepared, len(lines))
+        finally:
+            found = await asyncio.gather(*early)
         self._recorded(prepared, [*items, *told])
-        await self._publish_each(prepared, items)
+        await self._publish_each(prepared, items, found)
 
     def _recorded(self, prepared: Prepared, judged: Sequence[Judged]) -> None:
         """Tell who watches, of each in the order of the record."""
@@ -349,24 +360,36 @@ class InboxLane:
                     each.call.watched.recorded(prepared.reference(position))
 
     async def _publish_each(
-        self, prepared: Prepared, items: Sequence[Judged], *, tried: bool = False
+        self, prepared: Prepared, items: Sequence[Judged], early: Sequence[Ack | Unacknowledged]
     ) -> None:
-        """Publish each message by itself, after its record. ``tried``: it may have been stored before."""
+        """Publish each message by itself, after its record. ``early``: what is known of each already."""
+        known = early or [Unacknowledged.NOT_STORED] * len(items)
         await asyncio.gather(
             *(
-                self._publish_lone(prepared, position, judged, tried=tried)
-                for position, judged in enumerate(items)
+                self._publish_lone(prepared, position, judged, one)
+                for position, (judged, one) in enumerate(zip(items, known, strict=True))
             )
         )
 
-    async def _publish_lone(self, prepared: Prepared, position: int, judged: Judged, *, tried: bool) -> None:
+    async def _publish_lone(
+        self, prepared: Prepared, position: int, judged: Judged, early: Ack | Unacknowledged
+    ) -> None:
         outgoing, call = judged.outgoing, judged.call
         assert outgoing is not None  # noqa: S101 - items hold accepted messages only
         number = prepared.record.number
         reference = prepared.reference(position)
         try:
-            fields = {**outgoing.fields, headers.AUDIT: reference}
-            ack = await publish_until_answered(self._nc, outgoing.subject, outgoing.body, fields)
+            if isinstance(early, Ack):
+                ack = early
+            else:
+                fields = {**outgoing.fields, headers.AUDIT: reference}
+                ack = await publish_until_answered(
+                    self._nc,
+                    outgoing.subject,
+                    outgoing.body,
+                    fields,
+                    repeated=early is Unacknowledged.UNDER_WAY,
+                )
         except MaybeStored:
             return  # refused would be a guess: the sender repeats, and the projector finds out
         except JetStreamError as error:
@@ -388,7 +411,7 @@ class InboxLane:
             await self._stored(judged)
             return
         # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
-        gone = stored is None and (ack.repeated or tried)
+        gone = stored is None and (ack.repeated or early is Unacknowledged.MAYBE_STORED)
         told = await self._compare(judged, stored)
         # A delayed message that an earlier attempt had stored: only this decision follows it any further.
         gone = gone or (call.op == RELEASE and told.refusal is None)

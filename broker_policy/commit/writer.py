@@ -195,6 +195,14 @@ class RecordWriter:
         if kind in (RecordKind.DECISIONS, RecordKind.MARK):
             self.require_room()
         prepared = self.prepare(kind, decisions, reports, revision=revision)
+        await self.put(prepared, len(decisions))
+        return prepared
+
+    async def put(self, prepared: Prepared, own: int) -> None:
+        """Publish a record that goes alone; returns when it is durable. ``own`` as for ``give_back``.
+
+        Raises: as ``write``.
+        """
         try:
             await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
         except MaybeStored:
@@ -203,12 +211,11 @@ class RecordWriter:
                 self._nc, prepared.subject, prepared.body, prepared.fields, room=True
             )
         except JetStreamError as error:
-            self.give_back(prepared, len(decisions))
+            self.give_back(prepared, own)
             if error.code in NO_ROOM:
                 raise LogFull from error
             raise
         self.written(prepared)
-        return prepared
 
     async def close(self) -> None:
         """Write what is still owed, then the last record; what finds no room is left to the projector."""

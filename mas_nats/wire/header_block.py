@@ -9,16 +9,30 @@ from functools import lru_cache
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIRST_LINE = "NATS/1.0\r\n"
 _BEGIN, _END = _FIRST_LINE.encode(), b"\r\n\r\n"
+_LONGEST_LIST = 64
+"""Names in a list of which the block's form is remembered."""
 
 
 def header_block(fields: Mapping[str, str]) -> bytes | None:
     """The block of these headers; None where one of them is not a name and a single line."""
-    lines = [f"{_known(name)}{value}\r\n" for name, value in fields.items()]
-    block = _FIRST_LINE + "".join(lines) + "\r\n"
-    ends = len(lines) + 2
-    if block.count("\r") != ends or block.count("\n") != ends or not all(map(_known, fields)):
+    names = tuple(fields)
+    form = _form(names) if len(names) <= _LONGEST_LIST else None
+    if form is None:
+        return None
+    block = form % tuple(fields.values())
+    ends = len(names) + 2
+    if block.count("\r") != ends or block.count("\n") != ends:
         return None
     return block.encode()
+
+
+@lru_cache(maxsize=256)
+def _form(names: tuple[str, ...]) -> str | None:
+    """The block of headers with these names, a place for each value; None where one is no name."""
+    if not all(map(_known, names)):
+        return None
+    lines = "".join(f"{name.replace('%', '%%')}: %s\r\n" for name in names)
+    return f"{_FIRST_LINE}{lines}\r\n"
 
 
 def header_fields(block: bytes) -> dict[str, str] | None:
@@ -39,6 +53,6 @@ def header_fields(block: bytes) -> dict[str, str] | None:
 
 
 @lru_cache(maxsize=256)
-def _known(name: str) -> str:
-    """``name`` as it begins a line; empty where it is no name of a header."""
-    return f"{name}: " if _NAME.fullmatch(name) else ""
+def _known(name: str) -> bool:
+    """Whether ``name`` is a name of a header."""
+    return _NAME.fullmatch(name) is not None

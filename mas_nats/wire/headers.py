@@ -67,6 +67,7 @@ STATE_MAC = "Mas-State-Mac"  # for this very revision; beside ``Mas-Audit``, whi
 BATCH_ID = "Nats-Batch-Id"
 BATCH_SEQUENCE = "Nats-Batch-Sequence"
 BATCH_COMMIT = "Nats-Batch-Commit"
+EXPECTED_LAST_MSG_ID = "Nats-Expected-Last-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 STATUS = "Status"
 TTL = "Nats-TTL"

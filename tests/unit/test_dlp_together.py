@@ -98,7 +98,9 @@ def test_nothing_is_missed_whatever_stands_beside_it(calls: list[Call]):
     assert not missed(calls, table())
 
 
-@given(st.lists(st.sampled_from([SSN, CARD, "m1", "a" * 32, "1", "219-09-", "9999"]), min_size=2, max_size=16))
+@given(
+    st.lists(st.sampled_from([SSN, CARD, "m1", "a" * 32, "1", "219-09-", "9999"]), min_size=2, max_size=16)
+)
 def test_ids_and_types_are_searched_too(ids: list[str]):
     assert not missed([call(CLEAN, message_id=each) for each in ids], table())
     assert not missed([call(CLEAN, kind=each) for each in ids], table())

@@ -1,0 +1,79 @@
+"""Messages published right behind their record, without waiting until it is acknowledged.
+
+The server stores such a message only where the one before it was stored last (``Nats-Expected-Last-Msg-Id``),
+so no message comes into the log without its decision. What it refuses goes out again after the record's
+acknowledgement: another worker had come between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+import nats.errors
+from nats.aio.client import Client
+
+from broker_policy.commit.writer import Prepared
+from broker_policy.jetstream import Ack, JetStreamError, publish
+from mas_nats.wire import headers
+
+_IN_VAIN = 3
+"""Refusals one after the other after which it is left alone for some time: a stream with copies, which checks
+before it has stored what came before, refuses all of them."""
+_LEFT_ALONE = 10.0
+"""Seconds."""
+
+
+class Unacknowledged(Enum):
+    """What is known of a message that the stream has not acknowledged."""
+
+    NOT_STORED = 1
+    MAYBE_STORED = 2  # or never
+    UNDER_WAY = 3  # it may be stored, or yet be
+
+
+class Message(Protocol):
+    """What goes out."""
+
+    subject: str
+    body: bytes
+    fields: dict[str, str]
+    dedup: str
+
+
+class Behind:
+    """Publishes messages behind their record, as long as that succeeds."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._refused = 0
+        self._not_before = 0.0
+
+    def publish(
+        self, prepared: Prepared, messages: Sequence[Message]
+    ) -> list[asyncio.Task[Ack | Unacknowledged]]:
+        """Publish ``messages`` in their order, once the caller has published the record and waits."""
+        if time.monotonic() < self._not_before:
+            return []
+        ids = [prepared.fields[headers.MSG_ID], *(message.dedup for message in messages)]
+        return [
+            asyncio.create_task(self._publish(prepared.reference(position), message, ids[position]))
+            for position, message in enumerate(messages)
+        ]
+
+    async def _publish(self, reference: str, message: Message, last: str) -> Ack | Unacknowledged:
+        fields = {**message.fields, headers.AUDIT: reference, headers.EXPECTED_LAST_MSG_ID: last}
+        try:
+            ack = await publish(self._nc, message.subject, message.body, fields)
+        except JetStreamError:
+            self._refused += 1
+            if self._refused >= _IN_VAIN:
+                self._refused, self._not_before = 0, time.monotonic() + _LEFT_ALONE
+            return Unacknowledged.NOT_STORED
+        except (nats.errors.Error, OSError):
+            return Unacknowledged.UNDER_WAY
+        self._refused = 0
+        return ack

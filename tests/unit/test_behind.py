@@ -1,0 +1,162 @@
+"""Messages that go right behind their record: none is stored without it, whoever comes between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from broker_policy.audit.record import Outcome
+from broker_policy.commit import behind
+from broker_policy.jetstream import publish
+from mas_nats.policy.document import Limits
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.verdict import Decision
+from tests.lossy import Lossy, messages, records
+from tests.serving import Serving, document, serving
+from tests.unit.test_commit_lane import many, occupy, settled, stored
+
+LIMITS = Limits(inbox_messages=300)
+AGENTS = ("alice", "bob", "carol", "full")
+
+
+class Between(Lossy):
+    """Notes what is published, and lets another worker come between a record and its message."""
+
+    def __init__(self, nc: Client) -> None:
+        super().__init__(nc)
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.intruders = 0
+        self._ids = count()
+
+    async def request(
+        self, subject: str, payload: bytes = b"", timeout: float = 1, headers: dict[str, str] | None = None
+    ) -> Any:
+        fields = headers or {}
+        self.seen.append((subject, fields))
+        if self.intruders and messages(subject, fields) and behind.headers.EXPECTED_LAST_MSG_ID in fields:
+            self.intruders -= 1
+            other = {behind.headers.MSG_ID: f"other{next(self._ids)}"}
+            await self.nc.publish(subjects.inbox("carol"), b"{}", headers=other)
+        return await super().request(subject, payload, timeout, headers)
+
+    def published(self) -> list[bool]:
+        """Of each publish of a message by itself whether it depended on what was stored before."""
+        return [
+            headers.EXPECTED_LAST_MSG_ID in fields for at in self.seen if messages(*at) for fields in [at[1]]
+        ]
+
+
+@pytest.fixture
+def between(nc: Client) -> Between:
+    return Between(nc)
+
+
+@pytest.fixture
+async def here(nc: Client, between: Between) -> AsyncIterator[Serving]:
+    async with serving(nc, document(AGENTS, limits=LIMITS), through=between) as up:
+        yield up
+
+
+async def test_it_is_published_once_and_with_the_record(here: Serving, between: Between):
+    assert (await here.send("alice", "bob", id="new0")).ok
+    assert set(await stored(here)) == {"new0"}
+    assert between.published() == [True]
+    assert await settled(here, "new0") == Outcome.COMMITTED
+
+
+async def test_it_does_not_wait_for_the_record(here: Serving, between: Between):
+    """The answer to the record is lost; the message is stored by then, and not a second time."""
+    await here.send("alice", "bob", id="first")
+    between.lose(records)
+    assert (await here.send("alice", "bob", id="new0")).ok
+    assert set(await stored(here)) == {"first", "new0"}
+    assert between.published() == [True, True]
+
+
+async def test_another_worker_between_costs_a_second_try(here: Serving, between: Between):
+    between.intruders = 1
+    verdict = await here.send("alice", "bob", id="new0")
+    assert (verdict.ok, verdict.duplicate) == (True, False)
+    assert set(await stored(here)) == {"new0"}
+    assert between.published() == [True, False]
+    assert await settled(here, "new0") == Outcome.COMMITTED
+
+
+async def test_without_its_record_no_message_is_stored(here: Serving, between: Between):
+    """The record does not arrive at first."""
+    await here.send("alice", "bob", id="first")
+    between.swallow(records)
+    assert (await here.send("alice", "bob", id="new0")).ok
+    assert set(await stored(here)) == {"first", "new0"}
+    assert between.published() == [True, True, False]
+
+
+async def test_that_is_because_of_the_condition(
+    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
+):
+    await here.send("alice", "bob", id="first")
+    monkeypatch.setattr(behind.headers, "EXPECTED_LAST_MSG_ID", "Some-Header")
+    between.swallow(records)
+    await here.send("alice", "bob", id="new0")
+    with pytest.raises(KeyError):  # no decision lies before it
+        await stored(here)
+
+
+async def test_several_go_together_and_one_duplicate_takes_along_only_those_behind_it(
+    here: Serving, between: Between
+):
+    await occupy(here, "bob", 1)
+    calls = [here.send("alice", "bob", {"n": n}, id=name) for n, name in ((1, "a"), (0, "old0"), (2, "b"))]
+    verdicts = await asyncio.gather(*calls)
+    assert [(verdict.ok, verdict.duplicate) for verdict in verdicts] == [
+        (True, False),
+        (True, True),
+        (True, False),
+    ]
+    assert set(await stored(here)) == {"a", "b"}
+
+
+async def test_a_full_inbox_is_told(here: Serving):
+    for _ in range(LIMITS.inbox_messages):
+        await here.nc.publish(subjects.inbox("full"), b"{}")
+    verdict = await here.send("alice", "full", id="new0")
+    assert verdict.decision is Decision.INBOX_FULL
+    assert await settled(here, "new0") == Outcome.NOT_COMMITTED
+
+
+async def test_where_it_is_always_in_vain_it_is_left_alone_for_some_time(
+    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
+):
+    between.intruders = 100
+    for number in range(5):
+        await here.send("alice", "bob", id=f"new{number}")
+    assert between.published() == [True, False] * 3 + [False] * 2
+    between.intruders = 0
+    monkeypatch.setattr(
+        behind.time, "monotonic", lambda now=behind.time.monotonic: now() + behind._LEFT_ALONE
+    )
+    assert (await many(here, 1, first=5))[0].ok
+    assert between.published()[-1:] == [True]
+    assert set(await stored(here)) == {f"new{number}" for number in range(6)}
+
+
+async def test_many_writers_at_once(nc: Client, here: Serving):
+    """Somebody stores all the time while messages go one by one."""
+
+    async def others() -> None:
+        for number in count():
+            await publish(nc, subjects.inbox("carol"), b"{}", {headers.MSG_ID: f"other{number}"})
+
+    writing = asyncio.create_task(others())
+    try:
+        for number in range(60):
+            verdict = await here.send("alice", "bob", {"n": number}, id=f"new{number}")
+            assert (verdict.ok, verdict.duplicate) == (True, False)
+    finally:
+        writing.cancel()
+    assert set(await stored(here)) == {f"new{number}" for number in range(60)}
