@@ -10,6 +10,8 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 
 def printable(text: str, most: int) -> str:
     """At most ``most`` characters of ``text``, in one line; what is no printable ASCII becomes ``?``."""
+    if len(text) <= most and text.isascii() and text.isprintable() and " " not in text:
+        return text
     return _UNPRINTABLE.sub("?", " ".join(text[: 4 * most].split()))[:most]
 
 

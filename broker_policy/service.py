@@ -167,6 +167,7 @@ class NamespaceService:
             "recall": recall,
             "recent": recent,
             "suspects": Suspects(),
+            "single": lambda: self._room.copies == 1,
             "watch": watch,
         }
         self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)

@@ -105,7 +105,7 @@ class Messages:
             fields[headers.REPLY_TOKEN] = self._capability(call)
         if call.stream and headers.REPLY_TOKEN in fields:
             fields[headers.STREAM] = "1"
-        line = deciding.allowed(call, "permissions", Way.LONE, committed)
+        line = deciding.allowed(call, "permissions", Way.BATCH, committed)
         outgoing = Outgoing(
             subjects.inbox(call.target),
             call.body,

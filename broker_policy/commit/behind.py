@@ -3,13 +3,17 @@
 The server stores such a message only where the one before it was stored last (``Nats-Expected-Last-Msg-Id``),
 so no message comes into the log without its decision. What it refuses goes out again after the record's
 acknowledgement: another worker had come between.
+
+Only where a single node keeps the log. With copies each node checks the condition for itself, against an id
+that it does not know after it has caught up or started anew (read in the source of nats-server 2.15.1), and
+would leave out what the others have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -21,8 +25,7 @@ from broker_policy.jetstream import Ack, JetStreamError, publish
 from mas_nats.wire import headers
 
 _IN_VAIN = 3
-"""Refusals one after the other after which it is left alone for some time: a stream with copies, which checks
-before it has stored what came before, refuses all of them."""
+"""Refusals one after the other after which it is left alone for some time: the others write too much."""
 _LEFT_ALONE = 10.0
 """Seconds."""
 
@@ -45,10 +48,14 @@ class Message(Protocol):
 
 
 class Behind:
-    """Publishes messages behind their record, as long as that succeeds."""
+    """Publishes messages behind their record, as long as that succeeds.
 
-    def __init__(self, nc: Client) -> None:
+    ``single`` says whether it is certain that one node keeps the log.
+    """
+
+    def __init__(self, nc: Client, single: Callable[[], bool]) -> None:
         self._nc = nc
+        self._single = single
         self._refused = 0
         self._not_before = 0.0
 
@@ -56,7 +63,7 @@ class Behind:
         self, prepared: Prepared, messages: Sequence[Message]
     ) -> list[asyncio.Task[Ack | Unacknowledged]]:
         """Publish ``messages`` in their order, once the caller has published the record and waits."""
-        if time.monotonic() < self._not_before:
+        if not self._single() or time.monotonic() < self._not_before:
             return []
         ids = [prepared.fields[headers.MSG_ID], *(message.dedup for message in messages)]
         return [

@@ -130,7 +130,10 @@ class _Gathered:
 
 
 class InboxLane:
-    """One commit lane. ``slow``: every message by a plain publish of its own."""
+    """One commit lane. ``slow``: where suspects go; the lane without is that one.
+
+    ``single`` says whether it is certain that one node keeps the log.
+    """
 
     def __init__(
         self,
@@ -144,6 +147,7 @@ class InboxLane:
         recent: RecentIds,
         suspects: Suspects,
         slow: InboxLane | None,
+        single: Callable[[], bool] = lambda: False,
         watch: Watch | None = None,
     ) -> None:
         self._watch = watch
@@ -155,7 +159,7 @@ class InboxLane:
         self._recall = recall
         self._recent = recent
         self._suspects = suspects
-        self._behind = Behind(nc)
+        self._behind = Behind(nc, single)
         self._slow = slow
         self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
         self._wake = asyncio.Event()
@@ -283,7 +287,7 @@ class InboxLane:
     async def _commit_batch(self, told: Sequence[Judged], items: Sequence[Judged]) -> _Fate:
         """Commit all or nothing."""
         self._writer.require_room()
-        lines = [judged.line._replace(way=Way.BATCH) for judged in items]
+        lines = [judged.line for judged in items]  # which say so
         lines += [judged.line for judged in told]
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=_revision([*items, *told]))
         begun = time.perf_counter()

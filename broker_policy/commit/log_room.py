@@ -37,6 +37,8 @@ class LogRoom:
         self._disk = disk or DiskRoom()
         self._bytes = 0  # at the last look
         self._since = 0  # written by this worker since then
+        self.copies = 0
+        """How many nodes keep the log; 0: not known yet."""
         self._written = asyncio.Event()
 
     @property
@@ -60,6 +62,7 @@ class LogRoom:
         before = self._since
         info = await api(self._nc, f"STREAM.INFO.{subjects.INBOX_STREAM}", {})
         self._bytes = int(info["state"]["bytes"])
+        self.copies = int(info["config"]["num_replicas"])
         self._since -= before
 
     async def follow(self) -> None:

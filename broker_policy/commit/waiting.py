@@ -23,7 +23,7 @@ class Waiting(Generic[T]):
         self._weigh = weigh
         self._most = most
         self._most_bytes = most_bytes
-        self._queue: deque[T] = deque()
+        self._queue: deque[tuple[T, str, int]] = deque()
         self._bytes = 0
         self._count_of: Counter[str] = Counter()
         self._bytes_of: Counter[str] = Counter()
@@ -39,22 +39,22 @@ class Waiting(Generic[T]):
         count, held = self._count_of[sender], self._bytes_of[sender]
         if count * SHARE >= self._most or (held + size) * SHARE > self._most_bytes:
             return False
-        self._queue.append(item)
+        self._queue.append((item, sender, size))
         self._count(sender, size, 1)
         return True
 
     def take(self) -> T:
         """The oldest item."""
-        item = self._queue.popleft()
-        sender, size = self._weigh(item)
+        item, sender, size = self._queue.popleft()
         self._count(sender, -size, -1)
         return item
 
     def put_back(self, items: Sequence[T]) -> None:
         """Give back what was taken, in its order and before everything else, whatever room there is."""
-        self._queue.extendleft(reversed(items))
-        for item in items:
-            self._count(*self._weigh(item), 1)
+        for item in reversed(items):
+            sender, size = self._weigh(item)
+            self._queue.appendleft((item, sender, size))
+            self._count(sender, size, 1)
 
     def _count(self, sender: str, size: int, one: int) -> None:
         self._bytes += size

@@ -9,8 +9,7 @@ each call in their order: 0 for a plain acceptance, else the verdict as an objec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,10 +20,10 @@ MOST_CALLS = 128
 """Calls in one bundle."""
 BUNDLED = frozenset({Op.SEND, Op.REQUEST})
 _LENGTH = 4
+_A_CALL = (str, dict, int)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One call of a bundle."""
 
     op: str
@@ -56,14 +55,16 @@ def decode(body: bytes) -> list[Part]:
         raise ValueError(f"it is not a list of 1 to {MOST_CALLS} calls")
     parts = []
     for each in listed:
-        match each:
-            case [str(op), dict(fields), int(length)] if op in BUNDLED and 0 <= length <= len(body) - start:
-                if not _one_line(fields.values()):
-                    raise ValueError("a header of one of its calls is not one line of text")
-                parts.append(Part(op, fields, body[start : start + length]))
-                start += length
-            case _:
-                raise ValueError("one of its calls is not an operation, headers and a length")
+        if not isinstance(each, list) or tuple(map(type, each)) != _A_CALL:
+            raise ValueError("one of its calls is not an operation, headers and a length")
+        op, fields, length = each
+        end = start + length
+        if op not in BUNDLED or not start <= end <= len(body):
+            raise ValueError("one of its calls is not an operation, headers and a length")
+        if not _one_line(fields.values()):
+            raise ValueError("a header of one of its calls is not one line of text")
+        parts.append(Part(op, fields, body[start:end]))
+        start = end
     if start != len(body):
         raise ValueError("its calls do not end where it ends")
     return parts

@@ -160,3 +160,9 @@ async def test_many_writers_at_once(nc: Client, here: Serving):
     finally:
         writing.cancel()
     assert set(await stored(here)) == {f"new{number}" for number in range(60)}
+
+
+async def test_where_several_nodes_keep_the_log_it_waits_for_the_record(here: Serving, between: Between):
+    here.service._room.copies = 3
+    assert (await here.send("alice", "bob", id="new0")).ok
+    assert between.published() == [False]

@@ -13,7 +13,14 @@ from mas_nats.wire.verdict import Decision
 
 PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
 OTHERS = {"Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", "Nats-TTL", "Nats-Pending-Messages"}
-OTHERS |= {"Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Last-Sequence", "Status"}
+OTHERS |= {
+    "Nats-Expected-Last-Msg-Id",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Last-Sequence",
+    "Status",
+}
 """JetStream's own, which mean here what they mean everywhere."""
 
 
