@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks.traffic import PROSE
 from broker_policy.audit import entry
 from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.layout import Layout
@@ -32,7 +33,6 @@ BATCH = 64
 ROUNDS = 9
 LEAST = 0.05
 """Seconds of a round, at least."""
-PROSE = "the quick brown fox jumps over the lazy dog and sleeps "
 ACCOUNT = "A" * 56
 CERTIFICATE = "c0" * 32
 

@@ -24,9 +24,9 @@ _TICK = os.sysconf("SC_CLK_TCK")
 class Pair:
     """Both processes; they stay for as many rounds as are wanted. Use as ``async with Pair(...) as pair``.
 
-    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. A round is
-    ``count`` calls, the first of which warms up; it ends when the last was handled, or when ``settled``
-    returns, where that is given.
+    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. ``beside`` is
+    the role of a third one, which serves both; "" where there is none. A round is ``count`` calls, the first
+    of which warms up; it ends when the last was handled, or when ``settled`` returns, where that is given.
     """
 
     def __init__(
@@ -38,17 +38,23 @@ class Pair:
         concurrency: int,
         *,
         environment: Mapping[str, str],
+        beside: str = "",
         settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._folder = folder
         self._settled = settled
         self._roles = [role for role in (receiver, sender) if role]
+        self._beside = beside
+        self._third: asyncio.subprocess.Process | None = None
         self._count = count
         self._arguments = (str(count), str(concurrency))
         self._environment = environment
         self._processes: list[asyncio.subprocess.Process] = []
 
     async def __aenter__(self) -> Self:
+        if self._beside:
+            self._third = await self._start(self._beside)
+            await _line(self._third)
         self._processes = [await self._start(role) for role in self._roles]
         return self
 
@@ -59,17 +65,20 @@ class Pair:
             if kind is not None and each.returncode is None:
                 each.terminate()  # it waits for what will not come
         await asyncio.gather(*(each.wait() for each in self._processes))
+        if self._third is not None:
+            self._third.terminate()
+            await self._third.wait()
 
     async def round(self) -> Measured:
         """Measure once."""
         ready = [await _next_round(each) for each in self._processes]
-        before, began, busy = servers(self._folder), time.monotonic(), machine_busy()
+        before, began, busy = self._used(), time.monotonic(), machine_busy()
         done = [await _line(each) for each in reversed(self._processes)][::-1]
         ended = max(each["done"] for each in done)
         if self._settled is not None:
             await self._settled()
             ended = time.time()
-        after, busy, took = servers(self._folder), machine_busy() - busy, time.monotonic() - began
+        after, busy, took = self._used(), machine_busy() - busy, time.monotonic() - began
         calls, sent = self._count - 1, done[-1]
         seconds = ended - sent["started"]
         used = {name: after[name] - before.get(name, 0.0) for name in after}
@@ -83,6 +92,12 @@ class Pair:
             "p99_ms": sent["p99"] * 1e3,
             **{f"cpu_us.{name}": each / calls * 1e6 for name, each in used.items()},
         }
+
+    def _used(self) -> dict[str, float]:
+        used = servers(self._folder)
+        if self._third is not None:
+            used["policy"] = used.get("policy", 0.0) + _used(self._third.pid)
+        return used
 
     async def _start(self, role: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -128,9 +143,13 @@ def servers(folder: Path) -> dict[str, float]:
     """Processor seconds so far of each kind of process that ``mas up`` has started for ``folder``."""
     used: dict[str, float] = {}
     for name, pid in _processes(folder):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / _TICK
+        used[name] = used.get(name, 0.0) + _used(pid)
     return used
+
+
+def _used(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def peaks(folder: Path) -> dict[str, float]:

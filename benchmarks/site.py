@@ -16,7 +16,16 @@ from typing import Any
 
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
+from benchmarks.traffic import (
+    BARE_RECORDS,
+    BARE_STREAM,
+    BARE_SUBJECT,
+    NAMESPACE,
+    RAW_BUCKET,
+    RAW_NAMESPACE,
+    RAW_STREAM,
+    RAW_SUBJECT,
+)
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority
@@ -47,7 +56,7 @@ async def brought_up(
 
 
 async def prepare(layout: Layout, broker: Broker) -> None:
-    """Two agents and their certificates; beside them an account with a plain stream and a plain bucket."""
+    """Two agents and their certificates; beside them an account with plain streams and a plain bucket."""
     await apply_policy(layout, broker)
     authority = CertificateAuthority.open_or_create(layout.authority)
     for name in ("a", "b", "direct"):
@@ -59,17 +68,28 @@ async def prepare(layout: Layout, broker: Broker) -> None:
         await controller.ensure_tenant(RAW_NAMESPACE, Limits())
     raw = await connect_tenant_admin(endpoint, material.controller, RAW_NAMESPACE)
     js = raw.jetstream()
-    await js.add_stream(
-        StreamConfig(
-            name=RAW_STREAM,
-            subjects=[RAW_SUBJECT],
-            storage=StorageType.FILE,
-            retention=RetentionPolicy.WORK_QUEUE,
-            discard=DiscardPolicy.NEW,
+    for stream, subject, more in (
+        (RAW_STREAM, RAW_SUBJECT, []),
+        (BARE_STREAM, BARE_SUBJECT, [f"{BARE_RECORDS}.>"]),
+    ):
+        await js.add_stream(
+            StreamConfig(
+                name=stream,
+                subjects=[subject, *more],
+                storage=StorageType.FILE,
+                retention=RetentionPolicy.WORK_QUEUE,
+                discard=DiscardPolicy.NEW,
+                allow_atomic=bool(more),
+            )
         )
-    )
-    consumer = ConsumerConfig(name="b", durable_name="b", ack_policy=AckPolicy.EXPLICIT, max_ack_pending=2000)
-    await js.add_consumer(RAW_STREAM, consumer)
+        consumer = ConsumerConfig(
+            name="b",
+            durable_name="b",
+            filter_subject=subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            max_ack_pending=2000,
+        )
+        await js.add_consumer(stream, consumer)
     await js.create_key_value(bucket=RAW_BUCKET)
     await raw.close()
 

@@ -14,6 +14,8 @@ from benchmarks.pairs import Pair
 SIZES = {"100B": 100, "1KiB": 1024, "16KiB": 16 * 1024}
 ONE_WAY = {1: 400, 16: 2_000, 64: 4_000, 256: 8_000}
 """Calls at each concurrency."""
+BARE_SIZE, BARE = "1KiB", (1, 64, 256)
+"""At which size and concurrency the way without policy is measured, too."""
 PACE = 50
 """Calls a second where latency is measured: what leaves the machine idle most of the time."""
 AT_PACE = 300
@@ -31,6 +33,7 @@ class Workload:
     concurrency: int = 1
     by: str = rounds.RATE
     environment: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""  # the role of a third program of the first side
 
     async def compared(self, folder: Path, times: int) -> dict[str, Any]:
         """Both sides in turn: their medians and ratios."""
@@ -44,10 +47,18 @@ class Workload:
             yield {
                 side: await stack.enter_async_context(
                     Pair(
-                        folder, *roles, self.count, self.concurrency, environment={**self.environment, **more}
+                        folder,
+                        *roles,
+                        self.count,
+                        self.concurrency,
+                        environment={**self.environment, **more},
+                        beside=beside,
                     )
                 )
-                for side, roles, more in (("mediated", self.mediated, governed), ("raw", self.raw, {}))
+                for side, roles, more, beside in (
+                    ("mediated", self.mediated, governed, self.beside),
+                    ("raw", self.raw, {}, ""),
+                )
             }
 
 
@@ -61,6 +72,8 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
         for level, count in levels.items():
             less = count if length <= 1024 else count // 2
             yield one_way(size, level, less, said)
+            if size == BARE_SIZE and level in BARE:
+                yield bare(size, level, count, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -83,3 +96,11 @@ def asked(size: str, level: int, count: int, environment: Mapping[str, str]) -> 
     """Requests, ``level`` of them in flight."""
     sides = ("receive", "request"), ("raw-respond", "raw-request")
     return Workload(f"request/{size}/c{level}", *sides, count, level, environment=environment)
+
+
+def bare(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+    """The same without policy: what NATS and nats-py take of it."""
+    sides = ("bare-receive", "bare-send"), ("raw-receive", "raw-send")
+    return Workload(
+        f"bare/{size}/c{level}", *sides, count, level, environment=environment, beside="bare-work"
+    )
