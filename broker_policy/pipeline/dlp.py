@@ -53,19 +53,25 @@ class Inspection:
         return self._rules
 
     def clean(self, calls: Sequence[Call], table: Table) -> list[bool]:
-        """Of each whether it surely holds nothing, found out by one search of all of them.
+        """Of each whether it surely holds nothing, found out by one search of all their bodies.
 
         What that search finds may be in any of them: then nothing is known of any, as of those that are not
-        written plainly.
+        written plainly. What they say beside their bodies is searched in the same way; there the digits of an
+        id now and then look like something, and only of those that do it is looked at closely.
         """
         rules = self.rules(table)
         if rules is None or rules.idle:
             return [rules is not None] * len(calls)
         plain = [_plain(call) for call in calls]
-        texts = [call.body + _beside(call) for call, each in zip(calls, plain, strict=True) if each]
-        if len(texts) < 2 or possible(rules, _APART.join(texts)):
+        some = [call for call, each in zip(calls, plain, strict=True) if each]
+        if len(some) < 2 or possible(rules, _APART.join(call.body for call in some)):
             return [False] * len(calls)
-        return plain
+        if not possible(rules, _APART.join(map(_beside, some))):
+            return plain
+        return [
+            each and redact_text(rules, said := _said(call)) == said
+            for call, each in zip(calls, plain, strict=True)
+        ]
 
     def inspect(self, call: Call, table: Table) -> Refusal | None:
         """Judge body and headers of ``call``: its body is what may be delivered, ``finding`` what was found.

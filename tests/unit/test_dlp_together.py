@@ -106,6 +106,17 @@ def test_ids_and_types_are_searched_too(ids: list[str]):
     assert not missed([call(CLEAN, kind=each) for each in ids], table())
 
 
+def test_an_id_that_only_looks_like_something_costs_its_neighbours_nothing():
+    """One in fifty ids of hexadecimal digits looks like the number of a card at first."""
+    looks = "939196fd977ce9060816510548050a8d"
+    under, inspection = table(), Inspection()
+    rules = inspection.rules(under)
+    assert rules is not None
+    assert rules.look(looks)[0]
+    said = [call(CLEAN, message_id=each) for each in (looks, SSN, "m1")]
+    assert inspection.clean(said, under) == [True, False, True]
+
+
 def test_parts_of_a_secret_in_neighbours_make_none():
     """They refuse nobody; together they at most cost a search of each."""
     calls = [call(b'"219-09-'), call(b'9999"')]
