@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.pairs import Measured
 from benchmarks.rounds import in_turn
 from benchmarks.site import brought_up, machine, prepare
-from benchmarks.workloads import Workload, asked, one_way
+from benchmarks.workloads import Workload, asked, one_way, state
 
 EXPECTED = Path(__file__).parent / "expected.json"
 FALL = 0.25
@@ -50,6 +50,7 @@ WORKLOADS = (
     one_way("1KiB", 1, 200, _SIZE),
     one_way("1KiB", 256, 2_500, _SIZE),
     asked("1KiB", 64, 800, _SIZE),
+    state("mediated", "1KiB", 150, _SIZE),
 )
 PROCESSES = ("sender", "policy")
 

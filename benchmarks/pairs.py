@@ -24,7 +24,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 class Pair:
     """Both processes; they stay for as many rounds as are wanted. Use as ``async with Pair(...) as pair``.
 
-    ``receiver`` and ``sender`` are roles of ``benchmarks.traffic``; "" when nobody receives. ``beside`` is
+    ``receiver`` and ``sender`` are roles of ``traffic`` or ``bare``; "" when nobody receives. ``beside`` is
     the role of a third one, which serves both; "" where there is none. A round is ``count`` calls, the first
     of which warms up; it ends when the last was handled, or when ``settled`` returns, where that is given.
     """
@@ -101,12 +101,16 @@ class Pair:
 
     async def _start(self, role: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.traffic", role, *self._arguments),
+            *(sys.executable, "-m", _module(role), role, *self._arguments),
             cwd=self._folder,
             env={**os.environ, **self._environment, "PYTHONPATH": str(REPOSITORY)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+
+
+def _module(role: str) -> str:
+    return "benchmarks.bare" if role.startswith("bare-") else "benchmarks.traffic"
 
 
 async def pair(

@@ -93,8 +93,10 @@ def _memory(profiles: dict[str, Any]) -> list[str]:
 
 
 def _aims(met: list[Aim]) -> list[str]:
-    lines = ["| aim | measured | met |", "|---|---|---|"]
-    lines += [f"| {aim.what} | {aim.found:.2f} | {'yes' if aim.met else 'no'} |" for aim in met]
+    lines = ["| aim | measured | without policy | met |", "|---|---|---|---|"]
+    for aim in met:
+        without = "" if aim.bare is None else f"{aim.bare:.2f}"
+        lines.append(f"| {aim.what} | {aim.found:.2f} | {without} | {'yes' if aim.met else 'no'} |")
     return lines
 
 

@@ -5,10 +5,6 @@ calls for each line that it reads, and ends when there are no more. For each it 
 is ready, and one when it is done. The raw roles are what people would write on nats-py without any
 governance: ``js.publish`` awaited, pull and ack, on the same server, inside a tenant account.
 
-The bare roles are the way of a governed message without any policy: calls that are in flight together go as
-one request to a worker, which stores them behind a record and answers. It decides nothing, searches nothing,
-audits nothing: what it takes is NATS's and nats-py's.
-
 From the environment: ``BENCH_BYTES``, the size of the JSON that is sent, or ``BENCH_TEXT``, a text in it;
 ``BENCH_RATE``, how many calls a second are begun, when it is not to be as many as are possible; and
 ``BENCH_WASTE``, microseconds of processor time that a sender wastes before each call, to see whether somebody
@@ -21,6 +17,7 @@ import asyncio
 import base64
 import itertools
 import json
+import logging
 import os
 import resource
 import sys
@@ -42,16 +39,10 @@ from broker_policy.tenants.connect import Credentials
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats import Agent, AgentMessage
 from mas_nats.loop import run
-from mas_nats.wire import headers
-from mas_nats.wire.bundle import MOST_CALLS
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
 RAW_STREAM, RAW_SUBJECT, RAW_SERVICE, RAW_BUCKET = "RAW", "raw.b", "raw.service", "raw"
-BARE_STREAM, BARE_SUBJECT, BARE_RECORDS, BARE_SERVICE = "BARE", "bare.inbox.b", "bare.record", "bare.service"
-BARE_RECORD = b"x" * 300
-"""Stands for a decision in a record."""
-BARE_LONE = 4
-"""Messages up to which they go as plain publishes, as in the inbox lane."""
+BARE_STREAM, BARE_SUBJECT, BARE_RECORDS = "BARE", "bare.inbox.b", "bare.record"
 PROSE = "the quick brown fox jumps over the lazy dog and sleeps "
 ENVELOPE = len(json.dumps({"n": 1, "text": ""}))
 BYTES = int(os.environ.get("BENCH_BYTES", "1024"))
@@ -148,14 +139,11 @@ async def raw_state(count: int, _: int) -> None:
 
 
 async def raw_receive(count: int, _: int) -> None:
-    await _pull_and_ack(RAW_STREAM, count)
+    await pull_and_ack(RAW_STREAM, count)
 
 
-async def bare_receive(count: int, _: int) -> None:
-    await _pull_and_ack(BARE_STREAM, count)
-
-
-async def _pull_and_ack(stream: str, count: int) -> None:
+async def pull_and_ack(stream: str, count: int) -> None:
+    """In each round ``count`` messages of ``stream``."""
     async with raw() as nc:
         pull = await nc.jetstream().pull_subscribe_bind(consumer="b", stream=stream)
         async for _round in rounds():
@@ -201,76 +189,15 @@ async def raw_request(count: int, concurrency: int) -> None:
         await measure(count, concurrency, lambda: nc.request(RAW_SERVICE, BODY, timeout=30))
 
 
-async def bare_send(count: int, concurrency: int) -> None:
-    together = min(concurrency, MOST_CALLS)
-    sizes = [together] * ((count - 1) // together)
-    sizes += [rest] if (rest := (count - 1) % together) else []
-    async with raw() as nc:
-        left: list[int] = []
-
-        async def request() -> None:
-            await nc.request(BARE_SERVICE, b"\0".join([BODY] * left.pop()), timeout=30)
-
-        async for _round in rounds():
-            left[:] = [*sizes, 1]
-            await request()
-            await _measured_once(len(sizes), max(1, concurrency // together), request)
-
-
-async def bare_work(_count: int, _concurrency: int) -> None:
-    arrived: list[Any] = []
-    woken = asyncio.Event()
-
-    async def take(message: Any) -> None:
-        arrived.append(message)
-        woken.set()
-
-    async with raw() as nc:
-        await nc.subscribe(BARE_SERVICE, cb=take)
-        await nc.flush()
-        say(ready=True)
-        for number in itertools.count():
-            await woken.wait()
-            woken.clear()
-            taken, arrived[:] = list(arrived), []
-            await _store(nc, f"{os.getpid()}.{number}", [b for each in taken for b in each.data.split(b"\0")])
-            for each in taken:
-                await nc.publish(each.reply, b"+")
-
-
-async def _store(nc: Client, name: str, bodies: list[bytes]) -> None:
-    """A record and the messages behind it: plainly where they are few, else as an atomic batch."""
-    record, at = BARE_RECORD * len(bodies), f"{BARE_RECORDS}.{name}"
-    lines = [{headers.MSG_ID: f"{name}.{place}"} for place in range(len(bodies) + 1)]
-    if len(bodies) <= BARE_LONE:
-        for before, line in itertools.pairwise(lines):
-            line[headers.EXPECTED_LAST_MSG_ID] = before[headers.MSG_ID]
-        stored = zip(lines[1:], bodies, strict=True)
-        await asyncio.gather(
-            nc.request(at, record, headers=lines[0], timeout=30),
-            *(nc.request(BARE_SUBJECT, body, headers=line, timeout=30) for line, body in stored),
-        )
-        return
-    batch = name.replace(".", "-")
-    for place, line in enumerate(lines, start=1):
-        line |= {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: str(place)}
-    await nc.publish(at, record, headers=lines[0])
-    for line, body in zip(lines[1:-1], bodies[:-1], strict=True):
-        await nc.publish(BARE_SUBJECT, body, headers=line)
-    committed = {**lines[-1], headers.BATCH_COMMIT: "1"}
-    answer = await nc.request(BARE_SUBJECT, bodies[-1], headers=committed, timeout=30)
-    if b'"error"' in answer.data:
-        raise RuntimeError(answer.data.decode())
-
-
 async def measure(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
     """In each round ``count`` calls, ``concurrency`` at a time, or at the rate that the environment says."""
     async for _round in rounds():
         await once()
-        await _measured_once(count - 1, concurrency, once)
+        await measured_once(count - 1, concurrency, once)
 
 
-async def _measured_once(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
+async def measured_once(count: int, concurrency: int, once: Callable[[], Awaitable[object]]) -> None:
+    """One round: ``count`` calls, after which it says how long they took."""
     numbers, latencies = iter(range(count)), []
     say(ready=True)
 
@@ -320,6 +247,7 @@ async def at_rate(numbers: Iterator[int], once: Callable[[], Coroutine[Any, Any,
 @asynccontextmanager
 async def raw() -> AsyncIterator[Client]:
     """A connection of nats-py as it is."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each end of a TLS connection
     layout = Layout(Path.cwd() / ".mas")
     endpoint = Broker.read(layout).connection(layout, "controller")
     account, user = ControllerKeys.load(layout.keys).account(RAW_NAMESPACE), KeyPair.create(Kind.USER)
@@ -337,24 +265,24 @@ async def raw() -> AsyncIterator[Client]:
         await nc.close()
 
 
-ROLES = {
-    role.__name__.replace("_", "-"): role
-    for role in (
-        receive,
-        send,
-        request,
-        state_mediated,
-        state_direct,
-        bare_receive,
-        bare_send,
-        bare_work,
-        raw_receive,
-        raw_send,
-        raw_respond,
-        raw_request,
-        raw_state,
-    )
-}
+def role(*known: Callable[[int, int], Coroutine[Any, Any, None]]) -> Coroutine[Any, Any, None]:
+    """That of ``known`` which the command line names, with its count and concurrency."""
+    roles = {each.__name__.replace("_", "-"): each for each in known}
+    return roles[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))
+
 
 if __name__ == "__main__":
-    run(ROLES[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3])))
+    run(
+        role(
+            receive,
+            send,
+            request,
+            state_mediated,
+            state_direct,
+            raw_receive,
+            raw_send,
+            raw_respond,
+            raw_request,
+            raw_state,
+        )
+    )

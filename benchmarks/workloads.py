@@ -73,7 +73,7 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             less = count if length <= 1024 else count // 2
             yield one_way(size, level, less, said)
             if size == BARE_SIZE and level in BARE:
-                yield bare(size, level, count, said)
+                yield bare("one_way", size, f"c{level}", count, level, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -81,9 +81,12 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
         ):
             key = f"{name}/{size}/rate{PACE}"
             yield Workload(key, governed, plain, calls, by=rounds.LATENCY, environment=paced)
+            if size == BARE_SIZE:
+                yield bare(name, size, f"rate{PACE}", calls, 1, paced)
         for kind in ("direct", "mediated"):
-            sides = ("", f"state-{kind}"), ("", "raw-state")
-            yield Workload(f"state_{kind}/{size}/c1", *sides, updates, environment=said)
+            yield state(kind, size, updates, said)
+        if size == BARE_SIZE:
+            yield bare("state_mediated", size, "c1", updates, 1, said)
 
 
 def one_way(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
@@ -98,9 +101,22 @@ def asked(size: str, level: int, count: int, environment: Mapping[str, str]) -> 
     return Workload(f"request/{size}/c{level}", *sides, count, level, environment=environment)
 
 
-def bare(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+def bare(
+    what: str, size: str, how: str, count: int, concurrency: int, environment: Mapping[str, str]
+) -> Workload:
     """The same without policy: what NATS and nats-py take of it."""
-    sides = ("bare-receive", "bare-send"), ("raw-receive", "raw-send")
+    ours, raw, by = {
+        "one_way": (("bare-receive", "bare-send"), ("raw-receive", "raw-send"), rounds.RATE),
+        "send": (("bare-receive", "bare-send"), ("raw-receive", "raw-send"), rounds.LATENCY),
+        "request": (("bare-respond", "bare-request"), ("raw-respond", "raw-request"), rounds.LATENCY),
+        "state_mediated": (("", "bare-state"), ("", "raw-state"), rounds.RATE),
+    }[what]
     return Workload(
-        f"bare/{size}/c{level}", *sides, count, level, environment=environment, beside="bare-work"
+        f"bare_{what}/{size}/{how}", ours, raw, count, concurrency, by, environment, beside="bare-work"
     )
+
+
+def state(kind: str, size: str, count: int, environment: Mapping[str, str]) -> Workload:
+    """Updates of one agent's state, ``direct`` or ``mediated``, one at a time."""
+    sides = ("", f"state-{kind}"), ("", "raw-state")
+    return Workload(f"state_{kind}/{size}/c1", *sides, count, environment=environment)

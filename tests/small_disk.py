@@ -26,8 +26,17 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, leave: int) -> Path:
-    """Another program's file that leaves ``leave`` bytes free on ``disk``."""
+    """Another program's file that leaves ``leave`` bytes free on ``disk``.
+
+    Others may write meanwhile. What is not there any more is not given at all, so less is asked for then.
+    """
     ballast = disk / "ballast"
-    with ballast.open("wb") as file, contextlib.suppress(OSError):  # full: that is what is wanted
-        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(disk).free - leave, 1))
+    size, step = 0, max(shutil.disk_usage(disk).free - leave, 1)
+    with ballast.open("wb") as file:
+        while step:
+            try:
+                os.posix_fallocate(file.fileno(), size, step)
+                size, step = size + step, max(shutil.disk_usage(disk).free - leave, 0)
+            except OSError:  # full: that is what is wanted
+                step //= 2
     return ballast

@@ -99,12 +99,14 @@ async def test_a_disk_filled_by_others_loses_nothing(crowded: System, disk: Path
 
     async with sender:
         working = [asyncio.create_task(work()) for _ in range(8)]
-        while len(accepted) < 50:
-            await asyncio.sleep(0.01)
-        ballast = await asyncio.to_thread(fill, disk, leave=0)
-        await write_failed(crowded.broker.monitor)
-        full.set()
-        await asyncio.gather(*working)
+        try:
+            while len(accepted) < 50:
+                await asyncio.sleep(0.01)
+            ballast = await asyncio.to_thread(fill, disk, leave=0)
+            await write_failed(crowded.broker.monitor)
+        finally:
+            full.set()
+            await asyncio.gather(*working)
         ballast.unlink()
         more = await asyncio.wait_for(send_all(sender, "b", 20, 4), 90)
         async with receiver:

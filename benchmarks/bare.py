@@ -1,0 +1,193 @@
+"""The way of a governed call without any policy: programs of a measurement, beside those of ``traffic``.
+
+Calls go to a worker, which stores a record and what it is about, and answers. It decides nothing, searches
+nothing and audits nothing, and everybody is in one account: what this takes is NATS's and nats-py's.
+
+Calls that are in flight together go as one request, as the SDK has it (ADR 35).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from typing import Any
+
+from nats.aio.client import Client
+
+from benchmarks.traffic import (
+    BARE_RECORDS,
+    BARE_STREAM,
+    BARE_SUBJECT,
+    BODY,
+    RAW_BUCKET,
+    measure,
+    measured_once,
+    pull_and_ack,
+    raw,
+    role,
+    rounds,
+    say,
+)
+from mas_nats.loop import run
+from mas_nats.wire import headers
+from mas_nats.wire.bundle import MOST_CALLS
+
+SEND, REPLY, STATE = "bare.send", "bare.reply", "bare.state"
+RECORD = b"x" * 300
+"""Stands for a decision in a record."""
+LONE = 4
+"""Messages up to which they go as plain publishes, as in the inbox lane."""
+_BETWEEN = b"\0"
+_ASKED = "Bare-Asked"  # where the reply to a message goes
+_numbers = itertools.count()
+
+
+async def bare_receive(count: int, _: int) -> None:
+    await pull_and_ack(BARE_STREAM, count)
+
+
+async def bare_send(count: int, concurrency: int) -> None:
+    together = min(concurrency, MOST_CALLS)
+    sizes = [together] * ((count - 1) // together)
+    sizes += [rest] if (rest := (count - 1) % together) else []
+    async with raw() as nc:
+        left: list[int] = []
+
+        async def request() -> None:
+            await nc.request(SEND, _BETWEEN.join([BODY] * left.pop()), timeout=30)
+
+        async for _round in rounds():
+            left[:] = [*sizes, 1]
+            await request()
+            await measured_once(len(sizes), concurrency // together, request)
+
+
+async def bare_request(count: int, concurrency: int) -> None:
+    async with raw() as nc:
+        inbox, waiting = nc.new_inbox(), dict[str, asyncio.Future[None]]()
+
+        async def replied(message: Any) -> None:
+            waiting.pop(message.subject).set_result(None)
+
+        async def request() -> None:
+            at = f"{inbox}.{next(_numbers)}"
+            waiting[at] = reply = asyncio.get_running_loop().create_future()
+            await nc.request(SEND, BODY, headers={_ASKED: at}, timeout=30)
+            await reply
+
+        await nc.subscribe(f"{inbox}.*", cb=replied)
+        await measure(count, concurrency, request)
+
+
+async def bare_respond(count: int, _: int) -> None:
+    """A standing pull, as the SDK has it."""
+    async with raw() as nc:
+        inbox, seen = nc.new_inbox(), asyncio.Semaphore(0)
+
+        async def handle(message: Any) -> None:
+            if message.headers and _ASKED in message.headers:
+                at = {_ASKED: message.headers[_ASKED]}
+                await nc.request(REPLY, BODY, headers=at, timeout=30)
+                await message.ack()
+                seen.release()
+
+        async def received(message: Any) -> None:
+            asyncio.create_task(handle(message))  # noqa: RUF006 - awaited by the count
+
+        await nc.subscribe(inbox, cb=received)
+        await nc.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{BARE_STREAM}.b",
+            b'{"batch":1000000,"expires":600000000000}',
+            reply=inbox,
+        )
+        await nc.flush()
+        async for _round in rounds():
+            say(ready=True)
+            for _call in range(count):
+                await seen.acquire()
+            await nc.flush()
+            say(done=time.time())
+
+
+async def bare_state(count: int, _: int) -> None:
+    async with raw() as nc:
+        await measure(count, 1, lambda: nc.request(STATE, BODY, timeout=30))
+
+
+async def bare_work(_count: int, _concurrency: int) -> None:
+    arrived: list[Any] = []
+    woken = asyncio.Event()
+
+    async def take(message: Any) -> None:
+        arrived.append(message)
+        woken.set()
+
+    async with raw() as nc:
+        last = await (await nc.jetstream(timeout=30).key_value(RAW_BUCKET)).put("bare", BODY)
+
+        async def state(message: Any) -> None:
+            nonlocal last
+            await _record(nc, 1)
+            at, expected = f"$KV.{RAW_BUCKET}.bare", {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(last)}
+            ack = await nc.jetstream(timeout=30).publish(at, message.data, headers=expected)
+            last = ack.seq
+            await nc.publish(message.reply, b"+")
+
+        async def reply(message: Any) -> None:
+            await _record(nc, 1)
+            await nc.publish(message.headers[_ASKED], message.data)
+            await nc.publish(message.reply, b"+")
+
+        await nc.subscribe(SEND, cb=take)
+        await nc.subscribe(REPLY, cb=reply)
+        await nc.subscribe(STATE, cb=state)
+        await nc.flush()
+        say(ready=True)
+        while True:
+            await woken.wait()
+            woken.clear()
+            taken, arrived[:] = list(arrived), []
+            messages = [(body, each.headers or {}) for each in taken for body in each.data.split(_BETWEEN)]
+            await _store(nc, messages)
+            for each in taken:
+                await nc.publish(each.reply, b"+")
+
+
+async def _record(nc: Client, decisions: int) -> None:
+    name = f"{os.getpid()}.{next(_numbers)}"
+    await nc.request(f"{BARE_RECORDS}.{name}", RECORD * decisions, headers={headers.MSG_ID: name}, timeout=30)
+
+
+async def _store(nc: Client, messages: list[tuple[bytes, dict[str, str]]]) -> None:
+    """A record and the messages behind it: plainly where they are few, else as an atomic batch."""
+    name = f"{os.getpid()}.{next(_numbers)}"
+    record, at = RECORD * len(messages), f"{BARE_RECORDS}.{name}"
+    lines = [{headers.MSG_ID: f"{name}.{place}"} for place in range(len(messages) + 1)]
+    for line, (_, more) in zip(lines[1:], messages, strict=True):
+        line.update(more)
+    bodies = [body for body, _ in messages]
+    if len(bodies) <= LONE:
+        for before, line in itertools.pairwise(lines):
+            line[headers.EXPECTED_LAST_MSG_ID] = before[headers.MSG_ID]
+        stored = zip(lines[1:], bodies, strict=True)
+        await asyncio.gather(
+            nc.request(at, record, headers=lines[0], timeout=30),
+            *(nc.request(BARE_SUBJECT, body, headers=line, timeout=30) for line, body in stored),
+        )
+        return
+    batch = name.replace(".", "-")
+    for place, line in enumerate(lines, start=1):
+        line |= {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: str(place)}
+    await nc.publish(at, record, headers=lines[0])
+    for line, body in zip(lines[1:-1], bodies[:-1], strict=True):
+        await nc.publish(BARE_SUBJECT, body, headers=line)
+    committed = {**lines[-1], headers.BATCH_COMMIT: "1"}
+    answer = await nc.request(BARE_SUBJECT, bodies[-1], headers=committed, timeout=30)
+    if b'"error"' in answer.data:
+        raise RuntimeError(answer.data.decode())
+
+
+if __name__ == "__main__":
+    run(role(bare_receive, bare_send, bare_request, bare_respond, bare_state, bare_work))
