@@ -75,7 +75,7 @@ async def test_the_control_leaves_at_once(system: System, monkeypatch: pytest.Mo
         pass
 
     monkeypatch.setattr(StandingPull, "_until_all_are_known", not_at_all)
-    for _ in range(20):  # who is faster decides
+    for _ in range(60):  # who is faster decides; on a busy machine mostly the server
         if await repeated_after_one_left(system):
             return
     pytest.fail("an instance that leaves at once never took a message with it")
