@@ -351,8 +351,11 @@ class InboxLane:
         early = self._behind.publish(prepared, behind)
         try:
             await self._writer.put(prepared, len(lines))
-        finally:
-            found = await asyncio.gather(*early)
+        except BaseException:  # without it in the log they are refused, or nobody asks any more
+            for each in early:
+                each.cancel()
+            raise
+        found = await asyncio.gather(*early)
         self._recorded(prepared, [*items, *told])
         await self._publish_each(prepared, items, found)
 

@@ -166,3 +166,25 @@ async def test_where_several_nodes_keep_the_log_it_waits_for_the_record(here: Se
     here.service._room.copies = 3
     assert (await here.send("alice", "bob", id="new0")).ok
     assert between.published() == [False]
+
+
+async def test_a_lane_that_ends_does_not_wait_for_what_is_not_answered(here: Serving, between: Between):
+    """Neither the record nor the message behind it is."""
+    asked, request = asyncio.Event(), between.request
+
+    async def silent(subject: str, *what: Any, **more: Any) -> Any:
+        if not subject.startswith(("mas.inbox.", "mas.audit.")):
+            return await request(subject, *what, **more)
+        if subject.startswith("mas.inbox."):
+            asked.set()
+        return await asyncio.sleep(60)
+
+    between.request = silent  # type: ignore[method-assign]
+    sending = asyncio.create_task(here.send("alice", "bob", id="new0"))
+    await asked.wait()
+    lane = here.service._lanes[0]
+    lane.cancel()
+    done, _ = await asyncio.wait([lane], timeout=2)
+    between.request = request  # type: ignore[method-assign]
+    sending.cancel()
+    assert done == {lane}
