@@ -11,17 +11,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from typing import Any
 
 from nats.aio.client import Client
 
 from benchmarks.traffic import (
-    BARE_RECORDS,
-    BARE_STREAM,
-    BARE_SUBJECT,
     BODY,
     RAW_BUCKET,
+    counted,
     measure,
     measured_once,
     pull_and_ack,
@@ -34,6 +31,7 @@ from mas_nats.loop import run
 from mas_nats.wire import headers
 from mas_nats.wire.bundle import MOST_CALLS
 
+BARE_STREAM, BARE_SUBJECT, BARE_RECORDS = "BARE", "bare.inbox.b", "bare.record"
 SEND, REPLY, STATE = "bare.send", "bare.reply", "bare.state"
 RECORD = b"x" * 300
 """Stands for a decision in a record."""
@@ -84,14 +82,14 @@ async def bare_request(count: int, concurrency: int) -> None:
 async def bare_respond(count: int, _: int) -> None:
     """A standing pull, as the SDK has it."""
     async with raw() as nc:
-        inbox, seen = nc.new_inbox(), asyncio.Semaphore(0)
+        inbox, answered = nc.new_inbox(), asyncio.Semaphore(0)
 
         async def handle(message: Any) -> None:
             if message.headers and _ASKED in message.headers:
                 at = {_ASKED: message.headers[_ASKED]}
                 await nc.request(REPLY, BODY, headers=at, timeout=30)
                 await message.ack()
-                seen.release()
+                answered.release()
 
         async def received(message: Any) -> None:
             asyncio.create_task(handle(message))  # noqa: RUF006 - awaited by the count
@@ -103,12 +101,7 @@ async def bare_respond(count: int, _: int) -> None:
             reply=inbox,
         )
         await nc.flush()
-        async for _round in rounds():
-            say(ready=True)
-            for _call in range(count):
-                await seen.acquire()
-            await nc.flush()
-            say(done=time.time())
+        await counted(nc, count, answered)
 
 
 async def bare_state(count: int, _: int) -> None:
@@ -129,14 +122,14 @@ async def bare_work(_count: int, _concurrency: int) -> None:
 
         async def state(message: Any) -> None:
             nonlocal last
-            await _record(nc, 1)
+            await _record(nc)
             at, expected = f"$KV.{RAW_BUCKET}.bare", {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(last)}
             ack = await nc.jetstream(timeout=30).publish(at, message.data, headers=expected)
             last = ack.seq
             await nc.publish(message.reply, b"+")
 
         async def reply(message: Any) -> None:
-            await _record(nc, 1)
+            await _record(nc)
             await nc.publish(message.headers[_ASKED], message.data)
             await nc.publish(message.reply, b"+")
 
@@ -155,9 +148,9 @@ async def bare_work(_count: int, _concurrency: int) -> None:
                 await nc.publish(each.reply, b"+")
 
 
-async def _record(nc: Client, decisions: int) -> None:
+async def _record(nc: Client) -> None:
     name = f"{os.getpid()}.{next(_numbers)}"
-    await nc.request(f"{BARE_RECORDS}.{name}", RECORD * decisions, headers={headers.MSG_ID: name}, timeout=30)
+    await nc.request(f"{BARE_RECORDS}.{name}", RECORD, headers={headers.MSG_ID: name}, timeout=30)
 
 
 async def _store(nc: Client, messages: list[tuple[bytes, dict[str, str]]]) -> None:

@@ -16,16 +16,8 @@ from typing import Any
 
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from benchmarks.traffic import (
-    BARE_RECORDS,
-    BARE_STREAM,
-    BARE_SUBJECT,
-    NAMESPACE,
-    RAW_BUCKET,
-    RAW_NAMESPACE,
-    RAW_STREAM,
-    RAW_SUBJECT,
-)
+from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT
+from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority

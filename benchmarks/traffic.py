@@ -42,7 +42,6 @@ from mas_nats.loop import run
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
 RAW_STREAM, RAW_SUBJECT, RAW_SERVICE, RAW_BUCKET = "RAW", "raw.b", "raw.service", "raw"
-BARE_STREAM, BARE_SUBJECT, BARE_RECORDS = "BARE", "bare.inbox.b", "bare.record"
 PROSE = "the quick brown fox jumps over the lazy dog and sleeps "
 ENVELOPE = len(json.dumps({"n": 1, "text": ""}))
 BYTES = int(os.environ.get("BENCH_BYTES", "1024"))
@@ -176,12 +175,17 @@ async def raw_respond(count: int, _: int) -> None:
 
         await nc.subscribe(RAW_SERVICE, cb=answer)
         await nc.flush()
-        async for _round in rounds():
-            say(ready=True)
-            for _call in range(count):
-                await answered.acquire()
-            await nc.flush()
-            say(done=time.time())
+        await counted(nc, count, answered)
+
+
+async def counted(nc: Client, count: int, answered: asyncio.Semaphore) -> None:
+    """In each round ``count`` calls that ``answered`` counts."""
+    async for _round in rounds():
+        say(ready=True)
+        for _call in range(count):
+            await answered.acquire()
+        await nc.flush()
+        say(done=time.time())
 
 
 async def raw_request(count: int, concurrency: int) -> None:

@@ -25,7 +25,7 @@ from broker_policy.jetstream import Ack, JetStreamError, publish
 from mas_nats.wire import headers
 
 _IN_VAIN = 3
-"""Refusals one after the other after which it is left alone for some time: the others write too much."""
+"""Records in a row behind which somebody else came, after which it is left alone for some time."""
 _LEFT_ALONE = 10.0
 """Seconds."""
 
@@ -56,7 +56,7 @@ class Behind:
     def __init__(self, nc: Client, single: Callable[[], bool]) -> None:
         self._nc = nc
         self._single = single
-        self._refused = 0
+        self._in_vain = 0
         self._not_before = 0.0
 
     def publish(
@@ -66,21 +66,27 @@ class Behind:
         if not self._single() or time.monotonic() < self._not_before:
             return []
         ids = [prepared.fields[headers.MSG_ID], *(message.dedup for message in messages)]
-        return [
+        tasks = [
             asyncio.create_task(self._publish(prepared.reference(position), message, ids[position]))
             for position, message in enumerate(messages)
         ]
+        if tasks:  # what becomes of the others says nothing more: each depends on the one before
+            tasks[0].add_done_callback(self._learn)
+        return tasks
 
     async def _publish(self, reference: str, message: Message, last: str) -> Ack | Unacknowledged:
         fields = {**message.fields, headers.AUDIT: reference, headers.EXPECTED_LAST_MSG_ID: last}
         try:
-            ack = await publish(self._nc, message.subject, message.body, fields)
+            return await publish(self._nc, message.subject, message.body, fields)
         except JetStreamError:
-            self._refused += 1
-            if self._refused >= _IN_VAIN:
-                self._refused, self._not_before = 0, time.monotonic() + _LEFT_ALONE
             return Unacknowledged.NOT_STORED
         except (nats.errors.Error, OSError):
             return Unacknowledged.UNDER_WAY
-        self._refused = 0
-        return ack
+
+    def _learn(self, first: asyncio.Task[Ack | Unacknowledged]) -> None:
+        if first.cancelled() or first.exception() is not None:
+            return
+        refused = first.result() is Unacknowledged.NOT_STORED
+        self._in_vain = self._in_vain + 1 if refused else 0
+        if self._in_vain >= _IN_VAIN:
+            self._in_vain, self._not_before = 0, time.monotonic() + _LEFT_ALONE

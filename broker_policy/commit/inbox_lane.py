@@ -266,7 +266,8 @@ class InboxLane:
                 prepared = await self._writer.write(RecordKind.DECISIONS, lines, revision=_revision(told))
                 self._recorded(prepared, told)
             elif len(items) <= LONE_MAX or self._slow is None or halved > BISECTIONS:
-                await self._commit_lone(told, items)
+                # Of suspects, and in what was bisected, some are refused: those take all behind them along.
+                await self._commit_lone(told, items, behind=self._slow is not None and not halved)
             else:
                 match await self._commit_batch(told, items):
                     case _Fate.REJECTED:
@@ -340,15 +341,15 @@ class InboxLane:
                 checked(answer.data)
 
     # -- plain publishes -------------------------------------------------------------------------------
-    async def _commit_lone(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
+    async def _commit_lone(self, told: Sequence[Judged], items: Sequence[Judged], *, behind: bool) -> None:
+        """Commit each by itself. ``behind``: right behind their record, where that can be."""
         lines = [judged.line._replace(way=Way.LONE) for judged in items]
         lines += [judged.line for judged in told]
         revision = _revision([*items, *told])
         self._writer.require_room()
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision)
-        # In the slow lane most would be refused: one that is a duplicate takes all behind it along.
-        behind = [judged.outgoing for judged in items if judged.outgoing] if self._slow is not None else []
-        early = self._behind.publish(prepared, behind)
+        messages = [judged.outgoing for judged in items if judged.outgoing]
+        early = self._behind.publish(prepared, messages) if behind else []
         try:
             await self._writer.put(prepared, len(lines))
         except BaseException:  # without it in the log they are refused, or nobody asks any more

@@ -13,15 +13,11 @@ from nats.aio.client import Client
 from broker_policy.audit.record import Outcome
 from broker_policy.commit import behind
 from broker_policy.jetstream import publish
-from mas_nats.policy.document import Limits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision
 from tests.lossy import Lossy, messages, records
 from tests.serving import Serving, document, serving
-from tests.unit.test_commit_lane import many, occupy, settled, stored
-
-LIMITS = Limits(inbox_messages=300)
-AGENTS = ("alice", "bob", "carol", "full")
+from tests.unit.test_commit_lane import AGENTS, LIMITS, many, occupy, settled, stored
 
 
 class Between(Lossy):
@@ -143,6 +139,14 @@ async def test_where_it_is_always_in_vain_it_is_left_alone_for_some_time(
     assert (await many(here, 1, first=5))[0].ok
     assert between.published()[-1:] == [True]
     assert set(await stored(here)) == {f"new{number}" for number in range(6)}
+
+
+async def test_several_behind_one_record_are_in_vain_once(here: Serving, between: Between):
+    between.intruders = 1
+    assert all(verdict.ok for verdict in await many(here, 4))
+    assert (await here.send("alice", "bob", id="last")).ok
+    assert between.published()[-1:] == [True]
+    assert set(await stored(here)) == {"new0", "new1", "new2", "new3", "last"}
 
 
 async def test_many_writers_at_once(nc: Client, here: Serving):
