@@ -15,7 +15,9 @@ from broker_policy import worker
 from broker_policy.calls.arriving import Arriving
 from broker_policy.calls.crossing import Crossing
 from broker_policy.calls.replies import Replies
-from broker_policy.commit.inbox_lane import InboxLane
+from broker_policy.commit.answers import Answers
+from broker_policy.commit.behind import Behind
+from broker_policy.commit.lone import Lone
 from broker_policy.service import NamespaceService
 
 
@@ -38,6 +40,12 @@ def before(owner: type, name: str, concerned: Callable[..., bool] = lambda *_: T
         setattr(owner, name, dying)
 
     return patch
+
+
+def other_side_is_recorded() -> None:
+    """Die when the other side's record is written and its message is not; none goes right behind it."""
+    Behind.publish = lambda *_: []  # type: ignore[method-assign]
+    before(Lone, "each", lambda _, items, __: bool(items[0].call.origin))()
 
 
 def reply_is_published() -> None:
@@ -71,8 +79,8 @@ def handed_over_unrecorded() -> None:
 POINTS: dict[str, Callable[[], None]] = {
     "nothing recorded": before(Crossing, "_put"),
     "own side recorded": before(Crossing, "_deliver"),
-    "other side recorded": before(InboxLane, "_publish_each", lambda _, items: bool(items[0].call.origin)),
-    "stored": before(InboxLane, "_stored", lambda judged: bool(judged.call.origin)),
+    "other side recorded": other_side_is_recorded,
+    "stored": before(Answers, "stored", lambda judged, *_: bool(judged.call.origin)),
     "not answered": before(NamespaceService, "_answer", lambda call, _: call.crosses),
     "reply recorded": before(Arriving, "reply"),
     "reply published": reply_is_published,

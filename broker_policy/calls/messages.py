@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from broker_policy.admission.admission import Admission
 from broker_policy.audit.record import Way
 from broker_policy.calls.deciding import Deciding
-from broker_policy.commit.inbox_lane import Judged, Outgoing
+from broker_policy.commit.judged import Judged, Outgoing
 from broker_policy.dedup import dedup_of
 from broker_policy.pipeline import Call, Refusal
 from broker_policy.sealing import ReplyCapability, SealBroken, commitment

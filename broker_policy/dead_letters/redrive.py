@@ -14,7 +14,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from broker_policy.commit.inbox_lane import Judge
+from broker_policy.commit.judged import Judge
 from broker_policy.dead_letters import letters
 from broker_policy.dead_letters.letters import Letter
 from broker_policy.jetstream import delete_message

@@ -22,7 +22,7 @@ from nats.errors import TimeoutError as NothingThere
 from broker_policy.audit import log
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.store import Store
-from broker_policy.commit.inbox_lane import MAX_BATCH
+from broker_policy.commit.gathered import MAX_BATCH
 from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects

@@ -1,0 +1,156 @@
+"""Messages that go by themselves, behind the record of their decisions, each with an answer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from nats.aio.client import Client
+
+from broker_policy.audit.probe import is_probe
+from broker_policy.audit.record import Outcome, RecordKind, Way
+from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
+from broker_policy.commit.answers import Answers
+from broker_policy.commit.behind import Behind, Unacknowledged
+from broker_policy.commit.judged import Judged, revision
+from broker_policy.commit.suspects import Suspects
+from broker_policy.commit.writer import Prepared, RecordWriter
+from broker_policy.dedup import RecentIds
+from broker_policy.jetstream import Ack, JetStreamError, StoredMessage, get_known, subject_full
+from broker_policy.sealing import commitment
+from mas_nats.policy import refusals
+from mas_nats.wire import headers, subjects
+from mas_nats.wire.subjects import RELEASE
+
+Recall = Callable[[str, str], Awaitable[str | None]]
+"""The commitment to what a sender sent under an id, from the audit; None where it is not known."""
+
+
+class Lone:
+    """Plain publishes. ``single`` says whether it is certain that one node keeps the log."""
+
+    def __init__(
+        self,
+        nc: Client,
+        writer: RecordWriter,
+        answers: Answers,
+        *,
+        recall: Recall,
+        recent: RecentIds,
+        suspects: Suspects,
+        single: Callable[[], bool],
+    ) -> None:
+        self._nc = nc
+        self._writer = writer
+        self._answers = answers
+        self._recall = recall
+        self._recent = recent
+        self._suspects = suspects
+        self._behind = Behind(nc, single)
+
+    async def commit(self, told: Sequence[Judged], items: Sequence[Judged], *, behind: bool) -> None:
+        """Commit each by itself. ``behind``: right behind their record, where that can be."""
+        lines = [judged.line._replace(way=Way.LONE) for judged in items]
+        lines += [judged.line for judged in told]
+        self._writer.require_room()
+        prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
+        messages = [judged.message for judged in items]
+        early = self._behind.publish(prepared, messages) if behind else []
+        try:
+            await self._writer.put(prepared, len(lines))
+        except BaseException:  # without it in the log they are refused, or nobody asks any more
+            for each in early:
+                each.cancel()
+            raise
+        found = await asyncio.gather(*early)
+        self._answers.recorded(prepared, [*items, *told])
+        await self.each(prepared, items, found)
+
+    async def each(
+        self, prepared: Prepared, items: Sequence[Judged], early: Sequence[Ack | Unacknowledged]
+    ) -> None:
+        """Publish each message by itself, after its record. ``early``: what is known of each already."""
+        known = early or [Unacknowledged.NOT_STORED] * len(items)
+        await asyncio.gather(
+            *(
+                self._one(prepared, position, judged, one)
+                for position, (judged, one) in enumerate(zip(items, known, strict=True))
+            )
+        )
+
+    async def _one(
+        self, prepared: Prepared, position: int, judged: Judged, early: Ack | Unacknowledged
+    ) -> None:
+        message, call = judged.message, judged.call
+        number = prepared.record.number
+        reference = prepared.reference(position)
+        try:
+            if isinstance(early, Ack):
+                ack = early
+            else:
+                fields = {**message.fields, headers.AUDIT: reference}
+                ack = await publish_until_answered(
+                    self._nc,
+                    message.subject,
+                    message.body,
+                    fields,
+                    repeated=early is Unacknowledged.UNDER_WAY,
+                )
+        except MaybeStored:
+            return  # refused would be a guess: the sender repeats, and the projector finds out
+        except JetStreamError as error:
+            self._writer.settle(number, position, Outcome.NOT_COMMITTED)
+            refusal = refusals.log_full()
+            if subject_full(error):
+                self._suspects.full(call.target)
+                refusal = refusals.inbox_full(call.target)
+            refused = judged.refused(refusal)
+            self._writer.carry([refused.line])
+            await self._answers.tell(refused)
+            return
+        stored = await self._look(ack.sequence) if ack.duplicate else None
+        if not ack.duplicate or (stored is not None and stored.headers.get(headers.AUDIT) == reference):
+            self._writer.settle(number, position, Outcome.COMMITTED, ack.sequence)
+            self._suspects.has_room(call.target)
+            await self._answers.stored(judged, ack.sequence)
+            return
+        # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
+        gone = stored is None and (ack.repeated or early is Unacknowledged.MAYBE_STORED)
+        told = await self._compare(judged, stored)
+        # A delayed message that an earlier attempt had stored: only this decision follows it any further.
+        gone = gone or (call.op == RELEASE and told.refusal is None)
+        self._writer.settle(
+            number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
+        )
+        if not gone and not call.repeated:
+            self._suspects.duplicate(call.sender)
+        await self._answers.tell(told)
+
+    async def _look(self, sequence: int) -> StoredMessage | None:
+        return await until_answered(lambda: get_known(self._nc, subjects.INBOX_STREAM, sequence))
+
+    async def _compare(self, judged: Judged, stored: StoredMessage | None) -> Judged:
+        """Tell a repetition of a message the stream knows from another one under its id."""
+        message, call = judged.message, judged.call
+        if stored is not None and is_probe(stored.subject):
+            refused = judged.refused(refusals.given_up())
+            self._writer.carry([refused.line])
+            return refused
+        if call.errand is not None:  # nothing but this dead letter can have its dedup id
+            return judged.repetition(same=True)
+        if stored is not None:
+            fields = stored.headers
+            known: str | None = commitment(
+                message.salt, fields.get(headers.TARGET, ""), fields.get(headers.TYPE, ""), stored.data
+            )
+        else:
+            known = await self._recall(call.sender, call.message_id)
+        if known is None:
+            refused = judged.refused(refusals.cannot_compare())
+            self._writer.carry([refused.line])
+            return refused
+        self._recent.add(message.dedup, known)
+        told = judged.repetition(same=message.repeats(known))
+        if told.refusal is not None:
+            self._writer.carry([told.line])
+        return told
