@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
+# A broker is several programs, and the tests start hundreds: where this is set each compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo bench speed docs test lint format types unit chaos fuzz cluster soak setup nats-cli clean sidecar-kills explorer-demo browser casa-demo
 
