@@ -2,7 +2,7 @@
 
 ``python -m broker_policy.audit.signer --folder .mas`` signs the head of every chain once a second when it
 moved, but only after following the chain from the last checkpoint to the head. Where the chain no longer
-holds what was signed, it refuses, and says so.
+holds what was signed, it refuses, and says so; where the chain stands still, within ten seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.draft import Head
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.store import Store, namespaces
+from broker_policy.audit.store import Store, heads, namespaces
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.identity.private_files import write_private
 from broker_policy.jetstream import JetStreamError
@@ -41,6 +41,8 @@ from mas_nats.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 EVERY = 1.0
+LOOK_EVERY = 10.0
+"""Seconds after which a chain that ends where it ended is looked at all the same."""
 _REPEAT_REFUSAL = 60.0
 
 
@@ -170,10 +172,18 @@ class SigningRound:
         self.keys = keys or CheckpointKeys(key.public_key())
         self._signers: dict[str, Signer] = {}
         self._refused: dict[str, float] = {}
+        self._still: dict[str, tuple[object, float]] = {}  # where a chain that is signed ends, looked at when
 
     async def sign(self) -> None:
         """One round; a refusal is logged at once and then every minute."""
-        for namespace in await namespaces(self._redis):
+        names = await namespaces(self._redis)
+        still, self._still = self._still, {}
+        for namespace, head in zip(names, await heads(self._redis, names), strict=True):
+            now = time.monotonic()
+            signed, looked = still.get(namespace, (None, 0.0))
+            if head == signed and now - looked < LOOK_EVERY:
+                self._still[namespace] = signed, looked
+                continue
             try:
                 await self._signer(namespace).sign_once()
             except ChainAltered as problem:
@@ -188,6 +198,7 @@ class SigningRound:
                     )
             else:
                 self._refused.pop(namespace, None)
+                self._still[namespace] = head, now
 
     async def reaches(self) -> dict[str, int]:
         """The last entry of every namespace that may be signed by now. Errors as ``sign``."""
@@ -197,6 +208,7 @@ class SigningRound:
         """Sign with ``key`` from here on."""
         self._key, self.keys = key, keys
         self._signers.clear()
+        self._still.clear()
 
     def _signer(self, namespace: str) -> Signer:
         if namespace not in self._signers:

@@ -210,6 +210,17 @@ async def namespaces(redis: Redis) -> list[str]:
     return sorted(name.decode() for name in names)
 
 
+async def heads(redis: Redis, names: Sequence[str]) -> list[object]:
+    """What Redis says of where the chain of each namespace ends: equal to what it said before, or not.
+
+    Errors as ``Store.head``.
+    """
+    async with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            cast("Any", pipe).hmget(Layout(name).head, "i", "h", "s")
+        return [tuple(fields) for fields in await pipe.execute()]
+
+
 def _stored(item: tuple[bytes, dict[bytes, bytes]]) -> StoredEntry:
     identifier, fields = item
     return StoredEntry(identifier.decode(), fields.get(b"e", b""), fields.get(b"h", b"").decode())

@@ -38,17 +38,18 @@ class Lease:
     async def hold(self) -> bool:
         """Take the lease, or renew it; whether this worker has it now."""
         for _ in range(2):
+            if not self._sequence and not await self._free():  # most ask in vain: a look is cheaper
+                return False
             try:
                 self._sequence = await self._write(self._holder)
             except JetStreamError as error:
                 if error.code not in WRONG_LAST_SEQUENCE:
                     return False
+                self._sequence = 0
             except _UNANSWERED:
                 return False
             else:
                 return True
-            if not await self._free():
-                return False
         return False
 
     async def give_up(self) -> None:

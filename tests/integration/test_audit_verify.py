@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from broker_policy.audit import chain, entry
+from broker_policy.audit import chain, entry, signer
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.entry import Entry, WorkerEvent
@@ -476,6 +476,39 @@ async def test_a_refusal_is_loud(store, stream, caplog):
     [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
     assert "REFUSED" in message
     assert [signed async for signed in stream.all()] == []
+
+
+async def test_a_chain_that_stands_still_is_looked_at_now_and_then(store, stream, monkeypatch):
+    looked = []
+    sign_once = Signer.sign_once
+
+    async def counted(self):
+        looked.append(await sign_once(self))
+
+    monkeypatch.setattr(Signer, "sign_once", counted)
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    for _ in range(3):
+        await signing.sign()
+    assert [checkpoint.index for checkpoint in looked] == [300]
+    await grow(store, 10)
+    await signing.sign()
+    assert [checkpoint.index for checkpoint in looked] == [300, 310]
+    monkeypatch.setattr(signer, "LOOK_EVERY", 0.0)
+    await signing.sign()
+    assert looked[2:] == [None]
+
+
+async def test_what_is_refused_is_looked_at_in_every_round(store, stream, monkeypatch):
+    await changed_field(store)
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    await signing.sign()
+    monkeypatch.setattr(signer, "follow", unchecked)  # somebody has put it right
+    await signing.sign()
+    assert [signed.checkpoint.index async for signed in stream.all()] == [300]
+
+
+async def unchecked(*_: object) -> None:
+    """What is followed holds."""
 
 
 # -- size ----------------------------------------------------------------------------------------------------
