@@ -46,13 +46,8 @@ from broker_policy.policy.follower import PolicyFollower
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.accounts import Grant, grant_for
-from broker_policy.tenants.connect import (
-    Endpoint,
-    connect_callout,
-    connect_control,
-    connect_observer,
-    connect_tenant,
-)
+from broker_policy.tenants.connect import connect_callout, connect_control, connect_observer, connect_tenant
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.live_keys import LiveWorkerKeys
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.reach import keep_in_reach

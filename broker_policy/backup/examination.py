@@ -27,7 +27,8 @@ from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.connect import Endpoint, connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import Material
 from mas_nats.policy.document import Document
 

@@ -13,7 +13,6 @@ import sys
 
 _ELSEWHERE = {
     "certs": ("certs", "revoke"),
-    "down": ("up",),
     "kick": ("revoke",),
     "request": ("messages",),
     "restore": ("backup",),
@@ -44,7 +43,8 @@ def _completed() -> str:
 
 def main() -> None:
     """Run ``mas``."""
-    load(sys.argv[1] if len(sys.argv) > 1 else _completed())
+    if sys.argv[1:] != ["--version"]:
+        load(sys.argv[1] if len(sys.argv) > 1 else _completed())
     from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
 
     app()

@@ -16,7 +16,8 @@ from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.store import PolicyStore, Stored
 from broker_policy.tenants import inventory
-from broker_policy.tenants.connect import Endpoint, connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.inventory import AgentRow, StreamRow
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats.errors import ConfigurationError, MasError, Unavailable

@@ -26,12 +26,8 @@ from broker_policy.embedded.errors import NotRunning
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.jetstream import JetStreamError, get_last_of_each
 from broker_policy.policy.store import PolicyStore
-from broker_policy.tenants.connect import (
-    Endpoint,
-    connect_control_admin,
-    connect_system,
-    connect_tenant_admin,
-)
+from broker_policy.tenants.connect import connect_control_admin, connect_system, connect_tenant_admin
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.errors import MasError
 from mas_nats.policy.document import Document

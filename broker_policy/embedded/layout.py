@@ -27,7 +27,7 @@ from pathlib import Path
 from broker_policy.embedded.errors import NotRunning
 from broker_policy.identity.pki import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
-from broker_policy.tenants.connect import Endpoint
+from broker_policy.tenants.endpoint import Endpoint
 from mas_nats.errors import ConfigurationError
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role
 

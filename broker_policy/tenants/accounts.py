@@ -11,13 +11,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker_policy.identity.jwt import EVERYTHING, Permissions
-from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
+
+if TYPE_CHECKING:  # its models take a tenth of a second, and most only connect
+    from mas_nats.policy.document import Document
 
 _THRESHOLD = 60_000_000_000
 """Nanoseconds for which the reply mapping of a ``STREAM`` answer lives after its last message. A pull, or

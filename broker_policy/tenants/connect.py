@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import base64
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.tenants import accounts
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.live_keys import SignerSecrets, WorkerSecrets
 from broker_policy.tenants.material import (
     AUTH,
@@ -55,39 +54,6 @@ _SYSTEM = jwt.Permissions(
 )
 Listener = Callable[[], Awaitable[None]]
 _CALLOUT = jwt.Permissions(subscribe=(subjects.AUTH_CALLOUT,), answer_within=5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the NATS servers are and which certificate to show them. Files are PEM.
-
-    ``nodes`` is how many there are: so many copies of each stream are kept.
-    """
-
-    url: str  # tls://host:port, several separated by commas
-    ca: Path
-    cert: Path
-    key: Path
-    tls_hostname: str = "localhost"  # what the server's certificate must be for
-    nodes: int = 1
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """TLS 1.3 with this certificate.
-
-        Raises:
-            ConfigurationError: a file is missing, or certificate and key do not belong together.
-
-        """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        try:
-            context.load_verify_locations(self.ca)
-            context.load_cert_chain(self.cert, self.key)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigurationError(
-                f"certificate {self.cert}, key {self.key} or CA {self.ca} cannot be used: {error}"
-            ) from None
-        return context
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,8 @@ import orjson
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import Kind
 from broker_policy.tenants import accounts, streams
-from broker_policy.tenants.connect import (
-    Endpoint,
-    connect_control_admin,
-    connect_system,
-    connect_tenant_admin,
-)
+from broker_policy.tenants.connect import connect_control_admin, connect_system, connect_tenant_admin
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.errors import Unavailable
 from mas_nats.policy.document import Limits

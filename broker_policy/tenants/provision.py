@@ -6,8 +6,9 @@ from pathlib import Path
 
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply_file
-from broker_policy.tenants.connect import Endpoint, connect_control_admin
+from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire.identity import DEFAULT_NAMESPACE

@@ -24,8 +24,8 @@ from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
 from broker_policy.jetstream import publish
 from broker_policy.tenants import connect
 from broker_policy.tenants.accounts import Grant, grant_for
-from broker_policy.tenants.connect import Endpoint
 from broker_policy.tenants.controller import TenantController
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import Material
 from mas_nats.policy import document
 from mas_nats.policy.document import AgentPolicy, Document, Limits

@@ -14,7 +14,8 @@ from waiting import until
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.tenants.connect import Credentials, Endpoint, _connect
+from broker_policy.tenants.connect import Credentials, _connect
+from broker_policy.tenants.endpoint import Endpoint
 from mas_nats.errors import ConfigurationError, IdentityRefused
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects

@@ -1,20 +1,38 @@
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
-import types
+import subprocess
+import sys
+
+import pytest
 
 import mas_nats
 from mas_nats import errors
 
 
 def test_exports_exactly_what_it_says():
-    public = {
-        name
-        for name, value in vars(mas_nats).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    """Type checkers read the imports, programs ask for the names."""
+    tree = ast.parse(inspect.getsource(mas_nats))
+    [checked] = [each for each in tree.body if isinstance(each, ast.If)]
+    homes = {
+        name.name: each.module
+        for each in checked.body
+        if isinstance(each, ast.ImportFrom)
+        for name in each.names
     }
-    assert public == set(mas_nats.__all__)
-    assert list(mas_nats.__all__) == sorted(mas_nats.__all__)
+    assert sorted(homes) == mas_nats.__all__
+    for name, home in homes.items():
+        assert getattr(mas_nats, name) is getattr(importlib.import_module(home), name)
+    assert set(mas_nats.__all__) <= set(dir(mas_nats))
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        mas_nats.nothing_like_this  # noqa: B018
+
+
+def test_who_needs_errors_does_not_wait_for_agents():
+    code = "import sys, mas_nats.errors; print({'pydantic', 'nats'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 def test_every_error_is_exported_and_in_the_drawing():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_policy.sealing import Sealer
-from broker_policy.tenants.connect import Endpoint
+from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import create_material
 from broker_policy.tenants.sealing_ring import KEPT_MS, Retired, SealingKey, SealingRing
 from broker_policy.worker import PolicyWorker, WorkerConfig
