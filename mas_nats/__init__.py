@@ -10,7 +10,7 @@ HelpDesk("helpdesk", capabilities=["qa"]).run()
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,17 +98,21 @@ _HOMES = {
     "Verdict": "wire.verdict",
 }
 """The modules of what is no error."""
+_MODULES = frozenset(("agent", "config", "errors", "message", "messenger", "stream", "wire"))
+"""What ``import mas_nats`` gives as well."""
 
+if not TYPE_CHECKING:  # who checks types shall see the names above and no others
 
-def __getattr__(name: str) -> object:
-    """Import what is asked for: much of the SDK is needed by agents only, and takes its time."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> object:
+        """Import what is asked for: much of the SDK is needed by agents only, and takes its time."""
+        if name in _MODULES:
+            return _import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found: object = getattr(_import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+        globals()[name] = found
+        return found
 
-
-def __dir__() -> list[str]:
-    """What there is, imported already or not."""
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        """What there is, imported already or not."""
+        return sorted({*__all__, *_MODULES})

@@ -2,7 +2,8 @@
 
 ``python -m broker_policy.audit.signer --folder .mas`` signs the head of every chain once a second when it
 moved, but only after following the chain from the last checkpoint to the head. Where the chain no longer
-holds what was signed, it refuses, and says so; where the chain stands still, within ten seconds.
+holds what was signed, it refuses, and says so. What became of the last checkpoint of a chain that stands
+still, it sees within ten seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.aio.client import Client
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
@@ -186,7 +187,11 @@ class SigningRound:
                 continue
             try:
                 await self._signer(namespace).sign_once()
-            except ChainAltered as problem:
+            except (
+                ChainAltered,
+                ResponseError,
+                ValueError,
+            ) as problem:  # or what Redis holds is none
                 if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
                     self._refused[namespace] = time.monotonic()
                     logger.critical(

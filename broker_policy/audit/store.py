@@ -213,12 +213,13 @@ async def namespaces(redis: Redis) -> list[str]:
 async def heads(redis: Redis, names: Sequence[str]) -> list[object]:
     """What Redis says of where the chain of each namespace ends: equal to what it said before, or not.
 
-    Errors as ``Store.head``.
+    Errors as ``Store.head``, but for what concerns one namespace only: that is in its place.
     """
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
             cast("Any", pipe).hmget(Layout(name).head, "i", "h", "s")
-        return [tuple(fields) for fields in await pipe.execute()]
+        said = await pipe.execute(raise_on_error=False)
+    return [tuple(fields) if isinstance(fields, list) else fields for fields in said]
 
 
 def _stored(item: tuple[bytes, dict[bytes, bytes]]) -> StoredEntry:

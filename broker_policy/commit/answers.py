@@ -44,13 +44,13 @@ class Answers:
                     each.call.watched.recorded(prepared.reference(position))
 
     def batched(self, items: Sequence[Judged], begun: float) -> None:
-        """Tell who watches that they were stored together, in a batch begun at ``begun`` (monotonic)."""
+        """Tell who watches that they were stored together, in a batch begun then (``perf_counter``)."""
         if self._watch is not None:
             self._watch.batched([each.call.watched for each in items if each.call.watched], begun)
 
     async def stored(self, judged: Judged, sequence: int = 0) -> None:
         """Say that its message is stored; of a probe, where: ``sequence`` in the inbox."""
-        if judged.call.probe:
+        if judged.call.probe and sequence:
             self._probed(judged.call, sequence)
         message = judged.message
         self._recent.add(message.dedup, message.commitment)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 
 import nats.errors
 from nats.aio.client import Client
@@ -26,13 +24,10 @@ class Lease:
     It ends by itself when it is not renewed (the age of the bucket).
     """
 
-    def __init__(
-        self, nc: Client, name: str, holder: str, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, nc: Client, name: str, holder: str) -> None:
         self._nc = nc
         self._subject = subjects.kv_key(subjects.LEASES_BUCKET, name)
         self._holder = holder.encode()
-        self._clock = clock
         self._sequence = 0
 
     async def hold(self) -> bool:

@@ -493,9 +493,13 @@ async def test_a_chain_that_stands_still_is_looked_at_now_and_then(store, stream
     await grow(store, 10)
     await signing.sign()
     assert [checkpoint.index for checkpoint in looked] == [300, 310]
+    other = Ed25519PrivateKey.generate()
+    signing.use(other, KEYS.followed_by(other.public_key(), {NAMESPACE: 310}))
+    await signing.sign()
+    assert [checkpoint.index for checkpoint in looked] == [300, 310, 310], "by the new key, at once"
     monkeypatch.setattr(signer, "LOOK_EVERY", 0.0)
     await signing.sign()
-    assert looked[2:] == [None]
+    assert looked[3:] == [None]
 
 
 async def test_what_is_refused_is_looked_at_in_every_round(store, stream, monkeypatch):
@@ -504,6 +508,20 @@ async def test_what_is_refused_is_looked_at_in_every_round(store, stream, monkey
     await signing.sign()
     monkeypatch.setattr(signer, "follow", unchecked)  # somebody has put it right
     await signing.sign()
+    assert [signed.checkpoint.index async for signed in stream.all()] == [300]
+
+
+@pytest.mark.parametrize("damage", ["a text", "not hexadecimal"])
+async def test_a_damaged_head_concerns_its_namespace_only(store, stream, damage, caplog):
+    other = Store(store.redis, "aside")
+    await grow(other, 10)
+    if damage == "a text":
+        await store.redis.set(other.layout.head, "x")
+    else:
+        await store.redis.hset(other.layout.head, "h", "x")
+    with caplog.at_level(logging.CRITICAL):
+        await SigningRound(store.redis, stream._nc, KEY).sign()
+    assert "aside" in caplog.text
     assert [signed.checkpoint.index async for signed in stream.all()] == [300]
 
 

@@ -458,6 +458,38 @@ async def test_a_lease_is_one_workers_at_a_time(nc: Client):
         await until(first.hold)  # nobody renews it
 
 
+async def test_who_looks_too_late_has_no_lease(nc: Client, monkeypatch: pytest.MonkeyPatch):
+    """Another worker took it between the look and the write."""
+    async with serving(nc):
+        first, second = Lease(nc, "test", "w1"), Lease(nc, "test", "w2")
+        free = second._free
+
+        async def overtaken() -> bool:
+            found = await free()
+            await first.hold()
+            return found
+
+        monkeypatch.setattr(second, "_free", overtaken)
+        assert not await second.hold()
+        assert await first.hold()
+
+
+async def test_a_lease_that_expired_is_taken_again_or_lost(nc: Client):
+    async with serving(nc):
+        first, second = Lease(nc, "test", "w1"), Lease(nc, "test", "w2")
+        assert await first.hold()
+        await until(lambda: _is_free(second))
+        assert await first.hold()
+        await until(lambda: _is_free(second))
+        assert await second.hold()
+        assert not await first.hold()
+        assert await Lease(nc, "test", "w2").hold(), "the same worker, started anew"
+
+
+async def _is_free(lease: Lease) -> bool:
+    return await lease._free()
+
+
 async def test_a_worker_that_stops_leaves_nothing_behind(nc: Client):
     names = [f"m{number}" for number in range(200)]
     async with serving(nc, document(limits=Limits(release_rate=200))) as here:
