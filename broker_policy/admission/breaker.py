@@ -90,6 +90,7 @@ class Breaker:
         self._there = there
         self._removed = removed
         self._known: dict[str, _Known] = {}
+        self._noted: set[str] = set()  # agents of whom it learned something since the last look began
         self._probes: dict[tuple[str, str], _Followed] = {}  # by target and dedup id
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -264,6 +265,7 @@ class Breaker:
         if settings is None:
             self._known = {}
             return
+        self._noted.clear()
         try:
             found, now = await self._shared.unsettled(settings)
         except Away:
@@ -274,7 +276,9 @@ class Breaker:
             if self._own.circuits:
                 await self._give_back(settings)
                 return
-        self._known = {agent: _known(circuit, now) for agent, circuit in found.items()}
+        newer = {agent: self._known[agent] for agent in self._noted & self._known.keys()}
+        older = {agent: _known(found[agent], now) for agent in found.keys() - self._noted}
+        self._known = older | newer
         for agent in filter(self._removed, found):
             await self._change(agent, lambda _circuit, _now: Circuit(), settings)
 
@@ -310,6 +314,7 @@ class Breaker:
 
     def _note(self, agent: str, changed: Changed, settings: CircuitBreaker) -> None:
         before, after, now = changed
+        self._noted.add(agent)
         if after.until:
             self._known[agent] = _known(after, now)
         else:

@@ -283,6 +283,35 @@ async def test_a_redis_that_lost_everything_is_told_again(nc: Client, start_redi
     await found.close()
 
 
+async def test_what_is_heard_while_redis_is_read_counts(
+    nc: Client, counters: Counters, monkeypatch: pytest.MonkeyPatch
+):
+    worker, other = Alone(nc, counters), Alone(nc, counters)
+    shared = worker.breaker._shared
+    read = shared.unsettled
+
+    async def open_it() -> None:
+        await other.open()
+
+    async def close_it() -> None:
+        await other.breaker._change("bob", lambda _circuit, _now: Circuit(), LONG)
+
+    for happens, refused in ((open_it, True), (close_it, False)):
+
+        async def late(settings: CircuitBreaker, happens: Any = happens) -> Any:
+            found = await read(settings)
+            await happens()
+            await worker.breaker._read("bob")
+            return found
+
+        monkeypatch.setattr(shared, "unsettled", late)
+        await worker.breaker._look()
+        assert await worker.refuses() == refused
+    monkeypatch.undo()
+    await worker.breaker._look()
+    assert not await worker.refuses()
+
+
 async def test_redis_is_not_asked_by_each_batch(nc: Client, counters: Counters, redis_server: RedisServer):
     async with aclosing(Redis.from_url(redis_server.url)) as redis:
 
