@@ -9,7 +9,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 # A broker is several programs, and the tests start hundreds: where this is set each compiles everything anew.
 unexport PYTHONDONTWRITEBYTECODE
