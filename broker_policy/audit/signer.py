@@ -187,11 +187,7 @@ class SigningRound:
                 continue
             try:
                 await self._signer(namespace).sign_once()
-            except (
-                ChainAltered,
-                ResponseError,
-                ValueError,
-            ) as problem:  # or what Redis holds is none
+            except (ChainAltered, ResponseError, ValueError) as problem:  # what is in Redis may be no chain
                 if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
                     self._refused[namespace] = time.monotonic()
                     logger.critical(

@@ -22,6 +22,8 @@ from broker_policy.audit.seal import SignedSeal
 
 PAGE = 1000
 """Entries read at once."""
+_HEAD = ("i", "h", "s")
+"""What says where a chain ends."""
 
 # Appends when the chain still ends where the caller believes, and says so; otherwise changes nothing. So
 # however many projectors there are, each record enters once. All commands are in one script: Redis writes
@@ -100,12 +102,12 @@ class Store:
             redis.exceptions.RedisError: Redis does not answer.
 
         """
-        return self._head(await self.redis.hmget(self.layout.head, "i", "h", "s"))
+        return self._head(await self.redis.hmget(self.layout.head, *_HEAD))
 
     async def end(self) -> End:
         """How the chain ends. Errors as ``head``."""
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(self.layout.head, "i", "h", "s")
+            pipe.hmget(self.layout.head, *_HEAD)
             pipe.xrevrange(self.layout.chain, count=1)
             pipe.xinfo_stream(self.layout.chain)  # an error where there is no chain
             head, last, info = await pipe.execute(raise_on_error=False)
@@ -217,7 +219,7 @@ async def heads(redis: Redis, names: Sequence[str]) -> list[object]:
     """
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
-            cast("Any", pipe).hmget(Layout(name).head, "i", "h", "s")
+            cast("Any", pipe).hmget(Layout(name).head, *_HEAD)
         said = await pipe.execute(raise_on_error=False)
     return [tuple(fields) if isinstance(fields, list) else fields for fields in said]
 

@@ -15,11 +15,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Protocol
 
 import nats.errors
 from nats.aio.client import Client
 
+from broker_policy.commit.judged import Outgoing
 from broker_policy.commit.writer import Prepared
 from broker_policy.jetstream import Ack, JetStreamError, publish
 from mas_nats.wire import headers
@@ -38,15 +38,6 @@ class Unacknowledged(Enum):
     UNDER_WAY = 3  # it may be stored, or yet be
 
 
-class Message(Protocol):
-    """What goes out."""
-
-    subject: str
-    body: bytes
-    fields: dict[str, str]
-    dedup: str
-
-
 class Behind:
     """Publishes messages behind their record, as long as that succeeds.
 
@@ -60,7 +51,7 @@ class Behind:
         self._not_before = 0.0
 
     def publish(
-        self, prepared: Prepared, messages: Sequence[Message]
+        self, prepared: Prepared, messages: Sequence[Outgoing]
     ) -> list[asyncio.Task[Ack | Unacknowledged]]:
         """Publish ``messages`` in their order, once the caller has published the record and waits."""
         if not self._single() or time.monotonic() < self._not_before:
@@ -74,7 +65,7 @@ class Behind:
             tasks[0].add_done_callback(self._learn)
         return tasks
 
-    async def _publish(self, reference: str, message: Message, last: str) -> Ack | Unacknowledged:
+    async def _publish(self, reference: str, message: Outgoing, last: str) -> Ack | Unacknowledged:
         fields = {**message.fields, headers.AUDIT: reference, headers.EXPECTED_LAST_MSG_ID: last}
         try:
             return await publish(self._nc, message.subject, message.body, fields)

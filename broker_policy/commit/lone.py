@@ -19,6 +19,7 @@ from broker_policy.dedup import RecentIds
 from broker_policy.jetstream import Ack, JetStreamError, StoredMessage, get_known, subject_full
 from broker_policy.sealing import commitment
 from mas_nats.policy import refusals
+from mas_nats.policy.call import Refusal
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import RELEASE
 
@@ -54,8 +55,7 @@ class Lone:
         lines += [judged.line for judged in told]
         self._writer.require_room()
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
-        messages = [judged.message for judged in items]
-        early = self._behind.publish(prepared, messages) if behind else []
+        early = self._behind.publish(prepared, [judged.message for judged in items]) if behind else []
         try:
             await self._writer.put(prepared, len(lines))
         except BaseException:  # without it in the log they are refused, or nobody asks any more
@@ -104,9 +104,7 @@ class Lone:
             if subject_full(error):
                 self._suspects.full(call.target)
                 refusal = refusals.inbox_full(call.target)
-            refused = judged.refused(refusal)
-            self._writer.carry([refused.line])
-            await self._answers.tell(refused)
+            await self._answers.tell(self._refused(judged, refusal))
             return
         stored = await self._look(ack.sequence) if ack.duplicate else None
         if not ack.duplicate or (stored is not None and stored.headers.get(headers.AUDIT) == reference):
@@ -133,9 +131,7 @@ class Lone:
         """Tell a repetition of a message the stream knows from another one under its id."""
         message, call = judged.message, judged.call
         if stored is not None and is_probe(stored.subject):
-            refused = judged.refused(refusals.given_up())
-            self._writer.carry([refused.line])
-            return refused
+            return self._refused(judged, refusals.given_up())
         if call.errand is not None:  # nothing but this dead letter can have its dedup id
             return judged.repetition(same=True)
         if stored is not None:
@@ -146,11 +142,15 @@ class Lone:
         else:
             known = await self._recall(call.sender, call.message_id)
         if known is None:
-            refused = judged.refused(refusals.cannot_compare())
-            self._writer.carry([refused.line])
-            return refused
+            return self._refused(judged, refusals.cannot_compare())
         self._recent.add(message.dedup, known)
         told = judged.repetition(same=message.repeats(known))
         if told.refusal is not None:
             self._writer.carry([told.line])
         return told
+
+    def _refused(self, judged: Judged, refusal: Refusal) -> Judged:
+        """The same call refused, which the next record will say."""
+        refused = judged.refused(refusal)
+        self._writer.carry([refused.line])
+        return refused
