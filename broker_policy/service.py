@@ -28,6 +28,7 @@ from broker_policy.admission.rates import Rates
 from broker_policy.agent_state import StateBucket
 from broker_policy.audit.recall import Memory
 from broker_policy.audit.record import Outcome, RecordKey, Way
+from broker_policy.calls.acknowledging import Acknowledging
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.arriving import Arriving
 from broker_policy.calls.asides import Asides
@@ -271,6 +272,7 @@ class NamespaceService:
             Op.WITHDRAW: delayed_calls.take_back,
             Op.PROMPT: self._prompts.take,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
+            Op.ACK: Acknowledging(nc, deciding, acting, self._asides).take,
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
             Op.TOKEN: TokenCalls(

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from mas_nats.acknowledging import ACK, Acknowledgements
 from mas_nats.calls import Calls
 from mas_nats.errors import DataBlocked, MasError, OutcomeUnknown, Reject, StreamCancelled, Unavailable
 from mas_nats.handlers import NotHandled
@@ -36,7 +37,6 @@ from mas_nats.wire.verdict import Decision
 
 logger = logging.getLogger("mas_nats")
 
-ACK = b"+ACK"
 NAK = b"-NAK"
 _REPORT_TIMEOUT = 5.0
 """Seconds to wait for the policy service to take a failure report."""
@@ -92,6 +92,7 @@ class Inbox:
         self._now = now  # unix time, in seconds
         self._running: dict[int, tuple[asyncio.Task[None], _Delivery]] = {}
         self._acked: OrderedDict[int, None] = OrderedDict()
+        self._acks = Acknowledgements(connection, agent, lambda: session.terms)
         self._stopping = False
         self._giving_back: set[asyncio.Task[None]] = set()
         self._pull = StandingPull(
@@ -100,6 +101,7 @@ class Inbox:
             self._received,
             room=lambda: session.terms.in_flight,
             busy=lambda: len(self._running),
+            anew=self._acks.anew,
         )
 
     def busy(self) -> str:
@@ -132,6 +134,7 @@ class Inbox:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await asyncio.gather(*self._giving_back, return_exceptions=True)
+        await self._acks.close()
         await self._connection.flush()
         await self._keepalive.stop()
 
@@ -144,9 +147,9 @@ class Inbox:
             logger.error("a delivery that cannot be read was left for the ack wait: %s", incoming.subject)
             return
         if self._stopping:
-            self._give_back(delivery)
+            self._spawn(self._give_back(delivery, 0))
         elif delivery.sequence in self._acked:
-            self._spawn(self._answer(delivery, ACK))  # handled before; the ack was lost
+            self._spawn(self._acks.tell(delivery.ack_subject, ACK))  # handled before; the ack was lost
         elif delivery.sequence in self._running:
             # Redelivered while its handler still runs: the newest delivery is the one to acknowledge.
             older = self._running[delivery.sequence][1]
@@ -160,9 +163,10 @@ class Inbox:
 
     def _read(self, incoming: Incoming) -> _Delivery:
         tokens = incoming.reply.split(".")
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>..., with domain and account before (ADR-15)
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<number>..., or with domain and account (ADR-15)
         first = 4 if len(tokens) < 11 else 6
-        attempt, sequence = int(tokens[first]), int(tokens[first + 1])
+        attempt, sequence, number = map(int, tokens[first : first + 3])
+        self._acks.delivered(sequence, attempt, number)
         data: Any = orjson.loads(incoming.data)
 
         async def acknowledge() -> None:
@@ -187,13 +191,15 @@ class Inbox:
                 if failure is not None:
                     self._log(delivery.message, failure, "")
             elif failure is None or await self._settled(delivery, failure):
-                await self._answer(delivery, ACK)
                 self._remember(delivery.sequence)
+                await self._acks.handled(
+                    delivery.sequence, delivery.ack_subject, last=len(self._running) == 1
+                )
             else:
-                await self._answer(delivery, _nak(self._delay(delivery.attempt)))
+                await self._give_back(delivery, self._delay(delivery.attempt))
         except asyncio.CancelledError:
             if not delivery.message.course.acknowledged:
-                await self._answer(delivery, _nak(0))
+                await self._give_back(delivery, 0)
             raise
         finally:
             self._keepalive.remove(delivery.ack_subject)
@@ -267,11 +273,9 @@ class Inbox:
         delay = min(terms.retry_delay * 2.0 ** min(attempt - 1, 30), terms.retry_delay_max)
         return delay * random.uniform(1 - terms.retry_spread, 1 + terms.retry_spread)
 
-    async def _answer(self, delivery: _Delivery, body: bytes) -> None:
-        try:
-            await self._connection.publish(delivery.ack_subject, body)
-        except NotSent as error:
-            logger.warning("%s: an acknowledgement was lost: %s", self._agent, error)
+    async def _give_back(self, delivery: _Delivery, delay: float) -> None:
+        self._acks.given_up(delivery.attempt)
+        await self._acks.tell(delivery.ack_subject, _nak(delay))
 
     async def _acknowledge(self, delivery: _Delivery) -> None:
         """Acknowledge before the handler has ended, and wait until the broker has confirmed it."""
@@ -285,10 +289,8 @@ class Inbox:
             text = f"{error}: message {delivery.message.message_id} may be delivered again"
             raise OutcomeUnknown(delivery.message.message_id, text) from error
         self._keepalive.remove(delivery.ack_subject)
+        self._acks.told(delivery.sequence)
         self._remember(delivery.sequence)
-
-    def _give_back(self, delivery: _Delivery) -> None:
-        self._spawn(self._answer(delivery, _nak(0)))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -50,7 +50,8 @@ class StandingPull:
     """Keeps messages coming from one consumer.
 
     ``receive`` gets each message; ``room`` says how many messages may be on their way or being handled,
-    ``busy`` how many are being handled.
+    ``busy`` how many are being handled. ``anew`` is called when it begins anew: what it had asked for does
+    not come any more.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class StandingPull:
         *,
         room: Callable[[], int],
         busy: Callable[[], int],
+        anew: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._subject = subject
         self._receive = receive
         self._room = room
         self._busy = busy
+        self._anew = anew
         self._prefix = ""
         self._numbers = count(1)
         self._requests: dict[str, _Request] = {}
@@ -139,6 +142,7 @@ class StandingPull:
         # A new inbox each time, so that what is left of older requests cannot answer to it.
         self._prefix = f"_INBOX.{secrets.token_hex(11)}"
         self._requests.clear()
+        self._anew()
         self._coming = 0
         self._sign_of_life = asyncio.get_running_loop().time()
         self._subscription = await self._connection.subscribe(f"{self._prefix}.*", self._received)

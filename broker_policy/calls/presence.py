@@ -58,7 +58,8 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        return accepted(call.message_id, **terms(table, call.sender, instance), bundle=MOST_CALLS)
+        told = {**terms(table, call.sender, instance), "bundle": MOST_CALLS, "ack_many": True}
+        return accepted(call.message_id, **told)
 
     async def bye(self, call: Call) -> Verdict:
         """Withdraw an instance that stops."""

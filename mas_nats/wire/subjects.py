@@ -25,6 +25,7 @@ class Op(StrEnum):
     FLOW = "flow"
     CANCEL = "cancel"
     FAIL = "fail"
+    ACK = "ack"
     DISCOVER = "discover"
     STATE = "state"
     DELAY = "delay"

@@ -53,7 +53,12 @@ async def repeated_after_one_left(system: System) -> bool:
 
         connection.publish = noting  # type: ignore[method-assign]
         pull = StandingPull(
-            connection, subjects.pull("taker"), lambda _: None, room=lambda: 100, busy=lambda: 0
+            connection,
+            subjects.pull("taker"),
+            lambda _: None,
+            room=lambda: 100,
+            busy=lambda: 0,
+            anew=lambda: None,
         )
         await pull.start()
         await sent.wait()

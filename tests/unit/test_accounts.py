@@ -12,8 +12,8 @@ from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.state_mode import StateMode
 
 CALLS = (
-    *("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "discover", "state"),
-    *("delay", "withdraw", "prompt", "token"),
+    *("hello", "bye", "send", "request", "reply", "frame", "flow", "cancel", "fail", "ack"),
+    *("discover", "state", "delay", "withdraw", "prompt", "token"),
 )
 POLICY = Document(
     namespace="default",

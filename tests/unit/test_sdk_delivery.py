@@ -208,15 +208,15 @@ async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: Script
     a, b = make("a"), make("b")
     await asyncio.gather(a.start(), b.start())
     inbox: Any = b._inbox
-    original, lost = inbox._answer, []
+    original, lost = inbox._acks.tell, []
 
-    async def lose_first(delivery: Any, body: bytes) -> None:
+    async def lose_first(ack_subject: str, body: bytes) -> None:
         if not lost:
             lost.append(body)
             return
-        await original(delivery, body)
+        await original(ack_subject, body)
 
-    inbox._answer = lose_first
+    inbox._acks.tell = lose_first
     await a.send("b", "t", {"n": 1})
     await eventually(lambda: lost)
     await eventually(lambda: inbox._acked)

@@ -1,0 +1,89 @@
+"""Acknowledging many messages at once: what lies at the front of an inbox is taken out of it (ADR 37)."""
+
+from __future__ import annotations
+
+import logging
+
+from nats.aio.client import Client
+from pydantic import BaseModel, Field, ValidationError
+
+from broker_policy.audit import log
+from broker_policy.calls.acting import Acting
+from broker_policy.calls.asides import Asides
+from broker_policy.calls.deciding import Deciding
+from broker_policy.jetstream import api, get_next
+from mas_nats.policy import refusals
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.wire import subjects
+from mas_nats.wire.verdict import Decision, Verdict, accepted
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 2**53 - 1
+"""The largest number that every reader of JSON reads as it is."""
+
+
+class _Handled(BaseModel):
+    """The body of such a call, as any agent may have made it up."""
+
+    since: int = Field(ge=1, le=_LARGEST, strict=True)
+    last: int = Field(ge=1, le=_LARGEST, strict=True)
+    most: int = Field(ge=1, le=_LARGEST, strict=True)
+
+
+class Acknowledging:
+    """Takes the ``ack`` calls of one namespace.
+
+    An instance says that everything in its agent's inbox from one sequence to another is handled. Only it can
+    know that, and it harms nobody else when it is wrong. What can be seen from here is checked: that nothing
+    lies before them, where it may be with another instance or wait for its next attempt, and that the last
+    one was delivered.
+    """
+
+    def __init__(self, nc: Client, deciding: Deciding, acting: Acting, asides: Asides) -> None:
+        self._nc = nc
+        self._deciding = deciding
+        self._acting = acting
+        self._asides = asides
+        self._delivered: dict[str, int] = {}  # up to which sequence, by agent: only ever more
+
+    def take(self, call: Call) -> None:
+        """Answer one call."""
+        self._asides.take(call, self.acknowledge)
+
+    async def acknowledge(self, call: Call) -> Verdict:
+        """Take the messages out, or say why not; then the agent acknowledges each by itself."""
+        table = self._deciding.table(call)
+        if isinstance(table, Refusal):
+            return table.verdict(call.message_id)
+        try:
+            handled = _Handled.model_validate_json(call.body)
+        except ValidationError:
+            return refusals.invalid("ack", "an ack needs since, last and most").verdict(call.message_id)
+        inbox = subjects.inbox(call.sender)
+        if not await self._was_delivered(call.sender, handled.last):
+            text = f"message {handled.last} was not delivered to {call.sender}"
+            refusal = Refusal(Decision.AUTHZ_DENIED, "ack", "delivered", text)
+            call.target, call.type, call.message_id = call.sender, "ack", str(handled.last)
+            return await self._acting.refused(call, refusal)
+        oldest = await get_next(self._nc, subjects.INBOX_STREAM, 1, inbox)
+        if oldest is None:
+            return accepted(call.message_id, removed=0)
+        if oldest.sequence < handled.since:
+            return refusals.not_the_oldest(handled.since).verdict(call.message_id)
+        removed = await log.remove(self._nc, inbox, handled.last)
+        if removed > handled.most:
+            logger.error(
+                "%s acknowledged %d messages and %d were removed, up to %d: please report this",
+                call.sender,
+                handled.most,
+                removed,
+                handled.last,
+            )
+        return accepted(call.message_id, removed=removed)
+
+    async def _was_delivered(self, agent: str, sequence: int) -> bool:
+        if sequence > self._delivered.get(agent, 0):
+            consumer = await api(self._nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{agent}", {})
+            self._delivered[agent] = int(consumer["delivered"]["stream_seq"])
+        return sequence <= self._delivered[agent]

@@ -1,0 +1,174 @@
+"""Acknowledging what was handled: by itself, or together with what was handled around it (ADR 37).
+
+nats-server writes and syncs each acknowledgement of a work queue by itself, and asks each consumer about it.
+Many messages that lie at the front of an inbox can be taken out of it at once, by the policy service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable
+
+import orjson
+
+from mas_nats.errors import MasError, PermissionDenied
+from mas_nats.session import Terms
+from mas_nats.streak import Streak
+from mas_nats.transport import Connection, NotSent
+from mas_nats.wire import subjects
+from mas_nats.wire.subjects import Op
+from mas_nats.wire.verdict import Verdict
+
+logger = logging.getLogger("mas_nats")
+
+ACK = b"+ACK"
+LEAST = 32
+"""Messages from which on it is worth while to ask for them together."""
+GATHERING = 0.01
+"""Seconds for which a handled message waits for others."""
+_TIMEOUT = 2.0
+"""Seconds to wait for the policy service, at most; then each message is acknowledged by itself."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0
+"""Seconds without asking after it did not work; doubles."""
+
+
+class Acknowledgements:
+    """What one instance has handled and the broker is to forget.
+
+    Nothing is lost when it is too late or does not arrive: a message that is not acknowledged comes again,
+    and is acknowledged then.
+    """
+
+    def __init__(self, connection: Connection, agent: str, terms: Callable[[], Terms]) -> None:
+        self._connection = connection
+        self._agent = agent
+        self._terms = terms
+        self._streak = Streak()
+        self._gathered: dict[int, str] = {}  # where each one would be acknowledged, by sequence
+        self._alone = 0  # messages of the streak that were acknowledged each by itself, at most
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._each: set[asyncio.Task[None]] = set()
+        self._not_before = 0.0
+        self._pause = _FIRST_PAUSE
+        self._closed = False
+
+    def delivered(self, sequence: int, attempt: int, number: int) -> None:
+        """A message has come; ``number`` is that of the delivery. In their order, and none left out."""
+        self._streak.delivered(sequence, attempt, number)
+
+    async def handled(self, sequence: int, ack_subject: str, *, last: bool) -> None:
+        """Acknowledge a message; ``last``: no other one is being handled."""
+        if (last and not self._gathered) or not self._together() or not self._streak.handled(sequence):
+            self.told(sequence)
+            await self.tell(ack_subject, ACK)
+            return
+        self._gathered[sequence] = ack_subject
+        if self._asking is None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHERING, self._leave)
+        elif len(self._gathered) >= self._terms().max_ack_pending / 4:
+            self._streak.take()
+            self._tell_each(self._taken())
+
+    def told(self, sequence: int) -> None:
+        """A message is acknowledged by itself."""
+        self._streak.forget(sequence)
+        self._alone += 1
+
+    def anew(self) -> None:
+        """The server may have started anew and not know of all that it has delivered."""
+        self._streak.end()
+        self._not_before, self._pause = 0.0, _FIRST_PAUSE
+
+    def given_up(self, attempt: int) -> None:
+        """An attempt failed. After the last one the message stays where it is until a worker buries it."""
+        if attempt >= self._terms().max_deliver:
+            self._streak.end()
+
+    async def tell(self, ack_subject: str, body: bytes) -> None:
+        """Say something about one delivery."""
+        try:
+            await self._connection.publish(ack_subject, body)
+        except NotSent as error:
+            logger.warning("%s: an acknowledgement was lost: %s", self._agent, error)
+
+    async def close(self) -> None:
+        """Acknowledge what is still to be acknowledged."""
+        self._closed = True
+        self._tell_each(self._taken())
+        if self._asking is not None:
+            await self._asking
+        await asyncio.gather(*self._each)
+
+    def _together(self) -> bool:
+        """Whether messages can be acknowledged together at the moment.
+
+        A consumer that had as many unacknowledged messages as it may have is not woken when they are taken
+        out of its inbox, so that has to be far away: a quarter is being handled at most, a quarter gathered,
+        and a quarter asked for.
+        """
+        terms = self._terms()
+        allowed = terms.ack_many and 4 * terms.in_flight <= terms.max_ack_pending
+        return allowed and not self._closed and asyncio.get_running_loop().time() >= self._not_before
+
+    def _taken(self) -> dict[int, str]:
+        """What was gathered, and nothing is gathered any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, {}
+        return gathered
+
+    def _leave(self) -> None:
+        gathered, front = self._taken(), self._streak.take()
+        alone, self._alone = self._alone, self._alone + len(gathered)
+        if len(front) >= LEAST and self._together():
+            together = {sequence: gathered.pop(sequence) for sequence in front}
+            self._alone = len(gathered)
+            self._asking = asyncio.create_task(self._ask(self._streak.since, together, alone))
+        self._tell_each(gathered)
+
+    async def _ask(self, since: int, together: dict[int, str], alone: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            refused = await self._refusal(since, max(together), len(together) + alone)
+        finally:
+            self._asking = None
+        if refused is None:
+            self._pause = _FIRST_PAUSE
+        else:
+            logger.info("%s: %d messages acknowledged one by one: %s", self._agent, len(together), refused)
+            self._not_before = max(self._not_before, loop.time() + self._pause)
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+            self._alone += len(together) + alone
+            self._tell_each(together)
+        if len(self._gathered) >= LEAST:
+            self._leave()
+        elif self._gathered:
+            self._timer = loop.call_later(GATHERING, self._leave)
+
+    async def _refusal(self, since: int, last: int, most: int) -> str | None:
+        """Ask for all from ``since`` to ``last``, which are ``most`` at most; why they may still be there."""
+        body = orjson.dumps({"since": since, "last": last, "most": most})
+        timeout = min(_TIMEOUT, self._terms().ack_wait / 4)
+        try:
+            answer = await self._connection.exchange(subjects.call(self._agent, Op.ACK), body, None, timeout)
+            verdict = Verdict.decode(answer.data)
+        except PermissionDenied:
+            self._not_before = math.inf
+            return "this connection is from before there was such a call"
+        except (MasError, ValueError) as error:
+            return repr(error)
+        return None if verdict.ok else verdict.reason
+
+    def _tell_each(self, messages: dict[int, str]) -> None:
+        if messages:
+            task = asyncio.create_task(self._tell_all(messages.values()))
+            self._each.add(task)
+            task.add_done_callback(self._each.discard)
+
+    async def _tell_all(self, ack_subjects: Iterable[str]) -> None:
+        for ack_subject in ack_subjects:
+            await self.tell(ack_subject, ACK)

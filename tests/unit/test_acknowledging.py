@@ -1,0 +1,258 @@
+"""When an instance acknowledges each message by itself, and when it asks for many together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pytest
+from sdk_worker import eventually
+
+from mas_nats import acknowledging
+from mas_nats.acknowledging import ACK, LEAST, Acknowledgements
+from mas_nats.errors import PermissionDenied
+from mas_nats.session import Terms
+from mas_nats.transport import Incoming, NoAnswer, NoResponders
+from mas_nats.wire.state_mode import StateMode
+from mas_nats.wire.verdict import Decision, Verdict, accepted
+
+TERMS = Terms(
+    instance="i",
+    namespace="default",
+    heartbeat=5,
+    in_flight=100,
+    ack_wait=10,
+    max_deliver=3,
+    max_payload=1 << 20,
+    max_state=1 << 20,
+    state=StateMode.MEDIATED,
+    retry_delay=1,
+    retry_delay_max=10,
+    retry_spread=0.25,
+    max_ack_pending=1000,
+    ack_many=True,
+)
+DENIED = PermissionDenied(Verdict(Decision.AUTHZ_DENIED, ok=False))
+
+
+@dataclass
+class Wire:
+    """What is said to the broker. ``answer`` is the policy service."""
+
+    each: list[str] = field(default_factory=list)
+    together: list[dict[str, Any]] = field(default_factory=list)
+    answer: Callable[[], Awaitable[Verdict]] | None = None
+
+    async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
+        assert (body, reply) == (ACK, "")
+        self.each.append(subject)
+
+    async def exchange(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
+    ) -> Incoming:
+        assert (subject, headers, timeout) == ("mas.call.b.ack", None, 2.0)
+        self.together.append(orjson.loads(body))
+        verdict = accepted() if self.answer is None else await self.answer()
+        return Incoming("", "", {}, verdict.encode())
+
+
+class Instance:
+    """Gets deliveries without a gap and handles them; messages of others lie between its own."""
+
+    def __init__(self, terms: Terms = TERMS) -> None:
+        self.wire = Wire()
+        self.terms = terms
+        self.acks = Acknowledgements(self.wire, "b", lambda: self.terms)  # type: ignore[arg-type]
+        self.number = 0
+
+    def deliver(self, count: int) -> list[int]:
+        numbers = range(self.number + 1, self.number + count + 1)
+        for number in numbers:
+            self.acks.delivered(10 * number, 1, number)
+        self.number += count
+        return [10 * number for number in numbers]
+
+    async def handle(self, sequences: list[int], *, last: bool = False) -> None:
+        for sequence in sequences:
+            await self.acks.handled(sequence, str(sequence), last=last and sequence == sequences[-1])
+
+    async def settled(self) -> None:
+        await eventually(lambda: self.acks._timer is None and self.acks._asking is None)
+        await asyncio.gather(*self.acks._each)
+
+
+def names(sequences: list[int]) -> list[str]:
+    return [str(sequence) for sequence in sequences]
+
+
+async def test_one_that_is_alone_is_acknowledged_at_once():
+    one = Instance()
+    await one.handle(one.deliver(1), last=True)
+    assert (one.wire.each, one.wire.together) == (["10"], [])
+
+
+async def test_many_are_acknowledged_together():
+    one = Instance()
+    await one.handle(one.deliver(LEAST), last=True)
+    await one.settled()
+    assert one.wire.each == []
+    assert one.wire.together == [{"since": 10, "last": 10 * LEAST, "most": LEAST}]
+
+
+async def test_few_are_acknowledged_each_by_itself():
+    one = Instance()
+    await one.handle(few := one.deliver(LEAST - 1))
+    await one.settled()
+    assert (one.wire.each, one.wire.together) == (names(few), [])
+
+
+async def test_those_behind_one_that_is_not_handled_are_acknowledged_each_by_itself():
+    one = Instance()
+    got = one.deliver(2 * LEAST + 1)
+    await one.handle(got[:LEAST] + got[LEAST + 1 :])
+    await one.settled()
+    assert one.wire.together == [{"since": 10, "last": got[LEAST - 1], "most": LEAST}]
+    assert one.wire.each == names(got[LEAST + 1 :])
+    more = one.deliver(LEAST)
+    await one.handle([got[LEAST], *more])
+    await one.settled()
+    # Of those between, the server may have taken no notice yet; they are removed then.
+    assert one.wire.together[1] == {"since": 10, "last": more[-1], "most": 2 * LEAST + 1}
+
+
+async def test_after_a_gap_those_before_it_are_acknowledged_each_by_itself():
+    one = Instance()
+    await one.handle(before := one.deliver(LEAST))
+    one.number += 1
+    await one.handle(after := one.deliver(LEAST))
+    await one.settled()
+    assert one.wire.each == names(before)
+    assert one.wire.together == [{"since": after[0], "last": after[-1], "most": LEAST}]
+
+
+async def test_after_a_restart_of_the_server_too():
+    one = Instance()
+    await one.handle(before := one.deliver(LEAST))
+    one.acks.anew()
+    await one.settled()
+    assert (one.wire.each, one.wire.together) == (names(before), [])
+
+
+async def test_one_that_was_given_up_is_never_taken_out():
+    """It waits to be buried; a worker finds it before those that come later, and refuses."""
+    one = Instance()
+    got = one.deliver(LEAST + 1)
+    one.acks.given_up(TERMS.max_deliver - 1)  # the control: it will come again
+    await one.handle(got[1:])
+    one.acks.given_up(TERMS.max_deliver)
+    later = one.deliver(LEAST)
+    await one.handle(later)
+    await one.settled()
+    assert one.wire.each == names(got[1:])
+    assert one.wire.together == [{"since": later[0], "last": later[-1], "most": LEAST}]
+
+
+def refused() -> Awaitable[Verdict]:
+    return _told(Verdict(Decision.INVALID, ok=False, reason="no"))
+
+
+async def _told(verdict: Verdict) -> Verdict:
+    return verdict
+
+
+def failing(error: Exception) -> Callable[[], Awaitable[Verdict]]:
+    async def fail() -> Verdict:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused,
+        failing(NoAnswer("late")),
+        failing(NoResponders("nobody")),
+        failing(DENIED),
+        failing(ValueError()),
+    ],
+    ids=["refused", "late", "nobody", "denied", "unreadable"],
+)
+async def test_what_is_not_taken_out_is_acknowledged_each_by_itself(answer: Callable[[], Awaitable[Verdict]]):
+    one = Instance()
+    one.wire.answer = answer
+    await one.handle(first := one.deliver(LEAST))
+    await one.settled()
+    assert one.wire.each == names(first)
+    await one.handle(second := one.deliver(LEAST))  # not asked again so soon
+    await one.settled()
+    assert (one.wire.each, len(one.wire.together)) == (names(first + second), 1)
+
+
+async def test_it_is_asked_again_after_a_pause_unless_the_account_may_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "_FIRST_PAUSE", 0.0)
+    for answer, times in ((refused, 2), (failing(DENIED), 1)):
+        one = Instance()
+        one.acks._pause = 0.0
+        one.wire.answer = answer
+        for _ in range(2):
+            await one.handle(one.deliver(LEAST))
+            await one.settled()
+        assert len(one.wire.together) == times
+
+
+async def test_while_one_answer_is_awaited_the_next_gather():
+    one, go = Instance(), asyncio.Event()
+
+    async def late() -> Verdict:
+        await go.wait()
+        return accepted()
+
+    one.wire.answer = late
+    await one.handle(one.deliver(LEAST))
+    await eventually(lambda: one.wire.together)
+    await one.handle(one.deliver(3 * LEAST))
+    go.set()
+    await one.settled()
+    assert [each["most"] for each in one.wire.together] == [LEAST, 3 * LEAST]
+    assert one.wire.each == []
+
+
+async def test_no_more_gather_than_a_quarter_of_what_may_be_pending():
+    one, go = Instance(), asyncio.Event()
+
+    async def never() -> Verdict:
+        await go.wait()
+        return accepted()
+
+    one.wire.answer = never
+    await one.handle(one.deliver(LEAST))
+    await eventually(lambda: one.wire.together)
+    await one.handle(many := one.deliver(TERMS.max_ack_pending // 4))
+    await asyncio.gather(*one.acks._each)
+    assert one.wire.each == names(many)
+    go.set()
+    await one.settled()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [replace(TERMS, ack_many=False), replace(TERMS, max_ack_pending=4 * TERMS.in_flight - 1)],
+    ids=["older worker", "few may be pending"],
+)
+async def test_where_it_is_not_to_be_each_is_acknowledged_by_itself(terms: Terms):
+    one = Instance(terms)
+    await one.handle(many := one.deliver(2 * LEAST))
+    assert (one.wire.each, one.wire.together) == (names(many), [])
+
+
+async def test_who_leaves_acknowledges_what_is_gathered():
+    one = Instance()
+    await one.handle(some := one.deliver(LEAST))
+    await one.acks.close()
+    assert one.wire.each == names(some)
+    await one.handle(late := one.deliver(LEAST))
+    assert one.wire.each == names(some + late)
