@@ -74,8 +74,7 @@ class Acknowledgements:
 
     def told(self, sequence: int) -> None:
         """A message is acknowledged by itself."""
-        self._streak.forget(sequence)
-        self._alone += 1
+        self._alone += self._streak.forget(sequence)
 
     def anew(self) -> None:
         """The server may have started anew and not know of all that it has delivered."""

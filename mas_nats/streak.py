@@ -39,9 +39,9 @@ class Streak:
             self._handled[sequence] = True
         return known
 
-    def forget(self, sequence: int) -> None:
-        """It is acknowledged by itself."""
-        self._handled.pop(sequence, None)
+    def forget(self, sequence: int) -> bool:
+        """It is acknowledged by itself; whether it was of this streak."""
+        return self._handled.pop(sequence, None) is not None
 
     def take(self) -> list[int]:
         """The handled messages before which none of the streak is unhandled.
