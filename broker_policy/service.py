@@ -272,7 +272,7 @@ class NamespaceService:
             Op.WITHDRAW: delayed_calls.take_back,
             Op.PROMPT: self._prompts.take,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
-            Op.ACK: Acknowledging(nc, deciding, acting, self._asides).take,
+            Op.ACK: Acknowledging(nc, deciding, self._asides).take,
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
             Op.TOKEN: TokenCalls(

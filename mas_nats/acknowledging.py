@@ -32,6 +32,12 @@ _TIMEOUT = 2.0
 """Seconds to wait for the policy service, at most; then each message is acknowledged by itself."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0
 """Seconds without asking after it did not work; doubles."""
+_MOST = 1024
+"""Messages that are gathered; what comes then is acknowledged one by one."""
+_BACK = 5.0
+"""Seconds after its delay until a message that was given back has come again, or gone to somebody else."""
+_STUCK = 60.0
+"""Seconds after which a message that was not handled is taken for one that does not come any more."""
 
 
 class Acknowledgements:
@@ -47,46 +53,54 @@ class Acknowledgements:
         self._terms = terms
         self._streak = Streak()
         self._gathered: dict[int, str] = {}  # where each one would be acknowledged, by sequence
-        self._alone = 0  # messages of the streak that were acknowledged each by itself, at most
+        self._away: dict[int, float] = {}  # given back: until when nothing is asked for, by sequence
         self._timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
-        self._each: set[asyncio.Task[None]] = set()
+        self._one_by_one: set[asyncio.Task[None]] = set()
+        self._moved = 0.0  # when something at the front of the inbox was handled
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
         self._closed = False
 
     def delivered(self, sequence: int, attempt: int, number: int) -> None:
         """A message has come; ``number`` is that of the delivery. In their order, and none left out."""
+        self._away.pop(sequence, None)
         self._streak.delivered(sequence, attempt, number)
 
     async def handled(self, sequence: int, ack_subject: str, *, last: bool) -> None:
         """Acknowledge a message; ``last``: no other one is being handled."""
         if (last and not self._gathered) or not self._together() or not self._streak.handled(sequence):
-            self.told(sequence)
-            await self.tell(ack_subject, ACK)
+            self.acknowledged(sequence)
+            await self.say(ack_subject, ACK)
             return
         self._gathered[sequence] = ack_subject
         if self._asking is None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHERING, self._leave)
-        elif len(self._gathered) >= self._terms().max_ack_pending / 4:
-            self._streak.take()
-            self._tell_each(self._taken())
+        elif len(self._gathered) >= _MOST:
+            self._streak.alone += len(self._streak.take())
+            self._say_each(self._taken())
 
-    def told(self, sequence: int) -> None:
+    def acknowledged(self, sequence: int) -> None:
         """A message is acknowledged by itself."""
-        self._alone += self._streak.forget(sequence)
+        self._streak.forget(sequence)
+
+    def given_back(self, sequence: int, attempt: int, delay: float) -> None:
+        """A message is to come again in ``delay`` seconds; after the last attempt it waits to be buried.
+
+        A consumer that is about to deliver something again forgets that when something is taken out of its
+        inbox, and delivers it only after the ack wait. So nothing is, until it has come.
+        """
+        if attempt >= self._terms().max_deliver:
+            self._streak.end()
+        else:
+            self._away[sequence] = asyncio.get_running_loop().time() + delay + _BACK
 
     def anew(self) -> None:
-        """The server may have started anew and not know of all that it has delivered."""
+        """What is delivered next may come from a server, or a consumer, that does not know all deliveries."""
         self._streak.end()
         self._not_before, self._pause = 0.0, _FIRST_PAUSE
 
-    def given_up(self, attempt: int) -> None:
-        """An attempt failed. After the last one the message stays where it is until a worker buries it."""
-        if attempt >= self._terms().max_deliver:
-            self._streak.end()
-
-    async def tell(self, ack_subject: str, body: bytes) -> None:
+    async def say(self, ack_subject: str, body: bytes) -> None:
         """Say something about one delivery."""
         try:
             await self._connection.publish(ack_subject, body)
@@ -96,21 +110,18 @@ class Acknowledgements:
     async def close(self) -> None:
         """Acknowledge what is still to be acknowledged."""
         self._closed = True
-        self._tell_each(self._taken())
+        self._say_each(self._taken())
         if self._asking is not None:
-            await self._asking
-        await asyncio.gather(*self._each)
+            await asyncio.wait({self._asking})
+        await asyncio.gather(*self._one_by_one)
 
     def _together(self) -> bool:
-        """Whether messages can be acknowledged together at the moment.
-
-        A consumer that had as many unacknowledged messages as it may have is not woken when they are taken
-        out of its inbox, so that has to be far away: a quarter is being handled at most, a quarter gathered,
-        and a quarter asked for.
-        """
-        terms = self._terms()
-        allowed = terms.ack_many and 4 * terms.in_flight <= terms.max_ack_pending
-        return allowed and not self._closed and asyncio.get_running_loop().time() >= self._not_before
+        """Whether messages can be acknowledged together at the moment."""
+        now = asyncio.get_running_loop().time()
+        if self._away:
+            self._away = {sequence: until for sequence, until in self._away.items() if until > now}
+        free = not self._closed and not self._away and now >= self._not_before
+        return free and self._terms().ack_many
 
     def _taken(self) -> dict[int, str]:
         """What was gathered, and nothing is gathered any more."""
@@ -121,18 +132,24 @@ class Acknowledgements:
         return gathered
 
     def _leave(self) -> None:
-        gathered, front = self._taken(), self._streak.take()
-        alone, self._alone = self._alone, self._alone + len(gathered)
+        now = asyncio.get_running_loop().time()
+        gathered, since, front = self._taken(), self._streak.since, self._streak.take()
+        if front or not self._moved:
+            self._moved = now
+        elif now - self._moved > _STUCK:
+            self._streak.end()
         if len(front) >= LEAST and self._together():
+            most = len(front) + self._streak.alone
             together = {sequence: gathered.pop(sequence) for sequence in front}
-            self._alone = len(gathered)
-            self._asking = asyncio.create_task(self._ask(self._streak.since, together, alone))
-        self._tell_each(gathered)
+            self._asking = asyncio.create_task(self._ask(since, together, most))
+        else:
+            self._streak.alone += len(front)
+        self._say_each(gathered)
 
-    async def _ask(self, since: int, together: dict[int, str], alone: int) -> None:
+    async def _ask(self, since: int, together: dict[int, str], most: int) -> None:
         loop = asyncio.get_running_loop()
         try:
-            refused = await self._refusal(since, max(together), len(together) + alone)
+            refused = await self._refusal(since, max(together), most)
         finally:
             self._asking = None
         if refused is None:
@@ -141,8 +158,8 @@ class Acknowledgements:
             logger.info("%s: %d messages acknowledged one by one: %s", self._agent, len(together), refused)
             self._not_before = max(self._not_before, loop.time() + self._pause)
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-            self._alone += len(together) + alone
-            self._tell_each(together)
+            self._streak.alone += len(together)
+            self._say_each(together)
         if len(self._gathered) >= LEAST:
             self._leave()
         elif self._gathered:
@@ -162,12 +179,12 @@ class Acknowledgements:
             return repr(error)
         return None if verdict.ok else verdict.reason
 
-    def _tell_each(self, messages: dict[int, str]) -> None:
+    def _say_each(self, messages: dict[int, str]) -> None:
         if messages:
-            task = asyncio.create_task(self._tell_all(messages.values()))
-            self._each.add(task)
-            task.add_done_callback(self._each.discard)
+            task = asyncio.create_task(self._say_all(messages.values()))
+            self._one_by_one.add(task)
+            task.add_done_callback(self._one_by_one.discard)
 
-    async def _tell_all(self, ack_subjects: Iterable[str]) -> None:
+    async def _say_all(self, ack_subjects: Iterable[str]) -> None:
         for ack_subject in ack_subjects:
-            await self.tell(ack_subject, ACK)
+            await self.say(ack_subject, ACK)

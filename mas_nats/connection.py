@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import ssl
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -77,12 +77,14 @@ class NatsConnection:
     """One agent instance's connection.
 
     ``before_reconnect`` runs before a planned reconnect (new certificate files), so that nothing is on its
-    way when the connection changes; ``after_reconnect`` runs after any.
+    way when the connection changes; ``after_reconnect`` runs after any. ``at_loss`` is called when a
+    connection is lost, before anything comes from the next.
     """
 
     def __init__(self, endpoint: Endpoint, *, name: str) -> None:
         self.before_reconnect: list[Listener] = []
         self.after_reconnect: list[Listener] = []
+        self.at_loss: list[Callable[[], None]] = []
         self._endpoint = endpoint
         self._name = name
         self._client = ResilientClient()
@@ -270,6 +272,8 @@ class NatsConnection:
     async def _on_disconnected(self) -> None:
         self._ready.clear()
         self._lose()
+        for listener in self.at_loss:
+            listener()
         if not self._closing and (self._away is None or self._away.done()):
             self._away = self._spawn(self._tell_away())
 

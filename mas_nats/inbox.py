@@ -115,6 +115,7 @@ class Inbox:
 
     async def start(self) -> None:
         """Begin to handle messages."""
+        self._connection.at_loss.append(self._pull.lost)
         self._connection.before_reconnect.append(self._pull.pause)
         self._connection.after_reconnect.append(self._pull.restart)
         await self._pull.start()
@@ -149,7 +150,7 @@ class Inbox:
         if self._stopping:
             self._spawn(self._give_back(delivery, 0))
         elif delivery.sequence in self._acked:
-            self._spawn(self._acks.tell(delivery.ack_subject, ACK))  # handled before; the ack was lost
+            self._spawn(self._acks.say(delivery.ack_subject, ACK))  # handled before; the ack was lost
         elif delivery.sequence in self._running:
             # Redelivered while its handler still runs: the newest delivery is the one to acknowledge.
             older = self._running[delivery.sequence][1]
@@ -274,8 +275,8 @@ class Inbox:
         return delay * random.uniform(1 - terms.retry_spread, 1 + terms.retry_spread)
 
     async def _give_back(self, delivery: _Delivery, delay: float) -> None:
-        self._acks.given_up(delivery.attempt)
-        await self._acks.tell(delivery.ack_subject, _nak(delay))
+        self._acks.given_back(delivery.sequence, delivery.attempt, delay)
+        await self._acks.say(delivery.ack_subject, _nak(delay))
 
     async def _acknowledge(self, delivery: _Delivery) -> None:
         """Acknowledge before the handler has ended, and wait until the broker has confirmed it."""
@@ -289,7 +290,7 @@ class Inbox:
             text = f"{error}: message {delivery.message.message_id} may be delivered again"
             raise OutcomeUnknown(delivery.message.message_id, text) from error
         self._keepalive.remove(delivery.ack_subject)
-        self._acks.told(delivery.sequence)
+        self._acks.acknowledged(delivery.sequence)
         self._remember(delivery.sequence)
 
     def _spawn(self, work: Any) -> None:

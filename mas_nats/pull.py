@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import Callable
@@ -50,8 +51,8 @@ class StandingPull:
     """Keeps messages coming from one consumer.
 
     ``receive`` gets each message; ``room`` says how many messages may be on their way or being handled,
-    ``busy`` how many are being handled. ``anew`` is called when it begins anew: what it had asked for does
-    not come any more.
+    ``busy`` how many are being handled. ``anew`` is called where deliveries may not follow one another: the
+    consumer, its server or the connection may be another one from here on.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class StandingPull:
         self._busy = busy
         self._anew = anew
         self._prefix = ""
+        self._current = (
+            ""  # the prefix whose deliveries follow one another; "" from the loss of a connection on
+        )
         self._numbers = count(1)
         self._requests: dict[str, _Request] = {}
         self._coming = 0
@@ -120,6 +124,11 @@ class StandingPull:
             await asyncio.wait_for(answered.wait(), _LAST_WORD)
         self._last_word = None
 
+    def lost(self) -> None:
+        """The connection is lost: what still comes is left of it, or was asked for through it."""
+        self._current = ""
+        self._anew()
+
     async def restart(self) -> None:
         """Ask anew: after a reconnect, or when the server fell silent."""
         await self.pause()
@@ -140,12 +149,14 @@ class StandingPull:
 
     async def _subscribe(self) -> None:
         # A new inbox each time, so that what is left of older requests cannot answer to it.
-        self._prefix = f"_INBOX.{secrets.token_hex(11)}"
+        self._prefix = self._current = f"_INBOX.{secrets.token_hex(11)}"
         self._requests.clear()
         self._anew()
         self._coming = 0
         self._sign_of_life = asyncio.get_running_loop().time()
-        self._subscription = await self._connection.subscribe(f"{self._prefix}.*", self._received)
+        self._subscription = await self._connection.subscribe(
+            f"{self._prefix}.*", functools.partial(self._received, self._prefix)
+        )
 
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
@@ -172,12 +183,14 @@ class StandingPull:
                 self._ended(number, None)
                 self._back_off()
 
-    def _received(self, message: Incoming) -> None:
+    def _received(self, prefix: str, message: Incoming) -> None:
         self._sign_of_life = asyncio.get_running_loop().time()
         if not (status := message.status):
             self._pause = _FIRST_PAUSE
             self._count_one()
             self._receive(message)
+            if prefix != self._current:
+                self._anew()
             self.more()
             return
         if status == _IDLE:
@@ -188,6 +201,7 @@ class StandingPull:
         self._ended(message.subject.rpartition(".")[2], message.headers.get(PENDING_MESSAGES))
         if status not in _ENDED_WELL:
             logger.info("pull: %s %s", status, message.headers.get("Description", ""))
+            self._anew()
             self._back_off()
         self.more()
 

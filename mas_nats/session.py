@@ -39,7 +39,6 @@ class Terms:
     retry_delay: float  # seconds before the second attempt; doubles with each
     retry_delay_max: float  # seconds
     retry_spread: float  # how far a delay may be off, as a part of it
-    max_ack_pending: int = 0  # messages that all instances together may have and not have acknowledged
     ack_many: bool = False  # whether the policy service acknowledges many together
     bundle: int = 0  # calls that may go in one message; 0: each goes on its own
     tools: Mapping[str, str] | None = None  # of an MCP server: fingerprints by name; None: it is none
@@ -60,7 +59,6 @@ class Terms:
             retry_delay=float(result["retry_delay"]),
             retry_delay_max=float(result["retry_delay_max"]),
             retry_spread=float(result.get("retry_spread", 0.25)),
-            max_ack_pending=int(result.get("max_ack_pending", 0)),
             ack_many=bool(result.get("ack_many", False)),
             bundle=int(result.get("bundle", 0)),
             tools=None if result.get("tools") is None else dict(result["tools"]),

@@ -14,10 +14,12 @@ class Streak:
     """
 
     def __init__(self) -> None:
-        self._number = 0  # of the last delivery
-        self._newest = 0  # the sequence of the last message that was delivered for the first time
         self.since = 0
         """The sequence with which the streak began: of what lies from there to the last one it knows all."""
+        self.alone = 0
+        """How many messages of the streak, at most, are acknowledged each by itself."""
+        self._number = 0  # of the last delivery
+        self._newest = 0  # the sequence of the last message that was delivered for the first time
         self._handled: dict[int, bool] = {}  # by sequence, in the order of the inbox
 
     def delivered(self, sequence: int, attempt: int, number: int) -> None:
@@ -39,9 +41,9 @@ class Streak:
             self._handled[sequence] = True
         return known
 
-    def forget(self, sequence: int) -> bool:
-        """It is acknowledged by itself; whether it was of this streak."""
-        return self._handled.pop(sequence, None) is not None
+    def forget(self, sequence: int) -> None:
+        """It is acknowledged by itself."""
+        self.alone += self._handled.pop(sequence, None) is not None
 
     def take(self) -> list[int]:
         """The handled messages before which none of the streak is unhandled.
@@ -54,10 +56,12 @@ class Streak:
             if not handled:
                 break
             front.append(sequence)
+        before = len(self._handled)
         self._handled = {sequence: False for sequence, handled in self._handled.items() if not handled}
+        self.alone += before - len(front) - len(self._handled)
         return front
 
     def end(self) -> None:
         """Whatever is delivered next begins a new one."""
         self._handled.clear()
-        self._newest = self.since = 0
+        self._newest = self.since = self.alone = 0

@@ -58,11 +58,13 @@ class Connection(Protocol):
     """One agent instance's connection.
 
     ``before_reconnect`` runs before a planned reconnect, so that nothing is on its way when the connection
-    changes; ``after_reconnect`` runs after any.
+    changes; ``after_reconnect`` runs after any. ``at_loss`` is called when a connection is lost, before
+    anything comes from the next.
     """
 
     before_reconnect: list[Listener]
     after_reconnect: list[Listener]
+    at_loss: list[Callable[[], None]]
 
     async def open(self, timeout: float) -> None:
         """Connect.

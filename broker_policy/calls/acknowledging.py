@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from nats.aio.client import Client
 from pydantic import BaseModel, Field, ValidationError
 
 from broker_policy.audit import log
-from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
 from broker_policy.jetstream import api, get_next
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.wire import subjects
-from mas_nats.wire.verdict import Decision, Verdict, accepted
+from mas_nats.wire.verdict import Verdict, accepted
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,10 @@ class Acknowledging:
     one was delivered.
     """
 
-    def __init__(self, nc: Client, deciding: Deciding, acting: Acting, asides: Asides) -> None:
+    def __init__(self, nc: Client, deciding: Deciding, asides: Asides) -> None:
         self._nc = nc
         self._deciding = deciding
-        self._acting = acting
         self._asides = asides
-        self._delivered: dict[str, int] = {}  # up to which sequence, by agent: only ever more
 
     def take(self, call: Call) -> None:
         """Answer one call."""
@@ -60,18 +58,9 @@ class Acknowledging:
             handled = _Handled.model_validate_json(call.body)
         except ValidationError:
             return refusals.invalid("ack", "an ack needs since, last and most").verdict(call.message_id)
-        inbox = subjects.inbox(call.sender)
-        if not await self._was_delivered(call.sender, handled.last):
-            text = f"message {handled.last} was not delivered to {call.sender}"
-            refusal = Refusal(Decision.AUTHZ_DENIED, "ack", "delivered", text)
-            call.target, call.type, call.message_id = call.sender, "ack", str(handled.last)
-            return await self._acting.refused(call, refusal)
-        oldest = await get_next(self._nc, subjects.INBOX_STREAM, 1, inbox)
-        if oldest is None:
-            return accepted(call.message_id, removed=0)
-        if oldest.sequence < handled.since:
-            return refusals.not_the_oldest(handled.since).verdict(call.message_id)
-        removed = await log.remove(self._nc, inbox, handled.last)
+        if (refusal := await self._against(call.sender, handled)) is not None:
+            return refusal.verdict(call.message_id)
+        removed = await log.remove(self._nc, subjects.inbox(call.sender), handled.last)
         if removed > handled.most:
             logger.error(
                 "%s acknowledged %d messages and %d were removed, up to %d: please report this",
@@ -82,8 +71,16 @@ class Acknowledging:
             )
         return accepted(call.message_id, removed=removed)
 
-    async def _was_delivered(self, agent: str, sequence: int) -> bool:
-        if sequence > self._delivered.get(agent, 0):
-            consumer = await api(self._nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{agent}", {})
-            self._delivered[agent] = int(consumer["delivered"]["stream_seq"])
-        return sequence <= self._delivered[agent]
+    async def _against(self, agent: str, handled: _Handled) -> Refusal | None:
+        oldest, consumer = await asyncio.gather(
+            get_next(self._nc, subjects.INBOX_STREAM, 1, subjects.inbox(agent)),
+            api(self._nc, f"CONSUMER.INFO.{subjects.INBOX_STREAM}.{agent}", {}),
+        )
+        if oldest is not None and oldest.sequence < handled.since:
+            return refusals.not_together("oldest", f"message {oldest.sequence} lies before {handled.since}")
+        if int(consumer["delivered"]["stream_seq"]) < handled.last:
+            return refusals.not_together("delivered", f"message {handled.last} was not delivered")
+        # One that has as many pending as it may is woken by an acknowledgement, and by a removal it is not.
+        if 4 * int(consumer["num_ack_pending"]) > 3 * int(consumer["config"]["max_ack_pending"]):
+            return refusals.not_together("pending", "nearly as many messages are pending as may be")
+        return None

@@ -45,7 +45,6 @@ def terms(table: Table, agent: str, instance: str) -> dict[str, Any]:
         "heartbeat": HEARTBEAT,
         "in_flight": limits.in_flight,
         "ack_wait": limits.ack_wait,
-        "max_ack_pending": limits.max_ack_pending,
         "max_deliver": limits.max_deliver,
         "max_payload": limits.max_payload,
         "max_state": limits.max_state,

@@ -47,15 +47,9 @@ def invalid(rule: str, reason: str) -> Refusal:
     return Refusal(Decision.INVALID, "shape", rule, reason, "Call it as the SDK does")
 
 
-def not_the_oldest(sequence: int) -> Refusal:
-    """Messages acknowledged together that do not lie at the front of their inbox (any more)."""
-    return Refusal(
-        Decision.INVALID,
-        "ack",
-        "oldest",
-        f"something lies in the inbox before message {sequence}",
-        "Acknowledge each message by itself",
-    )
+def not_together(rule: str, reason: str) -> Refusal:
+    """Messages that cannot be acknowledged together."""
+    return Refusal(Decision.INVALID, "ack", rule, reason, "Acknowledge each message by itself")
 
 
 def unknown_sender(sender: str) -> Refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -66,6 +66,7 @@ class MemoryConnection:
     name: str
     before_reconnect: list[Listener] = field(default_factory=list)
     after_reconnect: list[Listener] = field(default_factory=list)
+    at_loss: list[Callable[[], None]] = field(default_factory=list)
     _subscriptions: list[MemorySubscription] = field(default_factory=list)
     _waiting: set[asyncio.Future[Incoming]] = field(default_factory=set)
     _buffer: list[tuple[str, bytes, str]] = field(default_factory=list)

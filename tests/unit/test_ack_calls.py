@@ -10,9 +10,10 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from mas_nats.wire.verdict import Decision
-from tests.serving import Serving, serving
+from tests.serving import Serving, document, serving
 
 
 @pytest.fixture
@@ -87,13 +88,25 @@ async def test_what_was_not_delivered_cannot_be_taken_out(here: Serving):
     await fetch(here, 2)
     for last in (sequences[2], sequences[3], 2**53 - 1):
         verdict = await here.call("bob", "ack", {"since": sequences[0], "last": last, "most": 2})
-        assert (verdict.decision, verdict.rule) == (Decision.AUTHZ_DENIED, "delivered")
+        assert (verdict.decision, verdict.rule) == (Decision.INVALID, "delivered")
     assert await inbox(here) == sequences
-    [line, *_] = [each for record in await here.records() for each in record.decisions if each.op == "ack"]
-    said = (line.sender, line.target, line.message_id, line.decision, line.rule)
-    assert said == ("bob", "bob", str(sequences[2]), "AUTHZ_DENIED", "delivered")
     assert (await here.call("bob", "ack", body(sequences[:2]))).ok  # the control
     assert await inbox(here) == sequences[2:]
+
+
+async def test_a_consumer_that_may_not_have_more_pending_is_not_kept_asleep(nc: Client):
+    """A removal does not wake it, an acknowledgement does."""
+    async with serving(nc, document(limits=Limits(max_ack_pending=8, in_flight=8))) as here:
+        sequences = await sent(here, 10)
+        got = await fetch(here, 8)
+        verdict = await here.call("bob", "ack", body(sequences[:8]))
+        assert (verdict.decision, verdict.rule) == (Decision.INVALID, "pending")
+        assert await inbox(here) == sequences
+        for message in got[:2]:
+            await message.ack()
+        await nc.flush()
+        assert (await here.call("bob", "ack", body(sequences[:8]))).ok  # the control
+        assert await inbox(here) == sequences[8:]
 
 
 async def test_nobody_takes_out_what_lies_in_the_inbox_of_another(here: Serving):

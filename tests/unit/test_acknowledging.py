@@ -32,7 +32,6 @@ TERMS = Terms(
     retry_delay=1,
     retry_delay_max=10,
     retry_spread=0.25,
-    max_ack_pending=1000,
     ack_many=True,
 )
 DENIED = PermissionDenied(Verdict(Decision.AUTHZ_DENIED, ok=False))
@@ -81,7 +80,7 @@ class Instance:
 
     async def settled(self) -> None:
         await eventually(lambda: self.acks._timer is None and self.acks._asking is None)
-        await asyncio.gather(*self.acks._each)
+        await asyncio.gather(*self.acks._one_by_one)
 
 
 def names(sequences: list[int]) -> list[str]:
@@ -114,7 +113,7 @@ async def test_those_behind_one_that_is_not_handled_are_acknowledged_each_by_its
     got = one.deliver(2 * LEAST + 1)
     await one.handle(got[:LEAST] + got[LEAST + 1 :])
     await one.settled()
-    assert one.wire.together == [{"since": 10, "last": got[LEAST - 1], "most": LEAST}]
+    assert one.wire.together == [{"since": 10, "last": got[LEAST - 1], "most": 2 * LEAST}]
     assert one.wire.each == names(got[LEAST + 1 :])
     more = one.deliver(LEAST)
     await one.handle([got[LEAST], *more])
@@ -141,18 +140,49 @@ async def test_after_a_restart_of_the_server_too():
     assert (one.wire.each, one.wire.together) == (names(before), [])
 
 
-async def test_one_that_was_given_up_is_never_taken_out():
+async def test_after_the_last_attempt_a_new_streak_begins():
     """It waits to be buried; a worker finds it before those that come later, and refuses."""
     one = Instance()
     got = one.deliver(LEAST + 1)
-    one.acks.given_up(TERMS.max_deliver - 1)  # the control: it will come again
     await one.handle(got[1:])
-    one.acks.given_up(TERMS.max_deliver)
-    later = one.deliver(LEAST)
-    await one.handle(later)
+    one.acks.given_back(got[0], TERMS.max_deliver, 0)
+    await one.handle(later := one.deliver(LEAST))
     await one.settled()
     assert one.wire.each == names(got[1:])
     assert one.wire.together == [{"since": later[0], "last": later[-1], "most": LEAST}]
+
+
+async def test_nothing_is_asked_for_while_one_is_to_come_again(monkeypatch: pytest.MonkeyPatch):
+    """The server would forget that it is about to deliver it, and wait for the ack wait."""
+    one = Instance()
+    *got, failed = one.deliver(LEAST + 1)
+    one.acks.given_back(failed, 1, 5)
+    await one.handle(got)
+    await one.settled()
+    assert (one.wire.each, one.wire.together) == (names(got), [])
+    one.number += 1
+    one.acks.delivered(failed, 2, one.number)  # it came
+    await one.handle([failed, *(more := one.deliver(LEAST))])
+    await one.settled()
+    assert [each["last"] for each in one.wire.together] == [more[-1]]
+    monkeypatch.setattr(acknowledging, "_BACK", 0.0)
+    one.acks.given_back(more[0], 1, 0)  # it went to another instance, or was buried
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert len(one.wire.together) == 2
+
+
+async def test_one_that_never_ends_keeps_a_streak_for_a_minute_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "_STUCK", 0.0)
+    one = Instance()
+    await one.handle(one.deliver(LEAST + 1)[1:])
+    await one.settled()
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert one.wire.together == []  # it takes two looks
+    await one.handle(got := one.deliver(LEAST))
+    await one.settled()
+    assert [each["since"] for each in one.wire.together] == [got[0]]
 
 
 def refused() -> Awaitable[Verdict]:
@@ -221,7 +251,7 @@ async def test_while_one_answer_is_awaited_the_next_gather():
     assert one.wire.each == []
 
 
-async def test_no_more_gather_than_a_quarter_of_what_may_be_pending():
+async def test_more_than_a_thousand_do_not_gather():
     one, go = Instance(), asyncio.Event()
 
     async def never() -> Verdict:
@@ -231,20 +261,15 @@ async def test_no_more_gather_than_a_quarter_of_what_may_be_pending():
     one.wire.answer = never
     await one.handle(one.deliver(LEAST))
     await eventually(lambda: one.wire.together)
-    await one.handle(many := one.deliver(TERMS.max_ack_pending // 4))
-    await asyncio.gather(*one.acks._each)
+    await one.handle(many := one.deliver(1024))
+    await asyncio.gather(*one.acks._one_by_one)
     assert one.wire.each == names(many)
     go.set()
     await one.settled()
 
 
-@pytest.mark.parametrize(
-    "terms",
-    [replace(TERMS, ack_many=False), replace(TERMS, max_ack_pending=4 * TERMS.in_flight - 1)],
-    ids=["older worker", "few may be pending"],
-)
-async def test_where_it_is_not_to_be_each_is_acknowledged_by_itself(terms: Terms):
-    one = Instance(terms)
+async def test_an_older_worker_is_not_asked():
+    one = Instance(replace(TERMS, ack_many=False))
     await one.handle(many := one.deliver(2 * LEAST))
     assert (one.wire.each, one.wire.together) == (names(many), [])
 

@@ -208,7 +208,7 @@ async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: Script
     a, b = make("a"), make("b")
     await asyncio.gather(a.start(), b.start())
     inbox: Any = b._inbox
-    original, lost = inbox._acks.tell, []
+    original, lost = inbox._acks.say, []
 
     async def lose_first(ack_subject: str, body: bytes) -> None:
         if not lost:
@@ -216,7 +216,7 @@ async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: Script
             return
         await original(ack_subject, body)
 
-    inbox._acks.tell = lose_first
+    inbox._acks.say = lose_first
     await a.send("b", "t", {"n": 1})
     await eventually(lambda: lost)
     await eventually(lambda: inbox._acked)

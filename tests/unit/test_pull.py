@@ -1,0 +1,86 @@
+"""When deliveries of a standing pull follow one another, and when they may not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from mas_nats.pull import StandingPull
+from mas_nats.transport import Incoming
+from mas_nats.wire.headers import STATUS
+
+
+class Connection:
+    """Keeps who subscribes."""
+
+    def __init__(self) -> None:
+        self.receivers: list[Callable[[Incoming], None]] = []
+
+    async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
+        """Nobody answers."""
+
+    async def subscribe(self, subject: str, receive: Callable[[Incoming], None]) -> Connection:
+        self.receivers.append(receive)
+        return self
+
+    async def drain(self) -> None:
+        """Nothing is on its way."""
+
+
+class Pull:
+    def __init__(self) -> None:
+        self.connection = Connection()
+        self.seen: list[str] = []
+        connection: Any = self.connection
+        self.pull = StandingPull(
+            connection,
+            "pull",
+            lambda incoming: self.seen.append(incoming.reply),
+            room=lambda: 10,
+            busy=lambda: 0,
+            anew=lambda: self.seen.append("anew"),
+        )
+
+    def deliver(self, name: str, *, by: int = -1) -> None:
+        self.connection.receivers[by](Incoming("", name, {}, b"{}"))
+
+    def told(self) -> list[str]:
+        seen, self.seen = self.seen, []
+        return seen
+
+
+@pytest.fixture
+async def one(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pull]:
+    monkeypatch.setattr("mas_nats.pull._LAST_WORD", 0.0)
+    pull = Pull()
+    await pull.pull.start()
+    assert pull.told() == ["anew"]
+    yield pull
+    await pull.pull.stop()
+
+
+async def test_deliveries_of_one_pull_follow_one_another(one: Pull):
+    one.deliver("1")
+    one.deliver("2")
+    assert one.told() == ["1", "2"]
+
+
+async def test_what_comes_after_the_loss_of_a_connection_does_not_until_it_pulls_anew(one: Pull):
+    one.deliver("1")
+    one.pull.lost()
+    one.deliver("2")  # left of the old connection, or asked for through it of a server that started anew
+    one.deliver("3")
+    assert one.told() == ["1", "anew", "2", "anew", "3", "anew"]
+    await one.pull.restart()
+    one.deliver("4")
+    one.deliver("late", by=0)
+    one.deliver("5")
+    assert one.told() == ["anew", "4", "late", "anew", "5"]
+
+
+@pytest.mark.parametrize(("status", "told"), [("409", ["anew"]), ("404", []), ("408", []), ("100", [])])
+async def test_what_ends_a_request_badly_may_be_another_consumer(one: Pull, status: str, told: list[str]):
+    one.connection.receivers[-1](Incoming("_INBOX.x.1", "", {STATUS: status}, b""))
+    assert one.told() == told
