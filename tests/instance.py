@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mas_nats import Agent, AgentMessage, TlsClientConfig
-from mas_nats.inbox import ACK, Inbox
+from mas_nats.acknowledging import ACK
+from mas_nats.inbox import Inbox
 
 
 class Instance(Agent[dict[str, Any]]):
@@ -51,7 +52,7 @@ def acknowledge_first() -> None:
     run: Any = Inbox._run
 
     async def wrong(self: Any, delivery: Any) -> None:
-        await self._answer(delivery, ACK)
+        await self._acks.say(delivery.ack_subject, ACK)
         await run(self, delivery)
 
     Inbox._run = wrong  # type: ignore[method-assign]
