@@ -72,9 +72,7 @@ class StandingPull:
         self._busy = busy
         self._anew = anew
         self._prefix = ""
-        self._current = (
-            ""  # the prefix whose deliveries follow one another; "" from the loss of a connection on
-        )
+        self._current = ""  # the prefix whose deliveries follow one another; none after a loss
         self._numbers = count(1)
         self._requests: dict[str, _Request] = {}
         self._coming = 0

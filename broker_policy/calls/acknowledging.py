@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from nats.aio.client import Client
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from broker_policy.audit import log
 from broker_policy.calls.asides import Asides
@@ -14,21 +14,19 @@ from broker_policy.calls.deciding import Deciding
 from broker_policy.jetstream import api, get_next
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.numbers import Positive
 from mas_nats.wire import subjects
 from mas_nats.wire.verdict import Verdict, accepted
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 2**53 - 1
-"""The largest number that every reader of JSON reads as it is."""
-
 
 class _Handled(BaseModel):
     """The body of such a call, as any agent may have made it up."""
 
-    since: int = Field(ge=1, le=_LARGEST, strict=True)
-    last: int = Field(ge=1, le=_LARGEST, strict=True)
-    most: int = Field(ge=1, le=_LARGEST, strict=True)
+    since: Positive
+    last: Positive
+    most: Positive
 
 
 class Acknowledging:

@@ -58,8 +58,8 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        told = {**terms(table, call.sender, instance), "bundle": MOST_CALLS, "ack_many": True}
-        return accepted(call.message_id, **told)
+        told = terms(table, call.sender, instance)
+        return accepted(call.message_id, **told, bundle=MOST_CALLS, ack_many=True)
 
     async def bye(self, call: Call) -> Verdict:
         """Withdraw an instance that stops."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.calls.acting import Acting
@@ -12,6 +12,7 @@ from broker_policy.jetstream import StoredMessage
 from broker_policy.printable import printable
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.numbers import Positive
 from mas_nats.wire import headers
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
@@ -19,15 +20,13 @@ EXPIRED = "EXPIRED"
 """The error class of a report about a request that ran out of time before it was handled."""
 _HELD_BACK = frozenset({"RateLimited", "CircuitOpen"})
 """Error classes of a handler that was itself held back, by its limits or the circuit of another."""
-_LARGEST = 2**53 - 1
-"""The largest number that every reader of JSON reads as it is; records cannot hold much larger ones."""
 
 
 class _Failure(BaseModel):
     """The body of a report, as any agent may have made it up."""
 
-    sequence: int = Field(ge=1, le=_LARGEST, strict=True)
-    attempt: int = Field(ge=1, le=_LARGEST, strict=True)
+    sequence: Positive
+    attempt: Positive
     error_class: str
     error: str = ""
     retryable: bool

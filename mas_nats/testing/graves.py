@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import orjson
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.numbers import Positive
 from mas_nats.testing.consumer import Consumer, Waiting
 from mas_nats.testing.deciding import Deciding
 from mas_nats.testing.replies import Replies
@@ -18,15 +19,14 @@ from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict, accepted
 
 _EXHAUSTED = "EXHAUSTED"
-_LARGEST = 2**53 - 1
 _REMOVED = "AGENT_REMOVED"
 _UNDELIVERED = "its agent was removed before it was handled"
 _UNREPORTED = "no report: the agent died or went silent"
 
 
 class _Failure(BaseModel):
-    sequence: int = Field(ge=1, le=_LARGEST, strict=True)
-    attempt: int = Field(ge=1, le=_LARGEST, strict=True)
+    sequence: Positive
+    attempt: Positive
     error_class: str
     error: str = ""
     retryable: bool

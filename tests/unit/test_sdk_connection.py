@@ -210,6 +210,21 @@ async def test_renewed_certificate_is_used_and_nothing_is_lost(
     assert "away" not in caplog.text
 
 
+async def test_a_loss_is_told_before_anything_comes_from_the_next_connection(
+    where: Endpoint, open_connection: Open
+):
+    connection = await open_connection(where)
+    steps: list[str] = []
+
+    async def after() -> None:
+        steps.append("after")
+
+    connection.at_loss.append(lambda: steps.append("loss" if not connection._client.is_connected else "?"))
+    connection.after_reconnect.append(after)
+    await connection._client.force_reconnect()
+    await eventually(lambda: steps == ["loss", "after"])
+
+
 async def test_half_written_certificate_waits(
     where: Endpoint, ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path, open_connection: Open
 ):

@@ -321,6 +321,22 @@ async def test_server_restart_in_the_middle(make: Make, worker: ScriptedWorker, 
     await all_acked(worker)
 
 
+async def test_what_comes_after_a_loss_is_not_taken_to_follow_what_came_before(make: Make):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    await send_many(a, 3)
+    await eventually(lambda: len(b.got) == 3)
+    inbox: Any = b._inbox
+    streak, at_loss = inbox._acks._streak, list[int]()
+    assert streak.since > 0
+    b._alive().connection.at_loss.append(lambda: at_loss.append(streak.since))
+    await b._alive().connection._client.force_reconnect()  # type: ignore[attr-defined]
+    await eventually(lambda: at_loss)
+    assert at_loss == [0]
+    await a.send("b", "t", {"n": 3})
+    await eventually(lambda: len(b.got) == 4)
+
+
 async def test_reply_missed_by_a_reconnect_is_fetched(make: Make, worker: ScriptedWorker):
     a, b = make("a"), make("b")
     blocked = asyncio.Event()
