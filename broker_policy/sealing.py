@@ -19,6 +19,8 @@ from functools import lru_cache
 import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.wire.frames import Chunk
@@ -78,7 +80,7 @@ class Sealer:
         self._by_id = {bytes.fromhex(key.key_id): key for key in opening}
         self._head = bytes.fromhex(current.key_id) + bytes([len(self._worker)]) + self._worker.encode()
         self._cipher = AESGCM(current.reply_key(self._worker))
-        self._salt_keys = [key.salt_key for key in keys]
+        self._salts = [HMAC(key.salt_key, SHA256()) for key in keys]  # copied for each: half as long
         self._instance_keys = [key.instance_key for key in keys]
         self._frame_keys = [key.derive("frame") for key in keys]
 
@@ -143,11 +145,11 @@ class Sealer:
 
     def salt(self, sender: str, message_id: str) -> bytes:
         """The salt of a message's commitment: the same for a repetition, unguessable without the key."""
-        return _salt(self._salt_keys[0], sender, message_id)
+        return _salt(self._salts[0], sender, message_id)
 
     def other_salts(self, sender: str, message_id: str) -> list[bytes]:
         """The salts under the other keys: what a message got that was accepted before a rotation."""
-        return [_salt(key, sender, message_id) for key in self._salt_keys[1:]]
+        return [_salt(keyed, sender, message_id) for keyed in self._salts[1:]]
 
     def new_instance(self, namespace: str, agent: str) -> str:
         """A name for an instance, which ``owns_instance`` recognises later without a table."""
@@ -171,8 +173,10 @@ class Sealer:
         ]
 
 
-def _salt(key: bytes, sender: str, message_id: str) -> bytes:
-    return hmac.digest(key, f"{sender}\0{message_id}".encode(), "sha256")[:SALT_BYTES]
+def _salt(keyed: HMAC, sender: str, message_id: str) -> bytes:
+    mac = keyed.copy()
+    mac.update(f"{sender}\0{message_id}".encode())
+    return mac.finalize()[:SALT_BYTES]
 
 
 def commitment(salt: bytes, target: str, message_type: str, body: bytes) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mas_nats.errors import MasError
 from mas_nats.transport import Connection, NoAnswer
 from mas_nats.wire import bundle, subjects
-from mas_nats.wire.headers import BUNDLE, MSG_ID, TARGET
+from mas_nats.wire.headers import BUNDLE, TARGET
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Verdict
 
@@ -90,12 +90,11 @@ class Bundles:
     async def _exchange(self, portion: list[_Gathered]) -> None:
         body = bundle.encode([each.part for each in portion])
         wait = min(each.wait for each in portion)
-        ids = [each.part.fields.get(MSG_ID, "") for each in portion]
         verdicts: list[Verdict] | None = None
         failed: BaseException | None = None
         try:
             answer = await self._connection.exchange(self._subject, body, {BUNDLE: "1"}, wait)
-            verdicts = bundle.decode_verdicts(Verdict.decode(answer.data), ids)
+            verdicts = bundle.decode_verdicts(Verdict.decode(answer.data), len(portion))
             if verdicts is None:
                 self.most = 0  # a worker of an older version: until the next hello says otherwise
                 logger.info("the policy service does not take bundles")

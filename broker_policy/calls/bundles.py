@@ -39,5 +39,4 @@ class Bundle:
         self._verdicts.setdefault(id(call), verdict)
         if len(self._verdicts) < len(self.calls):
             return None
-        verdicts = [self._verdicts[id(each)] for each in self.calls]
-        return bundle.encode_verdicts(verdicts, [each.message_id for each in self.calls])
+        return bundle.encode_verdicts([self._verdicts[id(each)] for each in self.calls])

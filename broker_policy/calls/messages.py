@@ -95,7 +95,8 @@ class Messages:
         salt = deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
         dedup = dedup_of(self.deciding.namespace, call)
-        fields = deciding.envelope(call, salt) | {headers.TARGET: call.target, headers.MSG_ID: dedup}
+        fields = deciding.envelope(call, salt)
+        fields[headers.TARGET], fields[headers.MSG_ID] = call.target, dedup
         if call.errand is not None:
             fields |= {headers.SENT: call.errand.sent, headers.REDRIVES: str(call.errand.redrives)}
             if call.reply_token:

@@ -12,6 +12,7 @@ from broker_policy.commit.writer import Prepared, RecordWriter
 from broker_policy.dedup import RecentIds
 from broker_policy.telemetry.watching import Watch
 from mas_nats.policy.call import Call
+from mas_nats.wire.bundle import PLAIN
 from mas_nats.wire.verdict import Verdict, accepted
 
 Answer = Callable[[Call, Verdict], Awaitable[None]]
@@ -55,7 +56,8 @@ class Answers:
         message = judged.message
         self._recent.add(message.dedup, message.commitment)
         self._writer.stored(len(message.body))
-        await self.reply(judged.call, accepted(judged.call.message_id))
+        call = judged.call
+        await self.reply(call, PLAIN if call.bundle is not None else accepted(call.message_id))
 
     async def tell(self, judged: Judged) -> None:
         """Say what became of a call of which nothing was stored."""

@@ -27,8 +27,13 @@ class Gathered:
     @property
     def full(self) -> bool:
         """Whether the record or the batch is large enough."""
-        longest = max(len(self.told), len(self.items), len(self.again))
-        return longest >= MAX_BATCH or self.size >= MAX_BATCH_BYTES or self.weight >= OWN_BYTES
+        return (
+            self.size >= MAX_BATCH_BYTES
+            or self.weight >= OWN_BYTES
+            or len(self.items) >= MAX_BATCH
+            or len(self.told) >= MAX_BATCH
+            or len(self.again) >= MAX_BATCH
+        )
 
     def add(self, judged: Judged) -> None:
         """Add a message to store, or leave it for the next batch when this one would become too large."""

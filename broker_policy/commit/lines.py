@@ -22,21 +22,22 @@ def line_of(
     time: int | None = None,
 ) -> DecisionLine:
     """The line about ``call``, decided at ``time`` (unix milliseconds; None: now by this machine's clock)."""
-    return DecisionLine(
-        op=call.op,
-        message_id=printable(call.message_id, _LONGEST),
-        sender=call.sender,
-        target=printable(call.target, _LONGEST),
-        type=printable(call.type, _LONGEST),
-        size=len(call.body),
-        decision=decision,
-        rule=rule,
-        way=way,
-        time=wall_clock() if time is None else time,
-        commitment=commitment,
-        fingerprint=fingerprint,
-        by=call.errand.by if call.errand else "",
-        letter=call.errand.reference if call.errand else "",
+    errand = call.errand
+    return DecisionLine(  # by place: by name it takes twice as long
+        call.op,
+        printable(call.message_id, _LONGEST),
+        call.sender,
+        printable(call.target, _LONGEST),
+        printable(call.type, _LONGEST),
+        len(call.body),
+        decision,
+        rule,
+        way,
+        wall_clock() if time is None else time,
+        commitment,
+        fingerprint,
+        errand.by if errand else "",
+        errand.reference if errand else "",
     )
 
 

@@ -55,11 +55,14 @@ class Suspects:
 
     def suspicious(self, sender: str, target: str) -> bool:
         """Whether a message between these two could make a whole batch fail."""
+        return self._holds(self._targets, target) or (bool(self._senders) and self._suspected(sender))
+
+    def _suspected(self, sender: str) -> bool:
         now = self._clock()
         until, _ = self._senders.get(sender, (now, 0.0))
         if now >= until + FORGIVEN:
             self._senders.pop(sender, None)
-        return now < until or self._holds(self._targets, target)
+        return now < until
 
     def _holds(self, suspicions: dict[str, float], name: str) -> bool:
         until = suspicions.get(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 MOST = 20_000
@@ -12,6 +13,14 @@ SHARE = 4
 """One sender may take a quarter of the room, so that its flood leaves some to the others."""
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Share:
+    """What waits of one sender."""
+
+    items: int = 0
+    bytes: int = 0
 
 
 class Waiting(Generic[T]):
@@ -25,8 +34,7 @@ class Waiting(Generic[T]):
         self._most_bytes = most_bytes
         self._queue: deque[tuple[T, str, int]] = deque()
         self._bytes = 0
-        self._count_of: Counter[str] = Counter()
-        self._bytes_of: Counter[str] = Counter()
+        self._of: dict[str, _Share] = {}
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -36,17 +44,22 @@ class Waiting(Generic[T]):
         sender, size = self._weigh(item)
         if len(self._queue) + beside >= self._most or self._bytes + size > self._most_bytes:
             return False
-        count, held = self._count_of[sender], self._bytes_of[sender]
-        if count * SHARE >= self._most or (held + size) * SHARE > self._most_bytes:
+        share = self._of.get(sender) or _Share()
+        if share.items * SHARE >= self._most or (share.bytes + size) * SHARE > self._most_bytes:
             return False
         self._queue.append((item, sender, size))
-        self._count(sender, size, 1)
+        self._add(sender, share, size)
         return True
 
     def take(self) -> T:
         """The oldest item."""
         item, sender, size = self._queue.popleft()
-        self._count(sender, -size, -1)
+        share = self._of[sender]
+        share.items -= 1
+        share.bytes -= size
+        self._bytes -= size
+        if not share.items:
+            del self._of[sender]
         return item
 
     def put_back(self, items: Sequence[T]) -> None:
@@ -54,11 +67,10 @@ class Waiting(Generic[T]):
         for item in reversed(items):
             sender, size = self._weigh(item)
             self._queue.appendleft((item, sender, size))
-            self._count(sender, size, 1)
+            self._add(sender, self._of.get(sender) or _Share(), size)
 
-    def _count(self, sender: str, size: int, one: int) -> None:
+    def _add(self, sender: str, share: _Share, size: int) -> None:
+        share.items += 1
+        share.bytes += size
         self._bytes += size
-        self._bytes_of[sender] += size
-        self._count_of[sender] += one
-        if not self._count_of[sender]:
-            del self._count_of[sender], self._bytes_of[sender]
+        self._of[sender] = share

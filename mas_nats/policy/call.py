@@ -13,6 +13,22 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 _MOST_TYPES = 6
 """Types that are named in one decision."""
+# Which attribute of a call a header goes into.
+_TEXTS = {
+    headers.MSG_ID: "message_id",
+    headers.TARGET: "target",
+    headers.TYPE: "type",
+    headers.INSTANCE: "instance",
+    headers.REPLY_TOKEN: "reply_token",
+    headers.TRACEPARENT: "traceparent",
+    headers.TRACESTATE: "tracestate",
+}
+_MILLISECONDS = {headers.DEADLINE: "deadline", headers.DUE: "due_at", headers.DELAY: "delay"}
+_FLAGS = {headers.STREAM: "stream", headers.REPEATED: "repeated"}
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,7 @@ class Call:
         None  # the bundle in which it came, which collects the verdicts (``broker_policy.calls.bundles``)
     )
     watched: Any = None  # who measures its way through a worker (``broker_policy.telemetry``)
-    received: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    received: int = field(default_factory=_now)
 
     @classmethod
     def read(cls, message: Any, received: int | None = None) -> Call:
@@ -115,23 +131,14 @@ class Call:
         received: int | None = None,
     ) -> Call:
         """Read a call of which subject, body and headers are known."""
-        call = cls(sender, op, body, reply_to)
-        if received is not None:
-            call.received = received
-        if fields:
-            call.message_id = call._header(fields, headers.MSG_ID)
-            call.target = call._header(fields, headers.TARGET)
-            call.type = call._header(fields, headers.TYPE)
-            call.instance = call._header(fields, headers.INSTANCE)
-            call.reply_token = call._header(fields, headers.REPLY_TOKEN)
-            call.stream = call._header(fields, headers.STREAM) == "1"
-            call.repeated = call._header(fields, headers.REPEATED) == "1"
-            call.traceparent = call._header(fields, headers.TRACEPARENT)
-            call.tracestate = call._header(fields, headers.TRACESTATE)
-            call.deadline = call._milliseconds(fields, headers.DEADLINE)
-            call.due_at = call._milliseconds(fields, headers.DUE)
-            if headers.DELAY in fields:
-                call.delay = call._milliseconds(fields, headers.DELAY)
+        call = cls(sender, op, body, reply_to, received=_now() if received is None else received)
+        for name, value in fields.items():
+            if (attribute := _TEXTS.get(name)) is not None:
+                setattr(call, attribute, call._kept(name, value))
+            elif (attribute := _MILLISECONDS.get(name)) is not None:
+                setattr(call, attribute, call._milliseconds(name, value))
+            elif (attribute := _FLAGS.get(name)) is not None:
+                setattr(call, attribute, value == "1")
         return call
 
     def awaited(self) -> asyncio.Future[Verdict]:
@@ -145,17 +152,16 @@ class Call:
         """When a delayed message shall be delivered, in unix milliseconds; 0 where it does not say."""
         return self.due_at if self.delay < 0 else self.received + self.delay
 
-    def _milliseconds(self, fields: Mapping[str, str], name: str) -> int:
-        value = self._header(fields, name)
+    def _milliseconds(self, name: str, value: str) -> int:
+        value = self._kept(name, value)
         if value.isascii() and value.isdecimal() and len(value) < 16:
             return int(value)
         if value:
             self.malformed = f"{name} is not a number of milliseconds"
         return 0
 
-    def _header(self, fields: Mapping[str, str], name: str) -> str:
+    def _kept(self, name: str, value: str) -> str:
         """A header's value; no more of it is kept than one may hold."""
-        value: str = fields.get(name, "")
         if len(value) > headers.MAX_VALUE_BYTES:
             self.malformed = f"{name} has more than {headers.MAX_VALUE_BYTES} characters"
             return value[: headers.MAX_ID_BYTES]

@@ -19,6 +19,8 @@ from mas_nats.wire.verdict import Decision, Verdict, accepted
 MOST_CALLS = 128
 """Calls in one bundle."""
 BUNDLED = frozenset({Op.SEND, Op.REQUEST})
+PLAIN = accepted()
+"""What is accepted of a bundle without anything to say of it. It names no message: its place says which."""
 _LENGTH = 4
 _A_CALL = (str, dict, int)
 
@@ -77,29 +79,21 @@ def _one_line(values: Iterable[Any]) -> bool:
         return False
 
 
-def encode_verdicts(verdicts: Sequence[Verdict], ids: Sequence[str]) -> bytes:
-    """The answer to a bundle whose calls have these message ids."""
-    said = [_said(verdict, known) for verdict, known in zip(verdicts, ids, strict=True)]
-    return accepted(verdicts=said).encode()
+def encode_verdicts(verdicts: Sequence[Verdict]) -> bytes:
+    """The answer to a bundle: what became of each of its calls."""
+    return accepted(verdicts=[0 if each.plain else each.fields() for each in verdicts]).encode()
 
 
-def _said(verdict: Verdict, message_id: str) -> dict[str, Any] | int:
-    fields = verdict.fields()
-    return 0 if fields == {"ok": True, "decision": Decision.ALLOWED, "message_id": message_id} else fields
-
-
-def decode_verdicts(answer: Verdict, ids: Sequence[str]) -> list[Verdict] | None:
-    """The verdicts of the calls with these message ids; None: who answered does not know bundles.
+def decode_verdicts(answer: Verdict, count: int) -> list[Verdict] | None:
+    """The verdicts of ``count`` calls, in their order; None: who answered does not know bundles.
 
     Raises:
         ValueError: it is not an answer to this bundle.
 
     """
     if not answer.ok:
-        return None if answer.decision is Decision.INVALID else [answer] * len(ids)
+        return None if answer.decision is Decision.INVALID else [answer] * count
     said: Any = answer.result.get("verdicts")
-    if not isinstance(said, list) or len(said) != len(ids):
+    if not isinstance(said, list) or len(said) != count:
         raise ValueError("not an answer to this bundle")
-    return [
-        accepted(known) if each == 0 else Verdict.read(each) for each, known in zip(said, ids, strict=True)
-    ]
+    return [PLAIN if each == 0 else Verdict.read(each) for each in said]

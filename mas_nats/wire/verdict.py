@@ -60,6 +60,16 @@ class Verdict:
     duplicate: bool = False
     result: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is an acceptance of which there is nothing else to say."""
+        return (
+            self.ok
+            and self.decision is Decision.ALLOWED
+            and not (self.duplicate or self.result or self.rule or self.step or self.reason or self.fix)
+            and not (self.retry or self.retry_after)
+        )
+
     def encode(self) -> bytes:
         """The verdict as the body of an answer."""
         return orjson.dumps(self.fields())

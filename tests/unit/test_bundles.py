@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -35,7 +36,7 @@ async def here(nc: Client) -> AsyncIterator[Serving]:
 
 async def ask(here: Serving, parts: list[Part]) -> list[Verdict]:
     answer = await here.call("alice", Op.SEND, bundle.encode(parts), **{BUNDLE: "1"})
-    verdicts = bundle.decode_verdicts(answer, [each.fields[MSG_ID] for each in parts])
+    verdicts = bundle.decode_verdicts(answer, len(parts))
     assert verdicts is not None
     return verdicts
 
@@ -47,7 +48,19 @@ def test_round_trip():
 
 def test_verdicts_round_trip():
     said = [accepted("a"), accepted("b", duplicate=True), Verdict(Decision.INVALID, ok=False, reason="r")]
-    assert bundle.decode_verdicts(Verdict.decode(bundle.encode_verdicts(said, "abc")), "abc") == said
+    encoded = bundle.encode_verdicts(said)
+    assert bundle.decode_verdicts(Verdict.decode(encoded), 3) == [bundle.PLAIN, *said[1:]]
+    with pytest.raises(ValueError, match="not an answer to this bundle"):
+        bundle.decode_verdicts(Verdict.decode(encoded), 4)
+
+
+@pytest.mark.parametrize(
+    "more", [{"duplicate": True}, {"rule": "r"}, {"result": {"a": 1}}, {"reason": "r"}, {"retry_after": 1.0}]
+)
+def test_only_a_plain_acceptance_is_told_without_words(more):
+    said = replace(accepted("a"), **more)
+    assert not said.plain
+    assert bundle.decode_verdicts(Verdict.decode(bundle.encode_verdicts([said])), 1) == [said]
 
 
 async def test_each_has_a_verdict_of_its_own_in_order(here: Serving):
@@ -60,7 +73,7 @@ async def test_each_has_a_verdict_of_its_own_in_order(here: Serving):
         Decision.ALLOWED,
         Decision.ALLOWED,
     ]
-    assert [each.message_id for each in verdicts] == ["m1", "m2", "m3", "m4", "m1"]
+    assert [each.message_id for each in verdicts] == ["", "m2", "m3", "", "m1"]  # plain ones name none
     assert [each.duplicate for each in verdicts] == [False, False, False, False, True]
     stored = [each for each in await here.log() if each.subject == "mas.inbox.bob"]
     assert [each.headers[headers.MESSAGE_ID] for each in stored] == ["m1", "m4"]
