@@ -162,7 +162,7 @@ class NamespaceService:
         )
         messages = Messages(deciding, admission)
         lanes: dict[str, Any] = {
-            "judge_all": messages.judge_all,
+            "judging": messages,
             "answer": self._answer,
             "probed": self._probed,
             "recall": recall,

@@ -17,11 +17,12 @@ def _any(_subject: str, _fields: dict[str, str]) -> bool:
 
 
 class Lossy:
-    """Passes everything on to ``nc``, but for the requests that ``lose`` and ``swallow`` choose."""
+    """Passes everything on to ``nc``, but for the requests that ``lose``, ``swallow`` and ``hold`` choose."""
 
     def __init__(self, nc: Client) -> None:
         self.nc = nc
         self._faults: list[tuple[str, Which]] = []
+        self._held: list[tuple[Which, asyncio.Event]] = []
         self.happened = asyncio.Event()
 
     def lose(self, which: Which = _any, times: int = 1) -> None:
@@ -32,6 +33,12 @@ class Lossy:
         """The next such requests do not arrive."""
         self._faults += [("swallow", which)] * times
 
+    def hold(self, which: Which = _any) -> Callable[[], None]:
+        """The next such request waits until what is returned here is called."""
+        released = asyncio.Event()
+        self._held.append((which, released))
+        return released.set
+
     async def request(
         self,
         subject: str,
@@ -39,6 +46,12 @@ class Lossy:
         timeout: float = 1,
         headers: dict[str, str] | None = None,
     ) -> Any:
+        for held in self._held:
+            if held[0](subject, headers or {}):
+                self._held.remove(held)
+                self.happened.set()
+                await held[1].wait()
+                break
         for fault in self._faults:
             what, which = fault
             if which(subject, headers or {}):

@@ -54,6 +54,17 @@ class Messages:
             for call, refusal in zip(calls, await self._all_inspected(calls, refused), strict=True)
         ]
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether to judge a call leaves everything as it was: nothing is counted, no circuit is tried."""
+        table = self.deciding.current()
+        return table is not None and not self.admission.concerns(table)
+
+    def holds(self, judged: Sequence[Judged]) -> bool:
+        """Whether what was judged a moment ago would be judged in the same way now."""
+        revision = self.deciding.revision
+        return self.changes_nothing and all(each.revision == revision for each in judged)
+
     async def _all_inspected(
         self, calls: Sequence[Call], refused: Sequence[Refusal | None]
     ) -> list[Refusal | None]:

@@ -12,17 +12,19 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.audit.record import RecordKind
+from broker_policy.commit.ahead import AT_ONCE, Ahead, Judging
 from broker_policy.commit.answers import Answer, Answers, Probed
 from broker_policy.commit.behind import Unacknowledged
 from broker_policy.commit.gathered import MAX_BATCH, MAX_BATCH_BYTES, Gathered
-from broker_policy.commit.judged import JudgeAll, Judged, revision
+from broker_policy.commit.judged import Judged, revision
 from broker_policy.commit.lines import weight
 from broker_policy.commit.lone import Lone, Recall
 from broker_policy.commit.suspects import Suspects
@@ -64,7 +66,7 @@ class InboxLane:
         nc: Client,
         writer: RecordWriter,
         *,
-        judge_all: JudgeAll,
+        judging: Judging,
         answer: Answer,
         probed: Probed,
         recall: Recall,
@@ -76,7 +78,8 @@ class InboxLane:
     ) -> None:
         self._nc = nc
         self._writer = writer
-        self._judge_all = judge_all
+        self._judging = judging
+        self._ahead = Ahead(judging)
         self._recent = recent
         self._suspects = suspects
         self._slow = slow
@@ -105,10 +108,10 @@ class InboxLane:
             LogUnreachable: the log did not answer for minutes.
 
         """
-        while not (self._closing and not self._waiting):
+        while self._waiting or self._ahead or not self._closing:
             if not self._writer.opened:
                 await self._open()
-            if self._waiting:
+            if self._waiting or self._ahead:
                 await self._commit_waiting()
                 continue
             self._wake.clear()
@@ -129,7 +132,7 @@ class InboxLane:
     # -- one batch -----------------------------------------------------------------------------------
     async def _commit_waiting(self) -> None:
         gathered = Gathered()
-        for judged in await self._judged(self._portion()):
+        for judged in await self._next():
             self._answers.decided(judged)
             if gathered.full:
                 gathered.again.append(judged)
@@ -138,15 +141,28 @@ class InboxLane:
         if not self._writer.opened or time.monotonic() < self._full_until:
             await self._log_full(gathered.told, [*gathered.items, *gathered.again])
             return
-        self._waiting.put_back([judged.call for judged in gathered.again])
+        self._put_back(gathered.again)
         if gathered.told or gathered.items:
             await self._commit(gathered.told, gathered.items)
 
-    def _portion(self) -> list[Call]:
-        """What is judged together: about as much as a batch holds."""
+    async def _next(self) -> list[Judged]:
+        """What comes next, judged under the policy of the moment."""
+        ahead = self._ahead.take()
+        if ahead and self._judging.holds(ahead):
+            return ahead
+        self._put_back(ahead)
+        return await self._judged(self._portion(MAX_BATCH))
+
+    def _put_back(self, judged: Sequence[Judged]) -> None:
+        """Have them judged again: before what has been judged ahead of its turn since."""
+        later = self._ahead.take()
+        self._waiting.put_back([each.call for each in (*judged, *later)])
+
+    def _portion(self, most: int) -> list[Call]:
+        """What is judged together: up to ``most`` calls, and about as many bytes as a batch holds."""
         portion: list[Call] = []
         size = 0
-        while self._waiting and len(portion) < MAX_BATCH and size < MAX_BATCH_BYTES:
+        while self._waiting and len(portion) < most and size < MAX_BATCH_BYTES:
             portion.append(call := self._waiting.take())
             size += len(call.body) + 1024
         return portion
@@ -154,7 +170,7 @@ class InboxLane:
     async def _judged(self, calls: Sequence[Call]) -> list[Judged]:
         """Judge them; where that fails each by itself, so that one spoils nobody else's."""
         try:
-            return await self._judge_all(calls)
+            return await self._judging.judge_all(calls)
         except Exception:
             if len(calls) > 1:
                 return [judged for call in calls for judged in await self._judged([call])]
@@ -196,7 +212,7 @@ class InboxLane:
                         await self._commit((), items[half:], halved=halved + 1)
                         return
                     case _Fate.UNANSWERED:  # that took long: policy may be another by now
-                        self._waiting.put_back([judged.call for judged in (*items, *told)])
+                        self._put_back([*items, *told])
                         return
         except LogFull:
             self._full_until = time.monotonic() + MARK_AFTER
@@ -213,7 +229,7 @@ class InboxLane:
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
         begun = time.perf_counter()
         try:
-            await self._publish_batch(prepared, items)
+            await self._judging_ahead(self._publish_batch(prepared, items))
         except JetStreamError as error:
             self._writer.give_back(prepared, len(lines))
             if error.code in NO_ROOM and not subject_full(error):
@@ -238,6 +254,22 @@ class InboxLane:
         for judged in items:
             await self._answers.stored(judged)
         return _Fate.STORED
+
+    async def _judging_ahead(self, storing: Coroutine[Any, Any, None]) -> None:
+        """Await ``storing``, and judge meanwhile what arrives."""
+        stored = asyncio.create_task(storing)
+        stored.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not stored.done():
+                self._wake.clear()
+                if self._waiting and self._ahead.room:
+                    self._ahead.add(await self._judged(self._portion(AT_ONCE)))
+                    await asyncio.sleep(0)
+                else:
+                    await self._wake.wait()
+        finally:
+            stored.cancel()
+        await stored
 
     async def _publish_batch(self, prepared: Prepared, items: Sequence[Judged]) -> None:
         batch = secrets.token_hex(11)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from broker_policy.audit.record import DecisionLine, Way
@@ -61,5 +61,3 @@ def revision(judged: Sequence[Judged]) -> int:
 
 
 Judge = Callable[[Call], Judged]
-JudgeAll = Callable[[Sequence[Call]], Awaitable[list[Judged]]]
-"""Judges calls in their order, under one policy; what was let through before is not counted again."""

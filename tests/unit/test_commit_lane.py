@@ -17,14 +17,18 @@ from broker_policy import service
 from broker_policy.audit import log
 from broker_policy.audit.numbering import WriterState, follow, receive
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
+from broker_policy.calls.messages import Messages
 from broker_policy.commit import writer
+from broker_policy.commit.ahead import Ahead
 from broker_policy.commit.answered import LogUnreachable, publish_until_answered
 from broker_policy.commit.inbox_lane import LONE_MAX
+from broker_policy.commit.judged import Judged
 from broker_policy.commit.log_room import LogRoom
 from broker_policy.dedup import dedup_id
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import publish
 from mas_nats.policy.document import Limits
+from mas_nats.policy.governance import Governance, RateLimits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
@@ -298,15 +302,14 @@ async def test_records_of_many_ugly_calls_are_not_too_large(here: Serving):
 
 
 async def test_a_call_that_cannot_be_judged_costs_only_itself(here: Serving, monkeypatch: pytest.MonkeyPatch):
-    lane = here.service._inbox
-    judge_all = lane._judge_all
+    judge_all = Messages.judge_all
 
-    async def fail(calls):
+    async def fail(self, calls):
         if any(call.message_id == "poison" for call in calls):
             raise RuntimeError("a fault in some step")
-        return await judge_all(calls)
+        return await judge_all(self, calls)
 
-    monkeypatch.setattr(lane, "_judge_all", fail)
+    monkeypatch.setattr(Messages, "judge_all", fail)
     verdicts = await asyncio.gather(here.send("alice", "bob", id="poison"), many(here, 20))
     assert verdicts[0].decision is Decision.UNAVAILABLE
     assert all(verdict.ok for verdict in verdicts[1])
@@ -336,3 +339,100 @@ async def test_a_lane_ends_loudly_when_the_log_is_gone(
     with pytest.raises(LogUnreachable):
         await asyncio.wait_for(broken, 10)
     await asyncio.wait_for(here.service.stop(), 5)
+
+
+# -- judged ahead -------------------------------------------------------------------------------------------
+@contextlib.asynccontextmanager
+async def batch_under_way(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[asyncio.Task[list[Verdict]]]:
+    """A batch that the server stores when the block ends; within it 60 messages are judged behind it."""
+    judged = asyncio.Event()
+    wanted = {f"new{number}" for number in range(60)}
+    add = Ahead.add
+
+    def noticed(self: Ahead, more: list[Judged]) -> None:
+        add(self, more)
+        wanted.difference_update(each.call.message_id for each in more)
+        if not wanted:
+            judged.set()
+
+    monkeypatch.setattr(Ahead, "add", noticed)
+    release = lossy.hold(batches)
+    first = asyncio.create_task(many(here, 60, first=100))
+    await lossy.happened.wait()
+    behind = asyncio.create_task(many(here, 60))
+    async with asyncio.timeout(5):
+        await judged.wait()
+    yield behind
+    release()
+    assert all(verdict.ok for verdict in await first)
+
+
+async def test_what_is_judged_ahead_goes_behind_what_came_before(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    async with batch_under_way(here, lossy, monkeypatch) as behind:
+        assert not behind.done()
+    assert all(verdict.ok for verdict in await behind)
+    places = {message_id: sequence for message_id, (sequence, _) in (await stored(here)).items()}
+    assert len(places) == 120
+    assert max(places[f"new{n}"] for n in range(100, 160)) < min(places[f"new{n}"] for n in range(60))
+
+
+async def forbid_everything(here: Serving) -> None:
+    current = await here.store.get(NAMESPACE)
+    assert current is not None
+    revision = await here.store.put(document(AGENTS, allow={}, limits=LIMITS), expected=current.sequence)
+    await here.store.wait_confirmed(revision)
+
+
+@pytest.mark.parametrize("control", [False, True])
+async def test_what_is_forbidden_meanwhile_is_judged_again(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch, *, control: bool
+):
+    """The control believes what was judged before, and stores what is forbidden."""
+    if control:
+        monkeypatch.setattr(Messages, "holds", lambda *_: True)
+    async with batch_under_way(here, lossy, monkeypatch) as behind:
+        await forbid_everything(here)
+    assert {each.decision for each in await behind} == {
+        Decision.ALLOWED if control else Decision.AUTHZ_DENIED
+    }
+    assert len(await stored(here)) == 60 * (1 + control)
+
+
+async def test_the_order_stays_where_a_batch_is_never_answered(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    """It is judged again, and so is what was judged ahead behind it."""
+    lossy.swallow(lambda subject, fields: batches(subject, fields) and lossy.happened.is_set())
+    async with batch_under_way(here, lossy, monkeypatch) as behind:
+        pass
+    assert all(verdict.ok for verdict in await behind)
+    places = {message_id: sequence for message_id, (sequence, _) in (await stored(here)).items()}
+    assert len(places) == 120
+    assert max(places[f"new{n}"] for n in range(100, 160)) < min(places[f"new{n}"] for n in range(60))
+    assert [each for each in await here.records() if each.kind is RecordKind.VOID]
+
+
+async def test_a_repetition_of_what_is_under_way_is_stored_once(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    async with batch_under_way(here, lossy, monkeypatch) as behind:
+        again = asyncio.create_task(here.send("alice", "bob", {"n": 100}, id="new100"))
+        other = asyncio.create_task(here.send("alice", "bob", {"n": 0}, id="new101"))
+        await here.nc.flush()
+    assert all(verdict.ok for verdict in await behind)
+    assert ((await again).ok, (await again).duplicate) == (True, True)
+    assert (await other).decision is Decision.ID_REUSED
+    assert len(await stored(here)) == 120
+
+
+async def test_nothing_that_is_counted_is_judged_ahead(nc: Client):
+    """A limit counts what is let through in its turn."""
+    limited = Governance(rate_limit=RateLimits(per_minute=1000))
+    async with serving(nc, document(AGENTS, governance=limited)) as here:
+        assert not here.service._inbox._ahead.room
+    async with serving(nc, document(AGENTS)) as here:
+        assert here.service._inbox._ahead.room
