@@ -110,7 +110,8 @@ class Pair:
 
 
 def _module(role: str) -> str:
-    return "benchmarks.bare" if role.startswith("bare-") else "benchmarks.traffic"
+    kind = role.partition("-")[0]
+    return f"benchmarks.{kind}" if kind in ("bare", "floor") else "benchmarks.traffic"
 
 
 async def pair(

@@ -93,10 +93,10 @@ def _memory(profiles: dict[str, Any]) -> list[str]:
 
 
 def _aims(met: list[Aim]) -> list[str]:
-    lines = ["| aim | measured | without policy | met |", "|---|---|---|---|"]
+    lines = ["| aim | measured | without policy | the least of it | met |", "|---|---|---|---|---|"]
     for aim in met:
-        without = "" if aim.bare is None else f"{aim.bare:.2f}"
-        lines.append(f"| {aim.what} | {aim.found:.2f} | {without} | {'yes' if aim.met else 'no'} |")
+        without, least = ("" if known is None else f"{known:.2f}" for known in (aim.bare, aim.least))
+        lines.append(f"| {aim.what} | {aim.found:.2f} | {without} | {least} | {'yes' if aim.met else 'no'} |")
     return lines
 
 

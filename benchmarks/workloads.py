@@ -16,6 +16,8 @@ ONE_WAY = {1: 400, 16: 2_000, 64: 4_000, 256: 8_000}
 """Calls at each concurrency."""
 BARE_SIZE, BARE = "1KiB", (1, 64, 256)
 """At which size and concurrency the way without policy is measured, too."""
+FLOOR = (64, 256)
+"""At which concurrency of these the least that a policy does is measured, too."""
 PACE = 50
 """Calls a second where latency is measured: what leaves the machine idle most of the time."""
 AT_PACE = 300
@@ -74,6 +76,8 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             yield one_way(size, level, less, said)
             if size == BARE_SIZE and level in BARE:
                 yield bare("one_way", size, f"c{level}", count, level, said)
+            if size == BARE_SIZE and level in FLOOR:
+                yield floor(size, level, count, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -114,6 +118,13 @@ def bare(
     return Workload(
         f"bare_{what}/{size}/{how}", ours, raw, count, concurrency, by, environment, beside="bare-work"
     )
+
+
+def floor(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
+    """One way with the least that a policy service does."""
+    sides = ("floor-receive", "floor-send"), ("raw-receive", "raw-send")
+    name = f"floor_one_way/{size}/c{level}"
+    return Workload(name, *sides, count, level, environment=environment, beside="floor-work")
 
 
 def state(kind: str, size: str, count: int, environment: Mapping[str, str]) -> Workload:
