@@ -21,8 +21,8 @@ mas:audit:<ns>:lease               who projects now
 
 from __future__ import annotations
 
-import base64
 import hashlib
+from binascii import b2a_base64
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,4 +125,4 @@ class Layout:
 def id_place(message_id: str) -> tuple[int, str]:
     """The shard of a message id, and the fragment of its digest that stands there."""
     raw = hashlib.sha256(message_id.encode()).digest()
-    return int.from_bytes(raw[:2], "big") % SHARDS, base64.b64encode(raw[2:8]).decode()
+    return (raw[0] << 8 | raw[1]) % SHARDS, b2a_base64(raw[2:8], newline=False).decode()
