@@ -109,9 +109,14 @@ class Layout:
         """The entries that an index lists."""
         return f"{self.prefix}by:{name}"
 
+    @cached_property
+    def ids(self) -> str:
+        """What the shards of the message ids begin with."""
+        return f"{self.prefix}id:"
+
     def shard(self, shard: int) -> str:
         """One shard of the message ids."""
-        return f"{self.prefix}id:{shard:x}"
+        return f"{self.ids}{shard:x}"
 
     def pending(self, writer: str) -> str:
         """A writer's decisions without an outcome."""
