@@ -190,15 +190,7 @@ class Projection:
         for agent, mark in self._states.items():
             if mark != self._known.states.get(agent):
                 draft.command("HSET", layout.states, agent, mark.encode())
-        opened: dict[str, list[str]] = {}
-        for agent, places in self._opened.items():
-            if places:
-                opened[agent] = list(map(str, chain.from_iterable(places.items())))
-        for (agent, sequence), index in self._also_opened:
-            opened.setdefault(agent, []).extend((str(sequence), str(index)))
-        for agent, words in opened.items():
-            draft.command_on_many("ZADD", layout.open(agent), words)
-            draft.command("SADD", layout.opened, agent)
+        self._write_opened()
         for agent, indexes in self._closed.items():
             draft.command_on_many("ZREM", layout.open(agent), indexes)
         self._write_early()
@@ -322,6 +314,18 @@ class Projection:
             draft.command("SADD", layout.unsettled, writer)
         for writer, number, position in self._answered:
             draft.command("HDEL", layout.pending(writer), f"{number}.{position}")
+
+    def _write_opened(self) -> None:
+        layout, draft = self.draft.layout, self.draft
+        opened: dict[str, list[str]] = {}
+        for agent, places in self._opened.items():
+            if places:
+                opened[agent] = list(map(str, chain.from_iterable(places.items())))
+        for (agent, sequence), index in self._also_opened:
+            opened.setdefault(agent, []).extend((str(sequence), str(index)))
+        for agent, words in opened.items():
+            draft.command_on_many("ZADD", layout.open(agent), words)
+            draft.command("SADD", layout.opened, agent)
 
     def _write_early(self) -> None:
         layout, draft = self.draft.layout, self.draft

@@ -43,8 +43,7 @@ class Settled:
                         attempt=attempt,
                     )
                 )
-                for index in indexes:
-                    draft.set_outcome(index, what)
+                draft.set_outcomes(indexes, what)
                 covered += len(indexes)
         return covered
 
