@@ -137,10 +137,9 @@ class Settler:
             closed: dict[str, list[str]] = {}
             for one in still:
                 closed.setdefault(one.agent, []).append(str(one.index))
-                if one.delivered:
-                    settled.add(one.index, Outcome.HANDLED)
-                else:
-                    settled.add(one.index, Outcome.UNKNOWN, reason="removed from the inbox unseen")
+            settled.add_all((one.index for one in still if one.delivered), Outcome.HANDLED)
+            unseen = (one.index for one in still if not one.delivered)
+            settled.add_all(unseen, Outcome.UNKNOWN, reason="removed from the inbox unseen")
             for agent, indexes in closed.items():
                 draft.command_on_many("ZREM", self._layout.open(agent), indexes)
             found += await self._append(draft, settled)

@@ -206,11 +206,12 @@ class Projection:
         draft, sequence = self.draft, received.stored.sequence
         trusted = not (mark and Alarm(mark).untrusted)
         start, batch = draft.next_index, _Batch(record)
+        in_batch, nothing = Way.BATCH, Way.NONE  # looked up once, as in ``entry``
         for position, line in enumerate(record.decisions):
             if trusted and line.rule in STATE_RULES and self._in_chain(line):
                 continue
             way, message = line.way, 0
-            if way is Way.BATCH and trusted:
+            if way is in_batch and trusted:
                 message = sequence + len(batch.places) + 1
             index = draft.add_decision(
                 entry.decision(draft.next_index, sequence, record, position, line, message, mark)
@@ -218,7 +219,7 @@ class Projection:
             if message:
                 self._opened[agent_of(line.target)][message] = index
                 batch.places[position] = index, message
-            elif trusted and way is not Way.NONE:
+            elif trusted and way is not nothing:
                 self._pending[record.writer, record.number, position] = Pending(
                     index, way, agent_of(line.target), line.time
                 )

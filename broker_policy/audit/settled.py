@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from broker_policy.audit import entry
@@ -23,6 +23,10 @@ class Settled:
     def add(self, index: int, what: Outcome, *, message: int = 0, reason: str = "", attempt: int = 0) -> None:
         """The decision at ``index`` has the outcome ``what``."""
         self._groups.setdefault((what, reason, attempt), {})[index] = message
+
+    def add_all(self, indexes: Iterable[int], what: Outcome, *, reason: str = "") -> None:
+        """The decisions at ``indexes`` have the outcome ``what``."""
+        self._groups.setdefault((what, reason, 0), {}).update(dict.fromkeys(indexes, 0))
 
     def write(self, draft: Draft, now: int) -> int:
         """Add the entries to ``draft`` and set the letters; returns how many decisions they cover."""
