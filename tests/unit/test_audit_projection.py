@@ -21,6 +21,7 @@ from broker_policy.audit.numbering import WriterState, receive
 from broker_policy.audit.projection import Known, Projection
 from broker_policy.audit.record import DecisionLine, NewerRecord, Record, RecordKind, Way, digest
 from mas_nats.wire import headers, subjects
+from tests import audit_log
 from tests.audit_log import KEY, NAMESPACE
 
 FIELDS = {
@@ -116,6 +117,31 @@ def test_lines_are_read_as_one_by_one(made):
         read = Record.decode(body_with(made)).decisions
         assert read == expected
         assert [type(line.way) for line in read] == [Way] * len(read)
+
+
+@pytest.mark.parametrize(
+    "change", [{"new": 1}, {"way": ["batch"]}, {"way": {}}, {"way": "new"}, {"way": 1}, {"way": None}]
+)
+def test_what_only_a_newer_version_writes_in_a_line_is_not_read_around(change):
+    good = {"op": "send", "way": "batch", "size": 1}
+    assert Record.decode(body_with([good])).decisions[0].way is Way.BATCH
+    with pytest.raises(NewerRecord):
+        Record.decode(body_with([good, good | change]))
+    with pytest.raises(NewerRecord):
+        Record.decode(body_with([good, {"op": "send"}]))
+
+
+@pytest.mark.parametrize("field", DecisionLine._fields)
+@pytest.mark.parametrize("value", [-1, chain.MAX_INT + 1, True, 1.0, None, "batch", ["a"]])
+def test_a_wrong_value_in_the_second_line_is_found(field, value):
+    good = audit_log.line(Way.BATCH)
+    bad = good._replace(**{field: value})
+    record = Record(NAMESPACE, "w1i", 2, "", RecordKind.DECISIONS, 1, 3, (good, bad))
+    if slowly_well_formed(bad):
+        require_well_formed(record)
+    else:
+        with pytest.raises(Malformed):
+            require_well_formed(record)
 
 
 def slowly_well_formed(line: DecisionLine) -> bool:
