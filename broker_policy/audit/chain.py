@@ -15,6 +15,7 @@ import orjson
 HASH_BYTES = 32
 MAX_INT = (1 << 53) - 1
 """The largest integer of an entry: beyond it RFC 8785 numbers are no longer exact."""
+_CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
 def canonical(entry: dict[str, Any]) -> bytes:
@@ -24,7 +25,7 @@ def canonical(entry: dict[str, Any]) -> bytes:
         TypeError: a value is of a kind that entries do not hold.
 
     """
-    return orjson.dumps(entry, option=orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER)
+    return orjson.dumps(entry, option=_CANONICAL)
 
 
 def genesis(namespace: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,13 +30,15 @@ class Draft:
         self.layout = layout
         self.base = head
         self.sequence = head.sequence
-        self.chain: list[bytes | str] = []  # canonical entry, hash, canonical entry, hash …
+        self.bodies: list[bytes] = []  # canonical entries
+        self.hashes: list[bytes] = []  # of each
         self._hash = head.hash
         self._index = head.index
         self._letters: list[str] = []
         self._changed: dict[int, str] = {}
-        self._lists: dict[str, list[int]] = {}
-        self._ids: dict[int, list[str]] = {}
+        self._lists: defaultdict[str, list[str]] = defaultdict(list)
+        self._listed: dict[tuple[str, str, str, str], list[list[str]]] = {}
+        self.ids: list[str] = []  # shard, index, fragment, shard, index, fragment …
         self._commands: list[list[str]] = []
 
     @property
@@ -55,16 +58,22 @@ class Draft:
     def add_decision(self, entry: Entry) -> int:
         """Add a decision with its place in all indexes; returns its index."""
         index = self._link(entry, first_outcome(entry))
-        for name in index_names(entry):
-            self._lists.setdefault(name, []).append(index)
+        text = str(index)
+        named = entry["d"], entry["r"], entry["f"], entry["t"]
+        lists = self._listed.get(named)
+        if lists is None:
+            lists = self._listed[named] = [self._lists[name] for name in index_names(entry)]
+        for each in lists:
+            each.append(text)
         shard, fragment = id_place(entry["id"])
-        self._ids.setdefault(shard, []).extend((str(index), fragment))
+        self.ids += (f"{shard:x}", text, fragment)
         return index
 
     def _link(self, entry: Entry, letter: str) -> int:
         body = chain.canonical(entry)
         self._hash = chain.link(self._hash, body)
-        self.chain += (body, self._hash.hex())
+        self.bodies.append(body)
+        self.hashes.append(self._hash)
         self._letters.append(letter)
         self._index += 1
         return self._index
@@ -75,6 +84,14 @@ class Draft:
             self._letters[index - self.base.index - 1] = letter
         else:
             self._changed[index] = letter
+
+    def set_outcomes(self, indexes: Sequence[int], letter: str) -> None:
+        """Give entries, ascending, another outcome."""
+        if indexes and indexes[-1] <= self.base.index:
+            self._changed.update(dict.fromkeys(indexes, letter))
+            return
+        for index in indexes:
+            self.set_outcome(index, letter)
 
     def command(self, *words: str) -> None:
         """Add a Redis command."""
@@ -88,10 +105,10 @@ class Draft:
     @property
     def changes_something(self) -> bool:
         """Whether there is anything to append."""
-        return bool(self.chain or self._commands or self._changed or self.sequence != self.base.sequence)
+        return bool(self.bodies or self._commands or self._changed or self.sequence != self.base.sequence)
 
     def commands(self, now: int) -> Iterator[list[str]]:
-        """Every command of this append, except those that add to the chain itself.
+        """Every command of this append, except those that add to the chain itself and to the ids.
 
         ``now`` is the time in unix milliseconds.
         """
@@ -100,10 +117,7 @@ class Draft:
             yield ["SETRANGE", key, str(offset), text]
         for name, indexes in self._lists.items():
             for first in range(0, len(indexes), _VALUES):
-                yield ["RPUSH", layout.by(name), *map(str, indexes[first : first + _VALUES])]
-        for shard, words in self._ids.items():
-            for first in range(0, len(words), _VALUES):
-                yield ["HSET", layout.shard(shard), *words[first : first + _VALUES]]
+                yield ["RPUSH", layout.by(name), *indexes[first : first + _VALUES]]
         yield from self._commands
         head = ("i", str(self._index), "h", self._hash.hex(), "s", str(self.sequence), "t", str(now))
         yield ["HSET", layout.head, *head]

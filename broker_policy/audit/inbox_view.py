@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import chain
 
 from nats.aio.client import Client
 
@@ -87,8 +88,9 @@ class InboxView:
     async def _open(self, tail: Tail, low: str, high: str, most: int) -> list[tuple[int, int]]:
         key = self.layout.open(self.agent)
         [rows] = await tail.pipeline([("ZRANGEBYSCORE", key, low, high, "WITHSCORES", "LIMIT", 0, most)])
-        flat = [float(row) for pair in rows for row in (pair if isinstance(pair, tuple | list) else (pair,))]
-        return [(int(score), int(member)) for member, score in zip(flat[::2], flat[1::2], strict=True)]
+        # One flat list, or pairs, as the protocol has it.
+        flat = list(chain.from_iterable(rows)) if rows and isinstance(rows[0], tuple | list) else rows
+        return list(zip(map(int, map(float, flat[1::2])), map(int, flat[::2]), strict=True))
 
     async def _surely(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those that are gone, and do not only lack in a copy of the log that is behind."""

@@ -21,8 +21,8 @@ mas:audit:<ns>:lease               who projects now
 
 from __future__ import annotations
 
-import base64
 import hashlib
+from binascii import b2a_base64
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,9 +109,14 @@ class Layout:
         """The entries that an index lists."""
         return f"{self.prefix}by:{name}"
 
+    @cached_property
+    def ids(self) -> str:
+        """What the shards of the message ids begin with."""
+        return f"{self.prefix}id:"
+
     def shard(self, shard: int) -> str:
         """One shard of the message ids."""
-        return f"{self.prefix}id:{shard:x}"
+        return f"{self.ids}{shard:x}"
 
     def pending(self, writer: str) -> str:
         """A writer's decisions without an outcome."""
@@ -125,4 +130,4 @@ class Layout:
 def id_place(message_id: str) -> tuple[int, str]:
     """The shard of a message id, and the fragment of its digest that stands there."""
     raw = hashlib.sha256(message_id.encode()).digest()
-    return int.from_bytes(raw[:2], "big") % SHARDS, base64.b64encode(raw[2:8]).decode()
+    return (raw[0] << 8 | raw[1]) % SHARDS, b2a_base64(raw[2:8], newline=False).decode()

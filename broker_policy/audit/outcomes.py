@@ -135,20 +135,18 @@ class Settler:
             still = await self._still_open(some)
             draft, settled = self._tail.draft(), Settled()
             closed: dict[str, list[str]] = {}
-            for one in some:
-                if one not in still:
-                    continue  # reported meanwhile
+            for one in still:
                 closed.setdefault(one.agent, []).append(str(one.index))
-                if one.delivered:
-                    settled.add(one.index, Outcome.HANDLED)
-                else:
-                    settled.add(one.index, Outcome.UNKNOWN, reason="removed from the inbox unseen")
+            settled.add_all((one.index for one in still if one.delivered), Outcome.HANDLED)
+            unseen = (one.index for one in still if not one.delivered)
+            settled.add_all(unseen, Outcome.UNKNOWN, reason="removed from the inbox unseen")
             for agent, indexes in closed.items():
                 draft.command_on_many("ZREM", self._layout.open(agent), indexes)
             found += await self._append(draft, settled)
         return found
 
-    async def _still_open(self, some: Iterable[Gone]) -> set[Gone]:
+    async def _still_open(self, some: Iterable[Gone]) -> list[Gone]:
+        """Those that were not reported meanwhile."""
         by_agent: dict[str, list[Gone]] = {}
         for one in some:
             by_agent.setdefault(one.agent, []).append(one)
@@ -157,12 +155,12 @@ class Settler:
             for agent, ones in by_agent.items()
         ]
         answers = await self._tail.pipeline(asked)
-        return {
+        return [
             one
             for ones, scores in zip(by_agent.values(), answers, strict=True)
             for one, score in zip(ones, scores, strict=True)
             if score is not None
-        }
+        ]
 
     def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:
         """Those whose outcome is certain, or will not become more certain."""
@@ -170,10 +168,10 @@ class Settler:
         ready: list[Gone] = []
         for one in gone:
             name = (one.agent, one.sequence)
-            since = self._undelivered.setdefault(name, now)
-            if one.delivered or now - since >= UNDELIVERED_GRACE:
-                del self._undelivered[name]
-                ready.append(one)
+            if not one.delivered and now - self._undelivered.setdefault(name, now) < UNDELIVERED_GRACE:
+                continue
+            self._undelivered.pop(name, None)
+            ready.append(one)
         if len(self._undelivered) > _MOST_UNDELIVERED:  # those that were reported since are not seen again
             self._undelivered.clear()
         return iter(ready)

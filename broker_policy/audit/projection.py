@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 import orjson
@@ -14,7 +16,7 @@ from broker_policy.audit.entry import Alarm, WorkerEvent
 from broker_policy.audit.numbering import Received, WriterState, follow
 from broker_policy.audit.record import DecisionLine, Outcome, Record, RecordKind, Report, Settlement, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
-from broker_policy.audit.state_marks import StateMark
+from broker_policy.audit.state_marks import STATE_RULES, StateMark
 from mas_nats.wire.identity import agent_of
 
 DecisionName = tuple[str, int, int]
@@ -75,6 +77,20 @@ class Batched:
 
 
 @dataclass(slots=True)
+class _Batch:
+    """What a record of this append has in its writer's batch."""
+
+    record: Record
+    places: dict[int, tuple[int, int]] = field(default_factory=dict)  # position -> index, log sequence
+
+    def at(self, position: int) -> Batched | None:
+        if position not in self.places:
+            return None
+        index, message = self.places[position]
+        return Batched(index, agent_of(self.record.decisions[position].target), message)
+
+
+@dataclass(slots=True)
 class Known:
     """What Redis holds of the decisions and messages that a portion of the log speaks of."""
 
@@ -111,13 +127,13 @@ class Projection:
         self._settled = Settled()
         self._pending: dict[DecisionName, Pending] = {}
         self._answered: list[DecisionName] = []
-        self._opened: dict[MessageName, int] = {}
+        self._opened: defaultdict[str, dict[int, int]] = defaultdict(dict)  # agent -> sequence -> index
         self._also_opened: list[tuple[MessageName, int]] = []
         self._closed: dict[str, list[str]] = {}
         self._early = {name: list(reports) for name, reports in known.early.items()}
         self._states = dict(known.states)
         self._batches: dict[str, Batch] = {}
-        self._batched: dict[DecisionName, Batched] = {}
+        self._batched: dict[tuple[str, int], _Batch] = {}
 
     def take(self, received: Received) -> None:
         """Add one record."""
@@ -174,12 +190,7 @@ class Projection:
         for agent, mark in self._states.items():
             if mark != self._known.states.get(agent):
                 draft.command("HSET", layout.states, agent, mark.encode())
-        opened: dict[str, list[str]] = {}
-        for (agent, sequence), index in (*self._opened.items(), *self._also_opened):
-            opened.setdefault(agent, []).extend((str(sequence), str(index)))
-        for agent, words in opened.items():
-            draft.command_on_many("ZADD", layout.open(agent), words)
-            draft.command("SADD", layout.opened, agent)
+        self._write_opened()
         for agent, indexes in self._closed.items():
             draft.command_on_many("ZREM", layout.open(agent), indexes)
         self._write_early()
@@ -192,32 +203,29 @@ class Projection:
         )
 
     def _decisions(self, received: Received, record: Record, mark: str) -> None:
-        sequence = received.stored.sequence
+        draft, sequence = self.draft, received.stored.sequence
         trusted = not (mark and Alarm(mark).untrusted)
-        place, start = 0, self.draft.next_index
+        start, batch = draft.next_index, _Batch(record)
+        in_batch, nothing = Way.BATCH, Way.NONE  # looked up once, as in ``entry``
         for position, line in enumerate(record.decisions):
-            if trusted and self._in_chain(line):
+            if trusted and line.rule in STATE_RULES and self._in_chain(line):
                 continue
-            message = 0
-            if line.way is Way.BATCH:
-                place += 1
-                message = sequence + place if trusted else 0
-            index = self.draft.add_decision(
-                entry.decision(self.draft.next_index, sequence, record, position, line, message, mark)
+            way, message = line.way, 0
+            if way is in_batch and trusted:
+                message = sequence + len(batch.places) + 1
+            index = draft.add_decision(
+                entry.decision(draft.next_index, sequence, record, position, line, message, mark)
             )
-            if not trusted:
-                continue
             if message:
-                agent = agent_of(line.target)
-                self._opened[agent, message] = index
-                self._batched[record.writer, record.number, position] = Batched(index, agent, message)
-            elif line.way in (Way.LONE, Way.ACT):
+                self._opened[agent_of(line.target)][message] = index
+                batch.places[position] = index, message
+            elif trusted and way is not nothing:
                 self._pending[record.writer, record.number, position] = Pending(
-                    index, line.way, agent_of(line.target), line.time
+                    index, way, agent_of(line.target), line.time
                 )
-
-        if place and trusted:
+        if batch.places:
             self._batches[record.writer] = Batch(record.number, start)
+            self._batched[record.writer, record.number] = batch
 
     def _in_chain(self, line: DecisionLine) -> bool:
         """Whether ``line`` is about a revision of direct state that another worker recorded before."""
@@ -237,15 +245,17 @@ class Projection:
         if pending is None:
             pending = self._known.pending.pop(name, None)
             if pending is None:
-                return self._batched.get(name) or self._known.batched.get(name)
+                batch = self._batched.get((writer, settlement.number))
+                return (batch and batch.at(settlement.position)) or self._known.batched.get(name)
             self._answered.append(name)
         self._settled.add(pending.index, settlement.outcome, message=settlement.sequence)
         if settlement.outcome is Outcome.COMMITTED and pending.way is Way.LONE:
             message = (pending.agent, settlement.sequence)
-            if message in self._opened:  # a delayed message that two workers released: both are followed
+            opened = self._opened[pending.agent]
+            if settlement.sequence in opened:  # a delayed message, released by two: both are followed
                 self._also_opened.append((message, pending.index))
                 return None
-            self._opened[message] = pending.index
+            opened[settlement.sequence] = pending.index
             for report in self._early.pop(message, ()):
                 self._report(report)
         return None
@@ -266,28 +276,31 @@ class Projection:
             if settlement.outcome is not Outcome.COMMITTED:
                 self._closed.setdefault(batched.agent, []).append(str(batched.index))
                 continue
-            message = (batched.agent, settlement.sequence)
-            self._opened[message] = batched.index
-            for report in self._early.pop(message, ()):
+            self._opened[batched.agent][settlement.sequence] = batched.index
+            for report in self._early.pop((batched.agent, settlement.sequence), ()):
                 self._report(report)
 
     def _leave(self, batched: Batched) -> bool:
         """Take a decision's message from its place; whether it was still followed there."""
+        opened = self._opened[batched.agent]
+        if opened.get(batched.sequence) == batched.index:
+            del opened[batched.sequence]
+            return True
         place = (batched.agent, batched.sequence)
-        for followed in (self._opened, self._known.open):
-            if followed.get(place) == batched.index:
-                del followed[place]
-                return True
+        if self._known.open.get(place) == batched.index:
+            del self._known.open[place]
+            return True
         return False
 
     def _report(self, report: Report) -> None:
         name = (report.agent, report.sequence)
-        index = self._opened.get(name) or self._known.open.get(name)
+        opened = self._opened[report.agent]
+        index = opened.get(report.sequence) or self._known.open.get(name)
         if index is None:
             self._early.setdefault(name, []).append(report)
             return
         self._settled.add(index, report.outcome, reason=report.reason, attempt=report.attempt)
-        if report.outcome in FINAL_FOR_MESSAGE and self._opened.pop(name, None) is None:
+        if report.outcome in FINAL_FOR_MESSAGE and opened.pop(report.sequence, None) is None:
             del self._known.open[name]
             self._closed.setdefault(report.agent, []).append(str(index))
 
@@ -302,6 +315,18 @@ class Projection:
             draft.command("SADD", layout.unsettled, writer)
         for writer, number, position in self._answered:
             draft.command("HDEL", layout.pending(writer), f"{number}.{position}")
+
+    def _write_opened(self) -> None:
+        layout, draft = self.draft.layout, self.draft
+        opened: dict[str, list[str]] = {}
+        for agent, places in self._opened.items():
+            if places:
+                opened[agent] = list(map(str, chain.from_iterable(places.items())))
+        for (agent, sequence), index in self._also_opened:
+            opened.setdefault(agent, []).extend((str(sequence), str(index)))
+        for agent, words in opened.items():
+            draft.command_on_many("ZADD", layout.open(agent), words)
+            draft.command("SADD", layout.opened, agent)
 
     def _write_early(self) -> None:
         layout, draft = self.draft.layout, self.draft

@@ -13,6 +13,8 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -195,7 +197,7 @@ _LINE_KEYS = (  # in the order of the fields
     "letter",
 )
 _KNOWN_LINE_KEYS = frozenset(_LINE_KEYS)
-_LINE_DEFAULTS = ("",) * len(_LINE_KEYS)
+_WAYS = {str(way): way for way in Way}
 
 
 def _line_out(line: DecisionLine) -> dict[str, Any]:
@@ -203,10 +205,17 @@ def _line_out(line: DecisionLine) -> dict[str, Any]:
 
 
 def _line_in(raw: dict[str, Any]) -> DecisionLine:
-    if not raw.keys() <= _KNOWN_LINE_KEYS:
-        raise NewerRecord(f"a decision with {sorted(raw.keys() - _KNOWN_LINE_KEYS)}")
-    raw["way"] = Way(raw.get("way", ""))
-    return DecisionLine(*map(raw.get, _LINE_KEYS, _LINE_DEFAULTS))
+    way = raw.get("way", "")
+    raw["way"] = (type(way) is str and _WAYS.get(way)) or Way(way)
+    return DecisionLine._make(_in_order(tuple(raw))((*raw.values(), "")))
+
+
+@lru_cache(maxsize=256)
+def _in_order(keys: tuple[str, ...]) -> itemgetter[Any]:
+    """What takes the fields out of the values of ``keys`` and the "" behind them."""
+    if unknown := set(keys) - _KNOWN_LINE_KEYS:
+        raise NewerRecord(f"a decision with {sorted(unknown)}")
+    return itemgetter(*(keys.index(key) if key in keys else len(keys) for key in _LINE_KEYS))
 
 
 def digest(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from broker_policy.audit import entry
@@ -24,6 +24,10 @@ class Settled:
         """The decision at ``index`` has the outcome ``what``."""
         self._groups.setdefault((what, reason, attempt), {})[index] = message
 
+    def add_all(self, indexes: Iterable[int], what: Outcome, *, reason: str = "") -> None:
+        """The decisions at ``indexes`` have the outcome ``what``."""
+        self._groups.setdefault((what, reason, 0), {}).update(dict.fromkeys(indexes, 0))
+
     def write(self, draft: Draft, now: int) -> int:
         """Add the entries to ``draft`` and set the letters; returns how many decisions they cover."""
         covered = 0
@@ -43,8 +47,7 @@ class Settled:
                         attempt=attempt,
                     )
                 )
-                for index in indexes:
-                    draft.set_outcome(index, what)
+                draft.set_outcomes(indexes, what)
                 covered += len(indexes)
         return covered
 

@@ -19,6 +19,9 @@ STATE_GAP = "state_gap"
 """The rule of a line about revisions that nobody saw: the message id is ``<seen>-<seen>``, the revisions
 between which they were."""
 
+STATE_RULES = frozenset({DIRECT_STATE, STATE_GAP})
+"""The rules of lines about direct state."""
+
 
 @dataclass(frozen=True, slots=True)
 class StateMark:
@@ -69,5 +72,5 @@ def state_agents(portion: Iterable[Received]) -> set[str]:
         for received in portion
         if received.record is not None
         for line in received.record.decisions
-        if StateMark.of(line) is not None
+        if line.rule in STATE_RULES and StateMark.of(line) is not None
     }

@@ -27,16 +27,23 @@ _HEAD = ("i", "h", "s")
 
 # Appends when the chain still ends where the caller believes, and says so; otherwise changes nothing. So
 # however many projectors there are, each record enters once. All commands are in one script: Redis writes
-# their effects to its append-only file as one transaction.
+# their effects to its append-only file as one transaction. Entries and hashes come as one text each: a client
+# packs every argument by itself.
 _APPEND = """
 local head = redis.call('HMGET', KEYS[1], 'i', 's')
 if (head[1] or '0') ~= ARGV[1] or (head[2] or '0') ~= ARGV[2] then return 0 end
-local index = tonumber(ARGV[1])
-for place = 4, #ARGV, 2 do
-  index = index + 1
-  redis.call('XADD', KEYS[2], string.format('%.0f-0', index), 'e', ARGV[place], 'h', ARGV[place + 1])
+local base, plan = tonumber(ARGV[1]), cjson.decode(ARGV[3])
+local bodies, hashes, first = ARGV[4], ARGV[5], 1
+for place, length in ipairs(plan.lengths) do
+  redis.call(
+    'XADD', KEYS[2], string.format('%.0f-0', base + place),
+    'e', bodies:sub(first, first + length - 1), 'h', hashes:sub(64 * place - 63, 64 * place)
+  )
+  first = first + length
 end
-for _, command in ipairs(cjson.decode(ARGV[3])) do redis.call(unpack(command)) end
+local ids = plan.ids
+for place = 1, #ids, 3 do redis.call('HSET', ARGV[6] .. ids[place], ids[place + 1], ids[place + 2]) end
+for _, command in ipairs(plan.commands) do redis.call(unpack(command)) end
 return 1
 """
 
@@ -154,11 +161,22 @@ class Store:
         When it returns, Redis has synced it (``appendfsync always``).
         """
         now = int(self._clock() * 1000)
-        commands = orjson.dumps(list(draft.commands(now)))
+        plan = {
+            "lengths": [len(body) for body in draft.bodies],
+            "ids": draft.ids,
+            "commands": list(draft.commands(now)),
+        }
         base = draft.base
         done = await self._append(
             keys=[self.layout.head, self.layout.chain],
-            args=[str(base.index), str(base.sequence), commands, *draft.chain],
+            args=[
+                str(base.index),
+                str(base.sequence),
+                orjson.dumps(plan),
+                b"".join(draft.bodies),
+                b"".join(draft.hashes).hex(),
+                self.layout.ids,
+            ],
         )
         return bool(done)
 

@@ -17,6 +17,7 @@ from tests.audit_log import NAMESPACE, line
 
 INDEXES = st.sets(st.integers(1, 3000), max_size=400)
 RECORD = Record(NAMESPACE, "w1i", 2, "", RecordKind.DECISIONS, 1, 3)
+PLAIN = line(Way.BATCH)
 
 
 def empty(index: int = 0) -> Draft:
@@ -36,7 +37,7 @@ def test_settled_entries_cover_all_and_stay_small(indexes):
     for index in indexes:
         settled.add(index, Outcome.HANDLED)
     assert settled.write(draft, 1) == len(indexes)
-    entries = [orjson.loads(body) for body in draft.chain[::2]]
+    entries = [orjson.loads(body) for body in draft.bodies]
     assert all(len(made["x"]) <= MAX_RANGES for made in entries)
     assert sorted(index for made in entries for index in entry.unranged(made["x"])) == sorted(indexes)
 
@@ -49,8 +50,8 @@ def test_outcomes_of_one_message_are_written_in_the_order_in_which_they_happen()
     settled.add(2, Outcome.DEAD, attempt=3)
     settled.add(2, Outcome.COMMITTED, message=9)
     settled.write(draft, 1)
-    assert [orjson.loads(body)["o"] for body in draft.chain[::2]] == ["c", "v", "v", "d"]
-    assert [orjson.loads(body).get("a") for body in draft.chain[::2]] == [None, 1, 2, 3]
+    assert [orjson.loads(body)["o"] for body in draft.bodies] == ["c", "v", "v", "d"]
+    assert [orjson.loads(body).get("a") for body in draft.bodies] == [None, 1, 2, 3]
 
 
 def test_outcomes_go_into_their_blocks(monkeypatch):
@@ -119,3 +120,24 @@ def test_a_draft_without_content_changes_nothing():
     draft.add(entry.worker(8, 1, 1, WorkerEvent.OPEN, "w1i", 1))
     assert draft.changes_something
     assert draft.head.index == 8
+
+
+@given(INDEXES, INDEXES, st.integers(0, 3000))
+def test_outcomes_that_come_together_are_those_that_come_one_by_one(handled, unseen, base):
+    one_by_one, together = (empty(base), Settled()), (empty(base), Settled())
+    for draft, _ in (one_by_one, together):
+        for _ in range(max(handled | unseen, default=0) - base):
+            draft.add_decision(entry.decision(draft.next_index, 2, RECORD, 0, PLAIN, 3, ""))
+    for index in handled:
+        one_by_one[1].add(index, Outcome.HANDLED)
+    for index in unseen:
+        one_by_one[1].add(index, Outcome.UNKNOWN, reason="unseen")
+    together[1].add_all(handled, Outcome.HANDLED)
+    together[1].add_all(unseen, Outcome.UNKNOWN, reason="unseen")
+    assert one_by_one[1].write(one_by_one[0], 1) == together[1].write(together[0], 1)
+    assert one_by_one[0].bodies == together[0].bodies
+    letters = dict.fromkeys(handled, "h") | dict.fromkeys(unseen - handled, "?")
+    written = [command for command in together[0].commands(1) if command[0] == "SETRANGE"]
+    assert written == [command for command in one_by_one[0].commands(1) if command[0] == "SETRANGE"]
+    found = {int(offset) + place: each for _, _, offset, text in written for place, each in enumerate(text)}
+    assert {index: found[index] for index in letters} == letters

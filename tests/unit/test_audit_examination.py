@@ -32,7 +32,7 @@ def make(length: int = 20) -> Chain:
         place = draft.next_index
         draft.add_decision(entry.decision(place, 2, RECORD, place, line(Way.BATCH), 3, ""))
     draft.add(entry.outcome(length, 2, 5, Outcome.HANDLED, range(2, length)))
-    bodies, hashes = draft.chain[::2], draft.chain[1::2]
+    bodies, hashes = draft.bodies, [each.hex() for each in draft.hashes]
     return [
         StoredEntry(f"{place}-0", body, digest)
         for place, (body, digest) in enumerate(zip(bodies, hashes, strict=True), 1)
@@ -172,7 +172,7 @@ def test_any_mutation_is_found(data):
 def test_an_alarm_in_the_chain_is_a_finding():
     draft = Draft(Layout(NAMESPACE), Head(0, chain.genesis(NAMESPACE), 0))
     draft.add(entry.alarm(1, 9, 1, Alarm.GAP, "w1i", 4, 6))
-    report = examine([StoredEntry("1-0", draft.chain[0], draft.chain[1])])
+    report = examine([StoredEntry("1-0", draft.bodies[0], draft.hashes[0].hex())])
     [finding] = report.findings
     assert finding.kind is FindingKind.ALARM
     assert "records 4 to 6" in finding.text
