@@ -9,6 +9,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -31,7 +32,7 @@ from mas_nats.transport import (
     SignsOfLife,
     unreachable,
 )
-from mas_nats.wire import subjects
+from mas_nats.wire import headers, subjects
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision
 
@@ -50,11 +51,12 @@ Handle = Callable[[AgentMessage], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Delivery:
+    """What an acknowledgement needs. Its message refers to it, so it does not refer to its message."""
+
     ack_subject: str
     sequence: int
     attempt: int
-    message: AgentMessage
-    headers: Mapping[str, str]
+    message_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Inbox:
 
     def _received(self, incoming: Incoming) -> None:
         try:
-            delivery = self._read(incoming)
+            delivery, message = self._read(incoming)
         except (ValueError, IndexError):
             logger.error("a delivery that cannot be read was left for the ack wait: %s", incoming.subject)
             return
@@ -159,20 +161,18 @@ class Inbox:
             self._keepalive.add(older.ack_subject)
         else:
             self._keepalive.add(delivery.ack_subject)
-            task = asyncio.create_task(self._run(delivery))
+            task = asyncio.create_task(self._run(delivery, message, incoming.headers))
             self._running[delivery.sequence] = (task, delivery)
 
-    def _read(self, incoming: Incoming) -> _Delivery:
+    def _read(self, incoming: Incoming) -> tuple[_Delivery, AgentMessage]:
         tokens = incoming.reply.split(".")
         # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<number>..., or with domain and account (ADR-15)
         first = 4 if len(tokens) < 11 else 6
         attempt, sequence, number = map(int, tokens[first : first + 3])
         self._acks.delivered(sequence, attempt, number)
         data: Any = orjson.loads(incoming.data)
-
-        async def acknowledge() -> None:
-            await self._acknowledge(delivery)
-
+        message_id = incoming.headers.get(headers.MESSAGE_ID, "")
+        delivery = _Delivery(incoming.reply, sequence, attempt, message_id)
         message = read_message(
             incoming.headers,
             data,
@@ -180,18 +180,17 @@ class Inbox:
             attempt=attempt,
             replier=self._replier,
             body=incoming.data,
-            acknowledge=acknowledge,
+            acknowledge=partial(self._acknowledge, delivery),
         )
-        delivery = _Delivery(incoming.reply, sequence, attempt, message, incoming.headers)
-        return delivery
+        return delivery, message
 
-    async def _run(self, delivery: _Delivery) -> None:
+    async def _run(self, delivery: _Delivery, message: AgentMessage, fields: Mapping[str, str]) -> None:
         try:
-            failure = await self._attempt(delivery.message, delivery.headers)
-            if delivery.message.course.acknowledged:
+            failure = await self._attempt(message, fields)
+            if message.course.acknowledged:
                 if failure is not None:
-                    self._log(delivery.message, failure, "")
-            elif failure is None or await self._settled(delivery, failure):
+                    self._log(message, failure, "")
+            elif failure is None or await self._settled(delivery, message, failure):
                 self._remember(delivery.sequence)
                 await self._acks.handled(
                     delivery.sequence, delivery.ack_subject, last=len(self._running) == 1
@@ -199,7 +198,7 @@ class Inbox:
             else:
                 await self._give_back(delivery, self._delay(delivery.attempt))
         except asyncio.CancelledError:
-            if not delivery.message.course.acknowledged:
+            if not message.course.acknowledged:
                 await self._give_back(delivery, 0)
             raise
         finally:
@@ -207,7 +206,7 @@ class Inbox:
             self._running.pop(delivery.sequence, None)
             self._pull.more()
 
-    async def _attempt(self, message: AgentMessage, headers: Mapping[str, str]) -> _Failure | None:
+    async def _attempt(self, message: AgentMessage, fields: Mapping[str, str]) -> _Failure | None:
         now = self._now()
         if message.deadline is not None and message.deadline.timestamp() < now:
             return _Failure(Decision.EXPIRED, "", retryable=False, handler_failed=False)
@@ -215,7 +214,7 @@ class Inbox:
             if self._telemetry is None:
                 await self._handle(message)
             else:
-                with self._telemetry.processing(message, headers, now):
+                with self._telemetry.processing(message, fields, now):
                     await self._handle(message)
         except StreamCancelled:
             return None  # nobody waits for what it did not finish
@@ -229,7 +228,7 @@ class Inbox:
             return _failure(error, message, retryable=not message.course.told)
         return None
 
-    async def _settled(self, delivery: _Delivery, failure: _Failure) -> bool:
+    async def _settled(self, delivery: _Delivery, message: AgentMessage, failure: _Failure) -> bool:
         """Report a failure; whether the policy service has taken the message over."""
         report = {
             "sequence": delivery.sequence,
@@ -242,10 +241,10 @@ class Inbox:
         try:
             verdict = await self._calls.call(Op.FAIL, orjson.dumps(report), timeout=_REPORT_TIMEOUT)
         except MasError as error:
-            self._log(delivery.message, failure, "")
+            self._log(message, failure, "")
             logger.warning("%s: a failure could not be reported: %s", self._agent, error)
             return False
-        self._log(delivery.message, failure, str(verdict.result.get("error", "")))
+        self._log(message, failure, str(verdict.result.get("error", "")))
         if not verdict.ok:
             logger.warning("%s: a failure report was refused: %s", self._agent, verdict.reason)
         return verdict.ok and bool(verdict.result.get("dead") or verdict.result.get("expired"))
@@ -287,8 +286,8 @@ class Inbox:
         except NoResponders as error:
             raise Unavailable(f"{error}: the message will be delivered again") from error
         except NoAnswer as error:
-            text = f"{error}: message {delivery.message.message_id} may be delivered again"
-            raise OutcomeUnknown(delivery.message.message_id, text) from error
+            text = f"{error}: message {delivery.message_id} may be delivered again"
+            raise OutcomeUnknown(delivery.message_id, text) from error
         self._keepalive.remove(delivery.ack_subject)
         self._acks.acknowledged(delivery.sequence)
         self._remember(delivery.sequence)
