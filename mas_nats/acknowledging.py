@@ -117,11 +117,13 @@ class Acknowledgements:
 
     def _together(self) -> bool:
         """Whether messages can be acknowledged together at the moment."""
+        if self._closed or not self._terms().ack_many:
+            return False
+        if not self._away and not self._not_before:
+            return True
         now = asyncio.get_running_loop().time()
-        if self._away:
-            self._away = {sequence: until for sequence, until in self._away.items() if until > now}
-        free = not self._closed and not self._away and now >= self._not_before
-        return free and self._terms().ack_many
+        self._away = {sequence: until for sequence, until in self._away.items() if until > now}
+        return not self._away and now >= self._not_before
 
     def _taken(self) -> dict[int, str]:
         """What was gathered, and nothing is gathered any more."""

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, overload
 
@@ -438,14 +439,11 @@ class Agent(Generic[S]):
             running.session,
             running.transport.signs_of_life(self._agent_id, ack_wait),
             agent=self._agent_id,
-            handle=self._handle,
+            handle=partial(handlers.dispatch, self, self._handlers),
             replier=running.messenger,
             now=running.transport.now,
             telemetry=running.telemetry,
         )
-
-    async def _handle(self, message: AgentMessage) -> None:
-        await handlers.dispatch(self, self._handlers, message)
 
     def _alive(self) -> _Running[S]:
         if self._running is None:

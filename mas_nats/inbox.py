@@ -95,6 +95,7 @@ class Inbox:
         self._running: dict[int, tuple[asyncio.Task[None], _Delivery]] = {}
         self._acked: OrderedDict[int, None] = OrderedDict()
         self._acks = Acknowledgements(connection, agent, lambda: session.terms)
+        self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._giving_back: set[asyncio.Task[None]] = set()
         self._pull = StandingPull(
@@ -161,7 +162,7 @@ class Inbox:
             self._keepalive.add(older.ack_subject)
         else:
             self._keepalive.add(delivery.ack_subject)
-            task = asyncio.create_task(self._run(delivery, message, incoming.headers))
+            task = self._loop.create_task(self._run(delivery, message, incoming.headers))
             self._running[delivery.sequence] = (task, delivery)
 
     def _read(self, incoming: Incoming) -> tuple[_Delivery, AgentMessage]:

@@ -189,8 +189,9 @@ def read_message(
     message.target = target
     message.message_type = fields.get(headers.TYPE, "")
     message.data = data
-    message.sent_at = _time(fields.get(headers.SENT)) or _EPOCH
-    message.deadline = _time(fields.get(headers.DEADLINE))
+    sent, deadline = fields.get(headers.SENT), fields.get(headers.DEADLINE)
+    message.sent_at = _time(sent) if sent else _EPOCH
+    message.deadline = _time(deadline) if deadline else None
     message.attempt = attempt
     message.audit = fields.get(headers.AUDIT, "")
     message.reply_token = fields.get(headers.REPLY_TOKEN, "")
@@ -205,8 +206,8 @@ def read_message(
     return read
 
 
-def _time(milliseconds: str | None) -> datetime | None:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+def _time(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 def reply_id(sender: str, target: str, message_id: str) -> str:

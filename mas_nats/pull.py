@@ -14,6 +14,7 @@ import contextlib
 import functools
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -77,6 +78,7 @@ class StandingPull:
         self._requests: dict[str, _Request] = {}
         self._coming = 0
         self._sign_of_life = 0.0
+        self._time = time.monotonic  # that of the loop, as soon as there is one
         self._pause = _FIRST_PAUSE
         self._subscription: Subscription | None = None
         self._asking = asyncio.Event()
@@ -141,8 +143,9 @@ class StandingPull:
 
     def more(self) -> None:
         """There may be room again."""
-        free = self._room() - self._busy() - self._coming
-        if free > 0 and (self._coming <= 0 or free * 2 >= self._room()):
+        room = self._room()
+        free = room - self._busy() - self._coming
+        if free > 0 and (self._coming <= 0 or free * 2 >= room):
             self._asking.set()
 
     async def _subscribe(self) -> None:
@@ -151,7 +154,8 @@ class StandingPull:
         self._requests.clear()
         self._anew()
         self._coming = 0
-        self._sign_of_life = asyncio.get_running_loop().time()
+        self._time = asyncio.get_running_loop().time
+        self._sign_of_life = self._time()
         self._subscription = await self._connection.subscribe(
             f"{self._prefix}.*", functools.partial(self._received, self._prefix)
         )
@@ -182,7 +186,7 @@ class StandingPull:
                 self._back_off()
 
     def _received(self, prefix: str, message: Incoming) -> None:
-        self._sign_of_life = asyncio.get_running_loop().time()
+        self._sign_of_life = self._time()
         if not (status := message.status):
             self._pause = _FIRST_PAUSE
             self._count_one()
@@ -205,7 +209,8 @@ class StandingPull:
 
     def _count_one(self) -> None:
         # Which request a message answers is not told; the sum is exact, the parts are close.
-        self._coming = max(0, self._coming - 1)
+        if self._coming > 0:
+            self._coming -= 1
         for number, request in self._requests.items():
             request.batch -= 1
             if request.batch <= 0:
