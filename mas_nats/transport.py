@@ -6,8 +6,7 @@ Everything above it, from pulling to compare-and-set, is the same code on every 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mas_nats.errors import MasError, Unavailable
 from mas_nats.wire.headers import STATUS
@@ -25,8 +24,7 @@ class NoResponders(MasError):
     """Nobody is there to take it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A message from the broker."""
 
     subject: str
