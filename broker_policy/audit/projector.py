@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -44,6 +45,9 @@ from mas_nats.wire.identity import agent_of
 
 logger = logging.getLogger(__name__)
 
+_TURN = 0.001
+"""Seconds after which computing lets others have their turn."""
+_T = TypeVar("_T")
 RECORDS = 1000
 """Records read at once."""
 DECISIONS = 500
@@ -216,11 +220,11 @@ class Projector:
             if self._due("restart", _RESTART_CHECK_EVERY):
                 await self._notice_restart()
             return 0
-        received, newer = self._received(page.messages)
+        received, newer = await self._received(page.messages)
         for portion in _portions(iter(received)):
             known = await self._known(portion)
             projection = Projection(self._tail.draft(), self._tail.writers, known)
-            for record in portion:
+            async for record in _in_turns(portion):
                 projection.take(record)
             projection.finish(self._tail.now())
             await self._tail.append(projection.draft, projection.seen)
@@ -229,10 +233,10 @@ class Projector:
             raise newer
         return len(page.messages)
 
-    def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
+    async def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
         """The records up to the first that only a newer version can read."""
         received: list[Received] = []
-        for stored in messages:
+        async for stored in _in_turns(messages):
             try:
                 received.append(receive(stored, self.namespace, self._key))
             except NewerRecord as newer:
@@ -340,6 +344,16 @@ class Projector:
         )
         draft.sequence = 0
         await self._tail.append(draft)
+
+
+async def _in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """The items, with turns for others between them: calls wait for their verdicts in the same loop."""
+    begun = time.perf_counter()
+    for item in items:
+        yield item
+        if time.perf_counter() - begun > _TURN:
+            await asyncio.sleep(0)
+            begun = time.perf_counter()
 
 
 def _raise_if_cancelled() -> None:
