@@ -29,7 +29,8 @@ from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import publish
 from mas_nats.policy.document import Limits
 from mas_nats.policy.governance import Governance, RateLimits
-from mas_nats.wire import headers, subjects
+from mas_nats.wire import bundle, headers, subjects
+from mas_nats.wire.bundle import Part
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.audit_log import KEY, NAMESPACE, connect
@@ -359,14 +360,24 @@ async def batch_under_way(
 
     monkeypatch.setattr(Ahead, "add", noticed)
     release = lossy.hold(batches)
-    first = asyncio.create_task(many(here, 60, first=100))
+    parts = [
+        Part(
+            "send",
+            {headers.MSG_ID: f"new{number}", headers.TARGET: "bob", headers.TYPE: "work"},
+            b'{"n":%d}' % number,
+        )
+        for number in range(100, 160)
+    ]
+    first = asyncio.create_task(
+        here.call("alice", "send", bundle.encode(parts), **{headers.BUNDLE: "1"})  # all of them at once
+    )
     await lossy.happened.wait()
     behind = asyncio.create_task(many(here, 60))
     async with asyncio.timeout(5):
         await judged.wait()
     yield behind
     release()
-    assert all(verdict.ok for verdict in await first)
+    assert bundle.decode_verdicts(await first, 60) == [bundle.PLAIN] * 60
 
 
 async def test_what_is_judged_ahead_goes_behind_what_came_before(
