@@ -51,9 +51,9 @@ def acknowledge_first() -> None:
     """For controls: acknowledge a delivery before it is handled."""
     run: Any = Inbox._run
 
-    async def wrong(self: Any, delivery: Any) -> None:
+    async def wrong(self: Any, delivery: Any, *more: Any) -> None:
         await self._acks.say(delivery.ack_subject, ACK)
-        await run(self, delivery)
+        await run(self, delivery, *more)
 
     Inbox._run = wrong  # type: ignore[method-assign]
 
