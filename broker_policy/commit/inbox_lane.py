@@ -148,9 +148,10 @@ class InboxLane:
     async def _next(self) -> list[Judged]:
         """What comes next, judged under the policy of the moment."""
         ahead = self._ahead.take()
-        if ahead and self._judging.holds(ahead):
-            return ahead
-        self._put_back(ahead)
+        judged = ahead + await self._judged(self._portion(MAX_BATCH - len(ahead)))
+        if not ahead or self._judging.holds(judged):
+            return judged
+        self._put_back(judged)
         return await self._judged(self._portion(MAX_BATCH))
 
     def _put_back(self, judged: Sequence[Judged]) -> None:
