@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import orjson
 from nats.aio.client import Client
 
 from benchmarks.traffic import (
@@ -154,32 +156,51 @@ async def _record(nc: Client) -> None:
 
 
 async def _store(nc: Client, messages: list[tuple[bytes, dict[str, str]]]) -> None:
-    """A record and the messages behind it: plainly where they are few, else as an atomic batch."""
     name = f"{os.getpid()}.{next(_numbers)}"
-    record, at = RECORD * len(messages), f"{BARE_RECORDS}.{name}"
-    lines = [{headers.MSG_ID: f"{name}.{place}"} for place in range(len(messages) + 1)]
-    for line, (_, more) in zip(lines[1:], messages, strict=True):
-        line.update(more)
-    bodies = [body for body, _ in messages]
-    if len(bodies) <= LONE:
-        for before, line in itertools.pairwise(lines):
-            line[headers.EXPECTED_LAST_MSG_ID] = before[headers.MSG_ID]
-        stored = zip(lines[1:], bodies, strict=True)
-        await asyncio.gather(
-            nc.request(at, record, headers=lines[0], timeout=30),
-            *(nc.request(BARE_SUBJECT, body, headers=line, timeout=30) for line, body in stored),
-        )
-        return
-    batch = name.replace(".", "-")
-    for place, line in enumerate(lines, start=1):
-        line |= {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: str(place)}
-    await nc.publish(at, record, headers=lines[0])
-    for line, body in zip(lines[1:-1], bodies[:-1], strict=True):
-        await nc.publish(BARE_SUBJECT, body, headers=line)
-    committed = {**lines[-1], headers.BATCH_COMMIT: "1"}
-    answer = await nc.request(BARE_SUBJECT, bodies[-1], headers=committed, timeout=30)
-    if b'"error"' in answer.data:
-        raise RuntimeError(answer.data.decode())
+    parts = [Part(f"{BARE_RECORDS}.{name}", RECORD * len(messages), {headers.MSG_ID: f"{name}.0"})]
+    for place, (body, more) in enumerate(messages, start=1):
+        parts.append(Part(BARE_SUBJECT, body, {headers.MSG_ID: f"{name}.{place}", **more}))
+    await store(nc, parts, batch=name.replace(".", "-"))
+
+
+class Part(NamedTuple):
+    """What is published of a record or a message, with the id by which it is stored once."""
+
+    subject: str
+    body: bytes
+    fields: dict[str, str]
+
+
+async def store(nc: Client, parts: Sequence[Part], *, batch: str) -> int:
+    """Store a record and the messages behind it: plainly where they are few, else as an atomic batch.
+
+    Returns the sequence of the record.
+
+    Raises:
+        RuntimeError: the server refused it.
+
+    """
+    if len(parts) <= LONE + 1:
+        for before, after in itertools.pairwise(parts):
+            after.fields[headers.EXPECTED_LAST_MSG_ID] = before.fields[headers.MSG_ID]
+        requests = (nc.request(part.subject, part.body, timeout=30, headers=part.fields) for part in parts)
+        record, *_ = map(_sequence, await asyncio.gather(*requests))
+        return record
+    for place, part in enumerate(parts, start=1):
+        part.fields[headers.BATCH_ID], part.fields[headers.BATCH_SEQUENCE] = batch, str(place)
+    for part in parts[:-1]:
+        await nc.publish(part.subject, part.body, headers=part.fields)
+    last = parts[-1]
+    last.fields[headers.BATCH_COMMIT] = "1"
+    answer = await nc.request(last.subject, last.body, timeout=30, headers=last.fields)
+    return _sequence(answer) - len(parts) + 1
+
+
+def _sequence(answer: Any) -> int:
+    said = orjson.loads(answer.data)
+    if "error" in said:
+        raise RuntimeError(said["error"])
+    return int(said["seq"])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 from redis.asyncio import Redis
 
-from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT, LONE
+from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT, Part, store
 from benchmarks.traffic import PAYLOAD, RAW_NAMESPACE, measure, role, rounds, say
 from broker_policy.dlp import Ruleset, ruleset
 from broker_policy.embedded.layout import Broker, Layout
@@ -271,38 +271,16 @@ class _Worker:
         return verdicts
 
     async def _store(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
-        """A record and the messages behind it: plainly where they are few, else as an atomic batch."""
         number = next(self._numbers)
         record, name = orjson.dumps([number, self._previous, lines]), f"{os.getpid()}.{number}"
         mac = hmac.digest(self._key, record, "sha256").hex()
-        messages = [(f"{BARE_RECORDS}.{name}", record, {headers.MSG_ID: name, headers.RECORD_MAC: mac})]
+        parts = [Part(f"{BARE_RECORDS}.{name}", record, {headers.MSG_ID: name, headers.RECORD_MAC: mac})]
         for place, (fields, body) in enumerate(out):
             fields[headers.AUDIT] = f"{name}.{place}"
-            messages.append((BARE_SUBJECT, body, fields))
-        if len(out) <= LONE:
-            for before, after in itertools.pairwise(messages):
-                after[2][headers.EXPECTED_LAST_MSG_ID] = before[2][headers.MSG_ID]
-            each = (self._nc.request(at, body, timeout=30, headers=fields) for at, body, fields in messages)
-            first = _sequence(await asyncio.gather(*each))
-        else:
-            batch = name.replace(".", "-")
-            for place, (_, _, fields) in enumerate(messages, start=1):
-                fields[headers.BATCH_ID], fields[headers.BATCH_SEQUENCE] = batch, str(place)
-            for at, body, fields in messages[:-1]:
-                await self._nc.publish(at, body, headers=fields)
-            at, body, fields = messages[-1]
-            fields[headers.BATCH_COMMIT] = "1"
-            first = _sequence([await self._nc.request(at, body, timeout=30, headers=fields)]) - len(out)
+            parts.append(Part(BARE_SUBJECT, body, fields))
+        first = await store(self._nc, parts, batch=name.replace(".", "-"))
         self._previous = hashlib.sha256(record).hexdigest()
         self._audit.records.append((first, record))
-
-
-def _sequence(answers: Sequence[Any]) -> int:
-    """Where the first of what was stored lies."""
-    said = [orjson.loads(each.data) for each in answers]
-    if failed := [each for each in said if "error" in each]:
-        raise RuntimeError(failed[0])
-    return int(said[0]["seq"])
 
 
 async def floor_work(_count: int, _concurrency: int) -> None:
