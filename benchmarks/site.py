@@ -19,6 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT
 from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
 from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.staging import Staging
 from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.store import PolicyStore
@@ -48,7 +49,10 @@ async def brought_up(
 
 
 async def prepare(layout: Layout, broker: Broker) -> None:
-    """Two agents and their certificates; beside them an account with plain streams and a plain bucket."""
+    """Two agents and their certificates; beside them an account with plain streams and a plain bucket.
+
+    The server gathers the batches of a plain stream in memory too, as it does those of agents.
+    """
     await apply_policy(layout, broker)
     authority = CertificateAuthority.open_or_create(layout.authority)
     for name in ("a", "b", "direct"):
@@ -84,6 +88,9 @@ async def prepare(layout: Layout, broker: Broker) -> None:
         await js.add_consumer(stream, consumer)
     await js.create_key_value(bucket=RAW_BUCKET)
     await raw.close()
+    staging = Staging(layout.node(1, 1), stream=BARE_STREAM)
+    if staging.prepare():
+        staging.link()
 
 
 async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A policy worker that kills itself at a named point of a message to another namespace.
+"""A policy worker that kills itself at a named point of a message to another namespace, or of a batch.
 
 ``python -m tests.dying_worker POINT --folder .mas --name w1``; the rest of the command line is the worker's.
 """
@@ -76,6 +76,9 @@ def handed_over_unrecorded() -> None:
     Crossing._put = put  # type: ignore[method-assign]
 
 
+BATCHES: dict[str, Callable[[], None]] = {
+    "batch stored": before(Answers, "recorded", lambda _, judged: len(judged) > 1),
+}
 POINTS: dict[str, Callable[[], None]] = {
     "nothing recorded": before(Crossing, "_put"),
     "own side recorded": before(Crossing, "_deliver"),
@@ -89,5 +92,5 @@ POINTS: dict[str, Callable[[], None]] = {
 
 
 if __name__ == "__main__":
-    POINTS[sys.argv.pop(1)]()
+    {**POINTS, **BATCHES}[sys.argv.pop(1)]()
     worker.main()

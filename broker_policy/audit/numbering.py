@@ -11,6 +11,8 @@ from broker_policy.audit.log import Stored
 from broker_policy.audit.record import NewerRecord, Record, RecordKey, RecordKind, digest
 from mas_nats.wire import subjects
 
+NO_END = 1 << 63
+
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
@@ -38,6 +40,8 @@ class Received:
     record: Record | None  # None when it is unreadable
     authentic: bool
     digest: str
+    end: int = NO_END
+    """What went with it lies before this sequence: there is the next record, or the log ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Step:
         return not any(finding.alarm.untrusted for finding in self.findings)
 
 
-def receive(stored: Stored, namespace: str, key: RecordKey) -> Received:
+def receive(stored: Stored, namespace: str, key: RecordKey, end: int = NO_END) -> Received:
     """Read a record and authenticate it.
 
     Raises:
@@ -90,7 +94,7 @@ def receive(stored: Stored, namespace: str, key: RecordKey) -> Received:
         record = None
     if record is not None and record.namespace != namespace:
         authentic = False
-    return Received(stored, record, authentic, digest(stored.body))
+    return Received(stored, record, authentic, digest(stored.body), end)
 
 
 def follow(state: WriterState | None, received: Received) -> Step:

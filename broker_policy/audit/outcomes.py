@@ -22,7 +22,7 @@ from broker_policy.audit.inbox_view import Gone, InboxView
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.memory import Memory, Remember
 from broker_policy.audit.probe import Prober
-from broker_policy.audit.projection import Pending, decode_reports, early_field
+from broker_policy.audit.projection import CLOCKS, Pending, decode_reports, early_field
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
@@ -41,8 +41,6 @@ UNDELIVERED_GRACE = 30.0
 word on deliveries is behind until the next one."""
 EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
-CLOCKS = 2.0
-"""Seconds by which the clock of a worker, which follows the server's, may differ from it."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
 _MOST_UNDELIVERED = 100_000
@@ -274,7 +272,7 @@ class Settler:
             return 0.0
         if before != after:  # another server leads: which of them was asked?
             return math.inf
-        return max(after.since + CLOCKS, self._tail.now() / 1000 - DEDUP_WINDOW + CLOCKS)
+        return max(after.since + CLOCKS / 1000, self._tail.now() / 1000 - DEDUP_WINDOW + CLOCKS / 1000)
 
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
         probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import cast
 
@@ -23,6 +23,8 @@ DecisionName = tuple[str, int, int]
 """Writer, record number and position: what names a decision in the log."""
 MessageName = tuple[str, int]
 """Agent and log sequence: what names a message in an inbox."""
+CLOCKS = 2000
+"""Milliseconds by which the clock of a worker, which follows the server's, may differ from it."""
 _EVENTS = {
     RecordKind.OPEN: WorkerEvent.OPEN,
     RecordKind.CLOSE: WorkerEvent.CLOSE,
@@ -37,7 +39,7 @@ class Pending:
     index: int
     way: Way
     agent: str
-    time: int  # unix milliseconds
+    time: int  # unix milliseconds: before it the message was not stored
 
     def encode(self) -> str:
         """As it lies in Redis."""
@@ -134,6 +136,7 @@ class Projection:
         self._states = dict(known.states)
         self._batches: dict[str, Batch] = {}
         self._batched: dict[tuple[str, int], _Batch] = {}
+        self._torn: list[DecisionName] = []
 
     def take(self, received: Received) -> None:
         """Add one record."""
@@ -176,6 +179,9 @@ class Projection:
     def finish(self, now: int) -> None:
         """Add what follows from all records together. ``now`` is in unix milliseconds."""
         self._settled.write(self.draft, now)
+        for name in self._torn:  # not stored until now; what is stored from now on the server remembers
+            if name in self._pending:
+                self._pending[name] = replace(self._pending[name], time=now + CLOCKS)
         layout, draft = self.draft.layout, self.draft
         for writer, state in self.seen.items():
             if state is not None:
@@ -213,6 +219,10 @@ class Projection:
             way, message = line.way, 0
             if way is in_batch and trusted:
                 message = sequence + len(batch.places) + 1
+                if message >= received.end:  # torn: what becomes of the rest must be found out of each
+                    way, message = Way.LONE, 0
+                    line = line._replace(way=way)  # noqa: PLW2901
+                    self._torn.append((record.writer, record.number, position))
             index = draft.add_decision(
                 entry.decision(draft.next_index, sequence, record, position, line, message, mark)
             )

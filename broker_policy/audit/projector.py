@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import nats.errors
@@ -22,7 +22,7 @@ from broker_policy.audit import entry, log
 from broker_policy.audit.entry import Alarm
 from broker_policy.audit.lease import Lease
 from broker_policy.audit.memory import Remember
-from broker_policy.audit.numbering import Received, receive
+from broker_policy.audit.numbering import NO_END, Received, receive
 from broker_policy.audit.outcomes import Settler
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import (
@@ -35,7 +35,7 @@ from broker_policy.audit.projection import (
     decode_reports,
     wanted,
 )
-from broker_policy.audit.record import NewerRecord, RecordKey
+from broker_policy.audit.record import NewerRecord, RecordKey, Way
 from broker_policy.audit.removal import Removal
 from broker_policy.audit.state_marks import StateMark, state_agents
 from broker_policy.audit.store import Store
@@ -221,6 +221,8 @@ class Projector:
                 await self._notice_restart()
             return 0
         received, newer = await self._received(page.messages)
+        if received and received[-1].end == NO_END:
+            received[-1] = replace(received[-1], end=await self._end(received[-1]))
         for portion in _portions(iter(received)):
             known = await self._known(portion)
             projection = Projection(self._tail.draft(), self._tail.writers, known)
@@ -236,12 +238,29 @@ class Projector:
     async def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
         """The records up to the first that only a newer version can read."""
         received: list[Received] = []
-        async for stored in _in_turns(messages):
+        ends = [*(message.sequence for message in messages[1:]), NO_END]
+        async for stored, end in _in_turns(zip(messages, ends, strict=True)):
             try:
-                received.append(receive(stored, self.namespace, self._key))
+                received.append(receive(stored, self.namespace, self._key, end))
             except NewerRecord as newer:
                 return received, newer
         return received, None
+
+    async def _end(self, last: Received) -> int:
+        """Where the log goes on behind ``last`` with something that did not go with it.
+
+        A batch that was torn, by a power cut or a full disk, has less behind its record than that says.
+        """
+        if last.record is None:
+            return NO_END
+        claimed = last.stored.sequence + sum(line.way is Way.BATCH for line in last.record.decisions)
+        if claimed == last.stored.sequence:
+            return NO_END
+        reached = await log.last_sequence(self._nc)
+        if reached < claimed:
+            return reached + 1
+        following = (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages
+        return following[0].sequence if following else NO_END
 
     async def settle_once(self) -> int:
         """Find outcomes that no record reports; returns how many were found. Errors as ``project_once``."""

@@ -23,6 +23,7 @@ from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.server_files import ServerFiles
+from broker_policy.embedded.staging import Staging
 from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.private_files import private_folder
 from broker_policy.tenants.material import Material, create_material
@@ -78,11 +79,17 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
     holder = lock.LockHolder(os.getpid(), since, ports.urls)
     with lock.held(layout.lock, holder):
         supervisor = Supervisor(say)
+        staging = Staging(layout.node(1, nodes)) if nodes == 1 else None
         try:
-            yield await _bring_up(layout, plan, ports, since, supervisor, say)
+            broker = await _bring_up(layout, plan, ports, since, supervisor, say)
+            if staging is not None and staging.prepare():
+                supervisor.attend(staging.follow())
+            yield broker
         finally:
             layout.endpoint.unlink(missing_ok=True)
             await supervisor.stop()
+            if staging is not None:
+                staging.remove()
 
 
 async def _bring_up(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,12 @@ import pytest
 from broker_policy.audit import outcomes
 from mas_nats import OutcomeUnknown, PermissionDenied
 from tests.across import Desk
+from tests.dying import died, dying
 from tests.dying_worker import POINTS
 from tests.load import Handling, audit_of, send_all
 from tests.parts import Parts, parts
 from tests.processes import kill
-from tests.system import REPOSITORY, System, mas
+from tests.system import System, mas
 
 SALES, BILLING = "sales", "billing"
 REPLYING = [point for point in POINTS if point.startswith("reply")]
@@ -38,31 +36,6 @@ async def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[P
         await running.namespace(["router"], {"router": [f"{BILLING}/desk"]}, name=SALES)
         await running.namespace(["desk"], {f"{SALES}/router": ["desk"]}, name=BILLING)
         yield running
-
-
-@contextlib.asynccontextmanager
-async def dying(up: Parts, point: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker that will die at ``point``, and is ready."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.dying_worker", point),
-        *("--folder", str(up.layout.root), "--name", "dying"),
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(20):
-            while not up.layout.ready("dying").exists():
-                await asyncio.sleep(0.05)
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-
-
-async def died(worker: asyncio.subprocess.Process) -> None:
-    """Wait until it has killed itself, which is not to fail."""
-    assert await asyncio.wait_for(worker.wait(), 20) == -signal.SIGKILL
 
 
 @contextlib.asynccontextmanager

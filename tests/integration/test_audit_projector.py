@@ -287,7 +287,7 @@ async def test_a_batch_torn_by_the_server_is_settled_singly(nc, redis, projector
     await other.write(RecordKind.MARK)  # lies where a message of the batch would
     if projected:
         await project(projector)
-        assert await outcomes(redis, sender="alice") == ["c"] * 4
+        assert await outcomes(redis, sender="alice") == ["c", " ", " ", " "]
     moved = await writer.deliver(lines[1], 1)
     await writer.settle(
         (2, 0, Outcome.COMMITTED, first),
@@ -425,6 +425,48 @@ async def test_the_decisions_of_a_dead_worker_get_outcomes(nc, redis, impatient)
     assert await outcomes(redis, sender="alice") == ["c", "h", "n", "?"]
     await project(impatient)
     await intact(redis)
+
+
+@pytest.mark.parametrize("behind", ["nothing", "a record", "a page of records"])
+async def test_what_a_torn_batch_of_a_dead_worker_lacks_was_not_committed(
+    nc, redis, monkeypatch, impatient, behind
+):
+    """Two of four messages reached the disk before the power cut. The server has started anew since."""
+    started = time.time()
+
+    async def remember() -> Memory:
+        return Memory("nats", started)
+
+    projector = Projector(NAMESPACE, nc, redis, KEY, remember=remember)
+    dead, alive = await LogWriter(nc).open(), await LogWriter(nc).open()
+    early = int(started * 1000) - 5000
+    lines = [line(Way.BATCH, time=early, message_id=f"m{number}") for number in range(4)]
+    await dead.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    for position, each in enumerate(lines[:2]):
+        await dead.deliver(each, position)
+    if behind != "nothing":
+        await alive.write(RecordKind.MARK)
+        await alive.write(RecordKind.MARK)
+    if behind == "a page of records":
+        monkeypatch.setattr("broker_policy.audit.projector.RECORDS", 1)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "c", " ", " "]
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c", "c", "n", "n"]
+    await handle(nc, "bob", 2)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h", "h", "n", "n"]
+    await project(projector)
+    await intact(redis)
+
+
+async def test_a_whole_batch_at_the_end_of_the_log_is_committed(nc, redis, projector):
+    """Also when all of it was removed already."""
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH), line(), line(Way.BATCH)])
+    await handle(nc, "bob", 2)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "r", "c"]
 
 
 async def test_a_repetition_is_told_from_the_decision_that_was_stored(nc, redis, impatient):

@@ -1,0 +1,238 @@
+"""Batches are gathered in memory; one that was being stored when the server died is completed anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from nats.js.api import StorageType, StreamConfig
+
+from broker_policy.embedded.nats_server import NatsServer, server_name
+from broker_policy.embedded.staging import Staging
+from broker_policy.identity.pki import CertificateAuthority
+from broker_policy.jetstream import stream_info
+from mas_nats.wire import headers
+from mas_nats.wire.identity import Identity, Role
+from mas_nats.wire.subjects import INBOX_STREAM
+from tests.audit_log import connect
+from tests.conftest import StartNats
+
+MESSAGES = 900
+TRIES = 40
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A server's folder with the stream of one account."""
+    made = tmp_path / "nats"
+    (made / "jetstream" / "ACCOUNT" / "streams" / INBOX_STREAM / "msgs").mkdir(parents=True)
+    (made / "jetstream" / "ACCOUNT" / "streams" / "KV_other").mkdir()
+    return made
+
+
+def batches(folder: Path, account: str = "ACCOUNT") -> Path:
+    return folder / "jetstream" / account / "streams" / INBOX_STREAM / "batches"
+
+
+def place(memory: Path, folder: Path, account: str = "ACCOUNT") -> Path:
+    return memory / server_name(folder) / f"{account}.{INBOX_STREAM}"
+
+
+# -- the links ----------------------------------------------------------------------------------------------
+def test_a_stream_is_linked_to_a_private_place(folder: Path, memory: Path) -> None:
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    assert batches(folder).readlink() == place(memory, folder)
+    assert place(memory, folder).stat().st_mode & 0o777 == 0o700
+    assert place(memory, folder).parent.stat().st_mode & 0o777 == 0o700
+    assert not (batches(folder).parents[1] / "KV_other" / "batches").exists()
+
+
+def test_what_is_linked_stays_with_what_is_in_it(folder: Path, memory: Path) -> None:
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    (batches(folder) / "batch").mkdir()
+    assert staging.link()
+    assert (place(memory, folder) / "batch").is_dir()
+
+
+def test_a_folder_in_use_is_left_until_it_is_empty(folder: Path, memory: Path) -> None:
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    (batches(folder) / "batch").mkdir(parents=True)
+    assert not staging.link()
+    assert (batches(folder) / "batch").is_dir()
+    assert not batches(folder).is_symlink()
+    (batches(folder) / "batch").rmdir()
+    assert staging.link()
+    assert batches(folder).is_symlink()
+
+
+def test_after_a_start_of_the_server_nothing_old_is_left_in_memory(folder: Path, memory: Path) -> None:
+    """The server removes the link when it starts, and what it could complete is complete then."""
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    (batches(folder) / "never committed").mkdir()
+    batches(folder).unlink()
+    assert staging.link()
+    assert not list(batches(folder).iterdir())
+
+
+@pytest.mark.parametrize("target", ["gone", "elsewhere"])
+def test_another_link_is_replaced(folder: Path, memory: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    batches(folder).symlink_to(tmp_path / target)
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    assert batches(folder).readlink() == place(memory, folder)
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+def test_a_link_whose_place_was_removed_works_again(folder: Path, memory: Path) -> None:
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    shutil.rmtree(place(memory, folder))
+    assert staging.link()
+    assert batches(folder).is_dir()
+
+
+def test_a_place_that_others_may_enter_is_not_used(folder: Path, memory: Path) -> None:
+    (memory / server_name(folder)).mkdir(mode=0o755)
+    assert not Staging(folder, memory=memory).prepare()
+
+
+def test_a_place_that_somebody_put_there_is_not_used(folder: Path, memory: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    (memory / server_name(folder)).symlink_to(tmp_path / "theirs")
+    assert not Staging(folder, memory=memory).prepare()
+
+
+def test_where_there_is_no_memory_to_be_had_nothing_is_linked(folder: Path, tmp_path: Path) -> None:
+    assert not Staging(folder, memory=tmp_path / "missing").prepare()
+
+
+def test_at_the_end_only_what_is_empty_is_removed(folder: Path, memory: Path) -> None:
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    (batches(folder) / "being stored").mkdir()
+    staging.remove()
+    assert (batches(folder) / "being stored").is_dir()
+    (batches(folder) / "being stored").rmdir()
+    staging.remove()
+    assert not list(memory.iterdir())
+
+
+# -- a real server ------------------------------------------------------------------------------------------
+class Batching:
+    """A server with a stream for batches, whose places are in memory."""
+
+    def __init__(self, server: NatsServer, memory: Path, ca: CertificateAuthority, folder: Path) -> None:
+        self.server = server
+        self.staging = Staging(server.folder, memory=memory)
+        self.memory = memory
+        self.identity = ca.issue(Identity("mas", "default", Role.POLICY, "worker"), folder / "worker")
+
+    @contextlib.asynccontextmanager
+    async def connected(self):
+        nc = await connect(self.server, self.identity)
+        try:
+            yield nc
+        finally:
+            await nc.close()
+
+    async def make(self) -> None:
+        async with self.connected() as nc:
+            config = StreamConfig(INBOX_STREAM, subjects=["a"], storage=StorageType.FILE, allow_atomic=True)
+            await nc.jetstream().add_stream(config)
+        assert self.staging.prepare()
+        assert self.staging.link()
+
+    async def last(self) -> int:
+        async with self.connected() as nc:
+            return int((await stream_info(nc, INBOX_STREAM))["state"]["last_seq"])
+
+    async def hand_over(self, nc: Client, batch: str, count: int) -> None:
+        """A whole batch; returns when the server has read it, and while it stores it."""
+        for number in range(1, count + 1):
+            fields = {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: str(number)}
+            if number == count:
+                fields[headers.BATCH_COMMIT] = "1"
+            await nc.publish("a", b"x" * 1000, headers=fields)
+        await nc.flush()
+
+    async def killed_within(self, batch: str, *, lost: bool) -> int:
+        """How many messages of a batch are there after the server was killed. ``lost``: the memory too."""
+        before = await self.last()
+        async with self.connected() as nc:
+            await self.hand_over(nc, batch, MESSAGES)
+            await asyncio.sleep(random.uniform(0, 0.05))
+            self.server.kill()
+            await self.server.process.wait()
+        if lost:
+            shutil.rmtree(self.memory / server_name(self.server.folder))
+        await self.server.start()
+        assert self.staging.prepare()
+        assert self.staging.link()
+        return await self.last() - before
+
+    @property
+    def completed(self) -> bool:
+        """Whether a start of the server completed a batch."""
+        return "Restoring partial batch write" in self.server.log.read_text()
+
+
+@pytest.fixture
+async def batching(start_nats: StartNats, ca: CertificateAuthority, memory: Path, tmp_path: Path) -> Batching:
+    made = Batching(await start_nats(), memory, ca, tmp_path)
+    await made.make()
+    return made
+
+
+async def test_the_server_gathers_in_memory(batching: Batching) -> None:
+    [account] = (batching.server.folder / "jetstream").iterdir()
+    there = place(batching.memory, batching.server.folder, account.name)
+    async with batching.connected() as nc:
+        fields = {headers.BATCH_ID: "b", headers.BATCH_SEQUENCE: "1"}
+        await nc.request("a", b"one", headers=fields)
+        assert list(there.rglob("*.blk"))
+        fields = {headers.BATCH_ID: "b", headers.BATCH_SEQUENCE: "2", headers.BATCH_COMMIT: "1"}
+        answer = await nc.request("a", b"two", headers=fields)
+    assert b'"count":2' in answer.data
+    assert await batching.last() == 2
+    assert not list(there.iterdir())
+
+
+@pytest.mark.slow
+async def test_a_batch_is_whole_or_not_there_after_its_server_was_killed(batching: Batching) -> None:
+    for number in range(TRIES):
+        assert await batching.killed_within(f"b{number}", lost=False) in (0, MESSAGES)
+        if batching.completed and number >= 10:
+            return
+    raise AssertionError(f"in {TRIES} tries no server was killed while it stored a batch")
+
+
+@pytest.mark.slow
+async def test_with_the_memory_lost_too_a_batch_can_be_torn(batching: Batching) -> None:
+    """The control, and what a power cut does: the projector has to find it out (test_power_cut.py)."""
+    for number in range(TRIES):
+        if await batching.killed_within(f"b{number}", lost=True) not in (0, MESSAGES):
+            return
+    raise AssertionError(f"in {TRIES} tries no batch was torn, so the test above shows nothing")
