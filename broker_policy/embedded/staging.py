@@ -4,7 +4,7 @@ Until the last message of a batch has come, nats-server keeps its messages in a 
 stores them in their stream, with one sync, and acknowledges. The folder costs five syncs more, also where
 nothing else is synced (2.15.1, ``newBatchStore``): most of the time that a small batch takes. It only
 serves to complete a batch that was being stored when the server ended, which nobody was told of. In memory it
-outlives the server, not the machine; what a power cut leaves of such a batch the projector finds out (ADR 39).
+outlives the server, not the machine; what a power cut leaves of such a batch the projector finds (ADR 39).
 """
 
 from __future__ import annotations
