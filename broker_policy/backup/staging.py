@@ -56,11 +56,12 @@ def files(root: Path) -> Iterator[str]:
     for folder, inner, names in os.walk(root, followlinks=True):  # data may lie on another disk
         inner[:] = [name for name in inner if not name.startswith(_STAGE)]
         for name in list(inner):
-            if (at := (Path(folder) / name).resolve()) in entered:
+            if (place := (Path(folder) / name).resolve()) in entered:
                 inner.remove(name)
-            entered.add(at)
-        here = Path(folder).relative_to(root)
-        found += [(here / name).as_posix() for name in names]
+            entered.add(place)
+        at = Path(folder)
+        # A link to nowhere: of a broker that was killed, to memory that is gone (embedded/staging.py).
+        found += [(at / name).relative_to(root).as_posix() for name in names if (at / name).exists()]
     for name in sorted(found):
         if belongs(name):
             yield name

@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from broker_policy.embedded.nats_server import server_name
@@ -51,11 +52,11 @@ class Staging:
 
     def link(self) -> bool:
         """Link what is there; False when something was in use or vanished: worth another try."""
-        linked = [self._linked(stream) for stream in self._store.glob(f"*/streams/{self._stream}")]
+        linked = [self._linked(stream) for stream in self._streams()]
         return all(linked)
 
     def _linked(self, stream: Path) -> bool:
-        batches, place = stream / "batches", self._place / f"{stream.parents[1].name}.{stream.name}"
+        batches, place = stream / "batches", self._place_of(stream)
         try:
             if batches.is_symlink():
                 if batches.readlink() == place and place.is_dir():
@@ -71,6 +72,12 @@ class Staging:
             return False
         return True
 
+    def _streams(self) -> Iterator[Path]:
+        return self._store.glob(f"*/streams/{self._stream}")
+
+    def _place_of(self, stream: Path) -> Path:
+        return self._place / f"{stream.parents[1].name}.{stream.name}"
+
     async def follow(self) -> None:
         """Link what comes, until cancelled: streams are made, and servers start, at any time."""
         while True:
@@ -84,3 +91,7 @@ class Staging:
                 with contextlib.suppress(OSError):
                     place.rmdir()
             self._place.rmdir()
+        for stream in self._streams():
+            batches = stream / "batches"
+            if batches.is_symlink() and not batches.exists():
+                batches.unlink()

@@ -12,6 +12,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import StorageType, StreamConfig
 
+from broker_policy.backup.staging import files as backed_up
 from broker_policy.embedded.nats_server import NatsServer, server_name
 from broker_policy.embedded.staging import Staging
 from broker_policy.identity.pki import CertificateAuthority
@@ -138,6 +139,17 @@ def test_at_the_end_only_what_is_empty_is_removed(folder: Path, memory: Path) ->
     (batches(folder) / "being stored").rmdir()
     staging.remove()
     assert not list(memory.iterdir())
+    assert not batches(folder).is_symlink()
+
+
+def test_what_a_stopped_server_left_is_no_obstacle_to_a_backup(folder: Path, memory: Path) -> None:
+    """Of one that was killed, before its machine was: the link leads nowhere."""
+    (batches(folder).parent / "msgs" / "1.blk").write_bytes(b"message")
+    staging = Staging(folder, memory=memory)
+    assert staging.prepare()
+    assert staging.link()
+    shutil.rmtree(memory)
+    assert [Path(name).name for name in backed_up(folder.parent)] == ["1.blk"]
 
 
 # -- a real server ------------------------------------------------------------------------------------------
