@@ -12,6 +12,7 @@ import typer
 from broker_policy.cli.app import Folder, Json, Output, app, command
 from broker_policy.containers.setup import choose_nodes, distribute, set_up
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.embedded.staging import Staging
 from broker_policy.keys.turns import unchanged
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from broker_policy.tenants.provision import provision as make
@@ -79,6 +80,23 @@ async def provision(
         keys, public = ControllerKeys.load(layout.keys), PublicMaterial.load(layout.keys)
         said = await make(connection, keys, public, manifest)
     out.result({"said": said}, "\n".join(["accounts and streams are complete", *said]))
+
+
+@command("batches", group=containers, example="mas containers batches --store /data --memory /batches")
+async def batches(
+    *,
+    store: Annotated[Path, typer.Option("--store", help="Where the nats-server keeps its data.")],
+    memory: Annotated[
+        Path, typer.Option("--memory", help="A folder in memory, at the same path where the server runs.")
+    ],
+    json: Json = False,
+) -> None:
+    """Let the one nats-server gather batches in memory, until interrupted."""
+    out, staging = Output(json=json), Staging(store, memory=memory)
+    if not staging.prepare():
+        raise ConfigurationError(f"{memory} is no folder of this user's with 32 MB of room")
+    out.progress(f"batches of {store} are gathered in {memory}; Ctrl-C ends it")
+    await staging.follow()
 
 
 async def _follow(layout: Layout, parts: Path, out: Output) -> None:

@@ -16,13 +16,14 @@ from tests.compose.project import REPOSITORY, Project, until
 pytestmark = pytest.mark.timeout(600)
 
 ONCE = {"setup", "provision"}
-RUNNING = {"nats", "redis", "policy", "signer", "helpdesk", "router"}
+RUNNING = {"nats", "batches", "redis", "policy", "signer", "helpdesk", "router"}
 HOLDS = {
     "setup": {"site", "controller", "worker", "signer", "redis", "nats", "nats-2", "nats-3"}
     | {"agent-helpdesk", "agent-router", "redis-data", "nats-data", "nats-2-data", "nats-3-data"}
     | {"prometheus", "grafana", "prometheus-data", "grafana-data"},
     "provision": {"controller"},
-    "nats": {"nats", "nats-data"},
+    "nats": {"nats", "nats-data", "nats-batches"},
+    "batches": {"nats-data", "nats-batches"},
     "redis": {"redis", "redis-data"},
     "policy": {"worker"},
     "signer": {"signer"},
@@ -123,6 +124,23 @@ def test_agents_in_containers_talk_and_the_audit_has_it(project: Project):
     report = json.loads(verified.stdout)
     assert report["intact"]
     assert report["checkpoints"] > 0
+
+
+def test_batches_are_gathered_in_memory(project: Project):
+    """Also after the server was killed and started again."""
+
+    def linked() -> bool:
+        found = project.inside("nats", "sh", "-c", "stat -f -c %T /data/jetstream/*/streams/INBOX/batches/")
+        return set(found.stdout.split()) == {"tmpfs"}
+
+    until(linked, "folders for batches in memory")
+    [server] = project.containers()["nats"]
+    began = server["State"]["StartedAt"]
+    project.engine("kill", "--signal", "SIGKILL", server["Id"])
+    project.up("--scale", "policy=3")
+    assert project.containers()["nats"][0]["State"]["StartedAt"] != began
+    until(linked, "folders for batches in memory again")
+    project.more_answers()
 
 
 def test_traffic_goes_on_when_a_worker_is_killed(project: Project):
@@ -304,5 +322,5 @@ def test_down_leaves_nothing(project: Project):
 def test_every_part_in_compose_is_known():
     for names in HOLDS.values():
         for name in names - {"site"}:
-            if not name.endswith("-data"):
+            if not name.endswith(("-data", "-batches")):
                 assert part(name).files
