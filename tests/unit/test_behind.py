@@ -141,7 +141,10 @@ async def test_where_it_is_always_in_vain_it_is_left_alone_for_some_time(
     assert set(await stored(here)) == {f"new{number}" for number in range(6)}
 
 
-async def test_several_behind_one_record_are_in_vain_once(here: Serving, between: Between):
+async def test_several_behind_one_record_are_in_vain_once(
+    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("broker_policy.commit.inbox_lane.LONE_MAX", 4)
     between.intruders = 1
     assert all(verdict.ok for verdict in await many(here, 4))
     assert (await here.send("alice", "bob", id="last")).ok
