@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from broker_policy.embedded.nats_server import write_error
+from broker_policy.jetstream import direct_get_page
 from mas_nats import Agent, AgentMessage, Overloaded
+from mas_nats.wire import subjects
 from mas_nats.wire.verdict import Decision
 from tests.load import UNSURE, Handling, audit_of, send_all
 from tests.parts import parts
@@ -111,7 +113,15 @@ async def test_a_disk_filled_by_others_loses_nothing(crowded: System, disk: Path
         more = await asyncio.wait_for(send_all(sender, "b", 20, 4), 90)
         async with receiver:
             assert await receiver.wait_handled(accepted | more, 60) == set()
+            await emptied(crowded, namespace, "b")  # also of what was stored and not accepted
     await intact(crowded, namespace, accepted | more)
+
+
+async def emptied(system: System, namespace: str, agent: str) -> None:
+    """Wait until the inbox is empty."""
+    async with system.tenant(namespace) as nc, asyncio.timeout(60):
+        while await direct_get_page(nc, subjects.INBOX_STREAM, subjects.inbox(agent), 1):
+            await asyncio.sleep(0.1)
 
 
 async def write_failed(monitor_url: str) -> None:
