@@ -58,6 +58,8 @@ LONGEST_INTERVAL = 1.5
 ASK_EVERY = 1.0
 """Seconds after which a worker that does not project asks again whether it may."""
 REMOVE_EVERY = 1.0
+_BEHIND = 0.1
+"""Seconds that the node which leads the log may be behind another, from which a record was read."""
 _RESTART_CHECK_EVERY = 5.0
 _REPEAT_ALARM = 60.0
 _BACKOFF = (0.2, 5.0)  # seconds, first and longest
@@ -256,9 +258,10 @@ class Projector:
         claimed = last.stored.sequence + sum(line.way is Way.BATCH for line in last.record.decisions)
         if claimed == last.stored.sequence:
             return NO_END
-        reached = await log.last_sequence(self._nc)
-        if reached < claimed:
-            return reached + 1
+        if await log.last_sequence(self._nc) < claimed:
+            await asyncio.sleep(_BEHIND)
+            if (reached := await log.last_sequence(self._nc)) < claimed:
+                return reached + 1
         following = (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages
         return following[0].sequence if following else NO_END
 
