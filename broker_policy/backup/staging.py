@@ -60,11 +60,18 @@ def files(root: Path) -> Iterator[str]:
                 inner.remove(name)
             entered.add(place)
         at = Path(folder)
-        # A link to nowhere: of a broker that was killed, to memory that is gone (embedded/staging.py).
-        found += [(at / name).relative_to(root).as_posix() for name in names if (at / name).exists()]
+        found += [(at / name).relative_to(root).as_posix() for name in names if not _lost(at / name)]
     for name in sorted(found):
         if belongs(name):
             yield name
+
+
+def _lost(file: Path) -> bool:
+    """Whether it is a link of a broker that was killed, to memory that is gone (``embedded/staging.py``).
+
+    Any other link to nowhere makes the backup fail: a disk that is not mounted.
+    """
+    return file.name == "batches" and file.is_symlink() and not file.exists()
 
 
 def size_of(root: Path) -> int:

@@ -45,9 +45,12 @@ class Staging:
                 return False
             with contextlib.suppress(FileExistsError):
                 self._place.mkdir(mode=0o700)
-            found = self._place.lstat()
+            return self._private()
         except OSError:
             return False
+
+    def _private(self) -> bool:
+        found = self._place.lstat()
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
     def link(self) -> bool:
@@ -81,13 +84,15 @@ class Staging:
     async def follow(self) -> None:
         """Link what comes, until cancelled: streams are made, and servers start, at any time."""
         while True:
-            done = await asyncio.to_thread(self.link)
+            # The place may vanish, and somebody else's come: it is looked at each time.
+            usable = await asyncio.to_thread(self.prepare)
+            done = not usable or await asyncio.to_thread(self.link)
             await asyncio.sleep(_EVERY if done else _SOON)
 
     def remove(self) -> None:
         """Remove what is empty, once the server has ended: it completes the rest when it starts."""
         with contextlib.suppress(OSError):
-            for place in self._place.iterdir():
+            for place in self._place.iterdir() if self._private() else ():
                 with contextlib.suppress(OSError):
                     place.rmdir()
             self._place.rmdir()

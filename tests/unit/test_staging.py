@@ -152,6 +152,32 @@ def test_what_a_stopped_server_left_is_no_obstacle_to_a_backup(folder: Path, mem
     assert [Path(name).name for name in backed_up(folder.parent)] == ["1.blk"]
 
 
+def test_a_disk_that_is_not_mounted_is_not_left_out_of_a_backup(folder: Path, tmp_path: Path) -> None:
+    (batches(folder).parent / "msgs" / "1.blk").symlink_to(tmp_path / "not mounted")
+    assert [Path(name).name for name in backed_up(folder.parent)] == ["1.blk"]
+
+
+async def test_a_place_that_vanished_is_made_again_and_another_s_is_not_taken(
+    folder: Path, memory: Path
+) -> None:
+    staging = Staging(folder, memory=memory)
+    following = asyncio.create_task(staging.follow())
+    try:
+        async with asyncio.timeout(10):
+            while not batches(folder).is_dir():
+                await asyncio.sleep(0.02)
+            shutil.rmtree(memory / server_name(folder))
+            while not batches(folder).is_dir():
+                await asyncio.sleep(0.02)
+        shutil.rmtree(memory / server_name(folder))
+        (memory / server_name(folder)).mkdir()
+        (memory / server_name(folder)).chmod(0o777)
+        await asyncio.sleep(1.5)  # more than one look
+        assert not batches(folder).is_dir()
+    finally:
+        following.cancel()
+
+
 # -- a real server ------------------------------------------------------------------------------------------
 class Batching:
     """A server with a stream for batches, whose places are in memory."""
