@@ -8,10 +8,11 @@ import orjson
 
 from broker_policy.audit.entry import Alarm, Malformed, require_well_formed
 from broker_policy.audit.log import Stored
-from broker_policy.audit.record import NewerRecord, Record, RecordKey, RecordKind, digest
+from broker_policy.audit.record import NewerRecord, Record, RecordKey, RecordKind, Way, digest
 from mas_nats.wire import subjects
 
 NO_END = 1 << 63
+"""Beyond every sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,12 @@ class Received:
     digest: str
     end: int = NO_END
     """What went with it lies before this sequence: there is the next record, or the log ends."""
+
+    @property
+    def claimed(self) -> int:
+        """The sequence of the last message that went with it, by what it says; its own where none did."""
+        lines = self.record.decisions if self.record is not None else ()
+        return self.stored.sequence + sum(line.way is Way.BATCH for line in lines)
 
 
 @dataclass(frozen=True, slots=True)

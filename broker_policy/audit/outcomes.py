@@ -272,7 +272,7 @@ class Settler:
             return 0.0
         if before != after:  # another server leads: which of them was asked?
             return math.inf
-        return max(after.since + CLOCKS / 1000, self._tail.now() / 1000 - DEDUP_WINDOW + CLOCKS / 1000)
+        return max(after.since, self._tail.now() / 1000 - DEDUP_WINDOW) + CLOCKS / 1000
 
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
         probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))

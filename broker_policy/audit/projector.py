@@ -35,7 +35,7 @@ from broker_policy.audit.projection import (
     decode_reports,
     wanted,
 )
-from broker_policy.audit.record import NewerRecord, RecordKey, Way
+from broker_policy.audit.record import NewerRecord, RecordKey
 from broker_policy.audit.removal import Removal
 from broker_policy.audit.state_marks import StateMark, state_agents
 from broker_policy.audit.store import Store
@@ -253,14 +253,11 @@ class Projector:
 
         A batch that was torn, by a power cut or a full disk, has less behind its record than that says.
         """
-        if last.record is None:
+        if last.claimed == last.stored.sequence:
             return NO_END
-        claimed = last.stored.sequence + sum(line.way is Way.BATCH for line in last.record.decisions)
-        if claimed == last.stored.sequence:
-            return NO_END
-        if await log.last_sequence(self._nc) < claimed:
+        if await log.last_sequence(self._nc) < last.claimed:
             await asyncio.sleep(_BEHIND)
-            if (reached := await log.last_sequence(self._nc)) < claimed:
+            if (reached := await log.last_sequence(self._nc)) < last.claimed:
                 return reached + 1
         following = (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages
         return following[0].sequence if following else NO_END

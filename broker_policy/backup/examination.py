@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from broker_policy.audit import log
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.numbering import WriterState, follow, receive
-from broker_policy.audit.record import NewerRecord, RecordKind, Way
+from broker_policy.audit.record import NewerRecord, RecordKind
 from broker_policy.audit.store import Store
 from broker_policy.backup.manifest import NamespaceState, StreamState
 from broker_policy.embedded.durability import monitor
@@ -161,8 +161,7 @@ class _Look:
                 for finding in step.findings:
                     numbers = f"{finding.first} to {finding.last}"
                     self._found(f"{finding.alarm} at records {numbers} of writer {record.writer}")
-                batch = sum(line.way is Way.BATCH for line in record.decisions)
-                self.torn = self.torn or at + batch > last
+                self.torn = self.torn or received.claimed > last
         return waiting
 
     async def _signed(self, entries: int) -> int:
