@@ -18,8 +18,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 
 from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT
 from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
+from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.staging import Staging
 from broker_policy.embedded.up import Plan, running
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.store import PolicyStore
@@ -88,9 +88,9 @@ async def prepare(layout: Layout, broker: Broker) -> None:
         await js.add_consumer(stream, consumer)
     await js.create_key_value(bucket=RAW_BUCKET)
     await raw.close()
-    staging = Staging(layout.node(1, 1), stream=BARE_STREAM)
-    if staging.prepare():
-        staging.link()
+    folders = BatchFolders(layout.node(1, 1), stream=BARE_STREAM)
+    if folders.prepare():
+        folders.link()
 
 
 async def apply_policy(layout: Layout, broker: Broker, *, governance: Governance | None = None) -> None:

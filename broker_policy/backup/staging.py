@@ -67,7 +67,7 @@ def files(root: Path) -> Iterator[str]:
 
 
 def _lost(file: Path) -> bool:
-    """Whether it is a link of a broker that was killed, to memory that is gone (``embedded/staging.py``).
+    """Whether it is a killed broker's link to memory that is gone (``embedded/batch_folders.py``).
 
     Any other link to nowhere makes the backup fail: a disk that is not mounted.
     """

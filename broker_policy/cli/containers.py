@@ -11,8 +11,8 @@ import typer
 
 from broker_policy.cli.app import Folder, Json, Output, app, command
 from broker_policy.containers.setup import choose_nodes, distribute, set_up
+from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
-from broker_policy.embedded.staging import Staging
 from broker_policy.keys.turns import unchanged
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from broker_policy.tenants.provision import provision as make
@@ -92,11 +92,11 @@ async def batches(
     json: Json = False,
 ) -> None:
     """Let the one nats-server gather batches in memory, until interrupted."""
-    out, staging = Output(json=json), Staging(store, memory=memory)
-    if not staging.prepare():
+    out, folders = Output(json=json), BatchFolders(store, memory=memory)
+    if not folders.prepare():
         raise ConfigurationError(f"{memory} is no folder of this user's with 32 MB of room")
     out.progress(f"batches of {store} are gathered in {memory}; Ctrl-C ends it")
-    await staging.follow()
+    await folders.follow()
 
 
 async def _follow(layout: Layout, parts: Path, out: Output) -> None:

@@ -230,7 +230,7 @@ class RecordWriter:
         """Whether a batch that was never answered had been stored.
 
         Takes the record's place with a ``VOID`` one under the same dedup id. If the stream calls that a
-        duplicate, the batch had been stored, whole; if not, it was not and now never can be.
+        duplicate, the batch had been stored, maybe in part; if not, it was not and now never can be.
 
         Raises:
             LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds, or none that decides it.

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker_policy.embedded import durability, given_tls, lock, redis_choice, telemetry_file
+from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.certify import certify, certify_routes
 from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import Broker, Layout
@@ -23,7 +24,6 @@ from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.server_files import ServerFiles
-from broker_policy.embedded.staging import Staging
 from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.private_files import private_folder
 from broker_policy.tenants.material import Material, create_material
@@ -79,17 +79,17 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
     holder = lock.LockHolder(os.getpid(), since, ports.urls)
     with lock.held(layout.lock, holder):
         supervisor = Supervisor(say)
-        staging = Staging(layout.node(1, nodes)) if nodes == 1 else None
+        folders = BatchFolders(layout.node(1, nodes)) if nodes == 1 else None
         try:
             broker = await _bring_up(layout, plan, ports, since, supervisor, say)
-            if staging is not None and staging.prepare():
-                supervisor.attend(staging.follow())
+            if folders is not None:
+                supervisor.attend(folders.follow())
             yield broker
         finally:
             layout.endpoint.unlink(missing_ok=True)
             await supervisor.stop()
-            if staging is not None:
-                staging.remove()
+            if folders is not None:
+                folders.remove()
 
 
 async def _bring_up(

@@ -26,7 +26,7 @@ _ROOM = 32 << 20
 _EVERY, _SOON = 1.0, 0.05  # seconds between two looks; the second while a folder was in use
 
 
-class Staging:
+class BatchFolders:
     """Keeps the folders for batches of one server in memory. The server removes the links when it starts.
 
     ``folder`` is the server's, ``stream`` what the streams are called, one in each account. Only for a server

@@ -13,8 +13,8 @@ from nats.aio.client import Client
 from nats.js.api import StorageType, StreamConfig
 
 from broker_policy.backup.staging import files as backed_up
+from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.nats_server import NatsServer, server_name
-from broker_policy.embedded.staging import Staging
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import stream_info
 from mas_nats.wire import headers
@@ -53,9 +53,9 @@ def place(memory: Path, folder: Path, account: str = "ACCOUNT") -> Path:
 
 # -- the links ----------------------------------------------------------------------------------------------
 def test_a_stream_is_linked_to_a_private_place(folder: Path, memory: Path) -> None:
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     assert batches(folder).readlink() == place(memory, folder)
     assert place(memory, folder).stat().st_mode & 0o777 == 0o700
     assert place(memory, folder).parent.stat().st_mode & 0o777 == 0o700
@@ -63,34 +63,34 @@ def test_a_stream_is_linked_to_a_private_place(folder: Path, memory: Path) -> No
 
 
 def test_what_is_linked_stays_with_what_is_in_it(folder: Path, memory: Path) -> None:
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     (batches(folder) / "batch").mkdir()
-    assert staging.link()
+    assert folders.link()
     assert (place(memory, folder) / "batch").is_dir()
 
 
 def test_a_folder_in_use_is_left_until_it_is_empty(folder: Path, memory: Path) -> None:
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
     (batches(folder) / "batch").mkdir(parents=True)
-    assert not staging.link()
+    assert not folders.link()
     assert (batches(folder) / "batch").is_dir()
     assert not batches(folder).is_symlink()
     (batches(folder) / "batch").rmdir()
-    assert staging.link()
+    assert folders.link()
     assert batches(folder).is_symlink()
 
 
 def test_after_a_start_of_the_server_nothing_old_is_left_in_memory(folder: Path, memory: Path) -> None:
     """The server removes the link when it starts, and what it could complete is complete then."""
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     (batches(folder) / "never committed").mkdir()
     batches(folder).unlink()
-    assert staging.link()
+    assert folders.link()
     assert not list(batches(folder).iterdir())
 
 
@@ -98,46 +98,46 @@ def test_after_a_start_of_the_server_nothing_old_is_left_in_memory(folder: Path,
 def test_another_link_is_replaced(folder: Path, memory: Path, tmp_path: Path, target: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     batches(folder).symlink_to(tmp_path / target)
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     assert batches(folder).readlink() == place(memory, folder)
     assert (tmp_path / "elsewhere").is_dir()
 
 
 def test_a_link_whose_place_was_removed_works_again(folder: Path, memory: Path) -> None:
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     shutil.rmtree(place(memory, folder))
-    assert staging.link()
+    assert folders.link()
     assert batches(folder).is_dir()
 
 
 def test_a_place_that_others_may_enter_is_not_used(folder: Path, memory: Path) -> None:
     (memory / server_name(folder)).mkdir(mode=0o755)
-    assert not Staging(folder, memory=memory).prepare()
+    assert not BatchFolders(folder, memory=memory).prepare()
 
 
 def test_a_place_that_somebody_put_there_is_not_used(folder: Path, memory: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o700)
     (memory / server_name(folder)).symlink_to(tmp_path / "theirs")
-    assert not Staging(folder, memory=memory).prepare()
+    assert not BatchFolders(folder, memory=memory).prepare()
 
 
 def test_where_there_is_no_memory_to_be_had_nothing_is_linked(folder: Path, tmp_path: Path) -> None:
-    assert not Staging(folder, memory=tmp_path / "missing").prepare()
+    assert not BatchFolders(folder, memory=tmp_path / "missing").prepare()
 
 
 def test_at_the_end_only_what_is_empty_is_removed(folder: Path, memory: Path) -> None:
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     (batches(folder) / "being stored").mkdir()
-    staging.remove()
+    folders.remove()
     assert (batches(folder) / "being stored").is_dir()
     (batches(folder) / "being stored").rmdir()
-    staging.remove()
+    folders.remove()
     assert not list(memory.iterdir())
     assert not batches(folder).is_symlink()
 
@@ -145,9 +145,9 @@ def test_at_the_end_only_what_is_empty_is_removed(folder: Path, memory: Path) ->
 def test_what_a_stopped_server_left_is_no_obstacle_to_a_backup(folder: Path, memory: Path) -> None:
     """Of one that was killed, before its machine was: the link leads nowhere."""
     (batches(folder).parent / "msgs" / "1.blk").write_bytes(b"message")
-    staging = Staging(folder, memory=memory)
-    assert staging.prepare()
-    assert staging.link()
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
     shutil.rmtree(memory)
     assert [Path(name).name for name in backed_up(folder.parent)] == ["1.blk"]
 
@@ -160,8 +160,8 @@ def test_a_disk_that_is_not_mounted_is_not_left_out_of_a_backup(folder: Path, tm
 async def test_a_place_that_vanished_is_made_again_and_another_s_is_not_taken(
     folder: Path, memory: Path
 ) -> None:
-    staging = Staging(folder, memory=memory)
-    following = asyncio.create_task(staging.follow())
+    folders = BatchFolders(folder, memory=memory)
+    following = asyncio.create_task(folders.follow())
     try:
         async with asyncio.timeout(10):
             while not batches(folder).is_dir():
@@ -184,7 +184,7 @@ class Batching:
 
     def __init__(self, server: NatsServer, memory: Path, ca: CertificateAuthority, folder: Path) -> None:
         self.server = server
-        self.staging = Staging(server.folder, memory=memory)
+        self.folders = BatchFolders(server.folder, memory=memory)
         self.memory = memory
         self.identity = ca.issue(Identity("mas", "default", Role.POLICY, "worker"), folder / "worker")
 
@@ -200,8 +200,8 @@ class Batching:
         async with self.connected() as nc:
             config = StreamConfig(INBOX_STREAM, subjects=["a"], storage=StorageType.FILE, allow_atomic=True)
             await nc.jetstream().add_stream(config)
-        assert self.staging.prepare()
-        assert self.staging.link()
+        assert self.folders.prepare()
+        assert self.folders.link()
 
     async def last(self) -> int:
         async with self.connected() as nc:
@@ -227,8 +227,8 @@ class Batching:
         if lost:
             shutil.rmtree(self.memory / server_name(self.server.folder))
         await self.server.start()
-        assert self.staging.prepare()
-        assert self.staging.link()
+        assert self.folders.prepare()
+        assert self.folders.link()
         return await self.last() - before
 
     @property
