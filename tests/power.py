@@ -13,7 +13,7 @@ _HEADERS = 1 << 31
 
 
 def cut_after(layout: Layout, sequence: int) -> None:
-    """Take everything behind ``sequence`` from the one namespace's log, which was gathered in memory.
+    """Take everything behind ``sequence`` from the log of the one namespace that has any.
 
     The server must have been killed. Of the block only whole messages are left, as after a synced write: what
     is written in part the server removes by itself. Its index of the blocks is older than they are.

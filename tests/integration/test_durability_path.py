@@ -60,7 +60,7 @@ class Seen:
     """What was sent, what was answered when (unix seconds), and what the disks had by then."""
 
     log: Disk
-    batches: Disk
+    batches: list[Disk]
     audit: Disk
     lone: dict[str, float] = field(default_factory=dict)  # id -> when its verdict had come
     many: dict[str, float] = field(default_factory=dict)
@@ -105,7 +105,10 @@ async def watch(system: System, folder: Path) -> Seen:
     nats, redis = folder / "nats", folder / "redis"
     seen = Seen(
         log=Disk(nats, f"/streams/{subjects.INBOX_STREAM}/msgs/"),
-        batches=Disk(nats, f"/streams/{subjects.INBOX_STREAM}/batches/"),
+        batches=[  # on the disk, until the folder is linked, or in memory
+            Disk(nats, f"/streams/{subjects.INBOX_STREAM}/batches/"),
+            Disk(nats, f".{subjects.INBOX_STREAM}/"),
+        ],
         audit=Disk(redis, "/redis/"),
     )
     async with (
@@ -170,7 +173,7 @@ async def test_many_at_once_share_their_syncs(durable: System, tmp_path: Path) -
     last = max(seen.many.values())
     syncs = [
         step
-        for disk in (seen.log, seen.batches)
+        for disk in (seen.log, *seen.batches)
         for step in disk.steps
         if step.sync and first < step.began < last
     ]

@@ -1,6 +1,6 @@
 """A power cut while the server stores a batch: the audit says what is lacking, and it can be sent again.
 
-The server's places for batches are in memory (``embedded/staging.py``), so nothing completes the batch.
+Nothing completes the batch, since the server's folder for it is gone, as it is where that is in memory.
 """
 
 from __future__ import annotations

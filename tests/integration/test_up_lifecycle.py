@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from broker_policy.embedded.batch_folders import MEMORY
 from broker_policy.embedded.layout import Layout
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
@@ -151,6 +152,33 @@ def test_detach_and_down_leave_nothing(folder):
     again = mas("down", "--folder", str(folder), check=False)
     assert again.returncode == 3
     assert "nothing runs" in again.stderr
+
+
+def batch_folders(folder):
+    """Where nats-server gathers the batches of each namespace, once it has been told."""
+    return [stream / "batches" for stream in folder.glob(f"nats/jetstream/*/streams/{subjects.INBOX_STREAM}")]
+
+
+@pytest.mark.skipif(not MEMORY.is_dir(), reason=f"no {MEMORY}: batches are gathered on the disk")
+def test_batches_are_gathered_in_memory_while_it_is_up(folder):
+    """Also after the server was killed, which removes the links when it starts. Nothing is left of them."""
+    System.up(folder, "--workers", "1")
+    system = System(Layout(folder))
+
+    def in_memory():
+        found = batch_folders(folder)
+        return bool(found) and all(MEMORY in each.resolve().parents for each in found)
+
+    until(in_memory)
+    places = [each.resolve() for each in batch_folders(folder)]
+    before = children(system.broker.pid)["nats-server"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: children(system.broker.pid).get("nats-server") not in (None, before))
+    until(lambda: "nats-server ready again" in (folder / "logs" / "up.log").read_text(), timeout=30)
+    until(in_memory)
+    mas("down", "--folder", str(folder))
+    assert not any(each.is_symlink() for each in batch_folders(folder))
+    assert not any(place.parent.exists() for place in places)
 
 
 async def test_killed_it_leaves_nothing_and_starts_again_with_its_data(folder):
