@@ -43,6 +43,8 @@ class Received:
     digest: str
     end: int = NO_END
     """What went with it lies before this sequence: there is the next record, or the log ends."""
+    following: Stored | None = None
+    """The record at ``end``; None where the log ended there when it was read."""
 
     @property
     def claimed(self) -> int:
@@ -81,8 +83,8 @@ class Step:
         return not any(finding.alarm.untrusted for finding in self.findings)
 
 
-def receive(stored: Stored, namespace: str, key: RecordKey, end: int = NO_END) -> Received:
-    """Read a record and authenticate it.
+def receive(stored: Stored, namespace: str, key: RecordKey, following: Stored | None = None) -> Received:
+    """Read a record and authenticate it. ``following`` is the next one, where it is known.
 
     Raises:
         NewerRecord: a worker of a newer version wrote it; this one must leave it where it is.
@@ -101,7 +103,8 @@ def receive(stored: Stored, namespace: str, key: RecordKey, end: int = NO_END) -
         record = None
     if record is not None and record.namespace != namespace:
         authentic = False
-    return Received(stored, record, authentic, digest(stored.body), end)
+    end = NO_END if following is None else following.sequence
+    return Received(stored, record, authentic, digest(stored.body), end, following)
 
 
 def follow(state: WriterState | None, received: Received) -> Step:

@@ -13,6 +13,7 @@ import orjson
 from broker_policy.audit import entry
 from broker_policy.audit.draft import Draft
 from broker_policy.audit.entry import Alarm, WorkerEvent
+from broker_policy.audit.log import Stored
 from broker_policy.audit.numbering import Received, WriterState, follow
 from broker_policy.audit.record import DecisionLine, Outcome, Record, RecordKind, Report, Settlement, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
@@ -136,7 +137,7 @@ class Projection:
         self._states = dict(known.states)
         self._batches: dict[str, Batch] = {}
         self._batched: dict[tuple[str, int], _Batch] = {}
-        self._torn: list[DecisionName] = []
+        self._torn: dict[DecisionName, Stored | None] = {}  # with the next record
 
     def take(self, received: Received) -> None:
         """Add one record."""
@@ -179,9 +180,10 @@ class Projection:
     def finish(self, now: int) -> None:
         """Add what follows from all records together. ``now`` is in unix milliseconds."""
         self._settled.write(self.draft, now)
-        for name in self._torn:  # not stored until now; what is stored from now on the server remembers
-            if name in self._pending:
-                self._pending[name] = replace(self._pending[name], time=now + CLOCKS)
+        for name, following in self._torn.items():
+            if name in self._pending:  # not stored before the log went on; what is since the server may know
+                since = now if following is None else following.time
+                self._pending[name] = replace(self._pending[name], time=since + CLOCKS)
         layout, draft = self.draft.layout, self.draft
         for writer, state in self.seen.items():
             if state is not None:
@@ -222,7 +224,7 @@ class Projection:
                 if message >= received.end:  # torn: what becomes of the rest must be found out of each
                     way, message = Way.LONE, 0
                     line = line._replace(way=way)  # noqa: PLW2901
-                    self._torn.append((record.writer, record.number, position))
+                    self._torn[record.writer, record.number, position] = received.following
             index = draft.add_decision(
                 entry.decision(draft.next_index, sequence, record, position, line, message, mark)
             )

@@ -224,7 +224,7 @@ class Projector:
             return 0
         received, newer = await self._received(page.messages)
         if received and received[-1].end == NO_END:
-            received[-1] = replace(received[-1], end=await self._end(received[-1]))
+            received[-1] = await self._ended(received[-1])
         for portion in _portions(iter(received)):
             known = await self._known(portion)
             projection = Projection(self._tail.draft(), self._tail.writers, known)
@@ -240,27 +240,27 @@ class Projector:
     async def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
         """The records up to the first that only a newer version can read."""
         received: list[Received] = []
-        ends = [*(message.sequence for message in messages[1:]), NO_END]
-        async for stored, end in _in_turns(zip(messages, ends, strict=True)):
+        async for stored, following in _in_turns(zip(messages, [*messages[1:], None], strict=True)):
             try:
-                received.append(receive(stored, self.namespace, self._key, end))
+                received.append(receive(stored, self.namespace, self._key, following))
             except NewerRecord as newer:
                 return received, newer
         return received, None
 
-    async def _end(self, last: Received) -> int:
-        """Where the log goes on behind ``last`` with something that did not go with it.
+    async def _ended(self, last: Received) -> Received:
+        """``last`` with where the log goes on behind it with something that did not go with it.
 
         A batch that was torn, by a power cut or a full disk, has less behind its record than that says.
         """
         if last.claimed == last.stored.sequence:
-            return NO_END
+            return last
         if await log.last_sequence(self._nc) < last.claimed:
             await asyncio.sleep(_BEHIND)
             if (reached := await log.last_sequence(self._nc)) < last.claimed:
-                return reached + 1
-        following = (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages
-        return following[0].sequence if following else NO_END
+                return replace(last, end=reached + 1)
+        for following in (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages:
+            return replace(last, end=following.sequence, following=following)
+        return last
 
     async def settle_once(self) -> int:
         """Find outcomes that no record reports; returns how many were found. Errors as ``project_once``."""

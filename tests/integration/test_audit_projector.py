@@ -460,6 +460,26 @@ async def test_what_a_torn_batch_of_a_dead_worker_lacks_was_not_committed(
     await intact(redis)
 
 
+async def test_what_was_torn_before_an_earlier_start_of_the_server_is_not_known(nc, redis, impatient):
+    """The projector was away for two starts: what was sent again between them, the server has forgotten."""
+    dead, alive = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.BATCH, message_id=f"m{number}") for number in range(2)]
+    await dead.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    await dead.deliver(lines[0], 0)
+    await alive.write(RecordKind.MARK)
+    started = time.time()
+
+    async def remember() -> Memory:
+        return Memory("nats", started)
+
+    projector = Projector(NAMESPACE, nc, redis, KEY, remember=remember)
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c", "?"]
+    await project(projector)
+    await intact(redis)
+
+
 async def test_a_whole_batch_at_the_end_of_the_log_is_committed(nc, redis, projector):
     """Also when all of it was removed already."""
     writer = await LogWriter(nc).open()

@@ -15,7 +15,7 @@ import pytest
 
 from broker_policy.audit import outcomes, projector
 from broker_policy.audit.log import Stored
-from broker_policy.audit.numbering import NO_END, Received, receive
+from broker_policy.audit.numbering import Received, receive
 from broker_policy.audit.record import RecordKey
 from broker_policy.jetstream import get_last
 from mas_nats.wire import headers, subjects
@@ -96,13 +96,13 @@ async def test_a_projector_that_believes_every_batch_would_be_found(
 ) -> None:
     """The control: what the test above would see."""
 
-    def believing(stored: Stored, namespace: str, key: RecordKey, _: int) -> Received:
+    def believing(stored: Stored, namespace: str, key: RecordKey, _: Stored | None) -> Received:
         return receive(stored, namespace, key)
 
-    async def nothing(*_: object) -> int:
-        return NO_END
+    async def ended(_: projector.Projector, last: Received) -> Received:
+        return last
 
     monkeypatch.setattr(projector, "receive", believing)
-    monkeypatch.setattr(projector.Projector, "_end", nothing)
+    monkeypatch.setattr(projector.Projector, "_ended", ended)
     told = await torn(up)
     assert any(outcome[0] in "ch" and "h" in outcome[1:] for outcome in told.values()), "each was stored once"
