@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from mas_nats.wire.subjects import INBOX_STREAM
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, which Linux has; what lies there is private
 _ROOM = 32 << 20
 """Bytes that must be free: some batches of 4 MB for each worker."""
+_LEAST = 16 << 20
+"""With less than that free the disk is used again: what does not fit is refused, and goes singly."""
+_PATIENCE = 5.0
+"""Seconds that a batch may take. What is in a full place for longer did not fit, and was left there."""
 _EVERY, _SOON = 1.0, 0.05  # seconds between two looks; the second while a folder was in use
 
 
@@ -38,10 +43,10 @@ class BatchFolders:
         self._stream = stream
         self._place = memory / server_name(folder)
 
-    def prepare(self) -> bool:
-        """Make the place, for this user only; False where there is none, or no room."""
+    def prepare(self, room: int = _ROOM) -> bool:
+        """Make the place, for this user only; False where there is none, or less than ``room`` bytes."""
         try:
-            if shutil.disk_usage(self._place.parent).free < _ROOM:
+            if shutil.disk_usage(self._place.parent).free < room:
                 return False
             with contextlib.suppress(FileExistsError):
                 self._place.mkdir(mode=0o700)
@@ -50,7 +55,10 @@ class BatchFolders:
             return False
 
     def _private(self) -> bool:
-        found = self._place.lstat()
+        try:
+            found = self._place.lstat()
+        except FileNotFoundError:
+            return False
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
     def link(self) -> bool:
@@ -75,6 +83,23 @@ class BatchFolders:
             return False
         return True
 
+    def unlink(self, *, in_use: bool = False) -> bool:
+        """Have batches gathered on the disk again; False while one is in its place, unless ``in_use`` too."""
+        unlinked = [self._unlinked(stream, in_use=in_use) for stream in self._streams()]
+        return all(unlinked)
+
+    def _unlinked(self, stream: Path, *, in_use: bool) -> bool:
+        batches = stream / "batches"
+        try:
+            if batches.is_symlink():
+                if self._private() and not in_use:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._place_of(stream).rmdir()  # first: which fails while it holds a batch
+                batches.unlink()
+        except OSError:
+            return False
+        return True
+
     def _streams(self) -> Iterator[Path]:
         return self._store.glob(f"*/streams/{self._stream}")
 
@@ -83,10 +108,14 @@ class BatchFolders:
 
     async def follow(self) -> None:
         """Link what comes, until cancelled: streams are made, and servers start, at any time."""
+        usable, left = False, 0.0
         while True:
-            # The place may vanish, and somebody else's come: it is looked at each time.
-            usable = await asyncio.to_thread(self.prepare)
-            done = not usable or await asyncio.to_thread(self.link)
+            # The place may vanish or fill up, and somebody else's come: it is looked at each time.
+            usable = await asyncio.to_thread(self.prepare, _LEAST if usable else _ROOM)
+            if usable:
+                done, left = await asyncio.to_thread(self.link), time.monotonic() + _PATIENCE
+            else:
+                done = await asyncio.to_thread(self.unlink, in_use=time.monotonic() > left)
             await asyncio.sleep(_EVERY if done else _SOON)
 
     def remove(self) -> None:
@@ -96,7 +125,4 @@ class BatchFolders:
                 with contextlib.suppress(OSError):
                     place.rmdir()
             self._place.rmdir()
-        for stream in self._streams():
-            batches = stream / "batches"
-            if batches.is_symlink() and not batches.exists():
-                batches.unlink()
+        self.unlink()

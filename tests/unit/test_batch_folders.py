@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.subjects import INBOX_STREAM
 from tests.audit_log import connect
 from tests.conftest import StartNats
+from tests.small_disk import fill, small_disk
 
 MESSAGES = 900
 TRIES = 40
@@ -178,6 +180,62 @@ async def test_a_place_that_vanished_is_made_again_and_another_s_is_not_taken(
         following.cancel()
 
 
+class Room:
+    """How much is free in memory, as a test has it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = 1 << 30
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=self.free))
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    return Room(monkeypatch)
+
+
+@contextlib.asynccontextmanager
+async def followed(folders: BatchFolders):
+    following = asyncio.create_task(folders.follow())
+    try:
+        async with asyncio.timeout(10):
+            yield
+    finally:
+        following.cancel()
+
+
+async def test_while_memory_is_short_batches_are_gathered_on_the_disk(
+    folder: Path, memory: Path, room: Room
+) -> None:
+    async with followed(BatchFolders(folder, memory=memory)):
+        while not batches(folder).is_dir():
+            await asyncio.sleep(0.02)
+        (batches(folder) / "batch").mkdir()
+        room.free = 8 << 20
+        await asyncio.sleep(1.5)  # more than one look: one that fits is left in peace
+        assert (batches(folder) / "batch").is_dir()
+        (batches(folder) / "batch").rmdir()
+        while batches(folder).is_symlink():
+            await asyncio.sleep(0.02)
+        room.free = 24 << 20  # not enough to begin again
+        await asyncio.sleep(1.5)
+        assert not batches(folder).is_symlink()
+        room.free = 64 << 20
+        while not batches(folder).is_symlink():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_batch_that_stays_in_a_full_memory_keeps_others_from_the_disk_only_for_moments(
+    folder: Path, memory: Path, room: Room
+) -> None:
+    async with followed(BatchFolders(folder, memory=memory)):
+        while not batches(folder).is_dir():
+            await asyncio.sleep(0.02)
+        (batches(folder) / "did not fit").mkdir()
+        room.free = 0
+        while batches(folder).is_symlink():
+            await asyncio.sleep(0.02)
+
+
 # -- a real server ------------------------------------------------------------------------------------------
 class Batching:
     """A server with a stream for batches, whose places are in memory."""
@@ -242,6 +300,56 @@ async def batching(start_nats: StartNats, ca: CertificateAuthority, memory: Path
     made = Batching(await start_nats(), memory, ca, tmp_path)
     await made.make()
     return made
+
+
+async def batch_of_two(nc: Client, batch: str) -> bytes:
+    await nc.publish("a", b"one", headers={headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: "1"})
+    fields = {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: "2", headers.BATCH_COMMIT: "1"}
+    return (await nc.request("a", b"two", headers=fields)).data
+
+
+async def test_a_running_server_gathers_on_the_disk_again(batching: Batching) -> None:
+    [account] = (batching.server.folder / "jetstream").iterdir()
+    async with batching.connected() as nc:
+        assert b'"count":2' in await batch_of_two(nc, "b1")
+        assert batching.folders.unlink()
+        assert b'"count":2' in await batch_of_two(nc, "b2")
+        assert not batches(batching.server.folder, account.name).is_symlink()
+        await nc.request("a", b"one", headers={headers.BATCH_ID: "b3", headers.BATCH_SEQUENCE: "1"})
+        assert list(batches(batching.server.folder, account.name).rglob("*.blk"))
+        assert not list(place(batching.memory, batching.server.folder, account.name).parent.iterdir())
+
+
+async def test_what_a_full_memory_refuses_is_no_harm_to_later_batches(batching: Batching) -> None:
+    """The place goes while a batch is in it, as after moments with no room."""
+    async with batching.connected() as nc:
+        await nc.request("a", b"one", headers={headers.BATCH_ID: "b1", headers.BATCH_SEQUENCE: "1"})
+        assert not batching.folders.unlink()
+        assert batching.folders.unlink(in_use=True)
+        assert b'"count":2' in await batch_of_two(nc, "b2")
+        fields = {headers.BATCH_ID: "b1", headers.BATCH_SEQUENCE: "2", headers.BATCH_COMMIT: "1"}
+        answer = (await nc.request("a", b"two", headers=fields)).data
+        assert b'"count":2' in answer or b'"error"' in answer
+        assert b'"count":2' in await batch_of_two(nc, "b3")
+    assert await batching.last() in (4, 6)
+
+
+async def test_a_memory_that_others_fill_is_left(
+    start_nats: StartNats, ca: CertificateAuthority, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "small", 40) as memory:
+        batching = Batching(await start_nats(), memory, ca, tmp_path)
+        await batching.make()
+        async with followed(batching.folders), batching.connected() as nc:
+            assert b'"count":2' in await batch_of_two(nc, "before")
+            fill(memory, leave=0)
+            refused = 0
+            while b'"count":2' not in await batch_of_two(nc, f"refused{refused}"):
+                refused += 1
+                await asyncio.sleep(0.01)
+            for number in range(60):
+                assert b'"count":2' in await batch_of_two(nc, f"later{number}"), "refused again"
+    assert refused > 50, "there was room after all"  # the server allows fifty at once
 
 
 async def test_the_server_gathers_in_memory(batching: Batching) -> None:
