@@ -43,7 +43,13 @@ class Examined:
     streams: tuple[StreamState, ...]
     namespaces: tuple[NamespaceState, ...]
     findings: tuple[str, ...]
-    torn: bool  # a batch is there in part: the copy was made in its middle
+    torn: tuple[str, ...]
+    """Batches that are there in part: the copy was made in their middle, or before it a power cut was."""
+
+    @property
+    def disagreements(self) -> tuple[str, ...]:
+        """All of both."""
+        return self.findings + self.torn
 
 
 async def examine(layout: Layout) -> Examined:
@@ -60,8 +66,8 @@ async def examine(layout: Layout) -> Examined:
         control = await connect_control_admin(endpoint, material.controller, name="backup")
         try:
             findings: list[str] = []
+            torn: list[str] = []
             namespaces: list[NamespaceState] = []
-            torn = False
             documents = [stored.document for stored in await PolicyStore(control).namespaces()]
             for document in documents:
                 tenant = await connect_tenant_admin(endpoint, material.controller, document.namespace)
@@ -71,13 +77,13 @@ async def examine(layout: Layout) -> Examined:
                 finally:
                     await tenant.close()
                 findings += look.findings
-                torn = torn or look.torn
+                torn += look.torn
             streams = _streams(
                 await asyncio.to_thread(monitor, nats.monitor_url, "/jsz?accounts=true&streams=true")
             )
         finally:
             await control.close()
-    return Examined(streams, tuple(namespaces), tuple(findings), torn)
+    return Examined(streams, tuple(namespaces), tuple(findings), tuple(torn))
 
 
 @asynccontextmanager
@@ -114,7 +120,7 @@ class _Look:
         self, document: Document, tenant: Client, control: Client, redis: Redis, material: Material
     ) -> None:
         self.findings: list[str] = []
-        self.torn = False
+        self.torn: list[str] = []
         self._namespace = document.namespace
         self._tenant = tenant
         self._checkpoints = CheckpointStream(control, document.namespace)
@@ -161,7 +167,11 @@ class _Look:
                 for finding in step.findings:
                     numbers = f"{finding.first} to {finding.last}"
                     self._found(f"{finding.alarm} at records {numbers} of writer {record.writer}")
-                self.torn = self.torn or received.claimed > last
+                if received.claimed > last:
+                    self.torn.append(
+                        f"{self._namespace}: the log ends within the batch of record {at}, as after a power "
+                        "cut; what is missing was told to nobody"
+                    )
         return waiting
 
     async def _signed(self, entries: int) -> int:

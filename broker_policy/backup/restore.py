@@ -121,9 +121,7 @@ def _require_same_age(draft: Path) -> None:
 async def _require_agreement(layout: Layout, manifest: Manifest) -> None:
     examined = await examine(layout)
     remove_traces(layout)
-    new = sorted(set(examined.findings) - set(manifest.findings))
-    if new or examined.torn:
+    if new := sorted(set(examined.disagreements) - set(manifest.findings)):
         raise BackupInconsistent(
-            "the audit and the log in this backup are not of the same moment: "
-            + ("; ".join(new) or "half a batch is missing")
+            "the audit and the log in this backup are not of the same moment: " + "; ".join(new)
         )

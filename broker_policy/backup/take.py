@@ -206,7 +206,10 @@ def _ends(url: str) -> list[tuple[str, str, int]]:
 async def _write(
     wanted: Wanted, stage: Path, file: BinaryIO, point: tuple[datetime, float, bool], say: Say
 ) -> Manifest | None:
-    """Write everything to ``file``; None when the copy cannot be used."""
+    """Write everything to ``file``; None when the copy cannot be used, and another may.
+
+    Where nothing ran while it was made, another one would be the same.
+    """
     writer = archive.ArchiveWriter(file, wanted.passphrase)
     names = [name for name in files(stage) if wanted.keys or not secret(name)]
     say(f"writing {len(names)} files ...")
@@ -218,7 +221,8 @@ async def _write(
     await asyncio.to_thread(add)
     say("bringing servers up on the copy ...")
     examined = await examine(Layout(stage))
-    if examined.torn:
+    _, pause, _ = point
+    if examined.torn and pause:
         return None
     manifest = _manifest(wanted, Layout(stage), writer, point, examined)
     writer.close(manifest)
@@ -246,5 +250,5 @@ def _manifest(
         parts=parts_of(writer.files),
         streams=examined.streams,
         namespaces=examined.namespaces,
-        findings=examined.findings,
+        findings=examined.disagreements,
     )

@@ -21,20 +21,17 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from broker_policy.audit.checkpoint import key_name, read_public_key
 from broker_policy.audit.entry import unranged
 from broker_policy.audit.store import Store
 from broker_policy.backup import archive
-from broker_policy.backup.archive import ArchiveWriter
 from broker_policy.backup.errors import BackupInconsistent
-from broker_policy.backup.manifest import Manifest, parts_of
 from broker_policy.backup.restore import restore
-from broker_policy.backup.staging import files
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.redis_server import RedisServer
 from mas_nats import AgentMessage, Reject, TlsClientConfig
 from mas_nats.wire.correlation import new_message_id
 from tests.load import UNSURE, Handling, audit_of
+from tests.packed import packed
 from tests.processes import children
 from tests.system import System, mas, mas_json
 
@@ -291,33 +288,6 @@ async def signed(system: System, namespace: str) -> None:
             if document["signed_index"] == document["entries"]:
                 return
             await asyncio.sleep(0.2)
-
-
-def packed(folder: Path, to: Path) -> Path:
-    with to.open("wb") as file:
-        writer = ArchiveWriter(file, None)
-        for name in files(folder):
-            writer.add(name, folder / name)
-        writer.close(
-            Manifest(
-                taken="2026-01-01T00:00:00+00:00",
-                mas="0",
-                durable=True,
-                keys=True,
-                checkpoint_key=checkpoint_key(folder),
-                pause=0.0,
-                files=writer.files,
-                parts=parts_of(writer.files),
-                streams=(),
-                namespaces=(),
-                findings=(),
-            )
-        )
-    return to
-
-
-def checkpoint_key(folder: Path) -> str:
-    return key_name(read_public_key((folder / "keys" / "public" / "checkpoint.pub").read_bytes()))
 
 
 async def test_an_audit_and_a_log_of_different_moments_are_refused(
