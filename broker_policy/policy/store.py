@@ -25,6 +25,9 @@ from mas_nats.policy.document import Document, key
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
+_LEADERLESS = 10.0
+"""Seconds that nodes of a cluster may take to elect who leads the bucket."""
+
 
 class PolicyConflict(Exception):
     """Somebody else changed the policy meanwhile; read it again and decide anew."""
@@ -99,12 +102,18 @@ class PolicyStore:
 
     async def _put(self, subject: str, body: bytes, expected: int) -> int:
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
-        try:
-            return (await publish(self._nc, subject, body, condition)).sequence
-        except JetStreamError as error:
-            if error.code in WRONG_LAST_SEQUENCE:
-                raise PolicyConflict(subject) from error
-            raise
+        deadline = time.monotonic() + _LEADERLESS
+        while True:
+            try:
+                return (await publish(self._nc, subject, body, condition)).sequence
+            except JetStreamError as error:
+                if error.code in WRONG_LAST_SEQUENCE:
+                    raise PolicyConflict(subject) from error
+                raise
+            except nats.errors.NoRespondersError:  # so it was not stored: nobody leads the bucket yet, or now
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
 
     async def wait_confirmed(self, revision: int, *, timeout: float = 5.0) -> None:
         """Return when every live worker follows ``revision`` or a later one.

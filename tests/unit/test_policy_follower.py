@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from broker_policy.jetstream import publish
+from broker_policy.jetstream import Ack, publish
 from broker_policy.policy.follower import STALE_AFTER, PolicyFollower
 from broker_policy.policy.store import PolicyConflict, PolicyStore
 from broker_policy.tenants.streams import ensure_control_streams
@@ -64,6 +66,33 @@ async def test_follows_and_confirms(follower: PolicyFollower, store: PolicyStore
     assert [table.namespace for table in follower.tables()] == ["a"]
     with pytest.raises(PolicyConflict):
         await store.put(policy("a"), expected=0)
+
+
+async def test_a_policy_waits_until_somebody_leads_its_bucket(nc: Client, monkeypatch: pytest.MonkeyPatch):
+    """As in a cluster whose nodes have not elected its leader yet: then nobody answers."""
+    unanswered = asyncio.Event()
+
+    async def noticed(*arguments: Any) -> Ack:
+        try:
+            return await publish(*arguments)
+        except nats.errors.NoRespondersError:
+            unanswered.set()
+            raise
+
+    monkeypatch.setattr("broker_policy.policy.store.publish", noticed)
+    storing = asyncio.create_task(PolicyStore(nc).put(policy("a"), expected=0))
+    async with asyncio.timeout(5):
+        await unanswered.wait()
+    await ensure_control_streams(nc.jetstream())
+    assert await storing == 1
+
+
+async def test_a_policy_whose_bucket_nobody_leads_for_long_is_not_stored(
+    nc: Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("broker_policy.policy.store._LEADERLESS", 0.3)
+    with pytest.raises(nats.errors.NoRespondersError):
+        await PolicyStore(nc).put(policy("a"), expected=0)
 
 
 @pytest.mark.parametrize(
