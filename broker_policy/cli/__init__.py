@@ -11,6 +11,8 @@ import os
 import pkgutil
 import sys
 
+from mas_nats.starting import importing
+
 _ELSEWHERE = {
     "certs": ("certs", "revoke"),
     "kick": ("revoke",),
@@ -43,8 +45,8 @@ def _completed() -> str:
 
 def main() -> None:
     """Run ``mas``."""
-    if sys.argv[1:] != ["--version"]:
-        load(sys.argv[1] if len(sys.argv) > 1 else _completed())
-    from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
-
+    with importing():
+        if sys.argv[1:] != ["--version"]:
+            load(sys.argv[1] if len(sys.argv) > 1 else _completed())
+        from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
     app()

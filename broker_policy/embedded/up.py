@@ -167,7 +167,7 @@ def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = (
     return Process(
         name,
         # -P: a file in the current folder must not take the place of a module.
-        [sys.executable, "-P", "-m", module, "--folder", layout.root, *arguments],
+        [sys.executable, "-P", "-m", "mas_nats.starting", module, "--folder", layout.root, *arguments],
         cwd=layout.root,
         output=layout.log(name),
         ready=is_ready,

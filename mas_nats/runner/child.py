@@ -90,6 +90,7 @@ class Child:
                 sys.executable,
                 "-P",  # a file of the current folder must not take the place of a module of ours
                 "-m",
+                "mas_nats.starting",
                 self._module,
                 self._name,
                 str(told),
