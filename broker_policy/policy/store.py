@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 import orjson
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from broker_policy.dlp import ruleset
 from broker_policy.jetstream import (
     JetStreamError,
+    Unsettled,
     get_last,
     get_last_of_each,
     publish,
@@ -24,6 +26,8 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Document, key
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
+
+T = TypeVar("T")
 
 _LEADERLESS = 10.0
 """Seconds that nodes of a cluster may take to elect who leads the bucket."""
@@ -62,7 +66,7 @@ class PolicyStore:
     async def get(self, namespace: str) -> Stored | None:
         """The current document of ``namespace``."""
         stream, subject = subjects.kv_stream(subjects.POLICY_BUCKET), _subject(namespace)
-        entry = await get_last(self._nc, stream, subject)
+        entry = await _read(lambda: get_last(self._nc, stream, subject))
         if entry is None or not entry.data:
             return None
         return Stored(Document.model_validate_json(entry.data), entry.sequence)
@@ -70,7 +74,8 @@ class PolicyStore:
     async def namespaces(self) -> list[Stored]:
         """Every document."""
         stream = subjects.kv_stream(subjects.POLICY_BUCKET)
-        found = await get_last_of_each(self._nc, stream, subjects.kv_key(subjects.POLICY_BUCKET, ">"))
+        every = subjects.kv_key(subjects.POLICY_BUCKET, ">")
+        found = await _read(lambda: get_last_of_each(self._nc, stream, every))
         return [
             Stored(Document.model_validate_json(entry.data), entry.sequence) for entry in found if entry.data
         ]
@@ -102,18 +107,16 @@ class PolicyStore:
 
     async def _put(self, subject: str, body: bytes, expected: int) -> int:
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
-        deadline = time.monotonic() + _LEADERLESS
-        while True:
-            try:
-                return (await publish(self._nc, subject, body, condition)).sequence
-            except JetStreamError as error:
-                if error.code in WRONG_LAST_SEQUENCE:
-                    raise PolicyConflict(subject) from error
-                raise
-            except nats.errors.NoRespondersError:  # so it was not stored: nobody leads the bucket yet, or now
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
+
+        async def publishing() -> int:
+            return (await publish(self._nc, subject, body, condition)).sequence
+
+        try:
+            return await _led(publishing, nats.errors.NoRespondersError)  # so it was not stored
+        except JetStreamError as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                raise PolicyConflict(subject) from error
+            raise
 
     async def wait_confirmed(self, revision: int, *, timeout: float = 5.0) -> None:
         """Return when every live worker follows ``revision`` or a later one.
@@ -157,3 +160,20 @@ class PolicyStore:
 
 def _subject(namespace: str) -> str:
     return subjects.kv_key(subjects.POLICY_BUCKET, key(namespace))
+
+
+async def _read(reading: Callable[[], Awaitable[T]]) -> T:
+    """What ``reading`` finds, repeated while nobody leads the bucket: then it may also get no answer."""
+    return await _led(reading, Unsettled, TimeoutError, nats.errors.NoRespondersError)
+
+
+async def _led(asking: Callable[[], Awaitable[T]], *leaderless: type[Exception]) -> T:
+    """What ``asking`` gets, repeated after ``leaderless`` errors."""
+    deadline = time.monotonic() + _LEADERLESS
+    while True:
+        try:
+            return await asking()
+        except leaderless:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.1)

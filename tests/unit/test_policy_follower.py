@@ -10,7 +10,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from broker_policy.jetstream import Ack, publish
+from broker_policy.jetstream import Ack, StoredMessage, Unsettled, get_last, publish
 from broker_policy.policy.follower import STALE_AFTER, PolicyFollower
 from broker_policy.policy.store import PolicyConflict, PolicyStore
 from broker_policy.tenants.streams import ensure_control_streams
@@ -85,6 +85,25 @@ async def test_a_policy_waits_until_somebody_leads_its_bucket(nc: Client, monkey
         await unanswered.wait()
     await ensure_control_streams(nc.jetstream())
     assert await storing == 1
+
+
+@pytest.mark.parametrize("error", [TimeoutError, nats.errors.TimeoutError, Unsettled])
+async def test_a_policy_is_read_once_somebody_leads_its_bucket(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    await store.put(policy("a"), expected=0)
+    failed: list[str] = []
+
+    async def leaderless(nc: Client, stream: str, subject: str) -> StoredMessage | None:
+        if not failed:
+            failed.append(subject)
+            raise error
+        return await get_last(nc, stream, subject)
+
+    monkeypatch.setattr("broker_policy.policy.store.get_last", leaderless)
+    found = await store.get("a")
+    assert found is not None
+    assert (found.document.namespace, len(failed)) == ("a", 1)
 
 
 async def test_a_policy_whose_bucket_nobody_leads_for_long_is_not_stored(
