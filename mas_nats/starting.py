@@ -1,4 +1,4 @@
-"""``python -m mas_nats.starting MODULE ...`` is ``python -m MODULE ...``, a seventh faster at its start.
+"""``python -m mas_nats.starting MODULE ...`` is ``python -m MODULE ...``, started with a fifth less work.
 
 While a program imports its modules the garbage collector looks again and again through all that they have
 made, which lives as long as the program does, and finds next to nothing.

@@ -15,22 +15,25 @@ def packed(folder: Path, to: Path) -> Path:
         writer = ArchiveWriter(file, None)
         for name in files(folder):
             writer.add(name, folder / name)
-        writer.close(
-            Manifest(
-                taken="2026-01-01T00:00:00+00:00",
-                mas="0",
-                durable=True,
-                keys=True,
-                checkpoint_key=checkpoint_key(folder),
-                pause=0.0,
-                files=writer.files,
-                parts=parts_of(writer.files),
-                streams=(),
-                namespaces=(),
-                findings=(),
-            )
-        )
+        writer.close(manifest_of(writer, checkpoint_key(folder)))
     return to
+
+
+def manifest_of(writer: ArchiveWriter, checkpoint_key: str = "") -> Manifest:
+    """What ``writer`` holds, of which nothing is known."""
+    return Manifest(
+        taken="2026-01-01T00:00:00+00:00",
+        mas="0",
+        durable=True,
+        keys=True,
+        checkpoint_key=checkpoint_key,
+        pause=0.0,
+        files=writer.files,
+        parts=parts_of(writer.files),
+        streams=(),
+        namespaces=(),
+        findings=(),
+    )
 
 
 def checkpoint_key(folder: Path) -> str:

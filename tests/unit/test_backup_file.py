@@ -18,6 +18,7 @@ from broker_policy.backup.restore import restore
 from broker_policy.backup.sealed import SealedReader, SealedWriter
 from broker_policy.backup.staging import Staging, belongs, files, secret
 from broker_policy.cli.backup import _passphrase
+from tests.packed import manifest_of
 
 PASSPHRASE = "correct horse battery"
 CONTENT = b"attack at dawn " * 40
@@ -87,22 +88,6 @@ def test_without_the_passphrase_nothing_is_read() -> None:
         opened(raw, PASSPHRASE + "!")
 
 
-def manifest(writer: ArchiveWriter) -> Manifest:
-    return Manifest(
-        taken="2026-01-01T00:00:00+00:00",
-        mas="0",
-        durable=True,
-        keys=True,
-        checkpoint_key="",
-        pause=0.0,
-        files=writer.files,
-        parts=parts_of(writer.files),
-        streams=(),
-        namespaces=(),
-        findings=(),
-    )
-
-
 def packed(tmp_path: Path, change=lambda manifest: manifest, names=("nats/a", "redis/b")) -> Path:
     source, target = tmp_path / "source", tmp_path / "backup"
     source.write_bytes(CONTENT)
@@ -110,7 +95,7 @@ def packed(tmp_path: Path, change=lambda manifest: manifest, names=("nats/a", "r
         writer = ArchiveWriter(file, PASSPHRASE)
         for name in names:
             writer.add(name, source)
-        writer.close(change(manifest(writer)))
+        writer.close(change(manifest_of(writer)))
     return target
 
 

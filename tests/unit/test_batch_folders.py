@@ -194,10 +194,13 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Room:
 
 
 @contextlib.asynccontextmanager
-async def followed(folders: BatchFolders):
+async def followed(folders: BatchFolders, stream: Path):
+    """From when on the folder ``stream`` is linked."""
     following = asyncio.create_task(folders.follow())
     try:
         async with asyncio.timeout(10):
+            while not stream.is_dir():
+                await asyncio.sleep(0.02)
             yield
     finally:
         following.cancel()
@@ -206,9 +209,7 @@ async def followed(folders: BatchFolders):
 async def test_while_memory_is_short_batches_are_gathered_on_the_disk(
     folder: Path, memory: Path, room: Room
 ) -> None:
-    async with followed(BatchFolders(folder, memory=memory)):
-        while not batches(folder).is_dir():
-            await asyncio.sleep(0.02)
+    async with followed(BatchFolders(folder, memory=memory), batches(folder)):
         (batches(folder) / "batch").mkdir()
         room.free = 8 << 20
         await asyncio.sleep(1.5)  # more than one look: one that fits is left in peace
@@ -227,9 +228,7 @@ async def test_while_memory_is_short_batches_are_gathered_on_the_disk(
 async def test_a_batch_that_stays_in_a_full_memory_keeps_others_from_the_disk_only_for_moments(
     folder: Path, memory: Path, room: Room
 ) -> None:
-    async with followed(BatchFolders(folder, memory=memory)):
-        while not batches(folder).is_dir():
-            await asyncio.sleep(0.02)
+    async with followed(BatchFolders(folder, memory=memory), batches(folder)):
         (batches(folder) / "did not fit").mkdir()
         room.free = 0
         while batches(folder).is_symlink():
@@ -340,7 +339,9 @@ async def test_a_memory_that_others_fill_is_left(
     with small_disk(tmp_path / "small", 40) as memory:
         batching = Batching(await start_nats(), memory, ca, tmp_path)
         await batching.make()
-        async with followed(batching.folders), batching.connected() as nc:
+        [account] = (batching.server.folder / "jetstream").iterdir()
+        linked = batches(batching.server.folder, account.name)
+        async with followed(batching.folders, linked), batching.connected() as nc:
             assert b'"count":2' in await batch_of_two(nc, "before")
             fill(memory, leave=0)
             refused = 0
