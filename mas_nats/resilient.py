@@ -222,7 +222,9 @@ class ResilientClient(Client):
         await super()._process_op_err(e)
 
     def _give_up_requests(self) -> None:
-        # nats-py lets them wait for their timeout, though the answers were lost with the connection.
+        # nats-py lets them wait for their timeout, though the answers were lost with the connection. What was
+        # not sent yet it would send over the next one, after whoever asked has been told that it failed.
+        self._pending, self._pending_data_size = [], 0
         for answer in tuple(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(errors.ConnectionReconnectingError())

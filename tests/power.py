@@ -10,6 +10,8 @@ from mas_nats.wire.subjects import INBOX_STREAM
 _HEAD = struct.Struct("<IQ")
 _HEADERS = 1 << 31
 """Set in a record's length where the message has headers."""
+_GONE = 3 << 62
+"""Set in a sequence: the message was erased, or this says that one was removed."""
 
 
 def cut_after(layout: Layout, sequence: int) -> None:
@@ -28,7 +30,7 @@ def cut_after(layout: Layout, sequence: int) -> None:
         data, at = block.read_bytes(), 0
         while at < len(data):
             length, number = _HEAD.unpack_from(data, at)
-            if number > sequence:
+            if number & ~_GONE > sequence:
                 break
             at += length & ~_HEADERS
         with block.open("r+b") as file:

@@ -93,9 +93,12 @@ async def batches(
 ) -> None:
     """Let the one nats-server gather batches in memory, until interrupted."""
     out, folders = Output(json=json), BatchFolders(store, memory=memory)
-    if not folders.prepare():
-        raise ConfigurationError(f"{memory} is no folder of this user's with 32 MB of room")
-    out.progress(f"batches of {store} are gathered in {memory}; Ctrl-C ends it")
+    if not folders.prepare(0):
+        raise ConfigurationError(f"{memory} is no folder in which this user can have a private one")
+    if folders.prepare():
+        out.progress(f"batches of {store} are gathered in {memory}; Ctrl-C ends it")
+    else:
+        out.warn(f"{memory} has less than 32 MB free: until it has, batches are gathered on the disk")
     await folders.follow()
 
 

@@ -65,12 +65,13 @@ async def publish_until_answered(
     *,
     room: bool = False,
     repeated: bool = False,
+    before: Callable[[], Awaitable[None]] | None = None,
     patience: float = GIVE_UP_AFTER,
 ) -> Ack:
     """Publish under a dedup id until the stream answers; repeating is harmless within its window.
 
-    ``room``: also repeat while the stream is full. ``repeated``: an earlier try was not answered.
-    ``patience`` is in seconds.
+    ``room``: also repeat while the stream is full. ``repeated``: an earlier try was not answered. ``before``:
+    what must have happened before each try; it may raise what a try may. ``patience`` is in seconds.
 
     Raises:
         JetStreamError: the stream refused it; nothing was stored.
@@ -81,7 +82,11 @@ async def publish_until_answered(
 
     async def attempt() -> Ack:
         nonlocal repeated
+        sent = False
         try:
+            if before is not None:
+                await before()
+            sent = True
             return replace(await publish(nc, subject, body, fields), repeated=repeated)
         except JetStreamError as error:
             if room and error.code in NO_ROOM:
@@ -90,7 +95,7 @@ async def publish_until_answered(
                 raise MaybeStored from error
             raise
         except (nats.errors.Error, OSError):
-            repeated = True
+            repeated = repeated or sent
             raise
 
     return await until_answered(attempt, patience)

@@ -95,6 +95,7 @@ class Lone:
                     message.body,
                     fields,
                     repeated=early is Unacknowledged.UNDER_WAY,
+                    before=self._writer.follow_connection,
                 )
         except MaybeStored:
             return  # refused would be a guess: the sender repeats, and the projector finds out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import nats.errors
 from nats.aio.client import Client
 
 from broker_policy.audit.record import (
@@ -92,6 +94,8 @@ class RecordWriter:
         self._carried: deque[DecisionLine] = deque(maxlen=_CARRY)
         self._dropped = 0
         self._tail_open = False
+        self._following = asyncio.Lock()
+        self._connection = self._written_over = -1
 
     @property
     def opened(self) -> bool:
@@ -136,6 +140,7 @@ class RecordWriter:
         """The next record. It is published by the caller, who then says ``written`` or ``give_back``."""
         if revision is not None:
             self._revision = revision
+        self._connection = self._nc.stats["reconnects"]
         record = Record(
             namespace=self._namespace,
             writer=self.name,
@@ -159,6 +164,7 @@ class RecordWriter:
         """The record is in the log."""
         self._number = prepared.record.number
         self._previous = digest(prepared.body)
+        self._written_over = self._connection
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
         self.stored(len(prepared.body))
         if self._told is not None:
@@ -204,18 +210,47 @@ class RecordWriter:
         Raises: as ``write``.
         """
         try:
+            await self._put(prepared, own)
+        except JetStreamError as error:
+            if error.code in NO_ROOM:
+                raise LogFull from error
+            raise
+
+    async def _put(self, prepared: Prepared, own: int) -> None:
+        try:
             await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
         except MaybeStored:
             # Its number is neither free nor taken, so it has to stay this record's.
             await publish_until_answered(
                 self._nc, prepared.subject, prepared.body, prepared.fields, room=True
             )
-        except JetStreamError as error:
+        except JetStreamError:
             self.give_back(prepared, own)
-            if error.code in NO_ROOM:
-                raise LogFull from error
             raise
         self.written(prepared)
+
+    async def follow_connection(self) -> None:
+        """Have a record in the log that was stored over the present connection; called before any message.
+
+        A power cut can leave a batch of another worker's in part. What was under way here, and is repeated
+        when the server is back, would lie where the rest of that batch is missing, as if it were of it. So
+        behind what a server found when it started comes a record before any message.
+
+        Raises:
+            nats.errors.ConnectionReconnectingError: there is no connection.
+            JetStreamError: the log refused the record.
+            LogUnreachable: no answer for ``GIVE_UP_AFTER`` seconds.
+
+        """
+        while not self._follows():
+            async with self._following:
+                if not self._follows():
+                    await self._put(self.prepare(RecordKind.MARK), 0)
+
+    def _follows(self) -> bool:
+        if not self._nc.is_connected:
+            raise nats.errors.ConnectionReconnectingError
+        return bool(self._written_over == self._nc.stats["reconnects"])
 
     async def close(self) -> None:
         """Write what is still owed, then the last record; what finds no room is left to the projector."""

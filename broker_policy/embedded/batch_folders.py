@@ -28,6 +28,8 @@ _LEAST = 16 << 20
 """With less than that free the disk is used again: what does not fit is refused, and goes singly."""
 _PATIENCE = 5.0
 """Seconds that a batch may take. What is in a full place for longer did not fit, and was left there."""
+_FORGOTTEN = 10.0
+"""Seconds after which the server gives up a batch that does not go on (``streamDefaultMaxBatchTimeout``)."""
 _EVERY, _SOON = 1.0, 0.05  # seconds between two looks; the second while a folder was in use
 
 
@@ -100,6 +102,12 @@ class BatchFolders:
             return False
         return True
 
+    def discard(self) -> None:
+        """Remove what was left in memory where batches are gathered on the disk again."""
+        for stream in self._streams() if self._private() else ():
+            if not (stream / "batches").is_symlink():
+                shutil.rmtree(self._place_of(stream), ignore_errors=True)
+
     def _streams(self) -> Iterator[Path]:
         return self._store.glob(f"*/streams/{self._stream}")
 
@@ -108,14 +116,17 @@ class BatchFolders:
 
     async def follow(self) -> None:
         """Link what comes, until cancelled: streams are made, and servers start, at any time."""
-        usable, left = False, 0.0
+        usable, left = False, time.monotonic() + _PATIENCE
         while True:
             # The place may vanish or fill up, and somebody else's come: it is looked at each time.
             usable = await asyncio.to_thread(self.prepare, _LEAST if usable else _ROOM)
             if usable:
                 done, left = await asyncio.to_thread(self.link), time.monotonic() + _PATIENCE
             else:
-                done = await asyncio.to_thread(self.unlink, in_use=time.monotonic() > left)
+                late = time.monotonic() - left
+                done = await asyncio.to_thread(self.unlink, in_use=late > 0)
+                if done and late > _FORGOTTEN:
+                    await asyncio.to_thread(self.discard)
             await asyncio.sleep(_EVERY if done else _SOON)
 
     def remove(self) -> None:

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.js.api import StorageType, StreamConfig
 
 from broker_policy.backup.staging import files as backed_up
+from broker_policy.embedded import batch_folders
 from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.nats_server import NatsServer, server_name
 from broker_policy.identity.pki import CertificateAuthority
@@ -226,13 +227,30 @@ async def test_while_memory_is_short_batches_are_gathered_on_the_disk(
 
 
 async def test_a_batch_that_stays_in_a_full_memory_keeps_others_from_the_disk_only_for_moments(
-    folder: Path, memory: Path, room: Room
+    folder: Path, memory: Path, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batch_folders, "_FORGOTTEN", 1.0)
     async with followed(BatchFolders(folder, memory=memory), batches(folder)):
-        (batches(folder) / "did not fit").mkdir()
+        left = batches(folder).resolve() / "did not fit"
+        left.mkdir()
         room.free = 0
         while batches(folder).is_symlink():
             await asyncio.sleep(0.02)
+        assert left.is_dir(), "the server may be at it still"
+        while left.exists():  # or a small memory would be short for ever
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_left_in_memory_is_not_removed_while_it_is_linked(folder: Path, memory: Path) -> None:
+    folders = BatchFolders(folder, memory=memory)
+    assert folders.prepare()
+    assert folders.link()
+    (batches(folder) / "batch").mkdir()
+    folders.discard()
+    assert (batches(folder) / "batch").is_dir()
+    folders.unlink(in_use=True)
+    folders.discard()
+    assert not list((memory / server_name(folder)).iterdir())
 
 
 # -- a real server ------------------------------------------------------------------------------------------

@@ -26,6 +26,41 @@ async def test_a_request_ends_with_the_connection_that_carried_it(
     assert time.monotonic() - begun < 2
 
 
+async def test_what_was_given_up_unsent_is_not_sent_over_the_next_connection(
+    nc: ResilientClient, nats_server: NatsServer
+):
+    heard: list[bytes] = []
+
+    async def hear(message) -> None:
+        heard.append(message.data)
+        if message.reply:
+            await message.respond(b"heard")
+
+    await nc.subscribe("said", cb=hear)
+    await nc.request("said", b"", timeout=5)
+    nc._transport.drain = (takes := asyncio.Event()).wait  # no more
+    await nc.publish("unheard", b"")
+    while nc.pending_data_size:
+        await asyncio.sleep(0)
+    asking = asyncio.create_task(nc.request("said", b"given up", timeout=10))
+    async with asyncio.timeout(5):
+        while not nc.pending_data_size:
+            await asyncio.sleep(0)
+    await nc._process_op_err(OSError("gone"))
+    takes.set()
+    with pytest.raises(nats.errors.ConnectionReconnectingError):
+        await asking
+    async with asyncio.timeout(10):
+        while not nc.is_connected:
+            await asyncio.sleep(0.01)
+    await nc.publish("said", b"after")
+    await nc.flush()
+    async with asyncio.timeout(10):
+        while b"after" not in heard:
+            await asyncio.sleep(0.01)
+    assert heard == [b"", b"after"]
+
+
 async def test_a_request_made_meanwhile_is_answered_afterwards(nc: ResilientClient, nats_server: NatsServer):
     async def answer(message) -> None:
         await message.respond(b"here")
