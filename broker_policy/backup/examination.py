@@ -170,7 +170,7 @@ class _Look:
                 if received.claimed > last:
                     self.torn.append(
                         f"{self._namespace}: the log ends within the batch of record {at}, as after a power "
-                        "cut; what is missing was told to nobody"
+                        "cut; in the durable profile nobody was told of what is missing"
                     )
         return waiting
 

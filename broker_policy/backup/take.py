@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import importlib.metadata
 import os
 import secrets
@@ -27,6 +28,7 @@ from broker_policy.backup.staging import Staging, files, secret, size_of, stage_
 from broker_policy.embedded import lock
 from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.nats_server import server_name
 from broker_policy.identity.private_files import private_folder
 from broker_policy.keys.turns import PATIENCE, only_one
 from broker_policy.tenants.material import PublicMaterial
@@ -144,6 +146,7 @@ def _stage(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool
         raise BackupError(f"{layout.root} has {size >> 20} MB, and its disk room for {room >> 20} MB only")
     staging = Staging(layout.root, stage)
     if lock.holder_of(layout.lock) is None:
+        _require_stopped(layout)
         say(f"copying {size >> 20} MB; nothing runs here ...")
         since = datetime.now(UTC).isoformat(timespec="seconds")
         with lock.held(layout.lock, lock.LockHolder(os.getpid(), since, "a backup")):
@@ -171,6 +174,17 @@ def _stage(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool
         )
     say(f"halted for {pause * 1000:.0f} ms")
     return taken, pause, broker.durable
+
+
+def _require_stopped(layout: Layout) -> None:
+    """Where ``mas up`` was killed, its servers end with it on Linux, and elsewhere may not."""
+    with contextlib.suppress(ConfigurationError, OSError, ValueError, http.client.HTTPException):
+        broker = Broker.read(layout)
+        if monitor(broker.monitor, "/varz").get("server_name") == server_name(layout.node(1, 1)):
+            raise BackupError(
+                f"mas up has ended, and the nats-server of {layout.root} has not: end it first; it "
+                f"answers at {broker.monitor}"
+            )
 
 
 def _go_on(servers: Servers) -> None:

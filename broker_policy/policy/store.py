@@ -100,7 +100,7 @@ class PolicyStore:
             return await self._put(subject, body, expected)
         except PolicyConflict:
             stream = subjects.kv_stream(subjects.POLICY_BUCKET)
-            last = None if expected else await get_last(self._nc, stream, subject)
+            last = None if expected else await _read(lambda: get_last(self._nc, stream, subject))
             if last is None or last.data:
                 raise
             return await self._put(subject, body, last.sequence)  # a deleted one leaves a mark
@@ -155,7 +155,8 @@ class PolicyStore:
         return {beat.subject.rpartition(".")[2]: orjson.loads(beat.data) for beat in beats}
 
     async def _behind(self, revision: int) -> list[str]:
-        return sorted(name for name, beat in (await self.beats()).items() if beat["revision"] < revision)
+        beats = await _read(self.beats)
+        return sorted(name for name, beat in beats.items() if beat["revision"] < revision)
 
 
 def _subject(namespace: str) -> str:

@@ -32,6 +32,7 @@ from mas_nats import AgentMessage, Reject, TlsClientConfig
 from mas_nats.wire.correlation import new_message_id
 from tests.load import UNSURE, Handling, audit_of
 from tests.packed import packed
+from tests.parts import parts
 from tests.processes import children
 from tests.system import System, mas, mas_json
 
@@ -288,6 +289,16 @@ async def signed(system: System, namespace: str) -> None:
             if document["signed_index"] == document["entries"]:
                 return
             await asyncio.sleep(0.2)
+
+
+async def test_servers_that_outlive_their_mas_up_are_not_copied_as_if_nothing_ran(tmp_path: Path) -> None:
+    async with parts(tmp_path, workers=0) as up:
+        refused = await asyncio.to_thread(
+            mas, "backup", str(tmp_path / "b"), "--folder", str(up.layout.root), "--without-keys", check=False
+        )
+    assert refused.returncode != 0
+    assert "mas up has ended, and the nats-server of" in refused.stderr
+    assert not (tmp_path / "b").exists()
 
 
 async def test_an_audit_and_a_log_of_different_moments_are_refused(
