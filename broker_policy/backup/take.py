@@ -70,21 +70,22 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
     stage = wanted.layout.root / stage_name(secrets.token_hex(4))
     part = wanted.file.with_name(f".{wanted.file.name}.{secrets.token_hex(4)}.part")
     _remove_old_stages(wanted.layout.root)
+    torn: set[str] = set()
     try:
         for attempt in range(1, _TRIES + 1):
             private_folder(stage)
             taken, pause, durable = await asyncio.to_thread(_stage_alone, wanted, stage, say)
             part.unlink(missing_ok=True)
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                manifest = await _write(wanted, stage, file, (taken, pause, durable), say)
+                manifest = await _write(wanted, stage, file, (taken, pause, durable), torn, say)
             if manifest is not None:
                 break
             say(f"try {attempt}: the copy holds half a batch, again")
             await asyncio.to_thread(shutil.rmtree, stage)
         else:
             raise BackupError(
-                f"in {_TRIES} tries each copy held half a batch: workers write that do not belong to this "
-                "mas up. Stop them for the backup, or run mas down first"
+                f"in {_TRIES} tries each copy held half of another batch: workers write that do not belong "
+                "to this mas up. Stop them for the backup, or run mas down first"
             )
         say("reading it back ...")
         if await asyncio.to_thread(archive.read, part, wanted.passphrase) != manifest:
@@ -218,11 +219,17 @@ def _ends(url: str) -> list[tuple[str, str, int]]:
 
 
 async def _write(
-    wanted: Wanted, stage: Path, file: BinaryIO, point: tuple[datetime, float, bool], say: Say
+    wanted: Wanted,
+    stage: Path,
+    file: BinaryIO,
+    point: tuple[datetime, float, bool],
+    torn: set[str],
+    say: Say,
 ) -> Manifest | None:
     """Write everything to ``file``; None when the copy cannot be used, and another may.
 
-    Where nothing ran while it was made, another one would be the same.
+    Where nothing ran while it was made, another one would be the same. Nor does one differ in what was
+    ``torn`` in an earlier copy: nothing writes that batch any more. What is torn in this one is added.
     """
     writer = archive.ArchiveWriter(file, wanted.passphrase)
     names = [name for name in files(stage) if wanted.keys or not secret(name)]
@@ -236,7 +243,9 @@ async def _write(
     say("bringing servers up on the copy ...")
     examined = await examine(Layout(stage))
     _, pause, _ = point
-    if examined.torn and pause:
+    again = pause and not torn.issuperset(examined.torn)
+    torn.update(examined.torn)
+    if again:
         return None
     manifest = _manifest(wanted, Layout(stage), writer, point, examined)
     writer.close(manifest)

@@ -6,18 +6,22 @@ import io
 import os
 import shutil
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from broker_policy.backup import archive, sealed
+from broker_policy.backup import archive, sealed, take
 from broker_policy.backup.archive import ArchiveWriter
 from broker_policy.backup.errors import BackupDamaged, BackupError, WrongPassphrase
+from broker_policy.backup.examination import Examined
 from broker_policy.backup.manifest import Manifest, parts_of
 from broker_policy.backup.restore import restore
 from broker_policy.backup.sealed import SealedReader, SealedWriter
 from broker_policy.backup.staging import Staging, belongs, files, secret
 from broker_policy.cli.backup import _passphrase
+from broker_policy.embedded.layout import Layout
+from broker_policy.tenants.material import create_material
 from tests.packed import manifest_of
 
 PASSPHRASE = "correct horse battery"
@@ -234,6 +238,40 @@ async def test_a_backup_that_is_too_big_is_not_unpacked(
     with pytest.raises(BackupError, match="has room for"):
         await restore(packed(tmp_path), tmp_path / "new", PASSPHRASE)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("torn", [(["1"], ["2"], []), (["1"], ["1"])])
+async def test_a_copy_made_in_the_middle_of_a_batch_is_made_again_and_a_batch_that_stays_torn_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: tuple[list[str], ...]
+) -> None:
+    layout = Layout(tmp_path / ".mas")
+    layout.create()
+    create_material(layout.keys)
+    looks = iter(torn)
+
+    async def examine(_: Layout) -> Examined:
+        return Examined((), (), (), tuple(next(looks)))
+
+    def stage(wanted: take.Wanted, stage: Path, _: take.Say) -> tuple[datetime, float, bool]:
+        shutil.copytree(wanted.layout.keys, stage / "keys")
+        return datetime.now(UTC), 0.01, True
+
+    monkeypatch.setattr(take, "examine", examine)
+    monkeypatch.setattr(take, "_stage_alone", stage)
+    manifest = await take.take(take.Wanted(layout, tmp_path / "backup", None, keys=False))
+    assert list(manifest.findings) == torn[-1]
+    assert next(looks, None) is None
+
+
+async def test_copies_that_are_each_made_in_the_middle_of_another_batch_are_no_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take, "_TRIES", 2)
+    with pytest.raises(BackupError, match="half of another batch"):
+        await test_a_copy_made_in_the_middle_of_a_batch_is_made_again_and_a_batch_that_stays_torn_is_named(
+            tmp_path, monkeypatch, (["1"], ["2"], ["3"])
+        )
+    assert [each.name for each in tmp_path.iterdir()] == [".mas"]
 
 
 def test_the_passphrase_is_not_handed_to_the_servers_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
