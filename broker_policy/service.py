@@ -331,10 +331,10 @@ class NamespaceService:
         """Take no more calls, finish what was taken, close the records."""
         self._stopping = True
         if self._subscription is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._subscription.drain()  # what has arrived is still taken
-                await self._operators.stop()
-                await self._onlookers.stop()
+            # What has arrived is still taken.
+            for stop in (self._subscription.drain, self._operators.stop, self._onlookers.stop):
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await stop()
         await self._census.stop()
         await end(self._followers)
         await self._releaser.stop()

@@ -224,7 +224,9 @@ class ResilientClient(Client):
     def _give_up_requests(self) -> None:
         # nats-py lets them wait for their timeout, though the answers were lost with the connection. What was
         # not sent yet it would send over the next one, after whoever asked has been told that it failed.
-        self._pending, self._pending_data_size = [], 0
+        # Subscriptions are made anew there, so only what ends one has to be sent still.
+        self._pending = [command for command in self._pending if command.startswith(b"UNSUB")]
+        self._pending_data_size = sum(map(len, self._pending))
         for answer in tuple(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(errors.ConnectionReconnectingError())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from collections.abc import Callable
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 
+_FULL = b'{"error":{"code":503,"err_code":10023,"description":"insufficient resources"}}'
 Which = Callable[[str, dict[str, str]], bool]
 
 
@@ -17,7 +19,7 @@ def _any(_subject: str, _fields: dict[str, str]) -> bool:
 
 
 class Lossy:
-    """Passes everything on to ``nc``, but for the requests that ``lose``, ``swallow`` and ``hold`` choose."""
+    """Passes everything on to ``nc``, but for what ``lose``, ``swallow``, ``refuse`` and ``hold`` choose."""
 
     def __init__(self, nc: Client) -> None:
         self.nc = nc
@@ -32,6 +34,10 @@ class Lossy:
     def swallow(self, which: Which = _any, times: int = 1) -> None:
         """The next such requests do not arrive."""
         self._faults += [("swallow", which)] * times
+
+    def refuse(self, which: Which = _any, times: int = 1) -> None:
+        """The next such requests do not arrive; the answer is that there is no room."""
+        self._faults += [("refuse", which)] * times
 
     def hold(self, which: Which = _any) -> Callable[[], None]:
         """The next such request waits until what is returned here is called."""
@@ -56,6 +62,9 @@ class Lossy:
             what, which = fault
             if which(subject, headers or {}):
                 self._faults.remove(fault)
+                if what == "refuse":
+                    self.happened.set()
+                    return types.SimpleNamespace(data=_FULL)
                 if what == "lose":
                     await self.nc.request(subject, payload, timeout=timeout, headers=headers)
                 self.happened.set()

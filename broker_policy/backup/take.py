@@ -28,7 +28,6 @@ from broker_policy.backup.staging import Staging, files, secret, size_of, stage_
 from broker_policy.embedded import lock
 from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.nats_server import server_name
 from broker_policy.identity.private_files import private_folder
 from broker_policy.keys.turns import PATIENCE, only_one
 from broker_policy.tenants.material import PublicMaterial
@@ -179,13 +178,19 @@ def _stage(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool
 
 def _require_stopped(layout: Layout) -> None:
     """Where ``mas up`` was killed, its servers end with it on Linux, and elsewhere may not."""
-    with contextlib.suppress(ConfigurationError, OSError, ValueError, http.client.HTTPException):
+    try:
         broker = Broker.read(layout)
-        if monitor(broker.monitor, "/varz").get("server_name") == server_name(layout.node(1, 1)):
-            raise BackupError(
-                f"mas up has ended, and the nats-server of {layout.root} has not: end it first; it "
-                f"answers at {broker.monitor}"
-            )
+        found = monitor(broker.monitor, "/varz").get("jetstream", {}).get("config", {}).get("store_dir")
+        if not (found and Path(found).samefile(layout.node(1, 1) / "jetstream")):
+            return  # another one
+    except TimeoutError:
+        pass  # it is there, and halted or busy
+    except (ConfigurationError, OSError, ValueError, http.client.HTTPException):
+        return
+    raise BackupError(
+        f"mas up has ended, and the nats-server of {layout.root} has not: end it first; its monitoring is at "
+        f"{broker.monitor}"
+    )
 
 
 def _go_on(servers: Servers) -> None:

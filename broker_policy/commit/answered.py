@@ -30,6 +30,14 @@ class MaybeStored(Exception):
     """The stream refused a repetition, but an earlier try, never answered, may be stored or yet arrive."""
 
 
+class Withheld(Exception):
+    """It was not sent, or not again: the stream refused what must come before it."""
+
+    def __init__(self, *, repeated: bool) -> None:
+        super().__init__("the log refused what must come before this")
+        self.repeated = repeated
+
+
 UNANSWERED = (nats.errors.Error, JetStreamError, LogUnreachable, MaybeStored, OSError)
 """What a stream that does not answer, or not as it should, looks like."""
 
@@ -76,17 +84,25 @@ async def publish_until_answered(
     Raises:
         JetStreamError: the stream refused it; nothing was stored.
         MaybeStored: the stream refused a repetition.
+        Withheld: the stream refused what ``before`` had to publish.
         LogUnreachable: no answer for ``patience`` seconds.
 
     """
+    started = time.monotonic()
+
+    async def prepare(before: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await before()
+        except JetStreamError as error:
+            raise Withheld(repeated=repeated) from error
+        if time.monotonic() - started > patience:  # its dedup id would be forgotten
+            raise LogUnreachable(f"what must come before took longer than {patience:.0f} s")
 
     async def attempt() -> Ack:
         nonlocal repeated
-        sent = False
+        if before is not None:
+            await prepare(before)
         try:
-            if before is not None:
-                await before()
-            sent = True
             return replace(await publish(nc, subject, body, fields), repeated=repeated)
         except JetStreamError as error:
             if room and error.code in NO_ROOM:
@@ -95,7 +111,7 @@ async def publish_until_answered(
                 raise MaybeStored from error
             raise
         except (nats.errors.Error, OSError):
-            repeated = repeated or sent
+            repeated = True
             raise
 
     return await until_answered(attempt, patience)

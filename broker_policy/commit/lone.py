@@ -9,7 +9,7 @@ from nats.aio.client import Client
 
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import Outcome, RecordKind, Way
-from broker_policy.commit.answered import MaybeStored, publish_until_answered, until_answered
+from broker_policy.commit.answered import MaybeStored, Withheld, publish_until_answered, until_answered
 from broker_policy.commit.answers import Answers
 from broker_policy.commit.behind import Behind, Unacknowledged
 from broker_policy.commit.judged import Judged, revision
@@ -99,13 +99,16 @@ class Lone:
                 )
         except MaybeStored:
             return  # refused would be a guess: the sender repeats, and the projector finds out
+        except Withheld as withheld:
+            if not withheld.repeated and early is Unacknowledged.NOT_STORED:
+                await self._not_stored(prepared, position, judged, refusals.log_full())
+            return
         except JetStreamError as error:
-            self._writer.settle(number, position, Outcome.NOT_COMMITTED)
             refusal = refusals.log_full()
             if subject_full(error):
                 self._suspects.full(call.target)
                 refusal = refusals.inbox_full(call.target)
-            await self._answers.tell(self._refused(judged, refusal))
+            await self._not_stored(prepared, position, judged, refusal)
             return
         stored = await self._look(ack.sequence) if ack.duplicate else None
         if not ack.duplicate or (stored is not None and stored.headers.get(headers.AUDIT) == reference):
@@ -124,6 +127,10 @@ class Lone:
         if not gone and not call.repeated:
             self._suspects.duplicate(call.sender)
         await self._answers.tell(told)
+
+    async def _not_stored(self, prepared: Prepared, position: int, judged: Judged, refusal: Refusal) -> None:
+        self._writer.settle(prepared.record.number, position, Outcome.NOT_COMMITTED)
+        await self._answers.tell(self._refused(judged, refusal))
 
     async def _look(self, sequence: int) -> StoredMessage | None:
         return await until_answered(lambda: get_known(self._nc, subjects.INBOX_STREAM, sequence))

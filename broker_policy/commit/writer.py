@@ -96,6 +96,7 @@ class RecordWriter:
         self._tail_open = False
         self._following = asyncio.Lock()
         self._connection = self._written_over = -1
+        self._refused_over: dict[int, Exception] = {}
 
     @property
     def opened(self) -> bool:
@@ -165,6 +166,7 @@ class RecordWriter:
         self._number = prepared.record.number
         self._previous = digest(prepared.body)
         self._written_over = self._connection
+        self._refused_over.clear()
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
         self.stored(len(prepared.body))
         if self._told is not None:
@@ -221,9 +223,12 @@ class RecordWriter:
             await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
         except MaybeStored:
             # Its number is neither free nor taken, so it has to stay this record's.
-            await publish_until_answered(
-                self._nc, prepared.subject, prepared.body, prepared.fields, room=True
-            )
+            try:
+                await publish_until_answered(
+                    self._nc, prepared.subject, prepared.body, prepared.fields, room=True
+                )
+            except (JetStreamError, MaybeStored) as error:
+                raise LogUnreachable(f"record {prepared.record.number} may be stored, or not") from error
         except JetStreamError:
             self.give_back(prepared, own)
             raise
@@ -244,13 +249,21 @@ class RecordWriter:
         """
         while not self._follows():
             async with self._following:
-                if not self._follows():
+                if self._follows():
+                    return
+                try:
                     await self._put(self.prepare(RecordKind.MARK), 0)
+                except (JetStreamError, LogUnreachable) as error:
+                    self._refused_over[self._connection] = error  # the others that wait need not ask, too
+                    raise
 
     def _follows(self) -> bool:
         if not self._nc.is_connected:
             raise nats.errors.ConnectionReconnectingError
-        return bool(self._written_over == self._nc.stats["reconnects"])
+        connection = self._nc.stats["reconnects"]
+        if refused := self._refused_over.get(connection):
+            raise refused
+        return bool(self._written_over == connection)
 
     async def close(self) -> None:
         """Write what is still owed, then the last record; what finds no room is left to the projector."""

@@ -291,11 +291,17 @@ async def signed(system: System, namespace: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_servers_that_outlive_their_mas_up_are_not_copied_as_if_nothing_ran(tmp_path: Path) -> None:
+@pytest.mark.parametrize("halted", [False, True])
+async def test_servers_that_outlive_their_mas_up_are_not_copied_as_if_nothing_ran(
+    tmp_path: Path, halted: bool
+) -> None:
     async with parts(tmp_path, workers=0) as up:
-        refused = await asyncio.to_thread(
-            mas, "backup", str(tmp_path / "b"), "--folder", str(up.layout.root), "--without-keys", check=False
-        )
+        (tmp_path / "other").symlink_to(up.layout.root.parent)
+        folder = tmp_path / "other" / up.layout.root.name
+        if halted:
+            os.kill(up.nats.pid, signal.SIGSTOP)
+        options = ("--folder", str(folder), "--without-keys")
+        refused = await asyncio.to_thread(mas, "backup", str(tmp_path / "b"), *options, check=False)
     assert refused.returncode != 0
     assert "mas up has ended, and the nats-server of" in refused.stderr
     assert not (tmp_path / "b").exists()

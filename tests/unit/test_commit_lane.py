@@ -223,6 +223,71 @@ async def test_refused_is_not_told_while_it_may_be_stored(here: Serving, lossy: 
     assert verdict.decision is Decision.INBOX_FULL
 
 
+# -- another connection -----------------------------------------------------------------------------------
+def mark_after(subjects_: list[str], records_before: int):
+    """The record that the inbox lane has to write once another connection carries its messages."""
+
+    def which(subject: str, fields: dict[str, str]) -> bool:
+        if not (records(subject, fields) and "i." in subject):
+            return False
+        subjects_.append(subject)
+        return len(subjects_) > records_before
+
+    return which
+
+
+async def test_behind_a_new_connection_comes_a_record_first(here: Serving, lossy: Lossy):
+    assert (await here.send("alice", "bob", id="before")).ok
+    release = lossy.hold(records)
+    sending = asyncio.create_task(here.send("alice", "bob", id="new0"))
+    await lossy.happened.wait()
+    here.nc.stats["reconnects"] += 1
+    release()
+    assert (await sending).ok
+    log_ = await here.log()
+    [place] = [n for n, each in enumerate(log_) if each.headers.get(headers.MESSAGE_ID) == "new0"]
+    record = Record.decode(log_[place - 1].data)
+    assert record.kind is RecordKind.MARK
+    assert record.writer.endswith("i")
+    assert "new0" in await stored(here)
+
+
+async def test_where_that_record_finds_no_room_the_message_is_refused(here: Serving, lossy: Lossy):
+    assert (await here.send("alice", "bob", id="before")).ok
+    first, later = lossy.hold(records), lossy.hold(records)
+    sending = [asyncio.create_task(here.send("alice", "bob", id="first"))]
+    await lossy.happened.wait()
+    sending += [asyncio.create_task(here.send("alice", "bob", id=f"new{n}")) for n in range(2)]
+    async with asyncio.timeout(5):
+        while len(here.service._inbox._waiting) < 2:
+            await asyncio.sleep(0.01)
+    lossy.happened.clear()
+    first()
+    await lossy.happened.wait()
+    here.nc.stats["reconnects"] += 1
+    lossy.refuse(mark_after([], 1))  # the first is theirs
+    later()
+    decisions = [verdict.decision for verdict in await asyncio.gather(*sending)]
+    assert decisions == [Decision.ALLOWED, Decision.LOG_FULL, Decision.LOG_FULL], "each asked for itself"
+    assert (await here.send("alice", "bob", id="after")).ok
+    assert set(await stored(here)) == {"before", "first", "after"}
+
+
+async def test_but_not_while_it_may_be_stored(here: Serving, lossy: Lossy):
+    """The batch is, and its answer was lost together with the connection."""
+    assert (await here.send("alice", "bob", id="before")).ok
+    lossy.lose(batches)
+    lossy.refuse(mark_after([], 1))  # the first asks whether the batch is there
+    sending = asyncio.gather(*(here.send("alice", "bob", {"n": n}, id=f"new{n}") for n in range(20)))
+    await lossy.happened.wait()
+    here.nc.stats["reconnects"] += 1
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(sending, 1)
+    assert not lossy._faults
+    assert [verdict.decision for verdict in await many(here, 20)] == [Decision.ALLOWED] * 20
+    assert set(await stored(here)) == {"before", *(f"new{n}" for n in range(20))}
+
+
 # -- no room ------------------------------------------------------------------------------------------------
 async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accepted(nc: Client):
     limits = Limits(log_bytes=40_000)
