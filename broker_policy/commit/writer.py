@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import nats.errors
@@ -57,6 +57,8 @@ class Prepared:
     body: bytes
     fields: dict[str, str]
     subject: str
+    connection: int
+    """The number of the connection that there was: it was not stored over an earlier one."""
 
     def reference(self, position: int) -> str:
         """Names decision ``position`` of this record, for ``Mas-Audit``."""
@@ -95,8 +97,8 @@ class RecordWriter:
         self._dropped = 0
         self._tail_open = False
         self._following = asyncio.Lock()
-        self._connection = self._written_over = -1
-        self._refused_over: dict[int, Exception] = {}
+        self._written_over = -1  # the number of a connection
+        self._refused: tuple[int, Exception] | None = None  # over which connection, and how
 
     @property
     def opened(self) -> bool:
@@ -141,7 +143,6 @@ class RecordWriter:
         """The next record. It is published by the caller, who then says ``written`` or ``give_back``."""
         if revision is not None:
             self._revision = revision
-        self._connection = self._nc.stats["reconnects"]
         record = Record(
             namespace=self._namespace,
             writer=self.name,
@@ -159,14 +160,14 @@ class RecordWriter:
             headers.MSG_ID: f"{self.name}.{record.number}",
             headers.RECORD_MAC: self._key.mac(body),
         }
-        return Prepared(record, body, fields, subjects.audit_record(self.name, record.number))
+        subject = subjects.audit_record(self.name, record.number)
+        return Prepared(record, body, fields, subject, self._nc.stats["reconnects"])
 
     def written(self, prepared: Prepared) -> None:
         """The record is in the log."""
         self._number = prepared.record.number
         self._previous = digest(prepared.body)
-        self._written_over = self._connection
-        self._refused_over.clear()
+        self._written_over = prepared.connection
         self._tail_open = prepared.record.kind is RecordKind.DECISIONS
         self.stored(len(prepared.body))
         if self._told is not None:
@@ -251,19 +252,22 @@ class RecordWriter:
             async with self._following:
                 if self._follows():
                     return
+                mark = self.prepare(RecordKind.MARK)
                 try:
-                    await self._put(self.prepare(RecordKind.MARK), 0)
+                    await self._put(mark, 0)
                 except (JetStreamError, LogUnreachable) as error:
-                    self._refused_over[self._connection] = error  # the others that wait need not ask, too
+                    self._refused = mark.connection, error  # the others that wait need not ask, too
                     raise
 
     def _follows(self) -> bool:
         if not self._nc.is_connected:
             raise nats.errors.ConnectionReconnectingError
-        connection = self._nc.stats["reconnects"]
-        if refused := self._refused_over.get(connection):
-            raise refused
-        return bool(self._written_over == connection)
+        connection: int = self._nc.stats["reconnects"]
+        if self._written_over == connection:
+            return True
+        if self._refused is not None and self._refused[0] == connection:
+            raise self._refused[1]
+        return False
 
     async def close(self) -> None:
         """Write what is still owed, then the last record; what finds no room is left to the projector."""
@@ -301,7 +305,7 @@ class RecordWriter:
         stored = answer.duplicate and (
             answer.sequence <= before or await self._batch_at(answer.sequence, prepared, body)
         )
-        self.written(prepared if stored else Prepared(void, body, fields, prepared.subject))
+        self.written(prepared if stored else replace(prepared, record=void, body=body, fields=fields))
         return stored
 
     async def _last_sequence(self) -> int:

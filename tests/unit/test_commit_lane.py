@@ -224,14 +224,15 @@ async def test_refused_is_not_told_while_it_may_be_stored(here: Serving, lossy: 
 
 
 # -- another connection -----------------------------------------------------------------------------------
-def mark_after(subjects_: list[str], records_before: int):
+def after_the_next_record():
     """The record that the inbox lane has to write once another connection carries its messages."""
+    seen: list[str] = []
 
     def which(subject: str, fields: dict[str, str]) -> bool:
         if not (records(subject, fields) and "i." in subject):
             return False
-        subjects_.append(subject)
-        return len(subjects_) > records_before
+        seen.append(subject)
+        return len(seen) > 1
 
     return which
 
@@ -244,9 +245,9 @@ async def test_behind_a_new_connection_comes_a_record_first(here: Serving, lossy
     here.nc.stats["reconnects"] += 1
     release()
     assert (await sending).ok
-    log_ = await here.log()
-    [place] = [n for n, each in enumerate(log_) if each.headers.get(headers.MESSAGE_ID) == "new0"]
-    record = Record.decode(log_[place - 1].data)
+    messages_ = await here.log()
+    [place] = [n for n, each in enumerate(messages_) if each.headers.get(headers.MESSAGE_ID) == "new0"]
+    record = Record.decode(messages_[place - 1].data)
     assert record.kind is RecordKind.MARK
     assert record.writer.endswith("i")
     assert "new0" in await stored(here)
@@ -265,7 +266,7 @@ async def test_where_that_record_finds_no_room_the_message_is_refused(here: Serv
     first()
     await lossy.happened.wait()
     here.nc.stats["reconnects"] += 1
-    lossy.refuse(mark_after([], 1))  # the first is theirs
+    lossy.refuse(after_the_next_record())  # which is theirs
     later()
     decisions = [verdict.decision for verdict in await asyncio.gather(*sending)]
     assert decisions == [Decision.ALLOWED, Decision.LOG_FULL, Decision.LOG_FULL], "each asked for itself"
@@ -277,7 +278,7 @@ async def test_but_not_while_it_may_be_stored(here: Serving, lossy: Lossy):
     """The batch is, and its answer was lost together with the connection."""
     assert (await here.send("alice", "bob", id="before")).ok
     lossy.lose(batches)
-    lossy.refuse(mark_after([], 1))  # the first asks whether the batch is there
+    lossy.refuse(after_the_next_record())  # which asks whether the batch is there
     sending = asyncio.gather(*(here.send("alice", "bob", {"n": n}, id=f"new{n}") for n in range(20)))
     await lossy.happened.wait()
     here.nc.stats["reconnects"] += 1
