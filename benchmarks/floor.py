@@ -37,7 +37,7 @@ from mas_nats.wire.bundle import MOST_CALLS
 
 SEND, ACK = "floor.send", "floor.ack"
 SENDER, TARGET, TYPE = "a", "b", "note"
-_GATHERING = 0.01
+_GATHERING = 0.05
 _TOGETHER = 16
 _ENTRIES = 400
 """Entries in one append to the audit."""

@@ -28,6 +28,10 @@ LEAST = 32
 """Messages from which on it is worth while to ask for them together."""
 GATHERING = 0.01
 """Seconds for which a handled message waits for others."""
+LONGEST_GATHERING = 0.05
+"""Seconds for which it waits where more come all the time: to ask costs as much as many messages do."""
+ENOUGH = 512
+"""Messages for which it is not worth while to wait for more."""
 _TIMEOUT = 2.0
 """Seconds to wait for the policy service, at most; then each message is acknowledged by itself."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0
@@ -55,6 +59,7 @@ class Acknowledgements:
         self._gathered: dict[int, str] = {}  # where each one would be acknowledged, by sequence
         self._away: dict[int, float] = {}  # given back: until when nothing is asked for, by sequence
         self._timer: asyncio.TimerHandle | None = None
+        self._seen, self._until = 0, 0.0  # how many had come by the last look, and the time of the last one
         self._asking: asyncio.Task[None] | None = None
         self._one_by_one: set[asyncio.Task[None]] = set()
         self._moved = 0.0  # when something at the front of the inbox was handled
@@ -75,7 +80,7 @@ class Acknowledgements:
             return
         self._gathered[sequence] = ack_subject
         if self._asking is None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHERING, self._leave)
+            self._gather()
         elif len(self._gathered) >= _MOST:
             self._streak.alone += len(self._streak.take())
             self._say_each(self._taken())
@@ -133,6 +138,21 @@ class Acknowledgements:
         gathered, self._gathered = self._gathered, {}
         return gathered
 
+    def _gather(self) -> None:
+        """Wait for more."""
+        loop = asyncio.get_running_loop()
+        self._seen, self._until = 0, loop.time() + min(LONGEST_GATHERING, self._terms().ack_wait / 20)
+        self._timer = loop.call_later(GATHERING, self._look)
+
+    def _look(self) -> None:
+        """Wait on where there are many, and more since the last look; else leave."""
+        loop, gathered = asyncio.get_running_loop(), len(self._gathered)
+        if LEAST <= gathered < ENOUGH and gathered > self._seen and loop.time() < self._until:
+            self._seen = gathered
+            self._timer = loop.call_later(GATHERING, self._look)
+        else:
+            self._leave()
+
     def _leave(self) -> None:
         now = asyncio.get_running_loop().time()
         gathered, since, front = self._taken(), self._streak.since, self._streak.take()
@@ -162,10 +182,10 @@ class Acknowledgements:
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
             self._streak.alone += len(together)
             self._say_each(together)
-        if len(self._gathered) >= LEAST:
+        if len(self._gathered) >= ENOUGH:
             self._leave()
         elif self._gathered:
-            self._timer = loop.call_later(GATHERING, self._leave)
+            self._gather()
 
     async def _refusal(self, since: int, last: int, most: int) -> str | None:
         """Ask for all from ``since`` to ``last``, which are ``most`` at most; why they may still be there."""

@@ -12,7 +12,7 @@ import pytest
 from sdk_worker import eventually
 
 from mas_nats import acknowledging
-from mas_nats.acknowledging import ACK, LEAST, Acknowledgements
+from mas_nats.acknowledging import ACK, ENOUGH, LEAST, Acknowledgements
 from mas_nats.errors import PermissionDenied
 from mas_nats.session import Terms
 from mas_nats.transport import Incoming, NoAnswer, NoResponders
@@ -52,7 +52,8 @@ class Wire:
     async def exchange(
         self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
     ) -> Incoming:
-        assert (subject, headers, timeout) == ("mas.call.b.ack", None, 2.0)
+        assert (subject, headers) == ("mas.call.b.ack", None)
+        assert timeout <= 2.0
         self.together.append(orjson.loads(body))
         verdict = accepted() if self.answer is None else await self.answer()
         return Incoming("", "", {}, verdict.encode())
@@ -99,6 +100,37 @@ async def test_many_are_acknowledged_together():
     await one.settled()
     assert one.wire.each == []
     assert one.wire.together == [{"since": 10, "last": 10 * LEAST, "most": LEAST}]
+
+
+async def looked_at(one: Instance, count: int) -> None:
+    """Wait until it has looked, and waits for more than these."""
+    await eventually(lambda: one.acks._seen == count)
+    assert one.wire.together == []
+
+
+async def test_where_more_come_all_wait_for_those(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "LONGEST_GATHERING", 60.0)
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    await one.handle(one.deliver(LEAST))
+    await looked_at(one, LEAST)
+    await one.handle(one.deliver(1))
+    await looked_at(one, LEAST + 1)
+    await one.settled()  # nothing came since
+    assert [each["most"] for each in one.wire.together] == [LEAST + 1]
+
+
+@pytest.mark.parametrize(
+    ("longest", "ack_wait", "count"), [(0.0, 1e4, LEAST), (60.0, 0.1, LEAST), (60.0, 1e4, ENOUGH)]
+)
+async def test_they_do_not_wait_for_ever(
+    longest: float, ack_wait: float, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(acknowledging, "LONGEST_GATHERING", longest)
+    one = Instance(replace(TERMS, ack_wait=ack_wait))
+    await one.handle(one.deliver(count))
+    await one.settled()
+    assert one.acks._seen == 0  # it left at the first look
+    assert [each["most"] for each in one.wire.together] == [count]
 
 
 async def test_few_are_acknowledged_each_by_itself():
