@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import signal
@@ -70,6 +71,9 @@ _START_PATIENCE = 1.0
 """Seconds for which a namespace that begins to be served holds up the following of policy for the others."""
 _TRY_AGAIN = 1.0
 _FOLLOW_KEYS = 0.5
+_NEW_OBJECTS = 10_000
+"""Objects more than at the garbage collector's last look, before it looks again: those of calls under way
+are thousands, all of them in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,6 +505,7 @@ def main() -> None:
     layout = Layout(arguments.folder.resolve())
     config = WorkerConfig.embedded(layout, arguments.name, metrics_port=arguments.metrics_port)
     ready = layout.ready(arguments.name)
+    gc.set_threshold(_NEW_OBJECTS)
     sys.exit(run(serve(config, ready)))
 
 

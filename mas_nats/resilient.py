@@ -34,13 +34,19 @@ _CERTIFICATE_REFUSED = ("certificate", "unknown ca", "handshake failure", "alert
 
 
 class _Transport(TcpTransport):
-    """nats-py's transport, which can also be waited for when the server went away while TLS began.
+    """nats-py's transport, which writes what waits at once, and can be waited for whenever the server went.
 
-    The stream's protocol has been replaced then and is never told of the end, so asyncio would wait for ever.
+    Where that was while TLS began, the stream's protocol has been replaced and is never told of the end, so
+    asyncio would wait for ever.
     """
 
     def __init__(self, inner: TcpTransport) -> None:
         vars(self).update(vars(inner))
+
+    def writelines(self, payload: list[bytes]) -> None:
+        # Each write becomes a record of TLS by itself, which both sides have to handle.
+        waits = payload[0] if len(payload) == 1 else b"".join(payload)
+        self.write(waits)  # type: ignore[no-untyped-call]
 
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer

@@ -37,6 +37,8 @@ class Bundle:
     def answered(self, call: Call, verdict: Verdict) -> bytes | None:
         """Keep the verdict of one of its calls; the whole answer once it was the last."""
         self._verdicts.setdefault(id(call), verdict)
-        if len(self._verdicts) < len(self.calls):
+        if not self.calls or len(self._verdicts) < len(self.calls):
             return None
-        return bundle.encode_verdicts([self._verdicts[id(each)] for each in self.calls])
+        answer = bundle.encode_verdicts([self._verdicts[id(each)] for each in self.calls])
+        self.calls = []  # they name their bundle, so they would stay until the garbage collector comes
+        return answer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import orjson
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from sdk_worker import ScriptedWorker, endpoint
 
+from broker_policy.calls.bundles import Bundle
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.calls import Calls
@@ -52,6 +56,23 @@ def test_verdicts_round_trip():
     assert bundle.decode_verdicts(Verdict.decode(encoded), 3) == [bundle.PLAIN, *said[1:]]
     with pytest.raises(ValueError, match="not an answer to this bundle"):
         bundle.decode_verdicts(Verdict.decode(encoded), 4)
+
+
+def test_nothing_of_a_bundle_that_was_answered_stays():
+    """Its calls know it: left like that, a thousand bodies would wait for the garbage collector."""
+    message = Msg(None, subject="mas.call.alice.send", reply="r", data=bundle.encode([part(1), part(2)]))
+    gc.disable()
+    try:
+        read = Bundle.read(message, lambda: 0)
+        first, second = read.calls
+        gone = weakref.ref(read)
+        assert read.answered(first, bundle.PLAIN) is None
+        assert read.answered(second, bundle.PLAIN) == bundle.encode_verdicts([bundle.PLAIN] * 2)
+        assert read.answered(second, bundle.PLAIN) is None  # once
+        del read, first, second
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,25 @@ async def test_what_was_given_up_unsent_is_not_sent_over_the_next_connection(
     assert heard == [b"", b"", b"after"]
 
 
+async def test_what_waits_is_written_at_once(nc: ResilientClient):
+    """Each write is a record of TLS by itself."""
+    heard = await nc.subscribe("said")
+    await nc.flush()
+    writer, written = nc._transport._io_writer, []
+    write = writer.write
+
+    def counted(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    writer.write = counted
+    for number in range(50):
+        await nc.publish("said", str(number).encode())
+    assert [int((await heard.next_msg(timeout=5)).data) for _ in range(50)] == list(range(50))
+    assert len(written) < 5, [len(each) for each in written]
+    assert b"".join(written).count(b"PUB said") == 50
+
+
 async def test_a_request_made_meanwhile_is_answered_afterwards(nc: ResilientClient, nats_server: NatsServer):
     async def answer(message) -> None:
         await message.respond(b"here")
