@@ -19,7 +19,7 @@ from mas_nats.streak import Streak
 from mas_nats.transport import Connection, NotSent
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import Op
-from mas_nats.wire.verdict import Verdict
+from mas_nats.wire.verdict import ACK_PENDING, Verdict
 
 logger = logging.getLogger("mas_nats")
 
@@ -65,6 +65,7 @@ class Acknowledgements:
         self._moved = 0.0  # when something at the front of the inbox was handled
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
+        self._longest = LONGEST_GATHERING
         self._closed = False
 
     def delivered(self, sequence: int, attempt: int, number: int) -> None:
@@ -81,6 +82,8 @@ class Acknowledgements:
         self._gathered[sequence] = ack_subject
         if self._asking is None and self._timer is None:
             self._gather()
+        elif self._timer is not None and len(self._gathered) >= ENOUGH:
+            self._leave()
         elif len(self._gathered) >= _MOST:
             self._streak.alone += len(self._streak.take())
             self._say_each(self._taken())
@@ -103,7 +106,7 @@ class Acknowledgements:
     def anew(self) -> None:
         """What is delivered next may come from a server, or a consumer, that does not know all deliveries."""
         self._streak.end()
-        self._not_before, self._pause = 0.0, _FIRST_PAUSE
+        self._not_before, self._pause, self._longest = 0.0, _FIRST_PAUSE, LONGEST_GATHERING
 
     async def say(self, ack_subject: str, body: bytes) -> None:
         """Say something about one delivery."""
@@ -140,16 +143,20 @@ class Acknowledgements:
 
     def _gather(self) -> None:
         """Wait for more."""
-        loop = asyncio.get_running_loop()
-        self._seen, self._until = 0, loop.time() + min(LONGEST_GATHERING, self._terms().ack_wait / 20)
-        self._timer = loop.call_later(GATHERING, self._look)
+        self._seen = 0
+        self._until = asyncio.get_running_loop().time() + min(self._longest, self._terms().ack_wait / 20)
+        self._look_later(GATHERING)
+
+    def _look_later(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Wait on where there are many, and more since the last look; else leave."""
-        loop, gathered = asyncio.get_running_loop(), len(self._gathered)
-        if LEAST <= gathered < ENOUGH and gathered > self._seen and loop.time() < self._until:
-            self._seen = gathered
-            self._timer = loop.call_later(GATHERING, self._look)
+        """Wait on where many can be taken out together, and more than at the last look; else leave."""
+        left = self._until - asyncio.get_running_loop().time()
+        ready = self._streak.ready() if left > 0 and self._together() else 0
+        if LEAST <= ready < ENOUGH and ready > self._seen:
+            self._seen = ready
+            self._look_later(min(GATHERING, left))
         else:
             self._leave()
 
@@ -182,7 +189,7 @@ class Acknowledgements:
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
             self._streak.alone += len(together)
             self._say_each(together)
-        if len(self._gathered) >= ENOUGH:
+        if len(self._gathered) >= ENOUGH or not self._together():
             self._leave()
         elif self._gathered:
             self._gather()
@@ -199,6 +206,8 @@ class Acknowledgements:
             return "this connection is from before there was such a call"
         except (MasError, ValueError) as error:
             return repr(error)
+        if verdict.rule == ACK_PENDING:  # so many may not be pending that it could wait for long
+            self._longest = GATHERING
         return None if verdict.ok else verdict.reason
 
     def _say_each(self, messages: dict[int, str]) -> None:

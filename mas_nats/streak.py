@@ -45,6 +45,12 @@ class Streak:
         """It is acknowledged by itself."""
         self.alone += self._handled.pop(sequence, None) is not None
 
+    def ready(self) -> int:
+        """How many handled messages there are before which none of the streak is unhandled."""
+        return next(
+            (count for count, handled in enumerate(self._handled.values()) if not handled), len(self._handled)
+        )
+
     def take(self) -> list[int]:
         """The handled messages before which none of the streak is unhandled.
 

@@ -16,7 +16,7 @@ from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.numbers import Positive
 from mas_nats.wire import subjects
-from mas_nats.wire.verdict import Verdict, accepted
+from mas_nats.wire.verdict import ACK_PENDING, Verdict, accepted
 
 logger = logging.getLogger(__name__)
 
@@ -80,5 +80,5 @@ class Acknowledging:
             return refusals.not_together("delivered", f"message {handled.last} was not delivered")
         # One that has as many pending as it may is woken by an acknowledgement, and by a removal it is not.
         if 4 * int(consumer["num_ack_pending"]) > 3 * int(consumer["config"]["max_ack_pending"]):
-            return refusals.not_together("pending", "nearly as many messages are pending as may be")
+            return refusals.not_together(ACK_PENDING, "nearly as many messages are pending as may be")
         return None

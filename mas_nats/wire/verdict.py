@@ -8,6 +8,9 @@ from typing import Any
 
 import orjson
 
+ACK_PENDING = "pending"
+"""The rule by which messages are not acknowledged together: nearly as many are pending as may be."""
+
 
 class Decision(StrEnum):
     """What the policy service decided. The first seven names are the ancestor's."""

@@ -14,10 +14,11 @@ from sdk_worker import eventually
 from mas_nats import acknowledging
 from mas_nats.acknowledging import ACK, ENOUGH, LEAST, Acknowledgements
 from mas_nats.errors import PermissionDenied
+from mas_nats.policy.refusals import not_together
 from mas_nats.session import Terms
 from mas_nats.transport import Incoming, NoAnswer, NoResponders
 from mas_nats.wire.state_mode import StateMode
-from mas_nats.wire.verdict import Decision, Verdict, accepted
+from mas_nats.wire.verdict import ACK_PENDING, Decision, Verdict, accepted
 
 TERMS = Terms(
     instance="i",
@@ -131,6 +132,48 @@ async def test_they_do_not_wait_for_ever(
     await one.settled()
     assert one.acks._seen == 0  # it left at the first look
     assert [each["most"] for each in one.wire.together] == [count]
+
+
+async def test_behind_one_that_is_not_handled_nobody_waits_for_more(monkeypatch: pytest.MonkeyPatch):
+    """They cannot be taken out together, however many come; and a consumer may be full of them."""
+    monkeypatch.setattr(acknowledging, "LONGEST_GATHERING", 60.0)
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    slow, *others = one.deliver(LEAST + 1)
+    await one.handle(others)
+    await one.settled()
+    assert one.acks._seen == 0  # it left at the first look
+    assert (one.wire.each, one.wire.together) == (names(others), [])
+    await one.handle([slow])
+    await one.settled()
+
+
+async def test_enough_do_not_wait_for_the_next_look(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "GATHERING", 3600.0)
+    one = Instance()
+    await one.handle(one.deliver(ENOUGH))
+    await one.settled()
+    assert [each["most"] for each in one.wire.together] == [ENOUGH]
+
+
+async def test_where_few_may_be_pending_they_wait_no_longer_than_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "LONGEST_GATHERING", 60.0)
+    monkeypatch.setattr(acknowledging, "_FIRST_PAUSE", 0.0)
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    one.acks._pause = 0.0
+    one.wire.answer = lambda: _told(not_together(ACK_PENDING, "full").verdict(""))
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert one.acks._seen == LEAST  # it waited for more
+    one.wire.answer = None
+    for _ in range(2):
+        one.acks._seen = 0
+        await one.handle(one.deliver(LEAST))
+        await one.settled()
+        assert one.acks._seen == 0
+    one.acks.anew()
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert one.acks._seen == LEAST
 
 
 async def test_few_are_acknowledged_each_by_itself():
