@@ -154,7 +154,7 @@ class Acknowledgements:
         """Wait on where many can be taken out together, and more than at the last look; else leave."""
         left = self._until - asyncio.get_running_loop().time()
         ready = self._streak.ready() if left > 0 and self._together() else 0
-        if LEAST <= ready < ENOUGH and ready > self._seen:
+        if ready >= LEAST and ready > self._seen:
             self._seen = ready
             self._look_later(min(GATHERING, left))
         else:
