@@ -170,6 +170,20 @@ async def get_next(
     return await _get(nc, stream, {"seq": sequence, "next_by_subj": subject}, timeout)
 
 
+async def next_sequence(nc: Client, stream: str, sequence: int, subject: str, *, timeout: float = 5.0) -> int:
+    """Where the first message on ``subject`` from ``sequence`` on is; behind the stream where there is none.
+
+    Whatever was stored between was surely removed. Raises: as ``stream_info``.
+    """
+    found = await get_next(nc, stream, sequence, subject, timeout=timeout)
+    if found is not None:
+        return found.sequence
+    last = int((await stream_info(nc, stream, timeout=timeout))["state"]["last_seq"])
+    if last < sequence:
+        raise Unsettled(f"stream {stream} has not caught up with its message {sequence}")
+    return last + 1
+
+
 async def get_last(nc: Client, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:
     """The last message on ``subject``, or None. Raises: as ``stream_info``."""
     return await _get(nc, stream, {"last_by_subj": subject}, timeout)

@@ -7,15 +7,16 @@ in the stream to be dead-lettered (tried on nats-server 2.15).
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby
 
 from nats.aio.client import Client
 
 from broker_policy.audit import log
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.tail import Tail
-from broker_policy.jetstream import JetStreamError, api, get_known, get_next
+from broker_policy.jetstream import JetStreamError, api, get_next, next_sequence
 from mas_nats.wire import subjects
 
 MOST = 20_000
@@ -77,10 +78,10 @@ class InboxView:
             page = await log.read(
                 self.nc, first, subjects.inbox(self.agent), most=_PAGE, max_bytes=_PAGE_BYTES
             )
-            there = {message.sequence for message in page.messages}
+            there = [message.sequence for message in page.messages]
             last = page.messages[-1].sequence if page.pending else delivered
             candidates = await self._open(tail, str(first), str(last), MOST)
-            gone += await self._surely([pair for pair in candidates if pair[0] not in there])
+            gone += await self._surely(candidates, there)
             first = last + 1
         self._cursor = 0 if first > delivered else first
         return gone
@@ -92,16 +93,23 @@ class InboxView:
         flat = list(chain.from_iterable(rows)) if rows and isinstance(rows[0], tuple | list) else rows
         return list(zip(map(int, map(float, flat[1::2])), map(int, flat[::2]), strict=True))
 
-    async def _surely(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those that are gone, and do not only lack in a copy of the log that is behind."""
+    async def _surely(self, found: list[tuple[int, int]], there: list[int]) -> list[tuple[int, int]]:
+        """Those of ``found`` that are gone, and do not only lack in a copy of the log that is behind.
 
-        async def get(sequence: int) -> object:
+        ``there`` is what that copy has of them, ascending. What lacks between two of those is asked for at once.
+        """
+
+        async def gone(lacking: list[tuple[int, int]]) -> list[tuple[int, int]]:
             async with limit:
-                return await get_known(self.nc, subjects.INBOX_STREAM, sequence)
+                inbox = subjects.inbox(self.agent)
+                following = await next_sequence(self.nc, subjects.INBOX_STREAM, lacking[0][0], inbox)
+            return [pair for pair in lacking if pair[0] < following]
 
         limit = asyncio.Semaphore(_AT_ONCE)
-        found = await asyncio.gather(*(get(sequence) for sequence, _ in missing))
-        return [pair for pair, message in zip(missing, found, strict=True) if message is None]
+        have = set(there)
+        lacking = [pair for pair in found if pair[0] not in have]
+        runs = (list(run) for _, run in groupby(lacking, key=lambda pair: bisect(there, pair[0])))
+        return [pair for run in await asyncio.gather(*map(gone, runs)) for pair in run]
 
     async def _first(self, sequence: int) -> int | None:
         found = await get_next(self.nc, subjects.INBOX_STREAM, sequence, subjects.inbox(self.agent))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from redis.asyncio import Redis
 
 from broker_policy.audit import log
@@ -31,7 +32,7 @@ from broker_policy.audit.verify import verify
 from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
-from broker_policy.jetstream import Ack, api, delete_message, direct_get, publish
+from broker_policy.jetstream import Ack, Unsettled, api, delete_message, direct_get, next_sequence, publish
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import KEY, NAMESPACE, LogWriter, connect, handle, line, make_streams
@@ -326,23 +327,73 @@ async def test_a_message_whose_attempts_are_used_up_is_not_handled(nc, redis, pr
     assert await outcomes(redis, sender="alice") == ["c", "h"]
 
 
-async def test_handled_messages_behind_one_that_is_stuck(nc, redis, projector):
+async def behind_stuck_ones(nc: Client, kept: set[int]) -> list[str]:
+    """Of 200 messages 150 are delivered and all but ``kept`` of these handled: their outcomes."""
     writer = await LogWriter(nc).open()
     await writer.batch([line(Way.BATCH) for _ in range(200)])
     pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
-    messages = []
+    messages: list[Msg] = []
     while len(messages) < 150:
         messages += await pull.fetch(150 - len(messages), timeout=5)
-    kept = {0, 70, 71, 149}
     for place, message in enumerate(messages):
         if place not in kept:
             await message.ack_sync()
-    await project(projector)
-    await projector.settle_once()
-    expected = ["c" if place in kept or place >= 150 else "h" for place in range(200)]
+    return ["c" if place in kept or place >= 150 else "h" for place in range(200)]
+
+
+async def all_outcomes(redis: Redis) -> list[str]:
     found = await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=200)
-    assert [answer.outcome for answer in reversed(found)] == expected
+    return [answer.outcome for answer in reversed(found)]
+
+
+async def test_handled_messages_behind_one_that_is_stuck(nc, redis, projector, monkeypatch):
+    expected = await behind_stuck_ones(nc, {0, 70, 71, 149})
+    await project(projector)
+    asked: list[int] = []
+
+    async def counted(nc: Client, stream: str, sequence: int, subject: str) -> int:
+        asked.append(sequence)
+        return await next_sequence(nc, stream, sequence, subject)
+
+    monkeypatch.setattr("broker_policy.audit.inbox_view.next_sequence", counted)
+    await projector.settle_once()
+    assert await all_outcomes(redis) == expected
+    assert len(asked) <= 4  # a stretch is asked for at once, at most once for each page of the inbox
     await intact(redis)
+
+
+async def test_what_only_lacks_in_a_copy_of_the_inbox_is_not_called_handled(
+    nc, redis, projector, monkeypatch
+):
+    """Behind a message that is stuck, too: who leads the log is asked for every stretch that lacks."""
+    expected = await behind_stuck_ones(nc, {0, 70, 71, 149})
+    await project(projector)
+    read = log.read
+
+    async def lacking(nc: Client, first: int, pattern: str = subjects.AUDIT_SUBJECTS, **options: int) -> Page:
+        page = await read(nc, first, pattern, **options)
+        return page if pattern == subjects.AUDIT_SUBJECTS else Page([], 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "read", lacking)
+        await projector.settle_once()
+    known = await all_outcomes(redis)
+    # What is handled before the first that is not is known by the same question; the rest is found later.
+    assert known == [*expected[:70], *(["c"] * 130)]
+    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    await projector.settle_once()
+    assert await all_outcomes(redis) == expected
+
+
+async def test_a_log_that_ends_before_a_message_does_not_say_that_it_is_gone(nc):
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH) for _ in range(3)])
+    inbox = subjects.inbox("bob")
+    assert await next_sequence(nc, "INBOX", record, inbox) == record + 1
+    await handle(nc, "bob", 3)
+    assert await next_sequence(nc, "INBOX", record + 1, inbox) == record + 4
+    with pytest.raises(Unsettled):
+        await next_sequence(nc, "INBOX", record + 4, inbox)
 
 
 async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, projector, monkeypatch):
