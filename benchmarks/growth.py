@@ -40,8 +40,6 @@ from tests.audit_fill import APPEND, STEP, Cast, fill
 
 LEVEL, CALLS = 256, 8_000
 """Sends in flight, and of one round: where a message's own cost shows most."""
-FEW_CALLS = 1_000
-"""Where they take nats-server some milliseconds each."""
 FEW, SOME, MANY = 10, 1_000, 10_000
 """Agents."""
 ENTRIES = 1_000_000
@@ -68,7 +66,6 @@ class Growth:
     what: str
     more: Site
     less: Site
-    calls: int = CALLS
 
     @property
     def name(self) -> str:
@@ -86,7 +83,7 @@ class Growth:
                 folders[side] = folder
                 settled = await stack.enter_async_context(acknowledging(layout, broker))
                 pairs[side] = await stack.enter_async_context(
-                    Pair(folder, "receive", "send", self.calls, LEVEL, environment=_SIZE, settled=settled)
+                    Pair(folder, "receive", "send", CALLS, LEVEL, environment=_SIZE, settled=settled)
                 )
             found = await rounds.compared(pairs, times)
             memory = {side: peaks(folder) for side, folder in folders.items()}
@@ -100,7 +97,7 @@ def growths(*, entries: int = ENTRIES) -> Iterator[Growth]:
     yield Growth("growth_policy", f"agents in policy: {FEW} to {MANY:,}", many, few)
     few, more, many = (Site(_agents(count, served=True)) for count in (FEW, SOME, MANY))
     yield Growth("growth_thousand", f"agents: {FEW} to {SOME:,}", more, few)
-    yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", many, few, FEW_CALLS)
+    yield Growth("growth_agents", f"agents: {FEW} to {MANY:,}", many, few)
     yield Growth("growth_audit", f"audit entries: 0 to {entries:,}", Site(_entries(entries)), plain)
     yield Growth("growth_rules", f"rules of DLP: 13 to {13 + RULES}", Site(_rules), plain)
     yield Growth("growth_workers", "workers: 1 to 4", Site(_nothing, workers=4), Site(_nothing, workers=1))

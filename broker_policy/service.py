@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,7 @@ from broker_policy.tokens.marks import Marks
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.bundle import encode_verdicts
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
@@ -515,12 +516,16 @@ class NamespaceService:
         if call.on_verdict is not None:
             call.on_verdict(verdict)
         elif call.reply_to:
-            self._onlookers.tally.answered(call, verdict, self._clock())
-            answer = verdict.encode() if call.bundle is None else call.bundle.answered(call, verdict)
-            if answer is None:
-                return  # the other calls of its bundle are not answered yet
-            with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
-                await self._nc.publish(call.reply_to, answer)
+            if call.bundle is None:
+                await self._send_answer([call], [verdict], verdict.encode())
+            elif (whole := call.bundle.answered(call, verdict)) is not None:
+                calls, verdicts = whole
+                await self._send_answer(calls, verdicts, encode_verdicts(verdicts))
+
+    async def _send_answer(self, calls: Sequence[Call], verdicts: Sequence[Verdict], answer: bytes) -> None:
+        self._onlookers.tally.answered(calls, verdicts, self._clock())
+        with contextlib.suppress(nats.errors.Error, OSError):  # the caller repeats, under the same id
+            await self._nc.publish(calls[0].reply_to, answer)
 
 
 def _replies_of(neighbours: Neighbours) -> Callable[[str], Replies | None]:

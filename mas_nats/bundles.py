@@ -45,7 +45,12 @@ class Bundles:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(
-        self, op: str, body: bytes, fields: Mapping[str, str] | None, wait: float
+        self,
+        op: str,
+        body: bytes,
+        fields: Mapping[str, str] | None,
+        wait: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> Verdict | None:
         """The verdict on a call that goes together with others; None: it is to go on its own.
 
@@ -57,7 +62,6 @@ class Bundles:
             return None
         if "/" in fields.get(TARGET, ""):  # another namespace has to say its verdict first
             return None
-        loop = asyncio.get_running_loop()
         mine = _Gathered(bundle.Part(op, fields, body), wait, loop.create_future())
         self._gathered.append(mine)
         if len(self._gathered) == 1:

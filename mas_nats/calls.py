@@ -69,7 +69,7 @@ class Calls:
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
             try:
-                verdict = await self._ask(op, body, headers, this_try, again=may_have_arrived)
+                verdict = await self._ask(op, body, headers, this_try, loop, again=may_have_arrived)
                 passing = verdict.decision in _PASSING or may_have_arrived
                 if not (verdict.retry and passing):
                     return verdict
@@ -106,17 +106,23 @@ class Calls:
                 )
 
     async def _ask(
-        self, op: str, body: bytes, headers: Mapping[str, str] | None, wait: float, *, again: bool
+        self,
+        op: str,
+        body: bytes,
+        headers: Mapping[str, str] | None,
+        wait: float,
+        loop: asyncio.AbstractEventLoop,  # to look it up is a system call each time, before Python 3.12
+        *,
+        again: bool,
     ) -> Verdict:
         """Ask once; the answers teach how long to wait for one."""
-        loop = asyncio.get_running_loop()
         asked = loop.time()
         if again:
             headers = {**(headers or {}), REPEATED: "1"}
         verdict = None
         try:
             if not again:
-                verdict = await self.bundles.ask(op, body, headers, wait)
+                verdict = await self.bundles.ask(op, body, headers, wait, loop)
             if verdict is None:
                 answer = await self._connection.exchange(subjects.call(self._agent, op), body, headers, wait)
                 verdict = Verdict.decode(answer.data)

@@ -14,11 +14,12 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 def encode(data: Payload) -> bytes:
     """The JSON object of a payload; an error's text names types, never values."""
-    if type(data) is not dict and isinstance(data, BaseModel):  # the latter takes as long as all the rest
+    plain = type(data) is dict  # asked first: to look for a model or a mapping takes as long as all the rest
+    if not plain and isinstance(data, BaseModel):
         body = data.model_dump_json().encode()
-    elif isinstance(data, Mapping):
+    elif plain or isinstance(data, Mapping):
         try:
-            body = orjson.dumps(data if type(data) is dict else dict(data), default=_plain)
+            body = orjson.dumps(data if plain else dict(data), default=_plain)
         except TypeError as error:
             reason = str(error.__cause__ or error).partition(":")
             raise invalid(

@@ -193,7 +193,8 @@ class StandingPull:
             self._receive(message)
             if prefix != self._current:
                 self._anew()
-            self.more()
+            if self._coming <= 0:  # else there is no more room than before: what came is in hand now
+                self.more()
             return
         if status == _IDLE:
             return

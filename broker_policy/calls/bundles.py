@@ -34,11 +34,10 @@ class Bundle:
             read.calls.append(call)
         return read
 
-    def answered(self, call: Call, verdict: Verdict) -> bytes | None:
-        """Keep the verdict of one of its calls; the whole answer once it was the last."""
+    def answered(self, call: Call, verdict: Verdict) -> tuple[list[Call], list[Verdict]] | None:
+        """Keep the verdict of one of its calls; all calls and verdicts once it was the last."""
         self._verdicts.setdefault(id(call), verdict)
         if not self.calls or len(self._verdicts) < len(self.calls):
             return None
-        answer = bundle.encode_verdicts([self._verdicts[id(each)] for each in self.calls])
-        self.calls = []  # they name their bundle, so they would stay until the garbage collector comes
-        return answer
+        calls, self.calls = self.calls, []  # they name it, so they would stay until garbage is collected
+        return calls, [self._verdicts[id(each)] for each in calls]

@@ -45,7 +45,9 @@ class Deciding:
 
     def table(self, call: Call) -> Table | Refusal:
         """The policy under which ``call`` is judged, or why it cannot be."""
-        table = self.current()
+        return self._table(call, self.current())
+
+    def _table(self, call: Call, table: Table | None) -> Table | Refusal:
         if table is None:
             return refusals.policy_stale()
         if call.origin:
@@ -70,7 +72,12 @@ class Deciding:
 
     def forbidden(self, call: Call, table: Table) -> Refusal | None:
         """What shape and permission have against ``call``."""
-        room = self.room()
+        return self._forbidden(call, table, self.room())
+
+    @staticmethod
+    def _forbidden(call: Call, table: Table | Refusal, room: int) -> Refusal | None:
+        if isinstance(table, Refusal):
+            return table
         if len(call.body) > room:  # the server would end the connection of whoever passes it on
             return refusals.too_large(len(call.body), room)
         return judge(call, table)
@@ -85,8 +92,12 @@ class Deciding:
 
     def forbidden_now(self, call: Call) -> Refusal | None:
         """The same as ``forbidden``, under the policy of the moment."""
-        table = self.table(call)
-        return table if isinstance(table, Refusal) else self.forbidden(call, table)
+        return self._forbidden(call, self.table(call), self.room())
+
+    def all_forbidden_now(self, calls: Sequence[Call]) -> list[Refusal | None]:
+        """The same of each of ``calls``."""
+        current, room = self.current(), self.room()
+        return [self._forbidden(call, self._table(call, current), room) for call in calls]
 
     def inspected_now(self, call: Call) -> Refusal | None:
         """The same as ``inspected``: the last step, so that what does not pass anyway costs no search."""
@@ -108,9 +119,9 @@ class Deciding:
         rules = self.rules()
         return redact_text(rules, text) if rules is not None else ""
 
-    def refused(self, call: Call, refusal: Refusal) -> DecisionLine:
-        """The line of a refusal."""
-        line = self._line(call, refusal.decision, refusal.rule, Way.NONE, "")
+    def refused(self, call: Call, refusal: Refusal, now: int | None = None) -> DecisionLine:
+        """The line of a refusal; ``now`` as for ``allowed``."""
+        line = self._line(call, refusal.decision, refusal.rule, Way.NONE, "", now)
         said = f"{line.type} {line.message_id} {line.target}"
         if (rules := self.rules()) is None or redact_text(rules, said) == said:
             return line
@@ -120,11 +131,16 @@ class Deciding:
             target=redact_text(rules, line.target),
         )
 
-    def allowed(self, call: Call, rule: str, way: Way, commitment: str) -> DecisionLine:
-        """The line of what ``rule`` allows, or of what data-loss prevention found in it."""
+    def allowed(
+        self, call: Call, rule: str, way: Way, commitment: str, now: int | None = None
+    ) -> DecisionLine:
+        """The line of what ``rule`` allows, or of what data-loss prevention found in it.
+
+        ``now``: when that was decided, by the clock of this service; None: at this moment.
+        """
         if call.finding is not None:
-            return self._line(call, call.finding.decision, call.finding.rule, way, commitment)
-        return self._line(call, Decision.ALLOWED, rule, way, commitment)
+            return self._line(call, call.finding.decision, call.finding.rule, way, commitment, now)
+        return self._line(call, Decision.ALLOWED, rule, way, commitment, now)
 
     def envelope(self, call: Call, salt: bytes) -> dict[str, str]:
         """The headers of what goes out, made from nothing (DESIGN 4)."""
@@ -141,6 +157,10 @@ class Deciding:
                 fields[headers.TRACESTATE] = call.tracestate
         return fields
 
-    def _line(self, call: Call, decision: Decision, rule: str, way: Way, commitment: str) -> DecisionLine:
+    def _line(
+        self, call: Call, decision: Decision, rule: str, way: Way, commitment: str, now: int | None
+    ) -> DecisionLine:
         fingerprint = call.certificate or ("" if call.origin else self.registry.fingerprint(call.sender))
-        return line_of(call, decision, rule, way, commitment, fingerprint, self.clock())
+        return line_of(
+            call, decision, rule, way, commitment, fingerprint, self.clock() if now is None else now
+        )

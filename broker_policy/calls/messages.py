@@ -40,18 +40,19 @@ class Messages:
 
         It waits, for a bounded time, only where a limit is set.
         """
-        refused = [self.deciding.forbidden_now(call) for call in calls]
+        refused = self.deciding.all_forbidden_now(calls)
         table = self.deciding.current()
         if table is not None and self.admission.concerns(table):
             permitted = [place for place, refusal in enumerate(refused) if refusal is None]
             said = await self.admission.admit([calls[place] for place in permitted], table)
             if self.deciding.current() is not table:  # meanwhile somebody may have been forbidden something
-                refused = [self.deciding.forbidden_now(call) for call in calls]
+                refused = self.deciding.all_forbidden_now(calls)
             for place, refusal in zip(permitted, said, strict=True):
                 refused[place] = refused[place] or refusal
+        refused = await self._all_inspected(calls, refused)
+        now, revision = self.deciding.clock(), self.deciding.revision
         return [
-            self._judged(call, refusal)
-            for call, refusal in zip(calls, await self._all_inspected(calls, refused), strict=True)
+            self._judged(call, refusal, now, revision) for call, refusal in zip(calls, refused, strict=True)
         ]
 
     @property
@@ -97,15 +98,17 @@ class Messages:
             self.deciding.forbidden_now(call)
             or self.admission.foresee(call)
             or self.deciding.inspected_now(call),
+            self.deciding.clock(),
+            self.deciding.revision,
         )
 
-    def _judged(self, call: Call, refusal: Refusal | None) -> Judged:
+    def _judged(self, call: Call, refusal: Refusal | None, now: int, revision: int) -> Judged:
         deciding = self.deciding
         if refusal is not None:
-            return Judged(call, deciding.refused(call, refusal), deciding.revision, refusal)
+            return Judged(call, deciding.refused(call, refusal, now), revision, refusal)
         salt = deciding.sealer.salt(call.sender, call.message_id)
         committed = commitment(salt, call.target, call.type, call.body)
-        dedup = dedup_of(self.deciding.namespace, call)
+        dedup = dedup_of(deciding.namespace, call)
         fields = deciding.envelope(call, salt)
         fields[headers.TARGET], fields[headers.MSG_ID] = call.target, dedup
         if call.errand is not None:
@@ -117,7 +120,7 @@ class Messages:
             fields[headers.REPLY_TOKEN] = self._capability(call)
         if call.stream and headers.REPLY_TOKEN in fields:
             fields[headers.STREAM] = "1"
-        line = deciding.allowed(call, "permissions", Way.BATCH, committed)
+        line = deciding.allowed(call, "permissions", Way.BATCH, committed, now)
         outgoing = Outgoing(
             subjects.inbox(call.target),
             call.body,
@@ -127,7 +130,7 @@ class Messages:
             salt,
             lambda: self._earlier(call),
         )
-        return Judged(call, line, deciding.revision, outgoing=outgoing)
+        return Judged(call, line, revision, outgoing=outgoing)
 
     def _renewed(self, call: Call) -> str:
         """The right to answer a request that is redriven, for today's target.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,14 @@ class Tally:
         self.ops[call.op].asked += 1
         self._agents[call.sender].calls += 1
 
-    def answered(self, call: Call, verdict: Verdict, now: int) -> None:
-        """It is answered ``now``, in unix milliseconds."""
-        if not call.sender or (count := self.ops.get(call.op)) is None:
-            return  # an operator's
-        agent = self._agents[call.sender]
+    def answered(self, calls: Sequence[Call], verdicts: Sequence[Verdict], now: int) -> None:
+        """They are answered ``now``, in unix milliseconds."""
+        for call, verdict in zip(calls, verdicts, strict=True):
+            if call.sender and (count := self.ops.get(call.op)) is not None:  # else an operator's
+                self._count(count, self._agents[call.sender], call, verdict, now)
+
+    @staticmethod
+    def _count(count: OpCount, agent: AgentCount, call: Call, verdict: Verdict, now: int) -> None:
         count.took += max(now - call.received, 0) * 1_000_000
         if not verdict.ok:
             count.refused += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import nats.errors
@@ -49,15 +48,23 @@ class Answers:
         if self._watch is not None:
             self._watch.batched([each.call.watched for each in items if each.call.watched], begun)
 
-    async def stored(self, judged: Judged, sequence: int = 0) -> None:
+    async def stored(self, judged: Judged, sequence: int) -> None:
         """Say that its message is stored; of a probe, where: ``sequence`` in the inbox."""
-        if judged.call.probe and sequence:
+        if judged.call.probe:
             self._probed(judged.call, sequence)
-        message = judged.message
-        self._recent.add(message.dedup, message.commitment)
-        self._writer.stored(len(message.body))
-        call = judged.call
-        await self.reply(call, PLAIN if call.bundle is not None else accepted(call.message_id))
+        await self.stored_together([judged])
+
+    async def stored_together(self, items: Sequence[Judged]) -> None:
+        """Say of each, none of which is a probe, that its message is stored."""
+        size = 0
+        for judged in items:
+            message = judged.message
+            self._recent.add(message.dedup, message.commitment)
+            size += len(message.body)
+        self._writer.stored(size, len(items))
+        for judged in items:
+            call = judged.call
+            await self.reply(call, PLAIN if call.bundle is not None else accepted(call.message_id))
 
     async def tell(self, judged: Judged) -> None:
         """Say what became of a call of which nothing was stored."""
@@ -71,5 +78,7 @@ class Answers:
 
     async def reply(self, call: Call, verdict: Verdict) -> None:
         """Answer a call. Where that fails the sender repeats it, under the same id."""
-        with contextlib.suppress(nats.errors.Error, OSError):
+        try:  # noqa: SIM105 - a context manager takes as long as what is in it
             await self._answer(call, verdict)
+        except (nats.errors.Error, OSError):
+            pass

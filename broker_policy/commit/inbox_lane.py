@@ -252,8 +252,7 @@ class InboxLane:
             self._writer.written(prepared)
         self._answers.recorded(prepared, [*items, *told])
         self._answers.batched(items, begun)
-        for judged in items:
-            await self._answers.stored(judged)
+        await self._answers.stored_together(items)
         return _Fate.STORED
 
     async def _judging_ahead(self, storing: Coroutine[Any, Any, None]) -> None:

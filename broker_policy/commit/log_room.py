@@ -47,9 +47,9 @@ class LogRoom:
         limit = self._limit()
         return self._disk.full or (limit is not None and self._bytes + self._since >= limit)
 
-    def written(self, size: int) -> None:
-        """A body of ``size`` bytes was stored."""
-        self._since += size + ENVELOPE
+    def written(self, size: int, count: int = 1) -> None:
+        """``count`` bodies of ``size`` bytes together were stored."""
+        self._since += size + count * ENVELOPE
         self._written.set()
 
     async def look(self) -> None:

@@ -176,10 +176,10 @@ class RecordWriter:
             log.error("%d refusals made while the log was full are not in the audit", self._dropped)
             self._dropped = 0
 
-    def stored(self, size: int) -> None:
-        """A record, or a message that follows one, of ``size`` bytes is in the log."""
+    def stored(self, size: int, count: int = 1) -> None:
+        """``count`` records, or messages that follow one, of ``size`` bytes together are in the log."""
         if self._room is not None:
-            self._room.written(size)
+            self._room.written(size, count)
 
     def give_back(self, prepared: Prepared, own: int) -> None:
         """The record is not in the log; its first ``own`` decisions and its reports are the caller's."""

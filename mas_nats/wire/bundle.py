@@ -81,7 +81,8 @@ def _one_line(values: Iterable[Any]) -> bool:
 
 def encode_verdicts(verdicts: Sequence[Verdict]) -> bytes:
     """The answer to a bundle: what became of each of its calls."""
-    return accepted(verdicts=[0 if each.plain else each.fields() for each in verdicts]).encode()
+    said = [0 if each is PLAIN or each.plain else each.fields() for each in verdicts]
+    return accepted(verdicts=said).encode()
 
 
 def decode_verdicts(answer: Verdict, count: int) -> list[Verdict] | None:

@@ -67,9 +67,12 @@ def test_nothing_of_a_bundle_that_was_answered_stays():
         first, second = read.calls
         gone = weakref.ref(read)
         assert read.answered(first, bundle.PLAIN) is None
-        assert read.answered(second, bundle.PLAIN) == bundle.encode_verdicts([bundle.PLAIN] * 2)
+        refused = Verdict(Decision.INVALID, ok=False)
+        assert read.answered(first, refused) is None  # told already
+        whole = read.answered(second, refused)
+        assert whole == ([first, second], [bundle.PLAIN, refused])
         assert read.answered(second, bundle.PLAIN) is None  # once
-        del read, first, second
+        del read, first, second, whole
         assert gone() is None
     finally:
         gc.enable()

@@ -64,10 +64,11 @@ def test_a_tally_counts_agents_and_not_operators():
     tally = Tally()
     call = Call("a", Op.SEND, b"", "_R_.x", received=1000)
     tally.asked(call)
-    tally.answered(call, Verdict(Decision.ALLOWED, ok=True), 1002)
+    operator = Call("", AdminOp.WITHDRAW, b"", "_R_.x")
+    allowed = Verdict(Decision.ALLOWED, ok=True)
+    tally.answered([call, operator], [allowed, allowed], 1002)
     tally.asked(call)
-    tally.answered(call, Verdict(Decision.AUTHZ_DENIED, ok=False), 999)  # a clock that was set back
-    tally.answered(Call("", AdminOp.WITHDRAW, b"", "_R_.x"), Verdict(Decision.ALLOWED, ok=True), 1002)
+    tally.answered([call], [Verdict(Decision.AUTHZ_DENIED, ok=False)], 999)  # a clock that was set back
     count = tally.ops[Op.SEND]
     assert (count.asked, count.refused, count.took, count.last) == (2, 1, 2_000_000, "AUTHZ_DENIED")
     assert tally.agents() == {"a": {"calls": 2, "sent": 1, "refused": 1}}
