@@ -30,6 +30,9 @@ GATHERING = 0.01
 """Seconds for which a handled message waits for others."""
 LONGEST_GATHERING = 0.05
 """Seconds for which it waits where more come all the time: to ask costs as much as many messages do."""
+_ANSWERS = 4
+"""How many times as long as the last answer took it may wait, where that is more: a server with thousands of
+consumers takes ten milliseconds to take something out of an inbox, and stores nothing there meanwhile."""
 ENOUGH = 512
 """Messages for which it is not worth while to wait for more."""
 _TIMEOUT = 2.0
@@ -177,12 +180,15 @@ class Acknowledgements:
 
     async def _ask(self, since: int, together: dict[int, str], most: int) -> None:
         loop = asyncio.get_running_loop()
+        asked = loop.time()
         try:
             refused = await self._refusal(since, max(together), most)
         finally:
             self._asking = None
         if refused is None:
             self._pause = _FIRST_PAUSE
+            if self._longest > GATHERING:
+                self._longest = max(LONGEST_GATHERING, _ANSWERS * (loop.time() - asked))
         else:
             logger.info("%s: %d messages acknowledged one by one: %s", self._agent, len(together), refused)
             self._not_before = max(self._not_before, loop.time() + self._pause)

@@ -12,7 +12,7 @@ import pytest
 from sdk_worker import eventually
 
 from mas_nats import acknowledging
-from mas_nats.acknowledging import ACK, ENOUGH, LEAST, Acknowledgements
+from mas_nats.acknowledging import ACK, ENOUGH, LEAST, LONGEST_GATHERING, Acknowledgements
 from mas_nats.errors import PermissionDenied
 from mas_nats.policy.refusals import not_together
 from mas_nats.session import Terms
@@ -118,6 +118,27 @@ async def test_where_more_come_all_wait_for_those(monkeypatch: pytest.MonkeyPatc
     await looked_at(one, LEAST + 1)
     await one.settled()  # nothing came since
     assert [each["most"] for each in one.wire.together] == [LEAST + 1]
+
+
+async def test_where_an_answer_took_long_they_may_wait_longer():
+    async def slow() -> Verdict:
+        await asyncio.sleep(0.1)
+        return accepted()
+
+    async def longest() -> float:
+        """For how long those that are handled now may wait."""
+        await one.handle(one.deliver(LEAST))
+        left = one.acks._until - asyncio.get_running_loop().time()
+        await one.settled()
+        return left
+
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    one.wire.answer = slow
+    assert await longest() <= LONGEST_GATHERING
+    one.wire.answer = None
+    assert await longest() > 0.3
+    assert await longest() < 0.3
+    assert [each["most"] for each in one.wire.together] == [LEAST] * 3
 
 
 @pytest.mark.parametrize(
