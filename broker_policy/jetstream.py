@@ -173,15 +173,17 @@ async def get_next(
 async def next_sequence(nc: Client, stream: str, sequence: int, subject: str, *, timeout: float = 5.0) -> int:
     """Where the first message on ``subject`` from ``sequence`` on is; behind the stream where there is none.
 
-    Whatever was stored between was surely removed. Raises: as ``stream_info``.
+    What was stored between was surely removed. Where nothing is found it is looked for once more, with the
+    stream's end known: who answered first may not have come so far. Raises: as ``stream_info``.
     """
-    found = await get_next(nc, stream, sequence, subject, timeout=timeout)
-    if found is not None:
-        return found.sequence
-    last = int((await stream_info(nc, stream, timeout=timeout))["state"]["last_seq"])
-    if last < sequence:
-        raise Unsettled(f"stream {stream} has not caught up with its message {sequence}")
-    return last + 1
+    end = 0
+    while True:
+        found = await get_next(nc, stream, sequence, subject, timeout=timeout)
+        if found is not None:
+            return found.sequence
+        if end:
+            return end
+        end = int((await stream_info(nc, stream, timeout=timeout))["state"]["last_seq"]) + 1
 
 
 async def get_last(nc: Client, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:

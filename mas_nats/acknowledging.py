@@ -69,6 +69,7 @@ class Acknowledgements:
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
         self._longest = LONGEST_GATHERING
+        self._may_wait = True  # longer than that
         self._closed = False
 
     def delivered(self, sequence: int, attempt: int, number: int) -> None:
@@ -110,6 +111,7 @@ class Acknowledgements:
         """What is delivered next may come from a server, or a consumer, that does not know all deliveries."""
         self._streak.end()
         self._not_before, self._pause, self._longest = 0.0, _FIRST_PAUSE, LONGEST_GATHERING
+        self._may_wait = True
 
     async def say(self, ack_subject: str, body: bytes) -> None:
         """Say something about one delivery."""
@@ -187,8 +189,9 @@ class Acknowledgements:
             self._asking = None
         if refused is None:
             self._pause = _FIRST_PAUSE
-            if self._longest > GATHERING:
-                self._longest = max(LONGEST_GATHERING, _ANSWERS * (loop.time() - asked))
+            if self._may_wait:
+                took = min(loop.time() - asked, _TIMEOUT)  # longer only where a handler blocked the loop
+                self._longest = max(LONGEST_GATHERING, _ANSWERS * took)
         else:
             logger.info("%s: %d messages acknowledged one by one: %s", self._agent, len(together), refused)
             self._not_before = max(self._not_before, loop.time() + self._pause)
@@ -212,8 +215,9 @@ class Acknowledgements:
             return "this connection is from before there was such a call"
         except (MasError, ValueError) as error:
             return repr(error)
-        if verdict.rule == ACK_PENDING:  # so many may not be pending that it could wait for long
-            self._longest = GATHERING
+        if verdict.rule == ACK_PENDING:  # so many may not be pending that it could wait for so long
+            self._may_wait = False
+            self._longest = GATHERING if self._longest <= LONGEST_GATHERING else LONGEST_GATHERING
         return None if verdict.ok else verdict.reason
 
     def _say_each(self, messages: dict[int, str]) -> None:

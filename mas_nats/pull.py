@@ -193,7 +193,7 @@ class StandingPull:
             self._receive(message)
             if prefix != self._current:
                 self._anew()
-            if self._coming <= 0:  # else there is no more room than before: what came is in hand now
+            if self._coming <= 0:  # else what came is in hand now, and leaves as much room as before
                 self.more()
             return
         if status == _IDLE:

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from broker_policy.audit import log
 from broker_policy.audit.layout import Layout
 from broker_policy.audit.tail import Tail
-from broker_policy.jetstream import JetStreamError, api, get_next, next_sequence
+from broker_policy.jetstream import JetStreamError, api, next_sequence
 from mas_nats.wire import subjects
 
 MOST = 20_000
@@ -62,10 +62,9 @@ class InboxView:
         delivered = await self._delivered()
         if delivered < oldest[0][0] and not search:
             return []
-        front = await self._first(oldest[0][0])
-        limit = f"({front}" if front is not None else str(await log.last_sequence(self.nc))
-        gone = await self._open(tail, "-inf", limit, MOST)
-        if search and front is not None and len(gone) < MOST:
+        front = await self._next(oldest[0][0])
+        gone = await self._open(tail, "-inf", f"({front}", MOST)
+        if search and len(gone) < MOST:
             gone += await self._behind(tail, front, delivered)
         return [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone]
 
@@ -101,8 +100,7 @@ class InboxView:
 
         async def gone(lacking: list[tuple[int, int]]) -> list[tuple[int, int]]:
             async with limit:
-                inbox = subjects.inbox(self.agent)
-                following = await next_sequence(self.nc, subjects.INBOX_STREAM, lacking[0][0], inbox)
+                following = await self._next(lacking[0][0])
             return [pair for pair in lacking if pair[0] < following]
 
         limit = asyncio.Semaphore(_AT_ONCE)
@@ -111,9 +109,8 @@ class InboxView:
         runs = (list(run) for _, run in groupby(lacking, key=lambda pair: bisect(there, pair[0])))
         return [pair for run in await asyncio.gather(*map(gone, runs)) for pair in run]
 
-    async def _first(self, sequence: int) -> int | None:
-        found = await get_next(self.nc, subjects.INBOX_STREAM, sequence, subjects.inbox(self.agent))
-        return found.sequence if found else None
+    async def _next(self, sequence: int) -> int:
+        return await next_sequence(self.nc, subjects.INBOX_STREAM, sequence, subjects.inbox(self.agent))
 
     async def _delivered(self) -> int:
         try:

@@ -122,7 +122,7 @@ async def test_where_more_come_all_wait_for_those(monkeypatch: pytest.MonkeyPatc
 
 async def test_where_an_answer_took_long_they_may_wait_longer():
     async def slow() -> Verdict:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
         return accepted()
 
     async def longest() -> float:
@@ -139,6 +139,25 @@ async def test_where_an_answer_took_long_they_may_wait_longer():
     assert await longest() > 0.3
     assert await longest() < 0.3
     assert [each["most"] for each in one.wire.together] == [LEAST] * 3
+
+
+async def test_where_they_waited_too_long_for_few_that_may_be_pending_they_wait_as_usual():
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    one.acks._longest, one.acks._pause = 10.0, 0.0
+    one.wire.answer = lambda: _told(not_together(ACK_PENDING, "full").verdict(""))
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert one.acks._longest == LONGEST_GATHERING
+    one.acks._not_before = 0.0
+
+    async def slow() -> Verdict:
+        await asyncio.sleep(0.05)
+        return accepted()
+
+    one.wire.answer = slow
+    await one.handle(one.deliver(LEAST))
+    await one.settled()
+    assert one.acks._longest == LONGEST_GATHERING  # however long an answer takes from now on
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import orjson
 import pytest
+from sdk_worker import eventually
 
 from mas_nats.pull import StandingPull
 from mas_nats.transport import Incoming
@@ -13,13 +15,14 @@ from mas_nats.wire.headers import STATUS
 
 
 class Connection:
-    """Keeps who subscribes."""
+    """Keeps who subscribes, and for how many messages it was asked. Nobody answers."""
 
     def __init__(self) -> None:
         self.receivers: list[Callable[[Incoming], None]] = []
+        self.asked: list[int] = []
 
     async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
-        """Nobody answers."""
+        self.asked.append(orjson.loads(body)["batch"])
 
     async def subscribe(self, subject: str, receive: Callable[[Incoming], None]) -> Connection:
         self.receivers.append(receive)
@@ -84,3 +87,13 @@ async def test_what_comes_after_the_loss_of_a_connection_does_not_until_it_pulls
 async def test_what_ends_a_request_badly_may_be_another_consumer(one: Pull, status: str, told: list[str]):
     one.connection.receivers[-1](Incoming("_INBOX.x.1", "", {STATUS: status}, b""))
     assert one.told() == told
+
+
+async def test_it_asks_again_when_nothing_is_on_its_way_any_more(one: Pull):
+    """Also where what came is not in hand: a message that was handled before, or cannot be read."""
+    await eventually(lambda: one.connection.asked == [10])
+    for number in range(9):
+        one.deliver(str(number))
+    assert not one.pull._asking.is_set()
+    one.deliver("9")
+    await eventually(lambda: one.connection.asked == [10, 10])
