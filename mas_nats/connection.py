@@ -98,6 +98,7 @@ class NatsConnection:
         self._closing = False
         self._several = len(endpoint.servers) > 1
         self._in_vain_since: float | None = None
+        self._anew = 0.0  # what began before went through an earlier connection, by the loop's clock
         self._stamps: tuple[int, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._away: asyncio.Task[None] | None = None
@@ -189,10 +190,13 @@ class NatsConnection:
 
     def _asked_in_vain(self, begun: float) -> None:
         """Go to another node when this one has answered nothing for long: it may be cut off."""
+        if begun < self._anew:
+            return  # all that was under way ends with a connection, and would take the next one for deaf, too
         if self._in_vain_since is None:
             self._in_vain_since = begun
-        if self._several and asyncio.get_running_loop().time() - self._in_vain_since > _DEAF:
-            self._in_vain_since = None
+        now = asyncio.get_running_loop().time()
+        if self._several and now - self._in_vain_since > _DEAF:
+            self._in_vain_since, self._anew = None, now
             logger.warning("%s: no answers through this node, trying another", self._name)
             self._spawn(self._client.force_reconnect())
 
@@ -293,6 +297,7 @@ class NatsConnection:
             self._spawn(_guarded(listener))
 
     def _lose(self) -> None:
+        self._anew = asyncio.get_running_loop().time()
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.set_exception(NoAnswer(f"the connection was lost during {waiting.subject}"))

@@ -12,6 +12,7 @@ from sdk_worker import endpoint, eventually
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.embedded.ports import free_port
 from broker_policy.identity.pki import CertificateAuthority
+from mas_nats import connection as connection_module
 from mas_nats.config import Endpoint, TlsClientConfig
 from mas_nats.connection import NatsConnection
 from mas_nats.errors import ConfigurationError, IdentityRefused, PermissionDenied, Unavailable
@@ -276,3 +277,47 @@ async def test_closing_when_the_server_went_away_while_tls_began(
     server.close()
     async with asyncio.timeout(20):
         await connection.close()
+
+
+async def test_what_was_under_way_is_one_reason_to_try_another_node(monkeypatch: pytest.MonkeyPatch):
+    """It ends all at once: if each sent the connection on, it might be back at the deaf node in the end."""
+    nodes = Endpoint("tls://a:1,tls://b:1,tls://c:1", TlsClientConfig("ca", "certificate", "key"))
+    connection, tried = NatsConnection(nodes, name="test"), list[None]()
+    ended = asyncio.Event()
+
+    async def unanswered(*_: object) -> Incoming:
+        await ended.wait()
+        raise NoAnswer("in vain")
+
+    async def another() -> None:
+        tried.append(None)
+
+    monkeypatch.setattr(connection_module, "_DEAF", 0.0)
+    monkeypatch.setattr(connection, "_exchange", unanswered)
+    monkeypatch.setattr(connection._client, "force_reconnect", another)
+    for number in (1, 2):  # the next node may be deaf, too
+        ended.clear()
+        asking = [asyncio.create_task(connection.exchange("a", b"", None, 10.0)) for _ in range(32)]
+        await asyncio.sleep(0.01)
+        ended.set()
+        assert all(
+            isinstance(each, NoAnswer) for each in await asyncio.gather(*asking, return_exceptions=True)
+        )
+        await asyncio.gather(*connection._tasks)
+        assert len(tried) == number
+
+
+async def test_what_ended_with_a_connection_says_nothing_about_the_next(monkeypatch: pytest.MonkeyPatch):
+    nodes = Endpoint("tls://a:1,tls://b:1,tls://c:1", TlsClientConfig("ca", "certificate", "key"))
+    connection = NatsConnection(nodes, name="test")
+
+    async def lost(*_: object) -> Incoming:
+        await asyncio.sleep(0.01)
+        connection._lose()
+        raise NoAnswer("the connection was lost")
+
+    monkeypatch.setattr(connection_module, "_DEAF", 0.0)
+    monkeypatch.setattr(connection, "_exchange", lost)
+    with pytest.raises(NoAnswer):
+        await connection.exchange("a", b"", None, 10.0)
+    assert not connection._tasks
