@@ -194,9 +194,8 @@ class NatsConnection:
             return  # all that was under way ends with a connection, and would take the next one for deaf, too
         if self._in_vain_since is None:
             self._in_vain_since = begun
-        now = asyncio.get_running_loop().time()
-        if self._several and now - self._in_vain_since > _DEAF:
-            self._in_vain_since, self._anew = None, now
+        if self._several and asyncio.get_running_loop().time() - self._in_vain_since > _DEAF:
+            self._begin_anew()
             logger.warning("%s: no answers through this node, trying another", self._name)
             self._spawn(self._client.force_reconnect())
 
@@ -296,8 +295,12 @@ class NatsConnection:
         for listener in self.after_reconnect:
             self._spawn(_guarded(listener))
 
+    def _begin_anew(self) -> None:
+        """What was silent until now says nothing about the connection that comes."""
+        self._in_vain_since, self._anew = None, asyncio.get_running_loop().time()
+
     def _lose(self) -> None:
-        self._anew = asyncio.get_running_loop().time()
+        self._begin_anew()
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.set_exception(NoAnswer(f"the connection was lost during {waiting.subject}"))

@@ -92,7 +92,7 @@ class Deciding:
 
     def forbidden_now(self, call: Call) -> Refusal | None:
         """The same as ``forbidden``, under the policy of the moment."""
-        return self._forbidden(call, self.table(call), self.room())
+        return self.all_forbidden_now([call])[0]
 
     def all_forbidden_now(self, calls: Sequence[Call]) -> list[Refusal | None]:
         """The same of each of ``calls``."""

@@ -321,3 +321,23 @@ async def test_what_ended_with_a_connection_says_nothing_about_the_next(monkeypa
     with pytest.raises(NoAnswer):
         await connection.exchange("a", b"", None, 10.0)
     assert not connection._tasks
+
+
+async def test_the_silence_of_a_connection_that_was_lost_is_not_that_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    nodes = Endpoint("tls://a:1,tls://b:1,tls://c:1", TlsClientConfig("ca", "certificate", "key"))
+    connection = NatsConnection(nodes, name="test")
+
+    async def unanswered(*_: object) -> Incoming:
+        raise NoAnswer("in vain")
+
+    monkeypatch.setattr(connection, "_exchange", unanswered)
+    with pytest.raises(NoAnswer):
+        await connection.exchange("a", b"", None, 10.0)  # silent, and not for long enough
+    await asyncio.sleep(0.02)
+    connection._lose()
+    monkeypatch.setattr(connection_module, "_DEAF", 0.01)
+    with pytest.raises(NoAnswer):
+        await connection.exchange("a", b"", None, 10.0)
+    assert not connection._tasks
