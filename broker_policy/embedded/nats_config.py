@@ -20,6 +20,10 @@ cluster {
   ${advertise}
   # Clients are told all addresses by their configuration.
   no_advertise: true
+  # A node from which nothing comes any more is given up after eight seconds. Until then others send it its
+  # share of the calls, for the workers that they believe to be on it.
+  ping_interval: "2s"
+  ping_max: 3
   routes: [
 ${routes}
   ]

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nats_server import server_name
 from broker_policy.embedded.nodes import until_formed
@@ -56,6 +58,19 @@ class Cluster(System):
     async def whole(self) -> None:
         """Return when all nodes are there again and have caught up."""
         await until_formed(self.broker.monitor.split(","))
+
+    def joined(self, node: int) -> set[int]:
+        """The nodes that a node believes to be joined to."""
+        routes = self._monitored(node, "/routez")["routes"] or []
+        return {self.number(route["remote_name"]) for route in routes}
+
+    def connected(self) -> set[str]:
+        """The names of all connections that the nodes believe to be there."""
+        answers = [self._monitored(node, "/connz?limit=10000") for node in NODES]
+        return {connection["name"] for answer in answers for connection in answer["connections"]}
+
+    def _monitored(self, node: int, path: str) -> Mapping[str, Any]:
+        return monitor(self.broker.monitor.split(",")[node - 1], path)
 
     @asynccontextmanager
     async def tenant_at(self, node: int, namespace: str) -> AsyncIterator[ResilientClient]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from tests.cluster.conftest import NODES, Cluster
 from tests.load import Handling, audit_of, send_all
-from tests.processes import kill
+from tests.processes import children, kill
 
 
 class Traffic:
@@ -167,6 +168,34 @@ async def test_all_nodes_are_killed_at_once(cluster: Cluster, record_property: A
         for node in NODES:
             kill(cluster.broker.pid, f"nats-{node}")
         await progress(running)
+
+
+async def test_a_node_that_fell_silent_is_given_up(cluster: Cluster) -> None:
+    """Until it is, others send it its share of the calls, for the workers that they believe to be on it."""
+    with cluster.proxies.isolated(1, silent=True):
+        async with asyncio.timeout(12):
+            while 1 in cluster.joined(2) | cluster.joined(3):
+                await asyncio.sleep(0.1)
+        assert cluster.joined(2) == {3}
+    await cluster.whole()
+
+
+@pytest.mark.cluster
+async def test_a_worker_that_fell_silent_is_given_up(cluster: Cluster) -> None:
+    """As for a node: its machine may be lost, and nothing has closed its connections."""
+    worker = children(cluster.broker.pid)["w1"]
+    everyone = cluster.connected()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(35):
+            while len(lost := everyone - cluster.connected()) < 2:  # its own, and one of the namespace's
+                await asyncio.sleep(0.2)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert len({name.partition("-")[0] for name in lost}) == 1, lost
+    async with asyncio.timeout(15):
+        while not lost <= cluster.connected():
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.cluster
