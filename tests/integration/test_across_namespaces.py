@@ -485,7 +485,7 @@ async def test_a_delayed_message_crosses_when_it_is_due(system: System) -> None:
         async with asyncio.timeout(10):
             await desk.arrived.wait()
         assert [(message.message_id, message.sender) for message in desk.got] == [(sent, both.router)]
-        held, released = await both.decisions(both.sales, sent)
+        held, released = await both.decisions(both.sales, sent, 2)
         [came] = await both.decisions(both.billing, sent)
         assert [(each["o"], each["t"], each["outcome"]) for each in (held, released)] == [
             ("delay", both.desk, "a"),
