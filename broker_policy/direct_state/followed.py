@@ -17,6 +17,8 @@ MOST_WAITING = 20_000
 """Changes that wait to be recorded, of one agent; beyond it they are read again later, if they are kept."""
 _MOST_READ = 2 * STATE_HISTORY
 """Revisions read in a row: an agent that writes faster than they can be read must not keep others waiting."""
+_AT_ONCE = 1 << 20
+"""Bytes of states that are kept as they were heard; from there on their lines are made at once."""
 _UNKNOWN = -1
 
 
@@ -38,17 +40,25 @@ class Followed:
     subscription: Any = None
     _changes: deque[Change] = field(default_factory=deque)
     _heard: deque[Change] = field(default_factory=deque)
+    _fresh: list[tuple[Kept, int]] = field(default_factory=list)  # heard, and not looked at yet
+    _fresh_bytes: int = 0
     _missed: int = 1  # counts the reasons to read
     _read_for: int = 0  # how many of them were there before the last reading
 
     async def hear(self, message: Any) -> None:
-        """Take what the server says again."""
+        """Take what the server says again.
+
+        Its line waits: what another worker has audited by then needs none, and whoever wrote it waits for the
+        processor at this moment.
+        """
         heard = said(message)
-        if heard is None or len(self._heard) >= MOST_WAITING:
+        if heard is None or len(self._heard) + len(self._fresh) >= MOST_WAITING:
             self.missed()
         else:
-            kept, previous = heard
-            self._heard.append(self.lines.change(self.agent, kept, previous))
+            self._fresh.append(heard)
+            self._fresh_bytes += len(heard[0].body)
+            if self._fresh_bytes > _AT_ONCE:
+                self._make_lines()
         self.wake()
 
     def missed(self) -> None:
@@ -58,7 +68,7 @@ class Followed:
     @property
     def complete(self) -> bool:
         """Whether nothing is known to be missing."""
-        return self._read_for == self._missed and not self._heard
+        return self._read_for == self._missed and not self._heard and not self._fresh
 
     def reached(self, position: Position) -> None:
         """Some worker has audited up to ``position``."""
@@ -105,7 +115,14 @@ class Followed:
             reached = change.revision
         return lines, reached
 
+    def _make_lines(self) -> None:
+        fresh, self._fresh, self._fresh_bytes = self._fresh, [], 0
+        for kept, previous in fresh:
+            if self._heard or kept.revision > self.last:
+                self._heard.append(self.lines.change(self.agent, kept, previous))
+
     def _join(self) -> None:
+        self._make_lines()
         while self._heard and self._heard[0].revision <= self.last:
             self._heard.popleft()
         while self._heard and self._heard[0].previous == self.last:

@@ -1,0 +1,96 @@
+"""The changes of a direct state as a worker hears them: their audit lines are made when they are needed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from broker_policy.audit.record import RecordKey
+from broker_policy.direct_state import followed as module
+from broker_policy.direct_state.changes import Change, Kept, Lines
+from broker_policy.direct_state.followed import Followed
+from broker_policy.direct_state.mark import Marker
+from broker_policy.direct_state.positions import Position
+from mas_nats.wire import headers
+from tests.unit.test_direct_state_reading import Bucket, Salt
+
+
+class Counting(Lines):
+    """Knows of which revisions lines were made."""
+
+    def __init__(self) -> None:
+        marker = Marker("default", RecordKey(b"k" * 32))
+        super().__init__(marker, Salt(), lambda agent: "")  # type: ignore[arg-type]
+        self.made: list[int] = []
+
+    def change(self, agent: str, kept: Kept, previous: int) -> Change:
+        self.made.append(kept.revision)
+        return super().change(agent, kept, previous)
+
+
+def said(revision: int, previous: int, body: bytes = b"{}") -> Any:
+    fields = {
+        headers.STORED_SEQUENCE: str(revision),
+        headers.STORED_PREVIOUS: str(previous),
+        headers.STORED_TIME: "2026-01-01T00:00:00Z",
+    }
+    return SimpleNamespace(headers=fields, data=body)
+
+
+@pytest.fixture
+async def following() -> Followed:
+    """Follows a state of ten revisions, all audited."""
+    bucket = Bucket()
+    for _ in range(10):
+        bucket.write(mediated=False)
+    followed = Followed("d", Counting(), lambda: None)
+    followed.reached(Position(10))
+    await followed.connect(bucket)  # type: ignore[arg-type]
+    assert followed.complete
+    assert followed.lines.made == []  # type: ignore[attr-defined]
+    return followed
+
+
+def made(followed: Followed) -> list[int]:
+    assert isinstance(followed.lines, Counting)
+    return followed.lines.made
+
+
+async def test_what_another_worker_has_audited_by_then_needs_no_line(following: Followed) -> None:
+    for revision in (11, 12, 13):
+        await following.hear(said(revision, revision - 1))
+    assert made(following) == []
+    assert not following.complete
+    following.reached(Position(12, "another"))
+    await following.connect(Bucket())  # type: ignore[arg-type]
+    assert made(following) == [13]
+    assert following.complete
+    lines, reached = following.due(10)
+    assert ([line.message_id for line in lines], reached) == (["13"], 13)
+
+
+async def test_large_states_do_not_wait(following: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may be kept from looking, and must not fill its memory meanwhile."""
+    monkeypatch.setattr(module, "_AT_ONCE", 1000)
+    for revision in range(11, 16):
+        await following.hear(said(revision, revision - 1, b"x" * 400))
+    assert made(following) == [11, 12, 13]
+    await following.connect(Bucket())  # type: ignore[arg-type]
+    assert made(following) == [11, 12, 13, 14, 15]
+    assert [line.message_id for line in following.due(10)[0]] == ["11", "12", "13", "14", "15"]
+
+
+async def test_what_is_too_much_to_keep_is_read_again(
+    following: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as few:
+        few.setattr(module, "MOST_WAITING", 3)
+        for revision in range(11, 16):
+            await following.hear(said(revision, revision - 1))
+    bucket = Bucket()
+    for _ in range(16):  # one more than was heard
+        bucket.write(mediated=False)
+    await following.connect(bucket)  # type: ignore[arg-type]
+    assert [line.message_id for line in following.due(10)[0]] == ["11", "12", "13", "14", "15", "16"]
