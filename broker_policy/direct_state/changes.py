@@ -58,10 +58,13 @@ class Lines:
     def __init__(self, marker: Marker, sealer: Sealer, fingerprint: Callable[[str], str]) -> None:
         self._marker = marker
         self._sealer = sealer
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint  # of the certificate with which an agent came last
 
-    def change(self, agent: str, kept: Kept, previous: int) -> Change:
-        """``kept`` as a change of the state of ``agent`` right after revision ``previous``."""
+    def change(self, agent: str, kept: Kept, previous: int, fingerprint: str | None = None) -> Change:
+        """``kept`` as a change of the state of ``agent`` right after revision ``previous``.
+
+        ``fingerprint``: of the certificate that the agent had then, where that is known.
+        """
         if self._marker.valid(kept.mark, agent, previous, kept.body):
             return Change(kept.revision, previous, ())
         message_id = str(kept.revision)
@@ -82,7 +85,7 @@ class Lines:
                     way=Way.NONE,
                     time=kept.time,
                     commitment=committed,
-                    fingerprint=self._fingerprint(agent),
+                    fingerprint=self.fingerprint(agent) if fingerprint is None else fingerprint,
                 ),
             ),
         )
@@ -100,7 +103,7 @@ class Lines:
             rule=STATE_GAP,
             way=Way.NONE,
             time=after.time,
-            fingerprint=self._fingerprint(agent),
+            fingerprint=self.fingerprint(agent),
         )
 
 

@@ -17,8 +17,10 @@ MOST_WAITING = 20_000
 """Changes that wait to be recorded, of one agent; beyond it they are read again later, if they are kept."""
 _MOST_READ = 2 * STATE_HISTORY
 """Revisions read in a row: an agent that writes faster than they can be read must not keep others waiting."""
-_AT_ONCE = 1 << 20
-"""Bytes of states that are kept as they were heard; from there on their lines are made at once."""
+_AT_ONCE = 1 << 16
+"""Bytes that are kept as they were heard; from there on lines are made at once."""
+_EACH = 500
+"""Bytes that a change takes beside what its agent chose."""
 _UNKNOWN = -1
 
 
@@ -40,7 +42,7 @@ class Followed:
     subscription: Any = None
     _changes: deque[Change] = field(default_factory=deque)
     _heard: deque[Change] = field(default_factory=deque)
-    _fresh: list[tuple[Kept, int]] = field(default_factory=list)  # heard, and not looked at yet
+    _fresh: list[tuple[Kept, int, str]] = field(default_factory=list)  # heard, and not looked at yet
     _fresh_bytes: int = 0
     _missed: int = 1  # counts the reasons to read
     _read_for: int = 0  # how many of them were there before the last reading
@@ -48,15 +50,16 @@ class Followed:
     async def hear(self, message: Any) -> None:
         """Take what the server says again.
 
-        Its line waits: what another worker has audited by then needs none, and whoever wrote it waits for the
-        processor at this moment.
+        Its line waits for a moment: one that another worker has recorded by then is not needed here, and
+        whoever wrote the change waits for the processor now.
         """
         heard = said(message)
         if heard is None or len(self._heard) + len(self._fresh) >= MOST_WAITING:
             self.missed()
         else:
-            self._fresh.append(heard)
-            self._fresh_bytes += len(heard[0].body)
+            kept, previous = heard
+            self._fresh.append((kept, previous, self.lines.fingerprint(self.agent)))
+            self._fresh_bytes += len(kept.body) + len(kept.mark) + _EACH
             if self._fresh_bytes > _AT_ONCE:
                 self._make_lines()
         self.wake()
@@ -117,9 +120,9 @@ class Followed:
 
     def _make_lines(self) -> None:
         fresh, self._fresh, self._fresh_bytes = self._fresh, [], 0
-        for kept, previous in fresh:
+        for kept, previous, fingerprint in fresh:
             if self._heard or kept.revision > self.last:
-                self._heard.append(self.lines.change(self.agent, kept, previous))
+                self._heard.append(self.lines.change(self.agent, kept, previous, fingerprint))
 
     def _join(self) -> None:
         self._make_lines()

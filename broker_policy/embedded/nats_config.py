@@ -20,8 +20,8 @@ cluster {
   ${advertise}
   # Clients are told all addresses by their configuration.
   no_advertise: true
-  # A node from which nothing comes any more is given up after eight seconds. Until then others send it its
-  # share of the calls, for the workers that they believe to be on it.
+  # A node from which nothing comes any more is given up after six to eight seconds. Until then it is sent its
+  # share of the calls, for the workers that the others believe to be on it.
   ping_interval: "2s"
   ping_max: 3
   routes: [

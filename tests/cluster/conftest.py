@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -67,7 +68,12 @@ class Cluster(System):
     def connected(self) -> set[str]:
         """The names of all connections that the nodes believe to be there."""
         answers = [self._monitored(node, "/connz?limit=10000") for node in NODES]
-        return {connection["name"] for answer in answers for connection in answer["connections"]}
+        return {each.get("name", "") for answer in answers for each in answer["connections"]}
+
+    def worker_id(self, name: str) -> str:
+        """What the worker's process ``name`` calls itself."""
+        told = (self.layout.root / "logs" / f"{name}.log").read_text()
+        return str(re.findall(rf"worker {name} \((\w+)\) serves", told)[-1])
 
     def _monitored(self, node: int, path: str) -> Mapping[str, Any]:
         return monitor(self.broker.monitor.split(",")[node - 1], path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mas_nats import AgentMessage
 from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from tests.cluster.conftest import NODES, Cluster
@@ -183,19 +184,50 @@ async def test_a_node_that_fell_silent_is_given_up(cluster: Cluster) -> None:
 @pytest.mark.cluster
 async def test_a_worker_that_fell_silent_is_given_up(cluster: Cluster) -> None:
     """As for a node: its machine may be lost, and nothing has closed its connections."""
-    worker = children(cluster.broker.pid)["w1"]
-    everyone = cluster.connected()
+    name, worker = cluster.worker_id("w1"), children(cluster.broker.pid)["w1"]
+    own = {each for each in cluster.connected() if each.startswith(name)}
+    assert len(own) >= 2  # of itself, and of a namespace
     os.kill(worker, signal.SIGSTOP)
     try:
         async with asyncio.timeout(35):
-            while len(lost := everyone - cluster.connected()) < 2:  # its own, and one of the namespace's
+            while own & cluster.connected():
                 await asyncio.sleep(0.2)
     finally:
         os.kill(worker, signal.SIGCONT)
-    assert len({name.partition("-")[0] for name in lost}) == 1, lost
     async with asyncio.timeout(15):
-        while not lost <= cluster.connected():
+        while not own <= cluster.connected():
             await asyncio.sleep(0.2)
+
+
+class _Blocking(Handling):
+    """Its first message halts everything on its event loop, for longer than a server waits for its clients."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        if not self.handled:
+            time.sleep(36)  # noqa: ASYNC251 - that is what is tested
+        await super().on_message(message)
+
+
+@pytest.mark.cluster
+async def test_a_handler_that_blocks_for_longer_than_that_keeps_its_message(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection is lost meanwhile; nobody else gets the message, and it is acknowledged afterwards."""
+    namespace = await cluster.namespace(
+        ["sender", "receiver"], {"sender": ["receiver"]}, limits=Limits(ack_wait=10)
+    )
+    where = cluster.broker.url
+    async with (
+        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
+        _Blocking("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
+    ):
+        sending = (sender.send("receiver", "work", {"n": n}, timeout=60) for n in range(2))
+        sent = set(await asyncio.gather(*sending))
+        assert await receiver.wait_handled(sent, 30) == set()
+        assert "stale connection" in caplog.text
+        audit = await audit_of(cluster, namespace, sent)
+    assert dict(receiver.handled) == dict.fromkeys(sent, 1)
+    assert {each["outcome"] for one in sent for each in audit["decisions"][one]} == {"h"}
 
 
 @pytest.mark.cluster

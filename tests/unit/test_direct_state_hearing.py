@@ -25,16 +25,17 @@ class Counting(Lines):
         super().__init__(marker, Salt(), lambda agent: "")  # type: ignore[arg-type]
         self.made: list[int] = []
 
-    def change(self, agent: str, kept: Kept, previous: int) -> Change:
+    def change(self, agent: str, kept: Kept, previous: int, fingerprint: str | None = None) -> Change:
         self.made.append(kept.revision)
-        return super().change(agent, kept, previous)
+        return super().change(agent, kept, previous, fingerprint)
 
 
-def said(revision: int, previous: int, body: bytes = b"{}") -> Any:
+def said(revision: int, previous: int, body: bytes = b"{}", mark: str = "") -> Any:
     fields = {
         headers.STORED_SEQUENCE: str(revision),
         headers.STORED_PREVIOUS: str(previous),
         headers.STORED_TIME: "2026-01-01T00:00:00Z",
+        headers.STATE_MAC: mark,
     }
     return SimpleNamespace(headers=fields, data=body)
 
@@ -71,15 +72,29 @@ async def test_what_another_worker_has_audited_by_then_needs_no_line(following: 
     assert ([line.message_id for line in lines], reached) == (["13"], 13)
 
 
-async def test_large_states_do_not_wait(following: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker may be kept from looking, and must not fill its memory meanwhile."""
-    monkeypatch.setattr(module, "_AT_ONCE", 1000)
+@pytest.mark.parametrize(("body", "mark"), [(b"x" * 60_000, ""), (b"", "x" * 60_000)], ids=["body", "mark"])
+async def test_what_is_large_does_not_wait(following: Followed, body: bytes, mark: str) -> None:
+    """A worker may be kept from looking, and must not fill its memory meanwhile with what an agent chose."""
     for revision in range(11, 16):
-        await following.hear(said(revision, revision - 1, b"x" * 400))
-    assert made(following) == [11, 12, 13]
+        await following.hear(said(revision, revision - 1, body, mark))
+    assert made(following) == [11, 12, 13, 14]
     await following.connect(Bucket())  # type: ignore[arg-type]
-    assert made(following) == [11, 12, 13, 14, 15]
     assert [line.message_id for line in following.due(10)[0]] == ["11", "12", "13", "14", "15"]
+
+
+async def test_small_ones_do_not_wait_for_ever_either(following: Followed) -> None:
+    for revision in range(11, 311):
+        await following.hear(said(revision, revision - 1))
+    assert 250 < len(made(following)) < 300
+
+
+async def test_the_certificate_is_the_one_of_the_moment(following: Followed) -> None:
+    following.lines.fingerprint = lambda agent: "earlier"
+    await following.hear(said(11, 10))
+    following.lines.fingerprint = lambda agent: "renewed"
+    await following.hear(said(12, 11))
+    await following.connect(Bucket())  # type: ignore[arg-type]
+    assert [line.fingerprint for line in following.due(10)[0]] == ["earlier", "renewed"]
 
 
 async def test_what_is_too_much_to_keep_is_read_again(
