@@ -2,8 +2,8 @@
 
 Every worker hears every change and keeps it, soon as an audit line, until it is recorded. One of them, named
 in the agent's position, records: first the record is acknowledged, then the position moves. When the position
-does not move though it should, another worker takes it over. What two of them recorded is entered into the chain
-once (``audit/state_marks.py``).
+does not move though it should, another worker takes it over. What two of them recorded is entered into the
+chain once (``audit/state_marks.py``).
 """
 
 from __future__ import annotations

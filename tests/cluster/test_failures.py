@@ -200,7 +200,7 @@ async def test_a_worker_that_fell_silent_is_given_up(cluster: Cluster) -> None:
 
 
 class _Blocking(Handling):
-    """Its first message halts everything on its event loop, for longer than a server waits for its clients."""
+    """Its first message halts all on its event loop, for longer than a server waits for its clients."""
 
     async def on_message(self, message: AgentMessage) -> None:
         if not self.handled:
