@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from broker_policy.audit.verify import OVERDUE
 from broker_policy.tenants.apply import set_permissions
 from mas_nats import Agent, AgentMessage, PermissionDenied
 from mas_nats.policy.document import Limits, Permissions
@@ -69,18 +68,10 @@ class Two:
         async with self.system.control() as (_, store):
             await set_permissions(store, namespace, sender, rule)
 
-    async def decisions(self, namespace: str, message_id: str, count: int = 1) -> list[dict[str, Any]]:
-        """What the audit of ``namespace`` says of a message, once all is settled.
-
-        ``count``: so many decisions at least, where one may be settled before the next is made.
-        """
-        async with asyncio.timeout(OVERDUE):
-            while True:
-                audit = await audit_of(self.system, namespace, {message_id})
-                found = list(audit["decisions"][message_id])
-                if len(found) >= count:
-                    return found
-                await asyncio.sleep(0.1)
+    async def decisions(self, namespace: str, message_id: str) -> list[dict[str, Any]]:
+        """What the audit of ``namespace`` says of a message, once all is settled."""
+        audit = await audit_of(self.system, namespace, {message_id})
+        return list(audit["decisions"][message_id])
 
     async def unheard_of(self, agent: Agent[Any], namespace: str, message_id: str) -> bool:
         """Whether the audit of ``namespace``, where ``agent`` is, says nothing of a message."""

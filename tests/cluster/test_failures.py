@@ -51,19 +51,26 @@ class Traffic:
 
 
 @asynccontextmanager
+async def two_agents(
+    cluster: Cluster, *, limits: Limits | None = None, receiving: type[Handling] = Handling
+) -> AsyncIterator[tuple[str, Handling, Handling]]:
+    """A namespace of their own, its sender, and its receiver, which the sender may send to."""
+    namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]}, limits=limits)
+    where = cluster.broker.url
+    async with (
+        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
+        receiving("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
+    ):
+        yield namespace, sender, receiver
+
+
+@asynccontextmanager
 async def traffic(cluster: Cluster, record_property: Any, *, settled: bool = True) -> AsyncIterator[Traffic]:
     """Send for the length of the block; afterwards nothing is missing, in the inbox or in the audit.
 
     Without ``settled`` the audit's last outcomes are not waited for, which can take half a minute.
     """
-    namespace = await cluster.namespace(
-        ["sender", "receiver"], {"sender": ["receiver"]}, limits=Limits(ack_wait=5)
-    )
-    where = cluster.broker.url
-    async with (
-        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
-        Handling("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
-    ):
+    async with two_agents(cluster, limits=Limits(ack_wait=5)) as (namespace, sender, receiver):
         running = Traffic(cluster, namespace, sender, receiver)
         flowing = asyncio.create_task(running.flow())
         while not running.longest:
@@ -135,8 +142,6 @@ async def test_a_node_is_paused(cluster: Cluster, who: str, record_property: Any
 @pytest.mark.cluster
 async def test_nodes_are_restarted_one_by_one(cluster: Cluster, record_property: Any) -> None:
     """As for an upgrade. No error reaches the agents' own code: the SDK repeats."""
-    namespace = await cluster.namespace(["sender", "receiver"], {"sender": ["receiver"]})
-    where = cluster.broker.url
     enough = asyncio.Event()
     accepted: set[str] = set()
 
@@ -144,10 +149,7 @@ async def test_nodes_are_restarted_one_by_one(cluster: Cluster, record_property:
         while not enough.is_set():
             accepted.add(await sender.send("receiver", "work", {"n": 1}, timeout=60))
 
-    async with (
-        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
-        Handling("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
-    ):
+    async with two_agents(cluster) as (_, sender, receiver):
         flowing = [asyncio.create_task(flow(sender)) for _ in range(16)]
         for node in NODES:
             before = len(accepted)
@@ -199,12 +201,20 @@ async def test_a_worker_that_fell_silent_is_given_up(cluster: Cluster) -> None:
             await asyncio.sleep(0.2)
 
 
+_BLOCKED = 36.0
+
+
 class _Blocking(Handling):
     """Its first message halts all on its event loop, for longer than a server waits for its clients."""
 
+    def __init__(self, agent_id: str, **kwargs: Any) -> None:
+        super().__init__(agent_id, **kwargs)
+        self.now = asyncio.Event()
+
     async def on_message(self, message: AgentMessage) -> None:
         if not self.handled:
-            time.sleep(36)  # noqa: ASYNC251 - that is what is tested
+            await self.now.wait()  # the sender is on the same event loop: it must have its verdicts
+            time.sleep(_BLOCKED)  # noqa: ASYNC251 - that is what is tested
         await super().on_message(message)
 
 
@@ -213,17 +223,13 @@ async def test_a_handler_that_blocks_for_longer_than_that_keeps_its_message(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its connection is lost meanwhile; nobody else gets the message, and it is acknowledged afterwards."""
-    namespace = await cluster.namespace(
-        ["sender", "receiver"], {"sender": ["receiver"]}, limits=Limits(ack_wait=10)
-    )
-    where = cluster.broker.url
-    async with (
-        Handling("sender", server_addr=where, tls=cluster.tls("sender", namespace)) as sender,
-        _Blocking("receiver", server_addr=where, tls=cluster.tls("receiver", namespace)) as receiver,
-    ):
+    limits = Limits(ack_wait=10)
+    async with two_agents(cluster, limits=limits, receiving=_Blocking) as (namespace, sender, receiver):
         sending = (sender.send("receiver", "work", {"n": n}, timeout=60) for n in range(2))
         sent = set(await asyncio.gather(*sending))
-        assert await receiver.wait_handled(sent, 30) == set()
+        assert isinstance(receiver, _Blocking)
+        receiver.now.set()
+        assert await receiver.wait_handled(sent, _BLOCKED + 30) == set()
         assert "stale connection" in caplog.text
         audit = await audit_of(cluster, namespace, sent)
     assert dict(receiver.handled) == dict.fromkeys(sent, 1)
