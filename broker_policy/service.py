@@ -67,6 +67,7 @@ from broker_policy.delayed.releaser import Releaser
 from broker_policy.delayed.stream import DelayedStream
 from broker_policy.direct_state.changes import Lines
 from broker_policy.direct_state.follower import DirectStateAudit
+from broker_policy.direct_state.hearing import Connect
 from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import Apart, StreamScreen
 from broker_policy.ending import end
@@ -115,6 +116,7 @@ class NamespaceService:
         sealer: Sealer,
         record_key: RecordKey,
         recall: Memory,
+        listen: Connect,
         screen: Screen | None = None,
         sweep_every: float = SWEEP_EVERY,
         disk: DiskRoom | None = None,
@@ -178,6 +180,7 @@ class NamespaceService:
         marker = Marker(namespace, record_key)
         self._direct_states = DirectStateAudit(
             nc,
+            listen=listen,
             worker=worker,
             writer=writer("d"),
             lines=Lines(marker, sealer, self._registry.fingerprint),

@@ -47,7 +47,13 @@ from broker_policy.policy.follower import PolicyFollower
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
 from broker_policy.tenants.accounts import Grant, grant_for
-from broker_policy.tenants.connect import connect_callout, connect_control, connect_observer, connect_tenant
+from broker_policy.tenants.connect import (
+    Listener,
+    connect_callout,
+    connect_control,
+    connect_observer,
+    connect_tenant,
+)
 from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.live_keys import LiveWorkerKeys
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
@@ -58,6 +64,7 @@ from mas_nats.errors import ConfigurationError
 from mas_nats.loop import run
 from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
+from mas_nats.resilient import ResilientClient
 from mas_nats.telemetry.settings import OFF, TelemetrySettings
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import Identity, Role
@@ -322,13 +329,16 @@ class PolicyWorker:
         async def reconnected() -> None:  # the server may be a new one that has forgotten what was in memory
             self._spawn(self._keep_restoring(namespace))
 
-        nc = await connect_tenant(
-            config.endpoint,
-            self._keys,
-            table.document.account,
-            name=f"{self.worker_id}-{namespace}",
-            reconnected=reconnected,
-        )
+        async def connect(reconnected: Listener | None = None) -> ResilientClient:
+            return await connect_tenant(
+                config.endpoint,
+                self._keys,
+                table.document.account,
+                name=f"{self.worker_id}-{namespace}",
+                reconnected=reconnected,
+            )
+
+        nc = await connect(reconnected)
         service = NamespaceService(
             nc,
             namespace,
@@ -337,6 +347,7 @@ class PolicyWorker:
             sealer=self._sealer,
             record_key=self._record_key,
             recall=Recall(Store(self._redis, namespace)),
+            listen=connect,
             sweep_every=config.sweep_every,
             disk=self._disk,
             clock=self._clock,

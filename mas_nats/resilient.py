@@ -8,7 +8,9 @@ refused first connect for ever while it hides the cause. Both are mended here an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -139,6 +141,18 @@ class ResilientClient(Client):
             f"no NATS server answered at {options.get('servers')} within {seconds:g} s"
             + (f" ({cause!r})" if cause else "")
         ) from cause
+
+    def batch_reads(self, size: int) -> None:
+        """Be woken up only once ``size`` bytes have arrived (1: by any), until the next call or connection.
+
+        Keeps everything on this connection waiting, but not its end, which is noticed at once. Makes no
+        difference where the system cannot do it.
+        """
+        writer = self._writer()
+        if writer is None or writer.is_closing() or not hasattr(socket, "SO_RCVLOWAT"):
+            return
+        with contextlib.suppress(OSError):
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     async def _connect_to_server(self, s: Any) -> None:
         if self._jitter and self.is_reconnecting:

@@ -28,6 +28,7 @@ from broker_policy.service import NamespaceService
 from broker_policy.tenants.sealing_ring import SealingKey
 from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.policy.governance import Governance
+from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Verdict
 from tests.audit_log import KEY, NAMESPACE, make_streams
@@ -116,6 +117,17 @@ class Serving:
                 await asyncio.sleep(0.02)
 
 
+async def connected(nc: Client) -> ResilientClient:
+    """Another connection to where ``nc`` is connected."""
+
+    async def on_error(_: Exception) -> None:
+        return
+
+    another = ResilientClient()
+    await another.connect_within(5, servers=[nc.connected_url.geturl()], error_cb=on_error)
+    return another
+
+
 @contextlib.asynccontextmanager
 async def serving(
     nc: Client,
@@ -147,6 +159,7 @@ async def serving(
         sealer=Sealer(worker, [SEALING_KEY]),
         record_key=KEY,
         recall=recall,
+        listen=lambda: connected(nc),
         screen=screen,
         apart=apart,
         counters=counters,

@@ -64,6 +64,13 @@ class Followed:
                 self._make_lines()
         self.wake()
 
+    @property
+    def newest(self) -> int:
+        """The newest revision that was heard or is known."""
+        if self._fresh:
+            return self._fresh[-1][0].revision
+        return self._heard[-1].revision if self._heard else self.last
+
     def missed(self) -> None:
         """Something may not have been heard: read what is kept."""
         self._missed += 1

@@ -22,8 +22,10 @@ from broker_policy.audit.record import DecisionLine, RecordKind
 from broker_policy.commit.writer import LogFull, RecordWriter
 from broker_policy.direct_state.changes import History, Lines
 from broker_policy.direct_state.followed import Followed
+from broker_policy.direct_state.hearing import Connect, Hearing
 from broker_policy.direct_state.positions import Position, Positions
 from broker_policy.jetstream import JetStreamError
+from mas_nats.errors import MasError
 from mas_nats.policy.table import Table
 from mas_nats.wire import subjects
 from mas_nats.wire.state_mode import StateMode
@@ -47,19 +49,21 @@ _LET_GO_AFTER = 5.0
 """Seconds for which policy must have said that a state is not direct, before it is not followed any more:
 by then what was under way when the agent's account changed has arrived."""
 _LINES = 500
-_AWAY = (nats.errors.Error, JetStreamError, OSError)
+_AWAY = (nats.errors.Error, JetStreamError, OSError, MasError)
 
 
 class DirectStateAudit:
     """Audits the direct states of one namespace, as one of its workers.
 
-    ``table`` gives the namespace's policy, None while there is none; ``revision`` its number.
+    ``listen`` opens another connection to the namespace; ``table`` gives its policy, None while there is
+    none; ``revision`` the number of that.
     """
 
     def __init__(
         self,
         nc: Client,
         *,
+        listen: Connect,
         worker: str,
         writer: RecordWriter,
         lines: Lines,
@@ -67,6 +71,7 @@ class DirectStateAudit:
         revision: Callable[[], int],
     ) -> None:
         self._nc = nc
+        self._hearing = Hearing(listen)
         self._worker = worker
         self._writer = writer
         self._lines = lines
@@ -102,26 +107,36 @@ class DirectStateAudit:
             LogUnreachable: the log did not answer for minutes.
 
         """
-        while True:
-            closing = self._closing
-            self._wake.clear()
-            try:
-                await self._round()
-                self._away = False
-            except LogFull:
-                await asyncio.sleep(_TICK)  # the changes wait here, and in the bucket
-            except _AWAY as error:
-                if not self._away:
-                    log.warning("direct state cannot be followed (%s), trying again", type(error).__name__)
-                self._away = True
-                await asyncio.sleep(_TICK)
+        try:
+            while not await self._turn():
+                continue
+            await self._end()
+        finally:
+            await self._hearing.close()
+
+    async def _turn(self) -> bool:
+        """One round, and the wait for the next; whether it was the last one."""
+        closing = self._closing
+        self._wake.clear()
+        try:
             if closing:
-                break
-            if not self._closing:
-                await asyncio.sleep(_PACE if self._followed else 0)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _TICK if self._followed else _IDLE)
-        await self._end()
+                await self._hearing.catch_up()
+            await self._round()
+            self._away = False
+        except LogFull:
+            await asyncio.sleep(_TICK)  # the changes wait here, and in the bucket
+        except _AWAY as error:
+            if not self._away:
+                log.warning("direct state cannot be followed (%s), trying again", type(error).__name__)
+            self._away = True
+            await asyncio.sleep(_TICK)
+        if closing:
+            return True
+        if not self._closing:
+            await asyncio.sleep(_PACE if self._followed else 0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), _TICK if self._followed else _IDLE)
+        return False
 
     async def _round(self) -> None:
         await self._choose()
@@ -166,13 +181,14 @@ class DirectStateAudit:
                 await self._let_go(followed)
 
     async def _follow(self, agent: str, position: Position) -> None:
-        followed = Followed(agent, self._lines, self._wake.set, moved=time.monotonic())
+        followed = Followed(agent, self._lines, self._heard, moved=time.monotonic())
         followed.reached(position)
-        followed.subscription = await self._nc.subscribe(
-            subjects.state_changes(agent), cb=followed.hear, pending_msgs_limit=-1
-        )
-        await self._nc.flush()
+        followed.subscription = await self._hearing.subscribe(subjects.state_changes(agent), followed.hear)
         self._followed[agent] = followed
+
+    def _heard(self) -> None:
+        self._hearing.rest()
+        self._wake.set()
 
     async def _let_go(self, followed: Followed) -> None:
         """End the obligation when nothing is left of it."""
@@ -208,7 +224,7 @@ class DirectStateAudit:
     # -- what was not heard ------------------------------------------------------------------------------
     async def _look_again(self) -> None:
         """After a lost connection, and now and then in any case, see whether something was missed."""
-        reconnects = int(self._nc.stats["reconnects"])
+        reconnects = self._hearing.reconnects
         if reconnects != self._reconnects:
             self._reconnects = reconnects
             for followed in self._followed.values():
@@ -222,8 +238,11 @@ class DirectStateAudit:
             if position is not None and position.worker != self._worker:
                 followed.entry = 0
                 followed.reached(position)
-            known = followed.last
-            if await self._history.newest(followed.agent) != known and followed.last == known:
+            known = followed.newest
+            kept = await self._history.newest(followed.agent)
+            if kept > known:
+                await self._hearing.catch_up()
+            if kept < known or kept > followed.newest:
                 followed.missed()
 
     # -- who records -------------------------------------------------------------------------------------
@@ -286,7 +305,6 @@ class DirectStateAudit:
     async def _end(self) -> None:
         with contextlib.suppress(*_AWAY):
             for followed in self._followed.values():
-                await followed.subscription.unsubscribe()
                 if followed.entry:  # let another take it at once
                     await self._positions.write(followed.agent, Position(followed.position), followed.entry)
         if self._open:

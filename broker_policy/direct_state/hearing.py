@@ -1,0 +1,89 @@
+"""The connection over which a worker hears of direct state, read at most some twenty times a second.
+
+The server tells every worker of a change in the moment in which it answers the agent that made it. Nobody
+waits for what a worker does with it, but each worker that wakes up takes the processor from the agent. So
+after a change the kernel keeps what comes next for a moment, and wakes nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.subscription import Subscription
+
+from mas_nats.resilient import ResilientClient
+
+Connect = Callable[[], Awaitable[ResilientClient]]
+
+_REST = 0.05
+"""Seconds for which nothing is read after a change was heard."""
+_AT_ONCE = 1 << 16
+"""Bytes that are not kept waiting."""
+
+
+class Hearing:
+    """Subscriptions that rest after what they brought. ``connect`` opens their connection, for the first."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._nc: ResilientClient | None = None
+        self._resting: asyncio.TimerHandle | None = None
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and opened again: something may have been missed."""
+        return int(self._nc.stats["reconnects"]) if self._nc is not None else 0
+
+    async def subscribe(self, subject: str, hear: Callable[[Any], Awaitable[None]]) -> Subscription:
+        """Bring all of ``subject`` to ``hear`` from here on; the server knows of it when this returns.
+
+        Raises:
+            Unavailable, IdentityRefused: no connection could be opened.
+            nats.errors.Error: it was lost.
+
+        """
+        if self._nc is None:
+            self._nc = await self._connect()
+        subscription = await self._nc.subscribe(subject, cb=hear, pending_msgs_limit=-1)
+        try:
+            await self.catch_up()
+        except nats.errors.Error:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+            raise
+        return subscription
+
+    def rest(self) -> None:
+        """Something was heard, and what comes next may wait a moment."""
+        if self._resting is None and self._nc is not None:
+            self._nc.batch_reads(_AT_ONCE)
+            self._resting = asyncio.get_running_loop().call_later(_REST, self._listen)
+
+    async def catch_up(self) -> None:
+        """Hear what the server has sent until now.
+
+        Raises:
+            nats.errors.Error: the connection was lost.
+
+        """
+        if self._nc is not None:
+            self._listen()
+            await self._nc.flush()
+
+    async def close(self) -> None:
+        """Hear nothing any more."""
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._nc is not None:
+            await self._nc.close()
+
+    def _listen(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        if self._nc is not None:
+            self._nc.batch_reads(1)
