@@ -31,6 +31,7 @@ class Followed:
     agent: str
     lines: Lines
     wake: Callable[[], None]
+    me: str = ""  # this worker
     position: int = 0  # audited up to here, as far as this worker knows
     worker: str = ""  # who audits
     entry: int = 0  # of the position, while that is this worker
@@ -62,7 +63,13 @@ class Followed:
             self._fresh_bytes += len(kept.body) + len(kept.mark) + _EACH
             if self._fresh_bytes > _AT_ONCE:
                 self._make_lines()
-        self.wake()
+        if not self.elsewhere:  # looked at now and then: by then less is left to do
+            self.wake()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another worker records, as far as this one knows."""
+        return self.worker not in ("", self.me)
 
     @property
     def newest(self) -> int:

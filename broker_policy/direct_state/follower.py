@@ -181,14 +181,10 @@ class DirectStateAudit:
                 await self._let_go(followed)
 
     async def _follow(self, agent: str, position: Position) -> None:
-        followed = Followed(agent, self._lines, self._heard, moved=time.monotonic())
+        followed = Followed(agent, self._lines, self._wake.set, me=self._worker, moved=time.monotonic())
         followed.reached(position)
         followed.subscription = await self._hearing.subscribe(subjects.state_changes(agent), followed.hear)
         self._followed[agent] = followed
-
-    def _heard(self) -> None:
-        self._hearing.rest()
-        self._wake.set()
 
     async def _let_go(self, followed: Followed) -> None:
         """End the obligation when nothing is left of it."""
@@ -251,7 +247,7 @@ class DirectStateAudit:
         if followed.entry or not followed.owes:
             followed.moved = now
             return
-        patience = TAKE_OVER_AFTER if followed.worker not in ("", self._worker) else 0.0
+        patience = TAKE_OVER_AFTER if followed.elsewhere else 0.0
         if followed.gap > followed.position:
             patience = GAP_AFTER
         if now - followed.moved >= patience:

@@ -1,4 +1,4 @@
-"""The connection over which a worker hears of direct state, read at most some twenty times a second.
+"""The connection over which a worker hears of direct state, read at most fifty times a second.
 
 The server tells every worker of a change in the moment in which it answers the agent that made it. Nobody
 waits for what a worker does with it, but each worker that wakes up takes the processor from the agent. So
@@ -19,7 +19,7 @@ from mas_nats.resilient import ResilientClient
 
 Connect = Callable[[], Awaitable[ResilientClient]]
 
-_REST = 0.05
+_REST = 0.02
 """Seconds for which nothing is read after a change was heard."""
 _AT_ONCE = 1 << 16
 """Bytes that are not kept waiting."""
@@ -48,7 +48,12 @@ class Hearing:
         """
         if self._nc is None:
             self._nc = await self._connect()
-        subscription = await self._nc.subscribe(subject, cb=hear, pending_msgs_limit=-1)
+
+        async def heard(message: Any) -> None:
+            self._rest()
+            await hear(message)
+
+        subscription = await self._nc.subscribe(subject, cb=heard, pending_msgs_limit=-1)
         try:
             await self.catch_up()
         except nats.errors.Error:
@@ -56,12 +61,6 @@ class Hearing:
                 await subscription.unsubscribe()
             raise
         return subscription
-
-    def rest(self) -> None:
-        """Something was heard, and what comes next may wait a moment."""
-        if self._resting is None and self._nc is not None:
-            self._nc.batch_reads(_AT_ONCE)
-            self._resting = asyncio.get_running_loop().call_later(_REST, self._listen)
 
     async def catch_up(self) -> None:
         """Hear what the server has sent until now.
@@ -80,6 +79,11 @@ class Hearing:
             self._resting.cancel()
         if self._nc is not None:
             await self._nc.close()
+
+    def _rest(self) -> None:
+        if self._resting is None and self._nc is not None:
+            self._nc.batch_reads(_AT_ONCE)
+            self._resting = asyncio.get_running_loop().call_later(_REST, self._listen)
 
     def _listen(self) -> None:
         if self._resting is not None:
