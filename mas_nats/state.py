@@ -38,6 +38,8 @@ class StateShape(Generic[S]):
 
     def __init__(self, model: type[S] | None) -> None:
         self._model: type[BaseModel] | None = None
+        self._stored_as: dict[str, str] = {}  # the name of each field in what is stored
+        self._any_name = True
         if model is not None and model is not dict and not isinstance(model, type):
             model = None  # dict[str, object], as in Agent[dict[str, object]]
         if model is not None and model is not dict:
@@ -52,6 +54,9 @@ class StateShape(Generic[S]):
                 raise ConfigurationError(
                     f"every field of state model {model.__name__} needs a default ({describe(error)})"
                 ) from None
+            fields = model.model_fields
+            self._stored_as = {name: field.alias or name for name, field in fields.items()}
+            self._any_name = model.model_config.get("extra") == "allow"
 
     def initial(self) -> dict[str, Any]:
         """What an agent starts with."""
@@ -79,29 +84,24 @@ class StateShape(Generic[S]):
             StateInvalid: a change names an unknown field, has the wrong type, or has no JSON form.
 
         """
-        names = self._names(changes)
+        names = self._stored_as
+        if not self._any_name and not changes.keys() <= names.keys():
+            raise StateInvalid(self._unknown(changes))
         try:
             plain = orjson.loads(to_json(dict(changes), by_alias=True, inf_nan_mode="null"))
         except PydanticSerializationError as error:
             raise StateInvalid(f"the update has no JSON form: {error}") from None
-        merged = value | {names[name]: part for name, part in plain.items()}
+        merged = value | {names.get(name, name): part for name, part in plain.items()}
         try:
             read = self.read(merged)
         except ValidationError as error:
             raise StateInvalid(f"the update does not fit the state model: {describe(error)}") from None
         return self.dump(read) if isinstance(read, BaseModel) else merged
 
-    def _names(self, changes: Mapping[str, object]) -> dict[str, str]:
-        if self._model is None:
-            return {name: name for name in changes}
-        fields = self._model.model_fields
-        extra = self._model.model_config.get("extra") == "allow"
-        if not extra and (unknown := [name for name in changes if name not in fields]):
-            raise StateInvalid(
-                f"{self._model.__name__} has no field {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(fields) or 'none'}"
-            )
-        return {name: (fields[name].alias or name) if name in fields else name for name in changes}
+    def _unknown(self, changes: Mapping[str, object]) -> str:
+        unknown = ", ".join(repr(name) for name in changes if name not in self._stored_as)
+        model = self._model.__name__ if self._model else "the state"
+        return f"{model} has no field {unknown}; it has {', '.join(self._stored_as) or 'none'}"
 
 
 class StateStore(Generic[S]):

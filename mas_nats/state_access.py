@@ -214,6 +214,8 @@ class _Direct:
 
 
 def _unsettled(answer: Incoming) -> bool:
+    if b"error" not in answer.data:
+        return False
     try:
         error = orjson.loads(answer.data).get("error")
     except (ValueError, AttributeError):
