@@ -15,6 +15,7 @@ import pytest
 
 from broker_policy.audit.state_marks import DIRECT_STATE, STATE_GAP
 from broker_policy.audit.store import Store
+from broker_policy.direct_state.changes import History
 from broker_policy.direct_state.positions import Position, Positions
 from broker_policy.jetstream import direct_get, last_by_subject, publish
 from broker_policy.tenants.controller import TenantController
@@ -250,6 +251,29 @@ async def test_a_connection_older_than_the_permission_is_renewed(
         await up.apply(wanted(namespace, DIRECT, {}))
         await one._running.session.hello()  # type: ignore[union-attr]
         revisions = await count(one, 3)
+        once(await audited(up, namespace, revisions), revisions)
+
+
+async def test_what_is_on_its_way_is_not_taken_for_missed(one_worker: Parts, monkeypatch: pytest.MonkeyPatch):
+    """It would be read from the bucket, revision by revision, however often somebody looks."""
+    looked, newest = 0, History.newest
+
+    async def counted(history: History, agent: str) -> int:
+        nonlocal looked
+        looked += 1
+        return await newest(history, agent)
+
+    monkeypatch.setattr(History, "newest", counted)
+    monkeypatch.setattr("broker_policy.direct_state.follower._LOOK_AGAIN", 0.0)
+    up = one_worker
+    namespace = await up.namespace(DIRECT, {})
+    async with agent(up, namespace) as direct:
+        revisions = await count(direct, 10)
+        await audited(up, namespace, revisions)
+        followed = up.workers[0]._namespaces[namespace].service._direct_states._followed["d"]
+        before, looked = followed._missed, 0
+        revisions += await count(direct, 1_000)
+        assert (followed._missed, looked > 5) == (before, True)
         once(await audited(up, namespace, revisions), revisions)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,22 +13,36 @@ from mas_nats.config import Endpoint, TlsClientConfig
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 
+Connect = Callable[[], Awaitable[ResilientClient]]
+
 
 @pytest.fixture
-async def nc(
+async def connect(
     nats_server: NatsServer, ca: CertificateAuthority, tmp_path: Path
-) -> AsyncIterator[ResilientClient]:
-    """A connection that survives what the workers' survive."""
+) -> AsyncIterator[Connect]:
+    """Opens connections that survive what the workers' survive."""
     identity = Identity(DEFAULT_TRUST_DOMAIN, "default", Role.POLICY, "worker")
     paths = ca.issue(identity, tmp_path / "worker")
     endpoint = Endpoint(nats_server.url, TlsClientConfig(paths.ca, paths.cert, paths.key))
-    client = ResilientClient()
+    opened: list[ResilientClient] = []
 
     async def ignore(_: Exception) -> None:
         return None
 
-    await client.connect_within(
-        5, servers=[endpoint.url], tls=endpoint.context(), tls_hostname="localhost", error_cb=ignore
-    )
-    yield client
-    await client.close()
+    async def connected() -> ResilientClient:
+        client = ResilientClient()
+        await client.connect_within(
+            5, servers=[endpoint.url], tls=endpoint.context(), tls_hostname="localhost", error_cb=ignore
+        )
+        opened.append(client)
+        return client
+
+    yield connected
+    for client in opened:
+        await client.close()
+
+
+@pytest.fixture
+async def nc(connect: Connect) -> ResilientClient:
+    """One of them."""
+    return await connect()

@@ -109,3 +109,26 @@ async def test_what_is_too_much_to_keep_is_read_again(
         bucket.write(mediated=False)
     await following.connect(bucket)  # type: ignore[arg-type]
     assert [line.message_id for line in following.due(10)[0]] == ["11", "12", "13", "14", "15", "16"]
+
+
+async def test_only_the_worker_that_records_is_woken_by_a_change() -> None:
+    woken: list[int] = []
+    followed = Followed("d", Counting(), lambda: woken.append(followed.newest), me="this")
+    await followed.hear(said(1, 0))
+    assert woken == [1]  # nobody records yet
+    followed.reached(Position(1, "another"))
+    await followed.hear(said(2, 1))
+    assert woken == [1]
+    followed.reached(Position(2, "this"))
+    await followed.hear(said(3, 2))
+    assert woken == [1, 3]
+
+
+async def test_the_newest_is_the_newest_that_was_heard(following: Followed) -> None:
+    assert following.newest == 10
+    await following.hear(said(11, 10))
+    assert (following.newest, following.last) == (11, 10)
+    await following.connect(Bucket())  # type: ignore[arg-type]
+    assert (following.newest, following.last) == (11, 11)
+    following.reached(Position(14))
+    assert following.newest == 14
