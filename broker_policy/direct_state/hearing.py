@@ -32,6 +32,7 @@ class Hearing:
         self._connect = connect
         self._nc: ResilientClient | None = None
         self._resting: asyncio.TimerHandle | None = None
+        self._catching_up = 0  # how many wait for it
 
     @property
     def reconnects(self) -> int:
@@ -69,9 +70,14 @@ class Hearing:
             nats.errors.Error: the connection was lost.
 
         """
-        if self._nc is not None:
-            self._listen()
+        if self._nc is None:
+            return
+        self._listen()
+        self._catching_up += 1
+        try:
             await self._nc.flush()
+        finally:
+            self._catching_up -= 1
 
     async def close(self) -> None:
         """Hear nothing any more."""
@@ -81,7 +87,7 @@ class Hearing:
             await self._nc.close()
 
     def _rest(self) -> None:
-        if self._resting is None and self._nc is not None:
+        if self._resting is None and not self._catching_up and self._nc is not None:
             self._nc.batch_reads(_AT_ONCE)
             self._resting = asyncio.get_running_loop().call_later(_REST, self._listen)
 
