@@ -55,7 +55,10 @@ def main() -> int:
     for line in report.faults(outcomes):
         print(f"FAULT {line}")
     if done["ok"]:
-        print(f"{done['accepted']:,} accepted: none lost, none unaudited, none unsettled; the chain verifies")
+        print(
+            f"{done['accepted']:,} accepted, {done['updates']:,} updates of states: "
+            "none lost, none unaudited, none unsettled; the chain verifies"
+        )
         if not arguments.keep:
             shutil.rmtree(folder)
         return 0

@@ -1,29 +1,37 @@
 """What must hold of a history, of the dead letters and of the audit together (after Jepsen's queue checker).
 
-    lost        accepted, but neither handled, nor dead-lettered, nor audited as expired
+    lost        accepted, but neither handled, nor dead-lettered, nor audited as expired; or an update of a
+                state, once durable, of which the state knows nothing any more
     unaudited   handled, dead-lettered or refused without a decision in the audit; a handled message must be
-                there under the very decision that its delivery named
+                there under the very decision that its delivery named; or an update of a direct state that the
+                audit neither has nor names as part of a gap
+    doubled     an update of a direct state that the audit has twice
     unsettled   decisions without a final outcome
-    phantom     handled, though never attempted, or refused for good, or with another message's content
+    phantom     handled, though never attempted, or refused for good, or with another message's content; or a
+                state that counts an update which nobody tried to make
     misplaced   replies that answer another request, or reached another process than the one that asked
     contradicted the audit denies that it was delivered, or dead, and it was; or says so, and it was not
     undecided   the sender never learned whether it was accepted
 
 Each of these is a fault. Reported beside them: duplicates (handled more than once, which at-least-once
-allows), restored (stored twice: allowed after a restart of nats-server, see ADR 6), expired requests,
+allows), updates of states, gaps (updates of a direct state that no worker saw, named in the audit),
+restored (stored twice: allowed after a restart of nats-server, see ADR 6), expired requests,
 unanswered requests (allowed), and unknown: decisions whose outcome the audit honestly does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from broker_policy.audit.entry import first_outcome
-from tests.chaos.history import History
+from broker_policy.audit.state_marks import DIRECT_STATE, STATE_GAP
+from tests.chaos.crew import DIRECT
+from tests.chaos.history import History, Kept
 
 OPEN = frozenset(" cv")
 """Outcomes that are not final: unknown yet, in the inbox, to be tried again."""
@@ -31,7 +39,9 @@ DELIVERED = frozenset("hdvxc ?")
 """Outcomes that do not deny that a message came to its handler."""
 DEAD = frozenset("dvc ?")
 """Outcomes that do not deny that it is dead."""
-FAULTS = ("lost", "unaudited", "unsettled", "phantom", "misplaced", "contradicted", "undecided")
+FAULTS = ("lost", "unaudited", "unsettled", "phantom", "misplaced", "contradicted", "undecided", "doubled")
+States = Mapping[str, Mapping[str, int]]
+"""Of each agent that keeps a state, how many updates of each process it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,14 @@ class Decision:
     decision: str
     outcome: str  # a letter of broker_policy.audit.record.Outcome; " ": none
     time: float  # unix seconds
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found, as message ids; of ``unsettled`` and ``unknown`` names of decisions."""
+    """What was found, as message ids; of ``updates`` ids of those; of ``unsettled``, ``unknown`` and ``gaps``
+    names of decisions.
+    """
 
     accepted: frozenset[str]
     handled: frozenset[str]
@@ -60,6 +73,9 @@ class Found:
     misplaced: frozenset[str] = frozenset()
     contradicted: frozenset[str] = frozenset()
     undecided: frozenset[str] = frozenset()
+    doubled: frozenset[str] = frozenset()
+    updates: frozenset[str] = frozenset()
+    gaps: frozenset[str] = frozenset()
     duplicates: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
     expired: frozenset[str] = frozenset()
@@ -118,13 +134,15 @@ class Audit:
                 decision=str(entry["d"]),
                 outcome=outcomes[index],
                 time=float(str(entry["at"])) / 1000,
+                rule=str(entry["r"]),
             )
             for index, entry in decided.items()
         )
 
 
-def check(history: History, dead: Collection[str], audit: Audit) -> Found:
+def check(history: History, dead: Collection[str], audit: Audit, states: States) -> Found:
     """Compare what programs saw with what the system says. ``dead``: the ids of the dead letters."""
+    direct = _direct_states(audit)
     accepted, handled = frozenset(history.accepted), frozenset(history.handled)
     buried = frozenset(dead)
     expired = _expired(history, audit)
@@ -133,15 +151,22 @@ def check(history: History, dead: Collection[str], audit: Audit) -> Found:
         accepted=accepted,
         handled=handled,
         dead=buried,
-        lost=accepted - handled - buried - expired,
+        lost=(accepted - handled - buried - expired) | frozenset(_forgotten(history, states)),
         unaudited=frozenset(
             {one for one in handled if not _audited(history, audit, one)}
             | {one for one in buried | frozenset(history.refused) if one not in audit.by_message}
+            | {one for one, all_of in history.kept.items() if not all(map(direct.accounts_for, all_of))}
         ),
         unsettled=frozenset(each.name for each in audit.decisions if each.outcome in OPEN),
         phantom=frozenset(
             {one for one in handled if one not in history.sent or one in history.refused}
             | {one for one, all_of in runs.items() if any(run.of != one for run in all_of)}
+            | {
+                f"{by}-{count}"
+                for counts in states.values()
+                for by, count in counts.items()
+                if count > history.keeping.get(by, 0)
+            }
         ),
         misplaced=frozenset(
             one
@@ -151,6 +176,13 @@ def check(history: History, dead: Collection[str], audit: Audit) -> Found:
         ),
         contradicted=frozenset(_contradicted(history, buried, audit)),
         undecided=frozenset(history.undecided()),
+        doubled=frozenset(
+            one
+            for one, all_of in history.kept.items()
+            if any(each.agent == DIRECT and direct.seen[each.revision] > 1 for each in all_of)
+        ),
+        updates=frozenset(history.kept),
+        gaps=frozenset(each.name for each in audit.decisions if each.rule == STATE_GAP),
         duplicates=frozenset(one for one, all_of in runs.items() if len(all_of) > 1),
         restored=frozenset(one for one, all_of in runs.items() if len({run.decision for run in all_of}) > 1),
         expired=expired,
@@ -196,3 +228,32 @@ def _contradicted(history: History, buried: frozenset[str], audit: Audit) -> Ite
             yield message_id
         if "h" in outcomes and message_id in history.sent and message_id not in history.handled:
             yield message_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """What the audit has of the direct state, by revision."""
+
+    seen: Counter[int]
+    gaps: list[tuple[int, int]]  # between the two nobody saw anything
+
+    def accounts_for(self, kept: Kept) -> bool:
+        """Whether it is there, or named as part of a gap."""
+        revision = kept.revision
+        if kept.agent != DIRECT or self.seen[revision]:
+            return True
+        return any(before < revision < after for before, after in self.gaps)
+
+
+def _direct_states(audit: Audit) -> _Direct:
+    seen = Counter(int(each.message_id) for each in audit.decisions if each.rule == DIRECT_STATE)
+    gaps = [each.message_id.partition("-") for each in audit.decisions if each.rule == STATE_GAP]
+    return _Direct(seen, [(int(before), int(after)) for before, _, after in gaps])
+
+
+def _forgotten(history: History, states: States) -> Iterable[str]:
+    """Updates that were made again, since the state did not count them, or that it does not at the end."""
+    for one, all_of in history.kept.items():
+        last = all_of[-1]
+        if len(all_of) > 1 or last.number > states.get(last.agent, {}).get(last.by, 0):
+            yield one

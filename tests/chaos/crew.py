@@ -1,4 +1,4 @@
-"""The senders and handlers of a run: real processes, started again when they end."""
+"""The senders, handlers and keepers of a run: real processes, started again when they end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from mas_nats import TlsClientConfig
 from tests.system import REPOSITORY
 
 _BACKOFF = Backoff(first=0.1, most=1.0, healthy=5.0)
+DIRECT, MEDIATED = "ledger", "book"
+"""The agents that keep a state, named by the way on which it is written."""
 _UNTIL_DECIDED = 120.0
 """Seconds that a sender gets to learn the fate of what it has on its way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One process: ``role`` is send or handle."""
+    """One process: ``role`` is send, handle or keep."""
 
     role: str
     name: str
@@ -35,6 +37,13 @@ HANDLERS = (
     Role("handle", "h2", "desk"),
     Role("handle", "h3", "shop"),
 )
+KEEPERS = (
+    Role("keep", "k1", DIRECT),
+    Role("keep", "k2", DIRECT),
+    Role("keep", "k3", MEDIATED),
+    Role("keep", "k4", MEDIATED),
+)
+"""Two instances of each agent, which update the same state."""
 
 
 class Crew:
@@ -59,7 +68,7 @@ class Crew:
         self._seed = seed
         self._senders = Supervisor(say, backoff=_BACKOFF)
         self._handlers = Supervisor(say, backoff=_BACKOFF)
-        self._processes = {role.name: self._process(role) for role in (*SENDERS, *HANDLERS)}
+        self._processes = {role.name: self._process(role) for role in (*SENDERS, *HANDLERS, *KEEPERS)}
 
     @property
     def processes(self) -> list[Process]:
@@ -67,12 +76,12 @@ class Crew:
         return list(self._processes.values())
 
     async def start(self) -> None:
-        """Start handlers, then senders."""
+        """Start handlers, then senders and keepers."""
         await self._handlers.start(*(self._processes[role.name] for role in HANDLERS))
-        await self._senders.start(*(self._processes[role.name] for role in SENDERS))
+        await self._senders.start(*(self._processes[role.name] for role in (*SENDERS, *KEEPERS)))
 
     async def stop_senders(self, undecided: Callable[[], set[str]]) -> None:
-        """End the sending; returns when the fate of every message is known, or cannot be learned."""
+        """End senders and keepers; returns when the fate of every message is known, or cannot be learned."""
         await self._senders.stop(_UNTIL_DECIDED)
         for role in SENDERS:
             if any(one.startswith(f"{role.name}-") for one in undecided()):

@@ -1,4 +1,4 @@
-"""What the system says after a run: dead letters and audit, once it has come to rest."""
+"""What the system says after a run: dead letters, states and audit, once it has come to rest."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import nats.errors
+from nats.aio.client import Client
 from redis.exceptions import RedisError
 
 from broker_policy.audit import log
 from broker_policy.audit.layout import BLOCK, Layout
 from broker_policy.audit.store import Store
-from broker_policy.jetstream import JetStreamError, direct_get_page
+from broker_policy.direct_state.positions import Positions
+from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, last_by_subject
 from mas_nats.wire import headers, subjects
 from tests.chaos.checker import OPEN
+from tests.chaos.crew import DIRECT, MEDIATED
 from tests.system import System, mas
 
 AWAY = (RedisError, JetStreamError, nats.errors.Error, OSError, TimeoutError)
@@ -37,6 +40,7 @@ class Evidence:
     intact: bool
     findings: list[dict[str, Any]]
     entries: int
+    states: dict[str, dict[str, int]]  # of each agent that keeps one
 
 
 async def rest(system: System, namespace: str, say: Callable[[str], None]) -> float:
@@ -50,15 +54,18 @@ async def rest(system: System, namespace: str, say: Callable[[str], None]) -> fl
                 return time.monotonic() - started
             if now != last:
                 moved, last = time.monotonic(), now
-                say(f"settling: {now[0]} records to project, {now[1]} decisions without an outcome")
+                say(
+                    f"settling: {now[0]} records to project, {now[1]} decisions without an outcome, "
+                    f"{now[2]} revisions behind the direct state"
+                )
         if time.monotonic() - moved > STANDSTILL:
             say("nothing moves any more")
             return time.monotonic() - started
         await asyncio.sleep(1)
 
 
-async def _unfinished(system: System, namespace: str) -> tuple[int, int]:
-    """Records that are not projected, and decisions whose outcome is open."""
+async def _unfinished(system: System, namespace: str) -> tuple[int, int, int]:
+    """Records that are not projected, decisions whose outcome is open, revisions behind the direct state."""
     layout = Layout(namespace)
     async with system.redis() as redis, system.tenant(namespace) as nc:
         head = await Store(redis, namespace).head()
@@ -66,7 +73,22 @@ async def _unfinished(system: System, namespace: str) -> tuple[int, int]:
         letters: Counter[str] = Counter()
         for block in range(head.index // BLOCK + 1):
             letters.update((await redis.get(layout.outcomes(block)) or b"").decode())
-    return len(page.messages) + page.pending, sum(letters[letter] for letter in OPEN)
+        position, _ = await Positions(nc).get(DIRECT)
+        newest = await _state(nc, DIRECT)
+    behind = newest.sequence - (position.revision if position else 0) if newest else 0
+    return len(page.messages) + page.pending, sum(letters[letter] for letter in OPEN), behind
+
+
+async def _state(nc: Client, agent: str) -> StoredMessage | None:
+    key = subjects.kv_key(subjects.STATE_BUCKET, agent)
+    return await last_by_subject(nc, subjects.kv_stream(subjects.STATE_BUCKET), key)
+
+
+async def states(system: System, namespace: str) -> dict[str, dict[str, int]]:
+    """The states as they are stored."""
+    async with system.tenant(namespace) as nc:
+        stored = {agent: await _state(nc, agent) for agent in (DIRECT, MEDIATED)}
+    return {agent: json.loads(each.data) for agent, each in stored.items() if each is not None}
 
 
 async def dead_letters(system: System, namespace: str) -> dict[str, str]:
@@ -82,7 +104,7 @@ async def dead_letters(system: System, namespace: str) -> dict[str, str]:
 
 
 async def collect(system: System, namespace: str, folder: Path) -> Evidence:
-    """Export and verify the audit, both as an operator would, and read the dead letters."""
+    """Export and verify the audit, both as an operator would, and read the dead letters and the states."""
     export, place = folder / "audit.jsonl", str(system.layout.root)
     where = ("--folder", place, "--namespace", namespace)
     await asyncio.to_thread(mas, "audit", "export", str(export), *where)
@@ -98,4 +120,5 @@ async def collect(system: System, namespace: str, folder: Path) -> Evidence:
         intact=all(report["intact"] for report in reports),
         findings=[finding for report in reports for finding in report["findings"]],
         entries=int(reports[0]["entries"]),
+        states=await states(system, namespace),
     )

@@ -10,6 +10,8 @@ half a line behind and never claims what did not happen:
     unanswered an accepted request without a reply; why
     handled    before the handler returns: of what the body says, at attempt, a the decision's name
     failed     before the handler raises
+    keeping    before a state is updated: id <process>-<number>, number
+    kept       after the update returned: of agent, its revision
 """
 
 from __future__ import annotations
@@ -77,6 +79,17 @@ class Reply:
     to: str  # the process for which it is, as the handler says
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An update of a state that a program was told is durable."""
+
+    time: float
+    by: str
+    agent: str
+    number: int
+    revision: int
+
+
 @dataclass(slots=True)
 class History:
     """Everything that was said so far, by message id."""
@@ -88,6 +101,8 @@ class History:
     failed: dict[str, int] = field(default_factory=dict)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     unanswered: dict[str, str] = field(default_factory=dict)
+    keeping: dict[str, int] = field(default_factory=dict)  # the highest number, by process
+    kept: dict[str, list[Kept]] = field(default_factory=dict)
     _offsets: dict[Path, int] = field(default_factory=dict)
 
     def read(self, folder: Path) -> None:
@@ -121,8 +136,19 @@ class History:
                 self.handled.setdefault(message_id, []).append(handling)
             case "failed":
                 self.failed[message_id] = self.failed.get(message_id, 0) + 1
+            case "keeping":
+                self.keeping[by] = max(self.keeping.get(by, 0), line["number"])
+            case "kept":
+                kept = Kept(when, by, line["agent"], line["number"], line["revision"])
+                self.kept.setdefault(message_id, []).append(kept)
             case unknown:
                 raise ValueError(f"{by} wrote an event {unknown!r}")
+
+    def begun(self, one: str) -> float | None:
+        """When a message was first attempted, or an update of a state was durable; None where nobody says."""
+        if one in self.sent:
+            return self.sent[one].time
+        return self.kept[one][0].time if one in self.kept else None
 
     def undecided(self) -> set[str]:
         """Messages whose fate their sender does not know yet."""

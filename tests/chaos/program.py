@@ -1,7 +1,8 @@
-"""A sender or a handler as a process of its own: it works, and writes down what happened.
+"""A sender, a handler or a keeper as a process of its own: it works, and writes down what happened.
 
 A sender repeats what is not decided under the same id until it is, also what an earlier, killed process of
-the same name left behind: in the end the fate of every id is known.
+the same name left behind: in the end the fate of every id is known. A keeper counts its updates of a state
+that it shares with another instance.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ KINDS = (
 )
 """What is sent, and how often: handled at once, asked for a reply, failing once, rejected, failing until it
 is dead, refused by policy."""
+KEPT_RATE = 40.0
+"""Updates that a keeper makes in a second, at most: those of two are nearly what the bucket keeps."""
 FORBIDDEN = "vault"
 """An agent that nobody may reach."""
 
@@ -173,9 +176,28 @@ async def handle(arguments: argparse.Namespace, agent: Agent[Any], stop: asyncio
         await stop.wait()
 
 
+async def keep(arguments: argparse.Namespace, agent: Agent[Any], log: Log, stop: asyncio.Event) -> None:
+    name, unsure = arguments.name, Counter[str]()
+    async with agent:
+        arguments.ready.touch()
+        while not stop.is_set():
+            number = int(agent.state.get(name, 0)) + 1
+            log.write("keeping", f"{name}-{number}", number=number)
+            try:
+                await agent.update_state({name: number}, timeout=10)
+            except MasError as error:  # not written, or nobody knows: the state says what it is by now
+                unsure[type(error).__name__] += 1
+            else:
+                revision = agent._running.state._revision  # type: ignore[union-attr]
+                log.write("kept", f"{name}-{number}", agent=arguments.agent, number=number, revision=revision)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), random.expovariate(KEPT_RATE))
+    print(f"{name} was not told that its state is durable: {dict(unsure)}", file=sys.stderr)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.program", description=__doc__)
-    parser.add_argument("role", choices=("send", "handle"))
+    parser.add_argument("role", choices=("send", "handle", "keep"))
     parser.add_argument("--name", required=True, help="of this process, the same after a restart")
     parser.add_argument("--agent", required=True)
     parser.add_argument("--logs", type=Path, required=True)
@@ -193,6 +215,8 @@ async def main() -> None:
     if arguments.role == "send":
         agent: Agent[Any] = Agent(arguments.agent, receive=False, **options)
         await send(arguments, agent, path, stop)
+    elif arguments.role == "keep":
+        await keep(arguments, Agent(arguments.agent, receive=False, **options), Log(path), stop)
     else:
         await handle(arguments, Handler(arguments.agent, Log(path), **options), stop)
 

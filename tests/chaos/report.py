@@ -10,8 +10,19 @@ from tests.chaos.checker import FAULTS, Found
 from tests.chaos.run import Outcome, Phase
 
 _SETS = tuple(one.name for one in fields(Found))
-_OF_DECISIONS = ("unsettled", "unknown")
-_COLUMNS = ("accepted", "handled", "dead", "lost", "unaudited", "unsettled", "duplicates", "restored")
+_OF_DECISIONS = ("unsettled", "unknown", "gaps")
+_COLUMNS = (
+    "accepted",
+    "handled",
+    "dead",
+    "updates",
+    "lost",
+    "unaudited",
+    "unsettled",
+    "duplicates",
+    "restored",
+    "gaps",
+)
 
 
 def document(outcomes: dict[str, Outcome], seed: int, seconds: float) -> dict[str, Any]:
@@ -48,11 +59,10 @@ def _rows(where: str, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _counts(outcome: Outcome, phase: Phase) -> dict[str, int]:
-    """Of messages that were first attempted, and decisions that were taken, in the time of ``phase``.
+    """Of what was first attempted, or updated, or decided in the time of ``phase``.
 
     What nobody attempted belongs to the last phase: it must not vanish from the sums.
     """
-    sent = outcome.history.sent
     last = phase is outcome.phases[-1]
     counts: dict[str, int] = {}
     for name in _SETS:
@@ -61,7 +71,8 @@ def _counts(outcome: Outcome, phase: Phase) -> dict[str, int]:
             times = (outcome.audit.by_name[one].time for one in found)
             counts[name] = sum(phase.has(when) for when in times)
         else:
-            counts[name] = sum(phase.has(sent[one].time) if one in sent else last for one in found)
+            begun = map(outcome.history.begun, found)
+            counts[name] = sum(last if when is None else phase.has(when) for when in begun)
     return counts
 
 

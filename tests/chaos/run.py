@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mas_nats.manifest.wanted import WantedAgent
 from mas_nats.policy.document import Limits
 from mas_nats.policy.governance import CircuitBreaker, Governance
+from mas_nats.wire.state_mode import StateMode
 from tests.chaos import evidence
 from tests.chaos.checker import Audit, Found, check
-from tests.chaos.crew import HANDLERS, SENDERS, Crew
+from tests.chaos.crew import DIRECT, HANDLERS, MEDIATED, SENDERS, Crew
 from tests.chaos.history import History
 from tests.chaos.nemeses import Fault, Nemesis, Scene
 from tests.chaos.program import FORBIDDEN
@@ -83,7 +85,9 @@ class Run:
 
     async def perform(self) -> Outcome:
         """Do it all. Errors of the run itself are raised; what the system did wrong is in the outcome."""
-        agents = sorted({role.agent for role in (*SENDERS, *HANDLERS)} | {FORBIDDEN})
+        names = {role.agent for role in (*SENDERS, *HANDLERS)} | {FORBIDDEN, MEDIATED}
+        agents = {name: WantedAgent() for name in sorted(names)}
+        agents[DIRECT] = WantedAgent(state=StateMode.DIRECT)
         targets = sorted({role.agent for role in HANDLERS})
         allow = {role.agent: targets for role in SENDERS}
         await self.system.namespace(agents, allow, limits=LIMITS, governance=FAILING, name=self.namespace)
@@ -143,7 +147,7 @@ class Run:
         if recovered is None:
             return False
         drained = await self._until(lambda: self._drained(recovered), self.patience)
-        if drained is None:
+        if drained is None or await self._until(lambda: self._kept(since), self.patience) is None:
             return False
         phase.recovery.append(recovered - since)
         phase.drained.append(drained - since)
@@ -165,6 +169,15 @@ class Run:
             (when for one, when in self.history.accepted.items() if when > since and sent[one].time > since),
             default=None,
         )
+
+    def _kept(self, since: float) -> float | None:
+        """When each state had been updated again after ``since``."""
+        first: dict[str, float] = {}
+        for all_of in self.history.kept.values():
+            for each in all_of:
+                if each.time > since:
+                    first[each.agent] = min(each.time, first.get(each.agent, each.time))
+        return max(first.values()) if first.keys() == {DIRECT, MEDIATED} else None
 
     def _drained(self, until: float) -> float | None:
         """When all was handled that was accepted by ``until``, not before that; None while it is not."""
@@ -190,7 +203,7 @@ class Run:
         self.history.read(crew.logs)
         collected = await evidence.collect(self.system, self.namespace, self.folder)
         audit = Audit.read(collected.export)
-        found = check(self.history, collected.dead, audit)
+        found = check(self.history, collected.dead, audit, collected.states)
         return Outcome(phases, self.history, audit, found, collected, settled_after)
 
     def _progress(self, phase: Phase) -> None:

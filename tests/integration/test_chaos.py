@@ -9,11 +9,13 @@ import orjson
 import pytest
 
 from broker_policy.audit.layout import Layout
+from broker_policy.audit.state_marks import DIRECT_STATE
 from broker_policy.audit.store import Store
 from broker_policy.embedded.ports import free_port
-from broker_policy.jetstream import delete_message, direct_get_page
+from broker_policy.jetstream import delete_message, direct_get_page, publish
 from mas_nats.wire import headers, subjects
 from tests.chaos import report
+from tests.chaos.crew import DIRECT
 from tests.chaos.nemeses import SINGLE, Nemesis, Scene, kill, pause
 from tests.chaos.run import Run
 from tests.system import System
@@ -39,16 +41,19 @@ async def test_nothing_is_lost_whatever_breaks(victim: System, tmp_path: Path) -
     assert len(done["nemeses"]) == len(SINGLE)
     assert all(row["accepted"] and row["recovery_seconds"] is not None for row in done["nemeses"])
     assert done["accepted"] > 2_000
+    assert all(row["updates"] for row in done["nemeses"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_what_is_really_lost_is_named(victim: System, tmp_path: Path) -> None:
-    """An administrator deletes a message that waits, and a decision from Redis, behind the system's back."""
+    """An administrator deletes a message that waits and decisions from Redis, and resets a state."""
     deleted: set[str] = set()
     erased: set[str] = set()
+    erased_revision = 0
 
     async def strike(scene: Scene) -> None:
+        nonlocal erased_revision
         handlers = [process.pid for process in scene.crew.processes if process.name.startswith("h")]
         pause(handlers)
         async with scene.system.tenant(scene.namespace) as nc:
@@ -66,20 +71,32 @@ async def test_what_is_really_lost_is_named(victim: System, tmp_path: Path) -> N
         async with scene.system.redis() as redis:
             async for stored in Store(redis, scene.namespace).entries():
                 entry = orjson.loads(stored.body)
-                if entry["k"] == "d" and entry["y"] == "note" and entry["id"] not in deleted:
+                if entry["k"] == "d" and entry["y"] == "note" and entry["id"] not in deleted and not erased:
                     assert await redis.xdel(Layout(scene.namespace).chain, stored.identifier)
                     erased.add(entry["id"])
-                    break
+                if entry["k"] == "d" and entry["r"] == DIRECT_STATE and not erased_revision:
+                    assert await redis.xdel(Layout(scene.namespace).chain, stored.identifier)
+                    erased_revision = int(entry["id"])
+        async with scene.system.tenant(scene.namespace) as nc:
+            await publish(nc, subjects.kv_key(subjects.STATE_BUCKET, DIRECT), b"{}", {})
         kill(handlers)  # with what was delivered to them already
 
     run = Run(victim, [Nemesis("sabotage", strike)], 4, SEED, tmp_path / "run", print, rate=100, patience=4)
     outcome = await run.perform()
-    assert outcome.found.lost == deleted
-    assert outcome.found.unaudited == erased
+    updates = {one for one in outcome.found.lost if one.startswith("k")}
+    unheard = {
+        one
+        for one, all_of in outcome.history.kept.items()
+        if any((each.agent, each.revision) == (DIRECT, erased_revision) for each in all_of)
+    }
+    assert {"k1-1", "k2-1"} <= updates
+    assert outcome.found.lost == deleted | updates
+    assert len(unheard) == 1
+    assert outcome.found.unaudited == erased | unheard
     assert not outcome.evidence.intact
     assert not outcome.ok
     done = report.document({"single": outcome}, SEED, 4)
-    assert (done["lost"], done["unaudited"]) == (len(deleted), len(erased))
+    assert (done["lost"], done["unaudited"]) == (len(deleted) + len(updates), len(erased) + 1)
     assert (done["chain_ok"], done["ok"]) == (False, False)
-    assert done["nemeses"][0]["lost"] == len(deleted)
-    assert any(min(deleted) in line for line in report.faults({"single": outcome}))
+    assert done["nemeses"][0]["lost"] == done["lost"]
+    assert any(min(outcome.found.lost) in line for line in report.faults({"single": outcome}))

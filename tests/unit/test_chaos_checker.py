@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
+from broker_policy.audit.state_marks import DIRECT_STATE, STATE_GAP
 from tests.chaos.checker import FAULTS, Audit, Decision, Found, check
+from tests.chaos.crew import DIRECT, MEDIATED
 from tests.chaos.history import History, Log
 
 
@@ -31,6 +34,7 @@ class Story:
         self.history = History()
         self.decisions: list[Decision] = []
         self.dead: set[str] = set()
+        self.states: dict[str, dict[str, int]] = {DIRECT: {}, MEDIATED: {}}
         for number in range(5):
             self.send(f"m{number}")
             self.handle(f"m{number}")
@@ -42,6 +46,10 @@ class Story:
         self.say("attempted", "no", to="vault", y="denied")
         self.say("refused", "no", why="AUTHZ_DENIED")
         self.decisions.append(decision("no", decision="AUTHZ_DENIED", outcome="r"))
+        for number in (1, 2, 3):
+            self.keep("k1", DIRECT, number, revision=10 * number)
+            self.hear(10 * number)
+            self.keep("k3", MEDIATED, number, revision=10 * number + 1)
 
     def say(self, event: str, message_id: str, *, by: str = "s1", **more: object) -> None:
         self.history.take({"e": event, "id": message_id, "t": 1.0, **more}, by)
@@ -55,11 +63,20 @@ class Story:
         name = a or f"w1.{message_id}.0"
         self.say("handled", message_id, by="h1", of=of or message_id, at=1, a=name)
 
+    def keep(self, by: str, agent: str, number: int, revision: int) -> None:
+        self.say("keeping", f"{by}-{number}", by=by, number=number)
+        self.say("kept", f"{by}-{number}", by=by, agent=agent, number=number, revision=revision)
+        self.states[agent][by] = number
+
+    def hear(self, revision: int) -> None:
+        name = f"wd.{len(self.decisions)}.0"
+        self.decisions.append(decision(str(revision), name, op="state", rule=DIRECT_STATE))
+
     def without(self, message_id: str) -> None:
         self.decisions = [each for each in self.decisions if each.message_id != message_id]
 
     def check(self) -> Found:
-        return check(self.history, self.dead, Audit.of(self.decisions))
+        return check(self.history, self.dead, Audit.of(self.decisions), self.states)
 
 
 def test_a_good_history_has_no_faults() -> None:
@@ -68,6 +85,7 @@ def test_a_good_history_has_no_faults() -> None:
     assert len(found.accepted) == 7
     assert len(found.handled) == 6
     assert found.dead == {"bad"}
+    assert len(found.updates) == 6
     assert not found.duplicates
 
 
@@ -187,6 +205,52 @@ def test_each_fault_is_named(spoil: Callable[[Story], None], kind: str) -> None:
     spoil(story)
     assert story.check().faults == {kind: {"victim"}}
     assert kind in FAULTS
+
+
+def test_an_update_that_the_state_forgot_is_lost() -> None:
+    story = Story()
+    story.states[MEDIATED]["k3"] = 2
+    assert story.check().faults == {"lost": {"k3-3"}}
+    del story.states[MEDIATED]
+    assert story.check().faults == {"lost": {"k3-1", "k3-2", "k3-3"}}
+
+
+def test_an_update_that_was_made_again_was_lost_meanwhile() -> None:
+    story = Story()
+    story.keep("k3", MEDIATED, 3, revision=40)
+    story.keep("k3", MEDIATED, 4, revision=41)
+    assert story.check().faults == {"lost": {"k3-3"}}
+
+
+def test_an_update_that_nobody_tried_to_make() -> None:
+    story = Story()
+    story.states[DIRECT] |= {"k1": 4, "k2": 1}
+    assert story.check().faults == {"phantom": {"k1-4", "k2-1"}}
+
+
+def test_an_update_that_may_have_been_made_may_count() -> None:
+    story = Story()
+    story.say("keeping", "k1-4", by="k1", number=4)
+    story.states[DIRECT]["k1"] = 4
+    assert story.check().faults == {}
+
+
+def test_an_update_of_a_direct_state_is_audited_or_named_as_part_of_a_gap() -> None:
+    story = Story()
+    story.without("20")
+    assert story.check().faults == {"unaudited": {"k1-2"}}
+    gap = decision("10-20", "wd.gap.0", op="state", decision="ALERT", rule=STATE_GAP)
+    story.decisions.append(gap)
+    assert story.check().faults == {"unaudited": {"k1-2"}}, "it is not between the two"
+    story.decisions[-1] = replace(gap, message_id="10-30")
+    found = story.check()
+    assert (found.faults, found.gaps) == ({}, {"wd.gap.0"})
+
+
+def test_an_update_that_is_audited_twice() -> None:
+    story = Story()
+    story.hear(20)
+    assert story.check().faults == {"doubled": {"k1-2"}}
 
 
 @pytest.mark.parametrize("outcome", [" ", "c", "v"])
