@@ -329,16 +329,12 @@ class PolicyWorker:
         async def reconnected() -> None:  # the server may be a new one that has forgotten what was in memory
             self._spawn(self._keep_restoring(namespace))
 
-        async def connect(reconnected: Listener | None = None) -> ResilientClient:
-            return await connect_tenant(
-                config.endpoint,
-                self._keys,
-                table.document.account,
-                name=f"{self.worker_id}-{namespace}",
-                reconnected=reconnected,
-            )
+        async def connect(what: str = "", listener: Listener | None = None) -> ResilientClient:
+            name = f"{self.worker_id}-{namespace}{what}"
+            account = table.document.account
+            return await connect_tenant(config.endpoint, self._keys, account, name=name, reconnected=listener)
 
-        nc = await connect(reconnected)
+        nc = await connect(listener=reconnected)
         service = NamespaceService(
             nc,
             namespace,
@@ -347,7 +343,7 @@ class PolicyWorker:
             sealer=self._sealer,
             record_key=self._record_key,
             recall=Recall(Store(self._redis, namespace)),
-            listen=connect,
+            listen=lambda: connect("-state"),
             sweep_every=config.sweep_every,
             disk=self._disk,
             clock=self._clock,

@@ -12,6 +12,7 @@ import contextlib
 import random
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from nats.protocol.command import hpub_cmd
 from mas_nats.errors import ConfigurationError, IdentityRefused, Unavailable
 from mas_nats.wire.header_block import header_block, header_fields
 
+_BATCHES = sys.platform == "linux"
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 
 _CONNECTION_STAYS = (
@@ -145,11 +147,11 @@ class ResilientClient(Client):
     def batch_reads(self, size: int) -> None:
         """Be woken up only once ``size`` bytes have arrived (1: by any), until the next call or connection.
 
-        Keeps everything on this connection waiting, but not its end, which is noticed at once. Makes no
-        difference where the system cannot do it.
+        Keeps everything on this connection waiting, but not its end, which is noticed at once. Only on Linux:
+        elsewhere it makes no difference.
         """
         writer = self._writer()
-        if writer is None or writer.is_closing() or not hasattr(socket, "SO_RCVLOWAT"):
+        if not _BATCHES or writer is None or self._writes_nowhere() or writer.is_closing():
             return
         with contextlib.suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
@@ -247,9 +249,10 @@ class ResilientClient(Client):
         # Subscriptions are made anew there, so only what ends one has to be sent still.
         self._pending = [command for command in self._pending if command.startswith(b"UNSUB")]
         self._pending_data_size = sum(map(len, self._pending))
-        for answer in tuple(self._resp_map.values()):
+        for answer in (*self._resp_map.values(), *self._pongs):
             if not answer.done():
                 answer.set_exception(errors.ConnectionReconnectingError())
+                answer.exception()  # nobody may be waiting for it: a ping that only keeps the connection
 
     async def _attempt_reconnect(self) -> None:
         while True:

@@ -40,6 +40,7 @@ class StateShape(Generic[S]):
         self._model: type[BaseModel] | None = None
         self._stored_as: dict[str, str] = {}  # the name of each field in what is stored
         self._any_name = True
+        self._name = "the state"
         if model is not None and model is not dict and not isinstance(model, type):
             model = None  # dict[str, object], as in Agent[dict[str, object]]
         if model is not None and model is not dict:
@@ -54,7 +55,7 @@ class StateShape(Generic[S]):
                 raise ConfigurationError(
                     f"every field of state model {model.__name__} needs a default ({describe(error)})"
                 ) from None
-            fields = model.model_fields
+            self._name, fields = model.__name__, model.model_fields
             self._stored_as = {name: field.alias or name for name, field in fields.items()}
             self._any_name = model.model_config.get("extra") == "allow"
 
@@ -100,8 +101,7 @@ class StateShape(Generic[S]):
 
     def _unknown(self, changes: Mapping[str, object]) -> str:
         unknown = ", ".join(repr(name) for name in changes if name not in self._stored_as)
-        model = self._model.__name__ if self._model else "the state"
-        return f"{model} has no field {unknown}; it has {', '.join(self._stored_as) or 'none'}"
+        return f"{self._name} has no field {unknown}; it has {', '.join(self._stored_as) or 'none'}"
 
 
 class StateStore(Generic[S]):

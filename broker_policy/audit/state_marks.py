@@ -36,7 +36,7 @@ class StateMark:
         if line.rule == DIRECT_STATE and _counts(first := line.message_id.partition("-")[0]):
             return cls(int(first), line.time)
         if line.rule == STATE_GAP and _counts(after := line.message_id.partition("-")[2]):
-            return cls(int(after) - 1, 0)
+            return cls(int(after) - 1, line.time)
         return None
 
     def covers(self, other: StateMark) -> bool:

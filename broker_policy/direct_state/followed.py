@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any
 
 from broker_policy.audit.record import DecisionLine
@@ -59,6 +59,8 @@ class Followed:
             self.missed()
         else:
             kept, previous = heard
+            if not previous and self.last:
+                self.missed()  # the bucket was made anew, and counts from one
             self._fresh.append((kept, previous, self.lines.fingerprint(self.agent)))
             self._fresh_bytes += len(kept.body) + len(kept.mark) + _EACH
             if self._fresh_bytes > _AT_ONCE:
@@ -193,18 +195,20 @@ class Followed:
     def _take(self, kept: list[Kept], unbroken: set[int], previous: int, *, lost: bool) -> None:
         """Add what was read after revision ``previous``; ``lost``: something before it is not kept any more.
 
-        Between two that are not in ``unbroken`` something may have been lost too.
+        Between two that are not in ``unbroken`` something may have been lost too, so a gap is named between
+        any such two: a gap that spans what was read counts as known where that is in the chain.
         """
         before = self.last
-        for each, after in zip_longest(kept, kept[1:]):
-            if each is not kept[0] and each.revision not in unbroken:
-                if not lost:
-                    before, lost = previous, True
-                previous = _UNKNOWN
+        for each in kept:
+            if each is not kept[0]:
+                lost = each.revision not in unbroken
+                previous = _UNKNOWN if lost else before
+            if each.revision == before + 1:  # all states of a namespace are counted together
+                lost, previous = False, before
             change = self.lines.change(self.agent, each, previous)
-            if lost and (after is None or after.revision in unbroken):
+            if lost:
                 gap = self.lines.gap(self.agent, before, each)
                 change = Change(change.revision, before, (gap, *change.lines))
-                lost, self.gap = False, change.revision
+                self.gap = change.revision
             self._add(change)
-            previous = each.revision
+            before = each.revision

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import nats.errors
@@ -52,6 +53,16 @@ _LINES = 500
 _AWAY = (nats.errors.Error, JetStreamError, OSError, MasError)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What of one agent was entered or heard, and then was in the bucket: the newest revisions."""
+
+    followed: Followed
+    last: int
+    known: int
+    kept: int
+
+
 class DirectStateAudit:
     """Audits the direct states of one namespace, as one of its workers.
 
@@ -83,6 +94,7 @@ class DirectStateAudit:
         self._wake = asyncio.Event()
         self._closing = False
         self._open = False
+        self._told = False  # of positions
         self._started = False
         self._wrote = 0.0
         self._looked = 0.0
@@ -141,6 +153,7 @@ class DirectStateAudit:
     async def _round(self) -> None:
         await self._choose()
         if not self._followed:
+            await self._hearing.close()
             return
         await self._look_again()
         for followed in tuple(self._followed.values()):
@@ -154,10 +167,7 @@ class DirectStateAudit:
     async def _choose(self) -> None:
         """Follow whose state policy calls direct, and whose changes are not all audited yet."""
         if not self._started:
-            await self._nc.subscribe(subjects.kv_key(subjects.AUDITED_BUCKET, "*"), cb=self._on_position)
-            for agent, position in (await self._positions.all()).items():
-                await self._follow(agent, position)
-            self._started = True
+            await self._begin()
         table = self._table()
         if table is None:
             return
@@ -179,6 +189,15 @@ class DirectStateAudit:
                 followed.undeclared = now
             elif now - followed.undeclared > _LET_GO_AFTER:
                 await self._let_go(followed)
+
+    async def _begin(self) -> None:
+        if not self._told:
+            await self._nc.subscribe(subjects.kv_key(subjects.AUDITED_BUCKET, "*"), cb=self._on_position)
+            self._told = True
+        for agent, position in (await self._positions.all()).items():
+            if agent not in self._followed:  # by an earlier try, which got so far
+                await self._follow(agent, position)
+        self._started = True
 
     async def _follow(self, agent: str, position: Position) -> None:
         followed = Followed(agent, self._lines, self._wake.set, me=self._worker, moved=time.monotonic())
@@ -221,25 +240,28 @@ class DirectStateAudit:
     async def _look_again(self) -> None:
         """After a lost connection, and now and then in any case, see whether something was missed."""
         reconnects = self._hearing.reconnects
-        if reconnects != self._reconnects:
+        if reconnects != self._reconnects and await self._hearing.catch_up():
             self._reconnects = reconnects
             for followed in self._followed.values():
                 followed.missed()
         now = time.monotonic()
-        if now - self._looked < _LOOK_AGAIN:
+        if now - self._looked < _LOOK_AGAIN and not self._hearing.away:
             return
         self._looked = now
-        for followed in tuple(self._followed.values()):
-            position, _ = await self._positions.get(followed.agent)
-            if position is not None and position.worker != self._worker:
-                followed.entry = 0
-                followed.reached(position)
-            known = followed.newest
-            kept = await self._history.newest(followed.agent)
-            if kept > known:
-                await self._hearing.catch_up()
-            if kept < known or kept > followed.newest:
-                followed.missed()
+        looks = [await self._look(followed) for followed in tuple(self._followed.values())]
+        if any(look.kept > look.known for look in looks):  # it may be on its way
+            await self._hearing.catch_up()
+        for look in looks:
+            if look.kept < look.last or look.kept > look.followed.newest:
+                look.followed.missed()
+
+    async def _look(self, followed: Followed) -> _Look:
+        position, _ = await self._positions.get(followed.agent)
+        if position is not None and position.worker != self._worker:
+            followed.entry = 0
+            followed.reached(position)
+        last, known = followed.last, followed.newest
+        return _Look(followed, last, known, await self._history.newest(followed.agent))
 
     # -- who records -------------------------------------------------------------------------------------
     async def _claim(self, followed: Followed) -> None:

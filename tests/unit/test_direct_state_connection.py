@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -157,18 +159,59 @@ async def test_the_connection_is_opened_when_there_is_something_to_hear(connect:
     assert opened[0].is_closed
 
 
+async def test_a_connection_that_is_lost_is_not_waited_for(
+    nc: ResilientClient, hearing: Hearing, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was lost with it, and recording waits meanwhile."""
+    monkeypatch.setattr(module, "_PATIENCE", 60)
+    await hearing.subscribe("changed.d", Ear().hear)
+    os.kill(nats_server.pid, signal.SIGSTOP)
+    try:
+        catching_up = asyncio.create_task(hearing.catch_up())
+        await asyncio.sleep(0)
+    finally:
+        nats_server.kill()
+    assert not await asyncio.wait_for(catching_up, 5)
+    assert hearing.away
+    assert not await asyncio.wait_for(hearing.catch_up(), 1)
+
+
+async def test_a_server_that_says_nothing_is_not_waited_for_long(
+    nc: ResilientClient, hearing: Hearing, nats_server: NatsServer
+) -> None:
+    await hearing.subscribe("changed.d", Ear().hear)
+    os.kill(nats_server.pid, signal.SIGSTOP)
+    try:
+        assert not await asyncio.wait_for(hearing.catch_up(), 5)
+    finally:
+        os.kill(nats_server.pid, signal.SIGCONT)
+    async with asyncio.timeout(5):
+        while not await hearing.catch_up():
+            await asyncio.sleep(0.05)
+
+
+async def test_it_can_be_opened_again(nc: ResilientClient, hearing: Hearing) -> None:
+    await hearing.subscribe("changed.d", Ear().hear)
+    await hearing.close()
+    await hearing.close()
+    ear = Ear()
+    await hearing.subscribe("changed.d", ear.hear)
+    await told(nc, b"1")
+    await ear.until(b"1")
+
+
 async def test_what_could_not_be_confirmed_is_not_subscribed_to(
     nc: ResilientClient, hearing: Hearing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next try would be a second one, and each change heard twice."""
     first, second = Ear(), Ear()
 
-    async def lost() -> None:
-        raise nats.errors.ConnectionClosedError
+    async def lost() -> bool:
+        return False
 
     with monkeypatch.context() as broken:
         broken.setattr(hearing, "catch_up", lost)
-        with pytest.raises(nats.errors.ConnectionClosedError):
+        with pytest.raises(nats.errors.ConnectionReconnectingError):
             await hearing.subscribe("changed.d", first.hear)
     await hearing.subscribe("changed.d", second.hear)
     await told(nc, b"1")

@@ -132,3 +132,13 @@ async def test_the_newest_is_the_newest_that_was_heard(following: Followed) -> N
     assert (following.newest, following.last) == (11, 11)
     following.reached(Position(14))
     assert following.newest == 14
+
+
+async def test_a_bucket_that_was_made_anew_is_read(following: Followed) -> None:
+    """It counts from one again, and what is heard of it looks like what is known."""
+    bucket = Bucket()
+    for _ in range(3):
+        bucket.write(mediated=False)
+        await following.hear(said(bucket.kept[-1].revision, bucket.kept[-1].revision - 1))
+    await following.connect(bucket)  # type: ignore[arg-type]
+    assert [line.message_id for line in following.due(10)[0]] == ["1", "2", "3"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
 import nats.errors
@@ -24,6 +26,17 @@ async def test_a_request_ends_with_the_connection_that_carried_it(
     with pytest.raises(nats.errors.Error):
         await asyncio.wait_for(waiting, 5)
     assert time.monotonic() - begun < 2
+
+
+async def test_a_flush_ends_with_the_connection_that_carried_it(nc: ResilientClient, nats_server: NatsServer):
+    os.kill(nats_server.pid, signal.SIGSTOP)
+    try:
+        waiting = asyncio.create_task(nc.flush(30))
+        await asyncio.sleep(0)
+    finally:
+        nats_server.kill()
+    with pytest.raises(nats.errors.ConnectionReconnectingError):
+        await asyncio.wait_for(waiting, 5)
 
 
 async def test_what_was_given_up_unsent_is_not_sent_over_the_next_connection(
@@ -102,6 +115,7 @@ async def test_a_connection_whose_writer_has_lost_its_transport_can_be_closed(nc
     writer = transport._io_writer
     lost, writer._transport = writer.transport, None
     try:
+        nc.batch_reads(1)
         await nc.close()
         assert nc.is_closed
     finally:
