@@ -43,6 +43,8 @@ EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
+_OPEN = frozenset((" ", Outcome.UNKNOWN))
+"""What a decision has as its outcome that may have stored its message."""
 _MOST_UNDELIVERED = 100_000
 
 
@@ -280,13 +282,20 @@ class Settler:
             return _Answer(Outcome.NOT_COMMITTED, certain=False)
         if probed.audit == f"{decision['w']}.{name}":
             return _Answer(Outcome.COMMITTED, probed.sequence)
-        mine = not probed.audit and not await self._held_by_another(one.index, decision)
+        if probed.sequence < decision["s"]:  # before its record: no message of this decision
+            return _Answer(Outcome.DUPLICATE, probed.sequence)
         # What was stored later may be a second copy, of an id that had been forgotten.
-        certain = probed.sequence < decision["s"]
-        return _Answer(Outcome.COMMITTED if mine else Outcome.DUPLICATE, probed.sequence, certain=certain)
+        if probed.audit:
+            return _Answer(Outcome.DUPLICATE, probed.sequence, certain=False)
+        outcome = await self._whose(one.index, decision, probed.sequence)
+        reason = "one of several decisions" if outcome is Outcome.UNKNOWN else ""
+        return _Answer(outcome, probed.sequence, reason, certain=False)
 
-    async def _held_by_another(self, index: int, decision: entry.Entry) -> bool:
-        """Whether a repetition of the same message, and not this decision, put it into the inbox."""
+    async def _whose(self, index: int, decision: entry.Entry, sequence: int) -> Outcome:
+        """What becomes of a decision whose message was at ``sequence``, if it was not a repetition's.
+
+        The message is gone, and with it the decision that it named. It was stored after its decision was.
+        """
         shard, fragment = id_place(decision["id"])
         [raw] = await self._tail.pipeline([("HGETALL", self._layout.shard(shard))])
         others = [
@@ -295,12 +304,16 @@ class Settler:
         entries = await self._tail.store.entries_at(others)
         letters = await self._tail.store.outcomes_at(others)
         stored = {Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED}
+        outcome = Outcome.COMMITTED
         for other, letter in zip(others, letters, strict=True):
-            if letter in stored and other in entries:
-                twin = entries[other].entry()
-                if all(twin.get(key) == decision.get(key) for key in ("id", "f", "l")):
-                    return True
-        return False
+            twin = entries[other].entry() if other in entries else {}
+            if not all(twin.get(key) == decision.get(key) for key in ("id", "f", "l")):
+                continue
+            if letter in stored:
+                return Outcome.DUPLICATE
+            if letter in _OPEN and twin["s"] < sequence:
+                outcome = Outcome.UNKNOWN
+        return outcome
 
     async def _open(self, draft: Draft, settled: Settled, one: Pending, sequence: int) -> None:
         """The message of ``one`` is at ``sequence``: follow it, with what was reported of it already."""

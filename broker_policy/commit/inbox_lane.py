@@ -241,12 +241,12 @@ class InboxLane:
             return _Fate.REJECTED
         except (nats.errors.Error, OSError) as error:
             log.warning("a batch of %d was not answered (%s)", len(items), type(error).__name__)
-            if not await self._writer.resolve(prepared):
+            if not (recorded := await self._writer.resolve(prepared)):
                 self._writer.give_back(prepared, len(lines))
                 return _Fate.UNANSWERED
             self._answers.recorded(prepared, [*items, *told])
             # A server that failed in the middle has the record and some messages: make sure of each.
-            await self._lone.each(prepared, items, [Unacknowledged.MAYBE_STORED] * len(items))
+            await self._lone.each(prepared, items, [Unacknowledged.MAYBE_STORED] * len(items), recorded)
             return _Fate.STORED
         else:
             self._writer.written(prepared)

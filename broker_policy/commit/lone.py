@@ -57,29 +57,36 @@ class Lone:
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
         early = self._behind.publish(prepared, [judged.message for judged in items]) if behind else []
         try:
-            await self._writer.put(prepared, len(lines))
+            recorded = await self._writer.put(prepared, len(lines))
         except BaseException:  # without it in the log they are refused, or nobody asks any more
             for each in early:
                 each.cancel()
             raise
         found = await asyncio.gather(*early)
         self._answers.recorded(prepared, [*items, *told])
-        await self.each(prepared, items, found)
+        await self.each(prepared, items, found, recorded)
 
     async def each(
-        self, prepared: Prepared, items: Sequence[Judged], early: Sequence[Ack | Unacknowledged]
+        self,
+        prepared: Prepared,
+        items: Sequence[Judged],
+        early: Sequence[Ack | Unacknowledged],
+        recorded: int,
     ) -> None:
-        """Publish each message by itself, after its record. ``early``: what is known of each already."""
+        """Publish each message by itself, after its record, which lies at ``recorded`` in the log.
+
+        ``early``: what is known of each message already.
+        """
         known = early or [Unacknowledged.NOT_STORED] * len(items)
         await asyncio.gather(
             *(
-                self._one(prepared, position, judged, one)
+                self._one(prepared, position, judged, one, recorded)
                 for position, (judged, one) in enumerate(zip(items, known, strict=True))
             )
         )
 
     async def _one(
-        self, prepared: Prepared, position: int, judged: Judged, early: Ack | Unacknowledged
+        self, prepared: Prepared, position: int, judged: Judged, early: Ack | Unacknowledged, recorded: int
     ) -> None:
         message, call = judged.message, judged.call
         number = prepared.record.number
@@ -116,8 +123,9 @@ class Lone:
             self._suspects.has_room(call.target)
             await self._answers.stored(judged, ack.sequence)
             return
-        # Gone after a try of ours that was not answered: it was ours, or the same id was handled before.
-        gone = stored is None and (ack.repeated or early is Unacknowledged.MAYBE_STORED)
+        # Gone after a try of ours that was not answered: it was ours, unless the same id was stored before.
+        tried = ack.repeated or early is Unacknowledged.MAYBE_STORED
+        gone = stored is None and tried and ack.sequence > recorded
         told = await self._compare(judged, stored)
         # A delayed message that an earlier attempt had stored: only this decision follows it any further.
         gone = gone or (call.op == RELEASE and told.refusal is None)

@@ -207,25 +207,27 @@ class RecordWriter:
         await self.put(prepared, len(decisions))
         return prepared
 
-    async def put(self, prepared: Prepared, own: int) -> None:
-        """Publish a record that goes alone; returns when it is durable. ``own`` as for ``give_back``.
+    async def put(self, prepared: Prepared, own: int) -> int:
+        """Publish a record that goes alone; its place in the log, once it is durable.
+
+        ``own`` as for ``give_back``.
 
         Raises: as ``write``.
         """
         try:
-            await self._put(prepared, own)
+            return await self._put(prepared, own)
         except JetStreamError as error:
             if error.code in NO_ROOM:
                 raise LogFull from error
             raise
 
-    async def _put(self, prepared: Prepared, own: int) -> None:
+    async def _put(self, prepared: Prepared, own: int) -> int:
         try:
-            await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
+            ack = await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
         except MaybeStored:
             # Its number is neither free nor taken, so it has to stay this record's.
             try:
-                await publish_until_answered(
+                ack = await publish_until_answered(
                     self._nc, prepared.subject, prepared.body, prepared.fields, room=True
                 )
             except (JetStreamError, MaybeStored) as error:
@@ -234,6 +236,7 @@ class RecordWriter:
             self.give_back(prepared, own)
             raise
         self.written(prepared)
+        return ack.sequence
 
     async def follow_connection(self) -> None:
         """Have a record in the log that was stored over the present connection; called before any message.
@@ -278,8 +281,8 @@ class RecordWriter:
         except LogFull:
             log.warning("record writer %s ended without a last record: the log is full", self.name)
 
-    async def resolve(self, prepared: Prepared) -> bool:
-        """Whether a batch that was never answered had been stored.
+    async def resolve(self, prepared: Prepared) -> int:
+        """Where the record of a batch that was never answered lies in the log; 0: it had not been stored.
 
         Takes the record's place with a ``VOID`` one under the same dedup id. If the stream calls that a
         duplicate, the batch had been stored, maybe in part; if not, it was not and now never can be.
@@ -306,7 +309,7 @@ class RecordWriter:
             answer.sequence <= before or await self._batch_at(answer.sequence, prepared, body)
         )
         self.written(prepared if stored else replace(prepared, record=void, body=body, fields=fields))
-        return stored
+        return answer.sequence if stored else 0
 
     async def _last_sequence(self) -> int:
         async def ask() -> int:

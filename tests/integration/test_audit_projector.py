@@ -568,6 +568,40 @@ async def test_a_repetition_is_told_from_the_decision_that_was_stored(nc, redis,
     assert await outcomes(redis, message_id=first.message_id) == ["n"]
 
 
+@pytest.mark.parametrize("names", [("wa0i", "wb0i"), ("wb0i", "wa0i")], ids=["in order", "the later first"])
+async def test_a_message_that_is_gone_belongs_to_a_decision_before_it(nc, redis, impatient, names):
+    """Its worker died, the sender repeated, and the worker that was asked then died too."""
+    first, second = [await LogWriter(nc, name).open() for name in names]
+    stored = line(Way.LONE)
+    await first.write(RecordKind.DECISIONS, decisions=(stored,))
+    await first.deliver(stored)
+    await handle(nc, "bob", 1)
+    await second.write(RecordKind.DECISIONS, decisions=(line(Way.LONE, message_id=stored.message_id),))
+    await project(impatient)
+    await impatient.settle_once()
+    await project(impatient)
+    await impatient.settle_once()
+    assert await outcomes(redis, message_id=stored.message_id) == ["h", "u"]
+    await intact(redis)
+
+
+@pytest.mark.parametrize("names", [("wa0i", "wb0i"), ("wb0i", "wa0i")], ids=["in order", "the later first"])
+async def test_a_message_that_is_gone_and_may_be_of_two_decisions(nc, redis, impatient, names):
+    """Both are before it, and both workers died: nobody knows any more which of them it named."""
+    first, second = [await LogWriter(nc, name).open() for name in names]
+    stored = line(Way.LONE)
+    await first.write(RecordKind.DECISIONS, decisions=(stored,))
+    await second.write(RecordKind.DECISIONS, decisions=(line(Way.LONE, message_id=stored.message_id),))
+    await first.deliver(stored)
+    await handle(nc, "bob", 1)
+    await project(impatient)
+    await impatient.settle_once()
+    await project(impatient)
+    await impatient.settle_once()
+    assert await outcomes(redis, message_id=stored.message_id) == ["?", "?"]
+    await intact(redis)
+
+
 @pytest.mark.parametrize("knows", [True, False], ids=["knows of the restart", "control: does not"])
 async def test_an_id_that_the_server_has_forgotten_says_nothing(
     nc, nats_server, certificate, redis, monkeypatch, knows

@@ -26,7 +26,7 @@ from broker_policy.commit.judged import Judged
 from broker_policy.commit.log_room import LogRoom
 from broker_policy.dedup import dedup_id
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.jetstream import publish
+from broker_policy.jetstream import delete_message, publish
 from mas_nats.policy.document import Limits
 from mas_nats.policy.governance import Governance, RateLimits
 from mas_nats.wire import bundle, headers, subjects
@@ -221,6 +221,40 @@ async def test_refused_is_not_told_while_it_may_be_stored(here: Serving, lossy: 
         await asyncio.wait_for(sending, 1)
     verdict = await here.send("alice", "full", id="new0")
     assert verdict.decision is Decision.INBOX_FULL
+
+
+@pytest.mark.parametrize("whose", ["another's", "its own"])
+async def test_whose_a_message_is_that_is_gone(here: Serving, lossy: Lossy, whose: str):
+    """The first try of a lone message goes unanswered; the second finds its id taken, and nothing there.
+
+    It was stored behind the record of its decision. What lies before that is a repetition's.
+    """
+    tries = 0
+
+    def second_try(subject: str, fields: dict[str, str]) -> bool:
+        nonlocal tries
+        tries += messages(subject, fields)
+        return tries == 2
+
+    again = lossy.hold(second_try)
+    if whose == "another's":
+        lossy.swallow(messages)
+        fields = {headers.MSG_ID: dedup_id(NAMESPACE, "alice", "new0"), headers.AUDIT: "w9i.7.0"}
+        await publish(here.nc, subjects.inbox("bob"), b"null", fields)
+    else:
+        lossy.lose(messages)
+    sending = asyncio.create_task(here.send("alice", "bob", id="new0"))
+    while tries < 2:
+        await asyncio.sleep(0.01)
+    [place] = [each.sequence for each in await here.log() if each.subject == subjects.inbox("bob")]
+    assert await delete_message(here.nc, subjects.INBOX_STREAM, place)
+    again()
+    await sending
+    async with asyncio.timeout(10):
+        while not (settled := [each for record in await here.records() for each in record.settlements]):
+            await asyncio.sleep(0.02)
+    found = [(each.outcome, each.sequence) for each in settled]
+    assert found == [(Outcome.DUPLICATE, 0) if whose == "another's" else (Outcome.COMMITTED, place)]
 
 
 # -- another connection -----------------------------------------------------------------------------------
