@@ -203,6 +203,13 @@ class ResilientClient(Client):
             self._pending_data_size = 0
         await super()._send_ping(future)
 
+    async def _process_pong(self) -> None:
+        # The answer to a flush that was given up meanwhile ends nats-py's reading for good, and the
+        # connection falls silent until its pings are given up, too.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
     ) -> None:

@@ -27,7 +27,7 @@ from broker_policy.audit.record import Outcome, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
 from broker_policy.tenants.streams import DEDUP_WINDOW
-from mas_nats.wire.subjects import RELEASE
+from mas_nats.wire.subjects import RELEASE, Op
 
 SILENT = 15.0
 """Seconds without a record after which a writer that owes outcomes counts as dead."""
@@ -43,6 +43,8 @@ EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
 _AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
+_MESSAGES = frozenset((Op.SEND, Op.REQUEST, RELEASE))
+"""The calls that store a message under an id of its sender's."""
 _OPEN = frozenset((" ", Outcome.UNKNOWN))
 """What a decision has as its outcome that may have stored its message."""
 _MOST_UNDELIVERED = 100_000
@@ -258,10 +260,10 @@ class Settler:
                 answers[name] = _Answer(Outcome.UNKNOWN, reason="worker lost, another releases it again")
                 continue
             answers[name] = await self._probe(one, stored.entry(), name)
-        if not all(answer.certain for answer in answers.values()):
+        if any(answer.since < math.inf for answer in answers.values()):
             known_from = self._known_from(before, await self._memory())
-            for name, one in portion.items():
-                if not answers[name].certain and one.time / 1000 < known_from:
+            for name, answer in answers.items():
+                if answer.since / 1000 < known_from:
                     answers[name] = _Answer(Outcome.UNKNOWN, reason="asked when its id was forgotten")
         return answers
 
@@ -279,19 +281,17 @@ class Settler:
     async def _probe(self, one: Pending, decision: entry.Entry, name: str) -> _Answer:
         probed = await self._prober.probe(decision["f"], decision["id"], decision.get("l", ""))
         if not probed.sequence:
-            return _Answer(Outcome.NOT_COMMITTED, certain=False)
+            return _Answer(Outcome.NOT_COMMITTED, since=one.time)
         if probed.audit == f"{decision['w']}.{name}":
             return _Answer(Outcome.COMMITTED, probed.sequence)
         if probed.sequence < decision["s"]:  # before its record: no message of this decision
             return _Answer(Outcome.DUPLICATE, probed.sequence)
         # What was stored later may be a second copy, of an id that had been forgotten.
         if probed.audit:
-            return _Answer(Outcome.DUPLICATE, probed.sequence, certain=False)
-        outcome = await self._whose(one.index, decision, probed.sequence)
-        reason = "one of several decisions" if outcome is Outcome.UNKNOWN else ""
-        return _Answer(outcome, probed.sequence, reason, certain=False)
+            return _Answer(Outcome.DUPLICATE, probed.sequence, since=one.time)
+        return await self._whose(one, decision, probed.sequence)
 
-    async def _whose(self, index: int, decision: entry.Entry, sequence: int) -> Outcome:
+    async def _whose(self, one: Pending, decision: entry.Entry, sequence: int) -> _Answer:
         """What becomes of a decision whose message was at ``sequence``, if it was not a repetition's.
 
         The message is gone, and with it the decision that it named. It was stored after its decision was.
@@ -299,21 +299,25 @@ class Settler:
         shard, fragment = id_place(decision["id"])
         [raw] = await self._tail.pipeline([("HGETALL", self._layout.shard(shard))])
         others = [
-            int(other) for other, found in _pairs(raw) if found == fragment.encode() and int(other) != index
+            int(other)
+            for other, found in _pairs(raw)
+            if found == fragment.encode() and int(other) != one.index
         ]
         entries = await self._tail.store.entries_at(others)
         letters = await self._tail.store.outcomes_at(others)
         stored = {Outcome.COMMITTED, Outcome.REDELIVERED, Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED}
-        outcome = Outcome.COMMITTED
+        answer = _Answer(Outcome.COMMITTED, sequence, since=one.time)
         for other, letter in zip(others, letters, strict=True):
             twin = entries[other].entry() if other in entries else {}
             if not all(twin.get(key) == decision.get(key) for key in ("id", "f", "l")):
                 continue
-            if letter in stored:
-                return Outcome.DUPLICATE
-            if letter in _OPEN and twin["s"] < sequence:
-                outcome = Outcome.UNKNOWN
-        return outcome
+            if twin["s"] > sequence or (twin["o"] not in _MESSAGES and twin["o"] != decision["o"]):
+                continue
+            if letter in stored:  # the twin's, unless its id was forgotten since, and this is a second copy
+                return _Answer(Outcome.DUPLICATE, sequence, since=min(one.time, twin["at"]))
+            if letter in _OPEN:
+                answer = _Answer(Outcome.UNKNOWN, sequence, "one of several decisions")
+        return answer
 
     async def _open(self, draft: Draft, settled: Settled, one: Pending, sequence: int) -> None:
         """The message of ``one`` is at ``sequence``: follow it, with what was reported of it already."""
@@ -369,7 +373,7 @@ class _Answer:
     outcome: Outcome
     sequence: int = 0
     reason: str = ""
-    certain: bool = True  # also where the server has forgotten ids
+    since: float = math.inf  # unix milliseconds: only true if the server has known all ids since then
 
 
 def _pairs(raw: object) -> list[tuple[bytes, bytes]]:

@@ -123,12 +123,18 @@ class Lone:
             self._suspects.has_room(call.target)
             await self._answers.stored(judged, ack.sequence)
             return
-        # Gone after a try of ours that was not answered: it was ours, unless the same id was stored before.
+        # Gone after a try of ours that was not answered: it may have been ours.
         tried = ack.repeated or early is Unacknowledged.MAYBE_STORED
         gone = stored is None and tried and ack.sequence > recorded
         told = await self._compare(judged, stored)
-        # A delayed message that an earlier attempt had stored: only this decision follows it any further.
-        gone = gone or (call.op == RELEASE and told.refusal is None)
+        if call.op == RELEASE:
+            # One that an earlier attempt had stored: only this decision follows it any further.
+            gone = gone or told.refusal is None
+        elif gone and not (early is Unacknowledged.MAYBE_STORED and ack.sequence == recorded + 1 + position):
+            # Not where a batch put it. Another decision of the same message may have stored it behind our
+            # record: the projector finds out, which sees them all.
+            await self._answers.tell(told)
+            return
         self._writer.settle(
             number, position, Outcome.COMMITTED if gone else Outcome.DUPLICATE, ack.sequence if gone else 0
         )

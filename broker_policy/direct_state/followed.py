@@ -45,6 +45,7 @@ class Followed:
     _heard: deque[Change] = field(default_factory=deque)
     _fresh: list[tuple[Kept, int, str]] = field(default_factory=list)  # heard, and not looked at yet
     _fresh_bytes: int = 0
+    _anew: bool = False  # the first revision of a bucket was heard, and others are known
     _missed: int = 1  # counts the reasons to read
     _read_for: int = 0  # how many of them were there before the last reading
 
@@ -60,7 +61,8 @@ class Followed:
         else:
             kept, previous = heard
             if not previous and self.last:
-                self.missed()  # the bucket was made anew, and counts from one
+                self._anew = True
+                self.missed()
             self._fresh.append((kept, previous, self.lines.fingerprint(self.agent)))
             self._fresh_bytes += len(kept.body) + len(kept.mark) + _EACH
             if self._fresh_bytes > _AT_ONCE:
@@ -154,8 +156,9 @@ class Followed:
     # -- reading -------------------------------------------------------------------------------------
     async def _read(self, history: History) -> None:
         """Read what is kept after ``last``, and find out what is not kept any more."""
-        if await history.newest(self.agent) < self.last:
+        if await history.newest(self.agent) < self.last or self._anew:
             # The bucket was made anew, and counts from one. What is in the chain is not entered twice.
+            self._anew = False
             self._changes.clear()
             self.last = self.position = self.recorded = 0
         first = await history.first(self.agent, self.last + 1)

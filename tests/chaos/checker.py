@@ -31,7 +31,7 @@ import orjson
 from broker_policy.audit.entry import first_outcome
 from broker_policy.audit.state_marks import DIRECT_STATE, STATE_GAP
 from tests.chaos.crew import DIRECT
-from tests.chaos.history import History, Kept
+from tests.chaos.history import History
 
 OPEN = frozenset(" cv")
 """Outcomes that are not final: unknown yet, in the inbox, to be tried again."""
@@ -140,8 +140,14 @@ class Audit:
         )
 
 
-def check(history: History, dead: Collection[str], audit: Audit, states: States) -> Found:
-    """Compare what programs saw with what the system says. ``dead``: the ids of the dead letters."""
+def check(
+    history: History, dead: Collection[str], audit: Audit, states: States, revisions: Iterable[int] = ()
+) -> Found:
+    """Compare what programs saw with what the system says.
+
+    ``dead``: the ids of the dead letters. ``revisions``: what is kept of the direct state, also of updates
+    of which nobody was told that they are durable.
+    """
     direct = _direct_states(audit)
     accepted, handled = frozenset(history.accepted), frozenset(history.handled)
     buried = frozenset(dead)
@@ -155,7 +161,12 @@ def check(history: History, dead: Collection[str], audit: Audit, states: States)
         unaudited=frozenset(
             {one for one in handled if not _audited(history, audit, one)}
             | {one for one in buried | frozenset(history.refused) if one not in audit.by_message}
-            | {one for one, all_of in history.kept.items() if not all(map(direct.accounts_for, all_of))}
+            | {
+                one
+                for one, all_of in history.kept.items()
+                if any(each.agent == DIRECT and not direct.has(each.revision) for each in all_of)
+            }
+            | {f"{DIRECT}@{revision}" for revision in revisions if not direct.has(revision)}
         ),
         unsettled=frozenset(each.name for each in audit.decisions if each.outcome in OPEN),
         phantom=frozenset(
@@ -176,11 +187,7 @@ def check(history: History, dead: Collection[str], audit: Audit, states: States)
         ),
         contradicted=frozenset(_contradicted(history, buried, audit)),
         undecided=frozenset(history.undecided()),
-        doubled=frozenset(
-            one
-            for one, all_of in history.kept.items()
-            if any(each.agent == DIRECT and direct.seen[each.revision] > 1 for each in all_of)
-        ),
+        doubled=frozenset(f"{DIRECT}@{revision}" for revision, times in direct.seen.items() if times > 1),
         updates=frozenset(history.kept),
         gaps=frozenset(each.name for each in audit.decisions if each.rule == STATE_GAP),
         duplicates=frozenset(one for one, all_of in runs.items() if len(all_of) > 1),
@@ -237,12 +244,9 @@ class _Direct:
     seen: Counter[int]
     gaps: list[tuple[int, int]]  # between the two nobody saw anything
 
-    def accounts_for(self, kept: Kept) -> bool:
-        """Whether it is there, or named as part of a gap."""
-        revision = kept.revision
-        if kept.agent != DIRECT or self.seen[revision]:
-            return True
-        return any(before < revision < after for before, after in self.gaps)
+    def has(self, revision: int) -> bool:
+        """Whether it is there, or part of a gap."""
+        return bool(self.seen[revision]) or any(before < revision < after for before, after in self.gaps)
 
 
 def _direct_states(audit: Audit) -> _Direct:

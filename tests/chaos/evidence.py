@@ -20,7 +20,7 @@ from broker_policy.audit import log
 from broker_policy.audit.layout import BLOCK, Layout
 from broker_policy.audit.store import Store
 from broker_policy.direct_state.positions import Positions
-from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, last_by_subject
+from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
 from mas_nats.wire import headers, subjects
 from tests.chaos.checker import OPEN
 from tests.chaos.crew import DIRECT, MEDIATED
@@ -41,6 +41,7 @@ class Evidence:
     findings: list[dict[str, Any]]
     entries: int
     states: dict[str, dict[str, int]]  # of each agent that keeps one
+    revisions: list[int]  # of the direct one, that are kept
 
 
 async def rest(system: System, namespace: str, say: Callable[[str], None]) -> float:
@@ -68,20 +69,27 @@ async def _unfinished(system: System, namespace: str) -> tuple[int, int, int]:
     """Records that are not projected, decisions whose outcome is open, revisions behind the direct state."""
     layout = Layout(namespace)
     async with system.redis() as redis, system.tenant(namespace) as nc:
+        newest = await _state(nc, DIRECT)  # before the end of the log, in which its record is by then
+        position, _ = await Positions(nc).get(DIRECT)
         head = await Store(redis, namespace).head()
         page = await log.read(nc, head.sequence + 1, most=1)
         letters: Counter[str] = Counter()
         for block in range(head.index // BLOCK + 1):
             letters.update((await redis.get(layout.outcomes(block)) or b"").decode())
-        position, _ = await Positions(nc).get(DIRECT)
-        newest = await _state(nc, DIRECT)
     behind = newest.sequence - (position.revision if position else 0) if newest else 0
     return len(page.messages) + page.pending, sum(letters[letter] for letter in OPEN), behind
 
 
 async def _state(nc: Client, agent: str) -> StoredMessage | None:
     key = subjects.kv_key(subjects.STATE_BUCKET, agent)
-    return await last_by_subject(nc, subjects.kv_stream(subjects.STATE_BUCKET), key)
+    return await get_last(nc, subjects.kv_stream(subjects.STATE_BUCKET), key)  # of the leader
+
+
+async def revisions(system: System, namespace: str) -> list[int]:
+    """What the bucket keeps of the direct state."""
+    stream, key = subjects.kv_stream(subjects.STATE_BUCKET), subjects.kv_key(subjects.STATE_BUCKET, DIRECT)
+    async with system.tenant(namespace) as nc:
+        return [each.sequence for each in await direct_get_page(nc, stream, key, 1)]
 
 
 async def states(system: System, namespace: str) -> dict[str, dict[str, int]]:
@@ -121,4 +129,5 @@ async def collect(system: System, namespace: str, folder: Path) -> Evidence:
         findings=[finding for report in reports for finding in report["findings"]],
         entries=int(reports[0]["entries"]),
         states=await states(system, namespace),
+        revisions=await revisions(system, namespace),
     )

@@ -203,7 +203,7 @@ class Run:
         self.history.read(crew.logs)
         collected = await evidence.collect(self.system, self.namespace, self.folder)
         audit = Audit.read(collected.export)
-        found = check(self.history, collected.dead, audit, collected.states)
+        found = check(self.history, collected.dead, audit, collected.states, collected.revisions)
         return Outcome(phases, self.history, audit, found, collected, settled_after)
 
     def _progress(self, phase: Phase) -> None:

@@ -585,6 +585,43 @@ async def test_a_message_that_is_gone_belongs_to_a_decision_before_it(nc, redis,
     await intact(redis)
 
 
+@pytest.mark.parametrize("knows", [True, False], ids=["knows of the restart", "control: does not"])
+async def test_a_second_copy_of_an_id_that_was_forgotten(
+    nc, nats_server, certificate, redis, monkeypatch, knows
+):
+    """The first was handled and told so; the worker of the second died, and that is gone as well."""
+    monkeypatch.setattr("broker_policy.audit.outcomes.CLOCKS", 0.0)
+    first = await LogWriter(nc).open()
+    stored = line(Way.LONE)
+    await first.write(RecordKind.DECISIONS, decisions=(stored,))
+    number, place = first.number, await first.deliver(stored)
+    await first.settle((number, 0, Outcome.COMMITTED, place))
+    await handle(nc, "bob", 1)
+    projector = Projector(NAMESPACE, nc, redis, KEY)
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, message_id=stored.message_id) == ["h"]
+    started = time.time()
+    nats_server.kill()
+    await nats_server.start()
+    again = await connect(nats_server, certificate)
+
+    async def remember() -> Memory:
+        return Memory("nats", started if knows else 0.0)
+
+    projector = Projector(NAMESPACE, again, redis, KEY, remember=remember)
+    second = await LogWriter(again).open()
+    later = line(Way.LONE, message_id=stored.message_id, time=int((time.time() + 1) * 1000))
+    await second.write(RecordKind.DECISIONS, decisions=(later,))
+    await second.deliver(later)
+    await handle(again, "bob", 1)
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    await project(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, message_id=stored.message_id) == ["h", "?" if knows else "u"]
+    await again.close()
+
+
 @pytest.mark.parametrize("names", [("wa0i", "wb0i"), ("wb0i", "wa0i")], ids=["in order", "the later first"])
 async def test_a_message_that_is_gone_and_may_be_of_two_decisions(nc, redis, impatient, names):
     """Both are before it, and both workers died: nobody knows any more which of them it named."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from redis.asyncio import Redis
 
-from broker_policy.audit.layout import Layout
 from broker_policy.audit.state_marks import DIRECT_STATE
 from broker_policy.audit.store import Store
 from broker_policy.embedded.ports import free_port
@@ -52,8 +52,18 @@ async def test_what_is_really_lost_is_named(victim: System, tmp_path: Path) -> N
     erased: set[str] = set()
     erased_revision = 0
 
-    async def strike(scene: Scene) -> None:
+    async def erase(redis: Redis, store: Store) -> None:
         nonlocal erased_revision
+        async for stored in store.entries():
+            entry = orjson.loads(stored.body)
+            if entry["k"] == "d" and entry["y"] == "note" and entry["id"] not in deleted and not erased:
+                assert await redis.xdel(store.layout.chain, stored.identifier)
+                erased.add(entry["id"])
+            if entry["k"] == "d" and entry["r"] == DIRECT_STATE and not erased_revision:
+                assert await redis.xdel(store.layout.chain, stored.identifier)
+                erased_revision = int(entry["id"])
+
+    async def strike(scene: Scene) -> None:
         handlers = [process.pid for process in scene.crew.processes if process.name.startswith("h")]
         pause(handlers)
         async with scene.system.tenant(scene.namespace) as nc:
@@ -69,14 +79,8 @@ async def test_what_is_really_lost_is_named(victim: System, tmp_path: Path) -> N
                     if await delete_message(nc, subjects.INBOX_STREAM, sequence):
                         deleted.add(message_id)
         async with scene.system.redis() as redis:
-            async for stored in Store(redis, scene.namespace).entries():
-                entry = orjson.loads(stored.body)
-                if entry["k"] == "d" and entry["y"] == "note" and entry["id"] not in deleted and not erased:
-                    assert await redis.xdel(Layout(scene.namespace).chain, stored.identifier)
-                    erased.add(entry["id"])
-                if entry["k"] == "d" and entry["r"] == DIRECT_STATE and not erased_revision:
-                    assert await redis.xdel(Layout(scene.namespace).chain, stored.identifier)
-                    erased_revision = int(entry["id"])
+            while not (erased and erased_revision):
+                await erase(redis, Store(redis, scene.namespace))
         async with scene.system.tenant(scene.namespace) as nc:
             await publish(nc, subjects.kv_key(subjects.STATE_BUCKET, DIRECT), b"{}", {})
         kill(handlers)  # with what was delivered to them already

@@ -292,7 +292,11 @@ async def test_one_of_a_workers_two_connections_is_lost(one_worker: Parts, lost:
         assert hearing is not served.nc
         for _ in range(4):
             revisions += await count(direct, 100)
-            (served.nc if lost == "calls" else hearing)._transport._io_writer.transport.abort()
+            connection = served.nc if lost == "calls" else hearing
+            async with asyncio.timeout(10):
+                while not connection.is_connected:
+                    await asyncio.sleep(0.02)
+            connection._transport._io_writer.transport.abort()
         revisions += await count(direct, 100)
         assert (hearing.stats["reconnects"] > 0) == (lost == "changes")
         found = await audited(up, namespace, revisions[-1:])

@@ -34,6 +34,7 @@ class Story:
         self.history = History()
         self.decisions: list[Decision] = []
         self.dead: set[str] = set()
+        self.revisions: list[int] = []
         self.states: dict[str, dict[str, int]] = {DIRECT: {}, MEDIATED: {}}
         for number in range(5):
             self.send(f"m{number}")
@@ -76,7 +77,7 @@ class Story:
         self.decisions = [each for each in self.decisions if each.message_id != message_id]
 
     def check(self) -> Found:
-        return check(self.history, self.dead, Audit.of(self.decisions), self.states)
+        return check(self.history, self.dead, Audit.of(self.decisions), self.states, self.revisions)
 
 
 def test_a_good_history_has_no_faults() -> None:
@@ -250,7 +251,15 @@ def test_an_update_of_a_direct_state_is_audited_or_named_as_part_of_a_gap() -> N
 def test_an_update_that_is_audited_twice() -> None:
     story = Story()
     story.hear(20)
-    assert story.check().faults == {"doubled": {"k1-2"}}
+    assert story.check().faults == {"doubled": {"ledger@20"}}
+
+
+def test_an_update_of_which_nobody_was_told_is_audited_too() -> None:
+    story = Story()
+    story.revisions = [10, 20, 30, 40]
+    assert story.check().faults == {"unaudited": {"ledger@40"}}
+    story.hear(40)
+    assert story.check().faults == {}
 
 
 @pytest.mark.parametrize("outcome", [" ", "c", "v"])

@@ -179,7 +179,8 @@ async def test_a_connection_that_is_lost_is_not_waited_for(
 async def test_a_server_that_says_nothing_is_not_waited_for_long(
     nc: ResilientClient, hearing: Hearing, nats_server: NatsServer
 ) -> None:
-    await hearing.subscribe("changed.d", Ear().hear)
+    ear = Ear()
+    await hearing.subscribe("changed.d", ear.hear)
     os.kill(nats_server.pid, signal.SIGSTOP)
     try:
         assert not await asyncio.wait_for(hearing.catch_up(), 5)
@@ -188,6 +189,9 @@ async def test_a_server_that_says_nothing_is_not_waited_for_long(
     async with asyncio.timeout(5):
         while not await hearing.catch_up():
             await asyncio.sleep(0.05)
+    assert (ear.heard, hearing.reconnects) == ([], 0)
+    await told(nc, b"1")
+    await ear.until(b"1", 2)  # the late answer did not end its reading
 
 
 async def test_it_can_be_opened_again(nc: ResilientClient, hearing: Hearing) -> None:

@@ -142,3 +142,12 @@ async def test_a_bucket_that_was_made_anew_is_read(following: Followed) -> None:
         await following.hear(said(bucket.kept[-1].revision, bucket.kept[-1].revision - 1))
     await following.connect(bucket)  # type: ignore[arg-type]
     assert [line.message_id for line in following.due(10)[0]] == ["1", "2", "3"]
+
+
+async def test_a_bucket_made_anew_that_has_passed_what_is_known_is_read(following: Followed) -> None:
+    bucket = Bucket()
+    for _ in range(12):
+        bucket.write(mediated=False)
+        await following.hear(said(bucket.kept[-1].revision, bucket.kept[-1].revision - 1))
+    await following.connect(bucket)  # type: ignore[arg-type]
+    assert [line.message_id for line in following.due(20)[0]] == [str(each) for each in range(1, 13)]
