@@ -50,7 +50,7 @@ KINDS = (
 """What is sent, and how often: handled at once, asked for a reply, failing once, rejected, failing until it
 is dead, refused by policy."""
 KEPT_RATE = 40.0
-"""Updates that a keeper makes in a second, at most: those of two are nearly what the bucket keeps."""
+"""Updates that a keeper makes in a second, at most: those of two are more than the bucket keeps."""
 FORBIDDEN = "vault"
 """An agent that nobody may reach."""
 
