@@ -45,7 +45,7 @@ def before(owner: type, name: str, concerned: Callable[..., bool] = lambda *_: T
 def other_side_is_recorded() -> None:
     """Die when the other side's record is written and its message is not; none goes right behind it."""
     Behind.publish = lambda *_: []  # type: ignore[method-assign]
-    before(Lone, "each", lambda _, items, __: bool(items[0].call.origin))()
+    before(Lone, "each", lambda _, items, *__: bool(items[0].call.origin))()
 
 
 def reply_is_published() -> None:

@@ -29,6 +29,7 @@ class StateMark:
 
     revision: int
     time: int  # when it was written, unix milliseconds
+    gap: bool = False  # up to it, something was seen by nobody
 
     @classmethod
     def of(cls, line: DecisionLine) -> StateMark | None:
@@ -36,14 +37,17 @@ class StateMark:
         if line.rule == DIRECT_STATE and _counts(first := line.message_id.partition("-")[0]):
             return cls(int(first), line.time)
         if line.rule == STATE_GAP and _counts(after := line.message_id.partition("-")[2]):
-            return cls(int(after) - 1, line.time)
+            return cls(int(after) - 1, line.time, gap=True)
         return None
 
     def covers(self, other: StateMark) -> bool:
         """Whether ``other`` is in the chain.
 
-        Revisions begin anew when a bucket was lost and made again; then they are later in time.
+        Revisions begin anew when a bucket was lost and made again; then they are later in time. A gap ends
+        right before a revision and has its time: nothing is missing where that one comes next in the chain.
         """
+        if other.gap and other.revision == self.revision:
+            return True
         return other.revision <= self.revision and other.time <= self.time
 
     def then(self, other: StateMark) -> StateMark:
