@@ -313,9 +313,12 @@ class Settler:
                 continue
             if twin["s"] > sequence or (twin["o"] not in _MESSAGES and twin["o"] != decision["o"]):
                 continue
+            if twin.get("q") == sequence:  # where its batch put it
+                return _Answer(Outcome.DUPLICATE, sequence, since=one.time)
             if letter in stored:  # the twin's, unless its id was forgotten since, and this is a second copy
-                return _Answer(Outcome.DUPLICATE, sequence, since=min(one.time, twin["at"]))
-            if letter in _OPEN:
+                first = twin["at"] if twin["s"] < decision["s"] else one.time
+                answer = _Answer(Outcome.DUPLICATE, sequence, since=min(one.time, first))
+            elif letter in _OPEN and answer.outcome is Outcome.COMMITTED:
                 answer = _Answer(Outcome.UNKNOWN, sequence, "one of several decisions")
         return answer
 
