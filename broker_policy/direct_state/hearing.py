@@ -87,9 +87,7 @@ class Hearing:
 
     async def close(self) -> None:
         """Hear nothing any more, until there is another subscription."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        self._listen()
         nc, self._nc = self._nc, None
         if nc is not None:
             await nc.close()

@@ -79,12 +79,18 @@ async def told(nc: ResilientClient, *what: bytes) -> None:
     await subscription.unsubscribe()
 
 
-@pytest.mark.usefixtures("long_rest")
-async def test_what_comes_after_a_change_waits(nc: ResilientClient, hearing: Hearing) -> None:
+async def resting(nc: ResilientClient, hearing: Hearing) -> Ear:
+    """What has heard ``1``, so that the connection rests."""
     ear = Ear()
     await hearing.subscribe("changed.d", ear.hear)
     await told(nc, b"1")
     await ear.until(b"1")
+    return ear
+
+
+@pytest.mark.usefixtures("long_rest")
+async def test_what_comes_after_a_change_waits(nc: ResilientClient, hearing: Hearing) -> None:
+    ear = await resting(nc, hearing)
     await told(nc, b"2", b"3", b"4")
     assert ear.heard == [b"1"]
     await hearing.catch_up()
@@ -106,10 +112,7 @@ async def test_all_that_was_sent_is_heard_by_then(nc: ResilientClient, hearing: 
 @pytest.mark.usefixtures("long_rest")
 async def test_much_does_not_wait(nc: ResilientClient, hearing: Hearing) -> None:
     """The kernel's memory, and the server's patience with a slow reader, have an end."""
-    ear = Ear()
-    await hearing.subscribe("changed.d", ear.hear)
-    await told(nc, b"1")
-    await ear.until(b"1")
+    ear = await resting(nc, hearing)
     await told(nc, *(f"{number:04}".encode() + b"x" * 4000 for number in range(100)))
     async with asyncio.timeout(5):
         while len(ear.heard) < 60:
@@ -120,10 +123,7 @@ async def test_much_does_not_wait(nc: ResilientClient, hearing: Hearing) -> None
 async def test_the_end_of_the_connection_does_not_wait(
     nc: ResilientClient, hearing: Hearing, nats_server: NatsServer
 ) -> None:
-    ear = Ear()
-    await hearing.subscribe("changed.d", ear.hear)
-    await told(nc, b"1")
-    await ear.until(b"1")
+    ear = await resting(nc, hearing)
     nats_server.kill()
     await nats_server.start()
     async with asyncio.timeout(10):
@@ -198,10 +198,7 @@ async def test_it_can_be_opened_again(nc: ResilientClient, hearing: Hearing) -> 
     await hearing.subscribe("changed.d", Ear().hear)
     await hearing.close()
     await hearing.close()
-    ear = Ear()
-    await hearing.subscribe("changed.d", ear.hear)
-    await told(nc, b"1")
-    await ear.until(b"1")
+    await resting(nc, hearing)
 
 
 async def test_what_could_not_be_confirmed_is_not_subscribed_to(

@@ -134,20 +134,12 @@ async def test_the_newest_is_the_newest_that_was_heard(following: Followed) -> N
     assert following.newest == 14
 
 
-async def test_a_bucket_that_was_made_anew_is_read(following: Followed) -> None:
+@pytest.mark.parametrize("newest", [3, 12], ids=["behind what is known", "past what is known"])
+async def test_a_bucket_that_was_made_anew_is_read(following: Followed, newest: int) -> None:
     """It counts from one again, and what is heard of it looks like what is known."""
     bucket = Bucket()
-    for _ in range(3):
+    for _ in range(newest):
         bucket.write(mediated=False)
         await following.hear(said(bucket.kept[-1].revision, bucket.kept[-1].revision - 1))
     await following.connect(bucket)  # type: ignore[arg-type]
-    assert [line.message_id for line in following.due(10)[0]] == ["1", "2", "3"]
-
-
-async def test_a_bucket_made_anew_that_has_passed_what_is_known_is_read(following: Followed) -> None:
-    bucket = Bucket()
-    for _ in range(12):
-        bucket.write(mediated=False)
-        await following.hear(said(bucket.kept[-1].revision, bucket.kept[-1].revision - 1))
-    await following.connect(bucket)  # type: ignore[arg-type]
-    assert [line.message_id for line in following.due(20)[0]] == [str(each) for each in range(1, 13)]
+    assert [line.message_id for line in following.due(20)[0]] == [str(n) for n in range(1, newest + 1)]

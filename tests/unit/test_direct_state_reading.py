@@ -91,6 +91,22 @@ async def test_what_may_be_lost_is_named():
     assert ("direct_state", "600") in found
 
 
+async def test_a_gap_spans_what_was_read_without_certainty():
+    bucket = Bucket()
+    for _ in range(100):
+        bucket.write(mediated=False)
+    bucket.pace, bucket.end = 3.0, 130
+    found = await read(bucket, position=40)
+    gaps = [each for rule, each in found if rule == STATE_GAP]
+    entered = [int(each) for rule, each in found if rule != STATE_GAP]
+    assert gaps
+    assert entered == sorted(set(entered))
+    assert entered[-1] == 130
+    spans = [tuple(map(int, each.split("-"))) for each in gaps]
+    known = set(entered) | {each for low, high in spans for each in range(low + 1, high)}
+    assert known >= set(range(41, 131))
+
+
 @pytest.mark.parametrize("step", [1, 3])
 @pytest.mark.parametrize("pace", [0.3, 0.6, 0.9, 1.0, 1.7, 3.0])
 async def test_what_may_be_lost_between_two_is_named_in_the_chain(pace: float, step: int):
