@@ -11,14 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from broker_policy.backup.errors import BackupError
+from broker_policy.embedded.halt import halt
 
-_HALT = 5.0
 _GUARD = (
     "import os,signal,sys\n"
     "sys.stdin.buffer.read()\n"  # until our end of the pipe is closed, by us or by our death
@@ -79,14 +78,10 @@ def frozen(servers: Servers, settled: Callable[[], None]) -> Iterator[None]:
         start_new_session=True,  # Ctrl-C is for us
     )
     try:
-        for pid in servers.workers:
-            _halt(pid)
-        for pid in servers.workers:
-            _wait_halted(pid)
+        _halt(*servers.workers)
         settled()
-        for pid in (servers.nats, servers.redis):
-            _halt(pid)
-            _wait_halted(pid)
+        _halt(servers.nats)
+        _halt(servers.redis)
         yield
     finally:
         for pid in reversed(pids):
@@ -97,31 +92,13 @@ def frozen(servers: Servers, settled: Callable[[], None]) -> Iterator[None]:
         guard.wait()
 
 
-def _halt(pid: int) -> None:
+def _halt(*pids: int) -> None:
     try:
-        os.kill(pid, signal.SIGSTOP)
-    except ProcessLookupError:
-        raise BackupError(f"process {pid} ended while the backup began: repeat it") from None
-
-
-def _wait_halted(pid: int) -> None:
-    """A process is halted when its last thread is."""
-    deadline = time.monotonic() + _HALT
-    while not _halted(pid):
-        if time.monotonic() > deadline:
-            raise BackupError(f"process {pid} did not halt: repeat the backup, or stop mas up first")
-        time.sleep(0.0005)
-
-
-def _halted(pid: int) -> bool:
-    threads = Path(f"/proc/{pid}/task")
-    if not threads.exists():
-        return _ps("-o", "state=", "-p", str(pid)).strip().startswith("T")
-    states = []
-    for thread in threads.iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            states.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
-    return all(state in ("T", "t") for state in states)
+        halt(*pids)
+    except ProcessLookupError as error:
+        raise BackupError(f"process {error.filename} ended while the backup began: repeat it") from None
+    except TimeoutError as error:
+        raise BackupError(f"{error}: repeat the backup, or stop mas up first") from None
 
 
 def _children(parent: int) -> Iterator[tuple[int, list[str]]]:

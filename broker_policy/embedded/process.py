@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from broker_policy.embedded.errors import ServerDied
+from broker_policy.embedded.halt import halt
 from mas_nats.parent import dies_with_parent
 
 _POLL = 0.02  # seconds
@@ -160,8 +161,15 @@ class Process:
         self._signal(signal.SIGHUP)
 
     def pause(self) -> None:
-        """Halt it (SIGSTOP): its connections stay open and nothing is answered."""
-        self._signal(signal.SIGSTOP)
+        """Halt it (SIGSTOP): its connections stay open and nothing is answered.
+
+        Raises:
+            ProcessLookupError: it has ended.
+            TimeoutError: it did not halt.
+
+        """
+        if self._child is not None:
+            halt(self._child.pid)
 
     def resume(self) -> None:
         """Let it go on after ``pause``."""

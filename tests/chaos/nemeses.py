@@ -19,6 +19,7 @@ import nats.errors
 from redis.exceptions import RedisError
 
 from broker_policy.audit.layout import Layout
+from broker_policy.embedded.halt import halt
 from broker_policy.jetstream import JetStreamError, api
 from mas_nats import MasError
 from mas_nats.wire import subjects
@@ -109,7 +110,7 @@ def pause(pids: Iterable[int]) -> Undo:
     halted = list(pids)
     for pid in halted:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
+            halt(pid)
 
     async def resume() -> None:
         for pid in halted:

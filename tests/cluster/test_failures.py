@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from broker_policy.embedded.halt import halt
 from mas_nats import AgentMessage
 from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
@@ -189,7 +190,7 @@ async def test_a_worker_that_fell_silent_is_given_up(cluster: Cluster) -> None:
     name, worker = cluster.worker_id("w1"), children(cluster.broker.pid)["w1"]
     own = {each for each in cluster.connected() if each.startswith(name)}
     assert len(own) >= 2  # of itself, and of a namespace
-    os.kill(worker, signal.SIGSTOP)
+    halt(worker)
     try:
         async with asyncio.timeout(35):
             while own & cluster.connected():

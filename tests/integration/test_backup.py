@@ -26,6 +26,7 @@ from broker_policy.audit.store import Store
 from broker_policy.backup import archive
 from broker_policy.backup.errors import BackupInconsistent
 from broker_policy.backup.restore import restore
+from broker_policy.embedded.halt import halt
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.redis_server import RedisServer
 from mas_nats import AgentMessage, Reject, TlsClientConfig
@@ -299,7 +300,7 @@ async def test_servers_that_outlive_their_mas_up_are_not_copied_as_if_nothing_ra
         (tmp_path / "other").symlink_to(up.layout.root.parent)
         folder = tmp_path / "other" / up.layout.root.name
         if halted:
-            os.kill(up.nats.pid, signal.SIGSTOP)
+            halt(up.nats.pid)
         options = ("--folder", str(folder), "--without-keys")
         refused = await asyncio.to_thread(mas, "backup", str(tmp_path / "b"), *options, check=False)
     assert refused.returncode != 0

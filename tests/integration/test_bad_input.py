@@ -17,6 +17,7 @@ import pytest
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.store import Store
 from broker_policy.dedup import dedup_id
+from broker_policy.embedded.halt import halt
 from mas_nats import (
     IdReused,
     InvalidMessage,
@@ -392,7 +393,7 @@ async def test_workers_that_fall_silent_leave_an_unknown_outcome(tmp_path: Path)
             here = Stage(system, namespace, stack)
             sender, receiver = await here.agent("sender"), await here.agent("receiver")
             worker = children(system.broker.pid)["w1"]
-            os.kill(worker, signal.SIGSTOP)
+            halt(worker)
             try:
                 with pytest.raises(OutcomeUnknown) as unknown:
                     await sender.send("receiver", "work", {"n": 1}, timeout=2)

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from broker_policy.doctor import running
 from broker_policy.doctor.check import Check, Status
+from broker_policy.embedded.halt import halt
 from broker_policy.jetstream import publish
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
@@ -95,7 +96,7 @@ def paused(system: System, *names: str) -> Iterator[None]:
     running_now = children(system.broker.pid)
     pids = [running_now[name] for name in names]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        halt(pid)
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from broker_policy.embedded.halt import halt
 from broker_policy.embedded.ports import free_port, is_free
 from mas_nats import Agent, AgentMessage, RateLimited
 from mas_nats.policy.document import Limits
@@ -458,7 +459,7 @@ async def test_a_worker_that_cannot_reach_the_log_is_alive_and_not_ready(traced:
 
     await until(200)
     (server,) = processes(traced.system, b"nats-server\0")
-    os.kill(server, signal.SIGSTOP)
+    halt(server)
     try:
         said = await until(503)
         assert "policy cannot be confirmed" in said or "does not answer" in said

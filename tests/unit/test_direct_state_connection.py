@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import select
-import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -165,7 +163,7 @@ async def test_a_connection_that_is_lost_is_not_waited_for(
     """The answer was lost with it, and recording waits meanwhile."""
     monkeypatch.setattr(module, "_PATIENCE", 60)
     await hearing.subscribe("changed.d", Ear().hear)
-    os.kill(nats_server.pid, signal.SIGSTOP)
+    nats_server.pause()
     try:
         catching_up = asyncio.create_task(hearing.catch_up())
         await asyncio.sleep(0)
@@ -181,11 +179,11 @@ async def test_a_server_that_says_nothing_is_not_waited_for_long(
 ) -> None:
     ear = Ear()
     await hearing.subscribe("changed.d", ear.hear)
-    os.kill(nats_server.pid, signal.SIGSTOP)
+    nats_server.pause()
     try:
         assert not await asyncio.wait_for(hearing.catch_up(), 5)
     finally:
-        os.kill(nats_server.pid, signal.SIGCONT)
+        nats_server.resume()
     async with asyncio.timeout(5):
         while not await hearing.catch_up():
             await asyncio.sleep(0.05)

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 
 from broker_policy.dlp import Apart, SearchFailed, judge, ruleset
 from broker_policy.dlp.judging import LARGE
+from broker_policy.embedded.halt import halt
 from broker_policy.jetstream import direct_get_page
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import Searched
@@ -160,7 +161,7 @@ async def test_a_process_that_ends_lets_nothing_pass(nc: Client):
         large = {"text": f"{FILLING} a@b.org"}
         assert (await here.send("alice", "bob", large)).decision is Decision.ALERT
         assert apart.pid is not None
-        os.kill(apart.pid, signal.SIGSTOP)
+        halt(apart.pid)
         waiting = asyncio.create_task(here.send("alice", "bob", large))
         while not here.service._searching._waiting:
             await asyncio.sleep(0)
@@ -175,7 +176,7 @@ async def test_one_that_does_not_answer_is_given_up():
     apart = Apart()
     assert await apart.judge(RULES, b"{}") is None
     assert apart.pid is not None
-    os.kill(apart.pid, signal.SIGSTOP)
+    halt(apart.pid)
     apart.patience = 0.1
     with pytest.raises(SearchFailed):
         await apart.judge(RULES, b"{}")

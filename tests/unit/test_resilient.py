@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 
 import nats.errors
@@ -29,7 +27,7 @@ async def test_a_request_ends_with_the_connection_that_carried_it(
 
 
 async def test_a_flush_ends_with_the_connection_that_carried_it(nc: ResilientClient, nats_server: NatsServer):
-    os.kill(nats_server.pid, signal.SIGSTOP)
+    nats_server.pause()
     try:
         waiting = asyncio.create_task(nc.flush(30))
         await asyncio.sleep(0)
