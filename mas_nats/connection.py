@@ -9,12 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-import secrets
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from nats import errors as nats_errors
@@ -23,13 +19,13 @@ from nats.aio.subscription import Subscription
 
 from mas_nats.config import Endpoint
 from mas_nats.errors import ConfigurationError, IdentityRefused, MasError, PermissionDenied, Unavailable
+from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
 from mas_nats.transport import Incoming, Listener, NoAnswer, NoResponders, NotSent, Receive
 from mas_nats.wire.verdict import Decision, Verdict
 
 logger = logging.getLogger("mas_nats")
 
-NO_RESPONDERS = "503"
 _CERTIFICATE_CHECK = 1.0
 """Seconds between two looks at the certificate files."""
 _PING_INTERVAL = 5
@@ -47,7 +43,6 @@ _AWAY = 2.0
 """Seconds without a connection after which that is logged; a planned reconnect takes less."""
 _BUFFER = 8 << 20
 """Bytes kept for a server that is away."""
-_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 
 class NatsSubscription:
@@ -67,12 +62,6 @@ class NatsSubscription:
             await self._inner.unsubscribe()
 
 
-@dataclass(slots=True)
-class _Waiting:
-    subject: str
-    future: asyncio.Future[Incoming]
-
-
 class NatsConnection:
     """One agent instance's connection.
 
@@ -89,9 +78,6 @@ class NatsConnection:
         self._name = name
         self._client = ResilientClient()
         self._ready = asyncio.Event()
-        self._prefix = f"_INBOX.{secrets.token_hex(11)}"
-        self._tokens = count(1)
-        self._waiting: dict[str, _Waiting] = {}
         self._refusal = ""
         self._logged = ""
         self._opened = False
@@ -129,7 +115,6 @@ class NatsConnection:
             pending_size=_BUFFER,
         )
         try:
-            await self._client.subscribe(f"{self._prefix}.*", cb=self._on_answer)
             await self._client.flush()
         except (nats_errors.Error, OSError) as error:
             await self.close()
@@ -147,7 +132,6 @@ class NatsConnection:
         with contextlib.suppress(nats_errors.Error, OSError, TimeoutError):
             if self._client.is_connected:
                 await self._client.flush(timeout=2)
-        self._lose()
         with contextlib.suppress(nats_errors.Error, OSError):
             await self._client.close()
 
@@ -202,31 +186,26 @@ class NatsConnection:
     async def _exchange(
         self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
     ) -> Incoming:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        end = asyncio.get_running_loop().time() + timeout
         await self._connected(timeout)
-        token = str(next(self._tokens))
-        waiting = _Waiting(subject, loop.create_future())
-        self._waiting[token] = waiting
+        left = end - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(end):
-                await self._client.publish(
-                    subject, body, reply=f"{self._prefix}.{token}", headers=dict(headers) if headers else None
-                )
-                answer = await waiting.future
-        except TimeoutError:
+            fields = dict(headers) if headers else None
+            answer = await self._client.request(subject, body, timeout=left, headers=fields)
+        except nats_errors.TimeoutError:
             raise NoAnswer(f"no answer from {subject} in time") from None
+        except nats_errors.NoRespondersError:
+            raise NoResponders(f"nobody answers {subject}") from None
+        except PublishDenied as denied:
+            raise PermissionDenied(_denied(subject)) from denied
         except nats_errors.OutboundBufferLimitError as error:
             raise NotSent("the broker is away and the outgoing buffer is full") from error
+        except (nats_errors.ConnectionReconnectingError, nats_errors.ConnectionClosedError) as error:
+            self._begin_anew()
+            raise NoAnswer(f"the connection was lost during {subject}") from error
         except nats_errors.Error as error:
             raise NoAnswer(f"{subject}: {error}") from error
-        finally:
-            del self._waiting[token]
-            if not waiting.future.cancel() and not waiting.future.cancelled():
-                waiting.future.exception()  # read, also where publishing failed first
-        if answer.status == NO_RESPONDERS:
-            raise NoResponders(f"nobody answers {subject}")
-        return answer
+        return _incoming(answer)
 
     async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
         """Publish. While the broker is away it is buffered and sent after the reconnect.
@@ -243,10 +222,10 @@ class NatsConnection:
     async def subscribe(self, subject: str, receive: Receive) -> NatsSubscription:
         """Call ``receive`` for every message on ``subject``, in order."""
 
-        async def received(message: Msg) -> None:
+        def received(message: Msg) -> None:
             receive(_incoming(message))
 
-        return NatsSubscription(await self._client.subscribe(subject, cb=received))
+        return NatsSubscription(await self._client.subscribe_directly(subject, received))
 
     async def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the server has taken everything published so far; False when it did not in time."""
@@ -274,7 +253,7 @@ class NatsConnection:
 
     async def _on_disconnected(self) -> None:
         self._ready.clear()
-        self._lose()
+        self._begin_anew()
         for listener in self.at_loss:
             listener()
         if not self._closing and (self._away is None or self._away.done()):
@@ -299,39 +278,13 @@ class NatsConnection:
         """What was silent until now says nothing about the connection that comes."""
         self._in_vain_since, self._anew = None, asyncio.get_running_loop().time()
 
-    def _lose(self) -> None:
-        self._begin_anew()
-        for waiting in self._waiting.values():
-            if not waiting.future.done():
-                waiting.future.set_exception(NoAnswer(f"the connection was lost during {waiting.subject}"))
-
-    async def _on_answer(self, message: Msg) -> None:
-        waiting = self._waiting.get(message.subject.rpartition(".")[2])
-        if waiting is not None and not waiting.future.done():
-            waiting.future.set_result(_incoming(message))
-
     async def _on_error(self, error: Exception) -> None:
         text = str(error)
-        if (denied := _DENIED.search(text)) is not None:
-            self._deny(denied[1])
-        elif "authorization violation" in text.lower() or "authentication" in text.lower():
+        if "authorization violation" in text.lower() or "authentication" in text.lower():
             self._refusal = text.removeprefix("nats: ")
         if text != self._logged and not isinstance(error, nats_errors.StaleConnectionError | OSError):
             self._logged = text  # the same refusal comes with every attempt to reconnect
             logger.warning("%s: %s", self._name, text)
-
-    def _deny(self, subject: str) -> None:  # nats-py has the server's words in lower case
-        verdict = Verdict(
-            Decision.AUTHZ_DENIED,
-            ok=False,
-            step="connection",
-            rule="grant",
-            reason=f"this certificate may not use {subject}",
-            fix="Use the certificate of the agent that the program says it is",
-        )
-        for waiting in self._waiting.values():
-            if waiting.subject.lower() == subject.lower() and not waiting.future.done():
-                waiting.future.set_exception(PermissionDenied(verdict))
 
     # -- certificates ------------------------------------------------------------------------------
 
@@ -377,6 +330,17 @@ async def _guarded(listener: Listener) -> None:
         await listener()
     except (MasError, nats_errors.Error, OSError) as error:
         logger.warning("after a reconnect: %s", error)
+
+
+def _denied(subject: str) -> Verdict:
+    return Verdict(
+        Decision.AUTHZ_DENIED,
+        ok=False,
+        step="connection",
+        rule="grant",
+        reason=f"this certificate may not use {subject}",
+        fix="Use the certificate of the agent that the program says it is",
+    )
 
 
 def _incoming(message: Msg) -> Incoming:

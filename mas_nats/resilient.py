@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
+import secrets
 import socket
 import ssl
 import sys
@@ -18,10 +20,13 @@ from typing import Any
 
 from nats import errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
-from nats.protocol.command import hpub_cmd
+from nats.protocol.command import hpub_cmd, pub_cmd
 
 from mas_nats.errors import ConfigurationError, IdentityRefused, Unavailable
+from mas_nats.questions import Questions, fail
 from mas_nats.wire.header_block import header_block, header_fields
 
 _BATCHES = sys.platform == "linux"
@@ -33,6 +38,7 @@ _CONNECTION_STAYS = (
     "invalid publish subject",
     "maximum subscriptions exceeded",
 )
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
 _REFUSED = ("authorization violation", "authentication", "user authentication", "account")
 _CERTIFICATE_REFUSED = ("certificate", "unknown ca", "handshake failure", "alert")
 
@@ -51,6 +57,11 @@ class _Transport(TcpTransport):
         # Each write becomes a record of TLS by itself, which both sides have to handle.
         waits = payload[0] if len(payload) == 1 else b"".join(payload)
         self.write(waits)  # type: ignore[no-untyped-call]
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was written is on its way."""
+        return self._io_writer is not None and not self._io_writer.transport.get_write_buffer_size()
 
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer
@@ -73,8 +84,14 @@ class ResilientClient(Client):
 
     _jitter = 0.0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._questions = Questions()
+        self._inbox = ""
+        self._direct: dict[int, Callable[[Msg], None]] = {}
+
     async def close(self) -> None:
-        """Close it, also in the moment in which the server went away."""
+        """Close it, also in the moment in which the server went away. What waits for an answer fails."""
         try:
             await super().close()
         except AttributeError:
@@ -83,6 +100,12 @@ class ResilientClient(Client):
             if self._writes_nowhere():
                 self._transport = None
             await super().close()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py has it
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            self._questions.give_up(errors.ConnectionClosedError)
 
     def _writes_nowhere(self) -> bool:
         """Whether the server went away while TLS began: then asyncio leaves a writer without a transport."""
@@ -156,6 +179,88 @@ class ResilientClient(Client):
         with contextlib.suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
+    async def subscribe_directly(self, subject: str, receive: Callable[[Msg], None]) -> Subscription:
+        """Call ``receive`` with each message as it is read, without a queue and a task between.
+
+        It must not take long: nothing else is read meanwhile.
+
+        Raises:
+            nats.errors.Error: the subject is none, or the connection is closed.
+
+        """
+        number = self._sid + 1  # which nats-py gives it before anything else can
+        self._direct[number] = receive
+        try:
+            return await self.subscribe(subject)
+        except BaseException:
+            self._direct.pop(number, None)
+            raise
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._direct.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if (receive := self._direct.get(sid)) is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        fields = await self._process_headers(headers) if headers else None
+        if (message := self._build_message(sid, subject, reply, data, fields)) is None:
+            return
+        try:
+            receive(message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the reading
+            await self._error_cb(error)
+
+    # -- requests ----------------------------------------------------------------------------------------
+    async def _init_request_sub(self) -> None:
+        self._inbox = f"{self._inbox_prefix.decode()}.{secrets.token_hex(11)}."
+        self._resp_sub_prefix = bytearray(self._inbox.encode())
+        try:
+            await self.subscribe_directly(f"{self._inbox}*", self._questions.answered)
+        except BaseException:
+            self._resp_sub_prefix = None
+            raise
+
+    async def _request_new_style(
+        self, subject: str, payload: bytes, timeout: float = 1, headers: dict[str, Any] | None = None
+    ) -> Msg:
+        # nats-py has a task write each request, and another one give each answer to who waits: whoever asks
+        # for one thing after the other waits for both.
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        token, answer = self._questions.ask(subject)
+        reply = self._inbox + token
+        expiry = loop.call_at(end, fail, answer, errors.TimeoutError())
+        try:
+            if not self._write_at_once(subject, reply, payload, headers):
+                async with asyncio.timeout_at(end):  # there may be no room
+                    await self.publish(subject, payload, reply, headers)
+            return await answer
+        except TimeoutError:
+            raise errors.TimeoutError from None
+        finally:
+            expiry.cancel()
+            self._questions.forget(token)
+
+    def _write_at_once(self, subject: str, reply: str, payload: bytes, fields: dict[str, Any] | None) -> bool:
+        """Write a message, unless others wait, or it is one that only nats-py can write or refuse."""
+        transport, block = self._transport, header_block(fields) if fields else b""
+        if block is None or self._pending or len(payload) > self._max_payload:
+            return False
+        if self._status != Client.CONNECTED or not isinstance(transport, _Transport) or not transport.idle:
+            return False
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(payload)
+        whole = hpub_cmd(subject, reply, block, payload) if block else pub_cmd(subject, reply, payload)
+        transport.write(whole)  # type: ignore[no-untyped-call]
+        return True
+
+    # -- connecting --------------------------------------------------------------------------------------
     async def _connect_to_server(self, s: Any) -> None:
         if self._jitter and self.is_reconnecting:
             await asyncio.sleep(random.uniform(0, self._jitter))
@@ -256,7 +361,8 @@ class ResilientClient(Client):
         # Subscriptions are made anew there, so only what ends one has to be sent still.
         self._pending = [command for command in self._pending if command.startswith(b"UNSUB")]
         self._pending_data_size = sum(map(len, self._pending))
-        for answer in (*self._resp_map.values(), *self._pongs):
+        self._questions.give_up(errors.ConnectionReconnectingError)
+        for answer in self._pongs:
             if not answer.done():
                 answer.set_exception(errors.ConnectionReconnectingError())
                 answer.exception()  # nobody may be waiting for it: a ping that only keeps the connection
@@ -280,6 +386,8 @@ class ResilientClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("'").lower()
+        if (denied := _DENIED.search(text)) is not None:
+            self._questions.denied(denied[1])
         if any(known in text for known in _CONNECTION_STAYS):
             await self._error_cb(errors.Error(f"nats: {err_msg}"))
             return

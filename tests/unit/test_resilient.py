@@ -38,7 +38,7 @@ async def test_a_flush_ends_with_the_connection_that_carried_it(nc: ResilientCli
 
 
 async def test_what_was_given_up_unsent_is_not_sent_over_the_next_connection(
-    nc: ResilientClient, nats_server: NatsServer
+    nc: ResilientClient, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ):
     heard: list[bytes] = []
 
@@ -51,6 +51,7 @@ async def test_what_was_given_up_unsent_is_not_sent_over_the_next_connection(
     left = await nc.subscribe("said", cb=hear)
     await nc.request("said", b"", timeout=5)
     nc._transport.drain = (takes := asyncio.Event()).wait  # no more
+    monkeypatch.setattr(type(nc._transport), "idle", False)
     await nc.publish("unheard", b"")
     while nc.pending_data_size:
         await asyncio.sleep(0)

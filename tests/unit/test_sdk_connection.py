@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
+import nats.errors
 import pytest
 from sdk_worker import endpoint, eventually
 
@@ -311,14 +312,16 @@ async def test_what_ended_with_a_connection_says_nothing_about_the_next(monkeypa
     nodes = Endpoint("tls://a:1,tls://b:1,tls://c:1", TlsClientConfig("ca", "certificate", "key"))
     connection = NatsConnection(nodes, name="test")
 
-    async def lost(*_: object) -> Incoming:
+    async def connected(_: float) -> None: ...
+
+    async def lost(*_: object, **__: object) -> Incoming:
         await asyncio.sleep(0.01)
-        connection._lose()
-        raise NoAnswer("the connection was lost")
+        raise nats.errors.ConnectionReconnectingError
 
     monkeypatch.setattr(connection_module, "_DEAF", 0.0)
-    monkeypatch.setattr(connection, "_exchange", lost)
-    with pytest.raises(NoAnswer):
+    monkeypatch.setattr(connection, "_connected", connected)
+    monkeypatch.setattr(connection._client, "request", lost)
+    with pytest.raises(NoAnswer, match="lost"):
         await connection.exchange("a", b"", None, 10.0)
     assert not connection._tasks
 
@@ -336,7 +339,7 @@ async def test_the_silence_of_a_connection_that_was_lost_is_not_that_of_the_next
     with pytest.raises(NoAnswer):
         await connection.exchange("a", b"", None, 10.0)  # silent, and not for long enough
     await asyncio.sleep(0.02)
-    connection._lose()
+    connection._begin_anew()
     monkeypatch.setattr(connection_module, "_DEAF", 0.01)
     with pytest.raises(NoAnswer):
         await connection.exchange("a", b"", None, 10.0)
