@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
 
 from broker_policy.admission.admission import Admission
 from broker_policy.admission.breaker import Breaker
@@ -85,6 +84,7 @@ from broker_policy.tokens.keys import TokenKeys
 from broker_policy.tokens.marks import Marks
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
+from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.bundle import encode_verdicts
 from mas_nats.wire.subjects import Op
@@ -108,7 +108,7 @@ class NamespaceService:
 
     def __init__(
         self,
-        nc: Client,
+        nc: ResilientClient,
         namespace: str,
         *,
         worker: str,
@@ -316,12 +316,8 @@ class NamespaceService:
                 ("breaker", self._breaker.run()),
             )
         ]
-        self._subscription = await self._nc.subscribe(
-            subjects.CALLS,
-            queue=subjects.WORKER_QUEUE,
-            cb=self._take,
-            pending_msgs_limit=-1,
-            pending_bytes_limit=-1,
+        self._subscription = await self._nc.subscribe_directly(
+            subjects.CALLS, self._take, queue=subjects.WORKER_QUEUE
         )
         await self._operators.start()
         await self._onlookers.start()

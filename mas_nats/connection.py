@@ -222,7 +222,7 @@ class NatsConnection:
     async def subscribe(self, subject: str, receive: Receive) -> NatsSubscription:
         """Call ``receive`` for every message on ``subject``, in order."""
 
-        def received(message: Msg) -> None:
+        async def received(message: Msg) -> None:
             receive(_incoming(message))
 
         return NatsSubscription(await self._client.subscribe_directly(subject, received))

@@ -39,7 +39,7 @@ class Questions:
         if not answer.cancel() and not answer.cancelled():
             answer.exception()  # read, also where asking failed first
 
-    def answered(self, message: Msg) -> None:
+    async def answered(self, message: Msg) -> None:
         """Give an answer to whoever waits for it."""
         question = self._asked.get(message.subject.rpartition(".")[2])
         if question is not None and not question.answer.done():

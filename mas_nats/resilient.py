@@ -31,6 +31,7 @@ from mas_nats.wire.header_block import header_block, header_fields
 
 _BATCHES = sys.platform == "linux"
 ErrorCallback = Callable[[Exception], Awaitable[None]]
+Receive = Callable[[Msg], Awaitable[None]]
 
 _CONNECTION_STAYS = (
     "permissions violation",
@@ -88,7 +89,7 @@ class ResilientClient(Client):
         super().__init__()
         self._questions = Questions()
         self._inbox = ""
-        self._direct: dict[int, Callable[[Msg], None]] = {}
+        self._direct: dict[int, Receive] = {}
 
     async def close(self) -> None:
         """Close it, also in the moment in which the server went away. What waits for an answer fails."""
@@ -179,10 +180,10 @@ class ResilientClient(Client):
         with contextlib.suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
-    async def subscribe_directly(self, subject: str, receive: Callable[[Msg], None]) -> Subscription:
+    async def subscribe_directly(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Call ``receive`` with each message as it is read, without a queue and a task between.
 
-        It must not take long: nothing else is read meanwhile.
+        Nothing else is read until it returns, so it must not wait for anything that comes this way.
 
         Raises:
             nats.errors.Error: the subject is none, or the connection is closed.
@@ -191,7 +192,7 @@ class ResilientClient(Client):
         number = self._sid + 1  # which nats-py gives it before anything else can
         self._direct[number] = receive
         try:
-            return await self.subscribe(subject)
+            return await self.subscribe(subject, queue)
         except BaseException:
             self._direct.pop(number, None)
             raise
@@ -210,7 +211,7 @@ class ResilientClient(Client):
         if (message := self._build_message(sid, subject, reply, data, fields)) is None:
             return
         try:
-            receive(message)
+            await receive(message)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the reading
             await self._error_cb(error)
 

@@ -62,7 +62,7 @@ class Hearing:
             await hear(message)
             self._rest()
 
-        subscription = await self._nc.subscribe(subject, cb=heard, pending_msgs_limit=-1)
+        subscription = await self._nc.subscribe_directly(subject, heard)
         if not await self.catch_up():
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
