@@ -225,7 +225,7 @@ class NatsConnection:
         async def received(message: Msg) -> None:
             receive(_incoming(message))
 
-        return NatsSubscription(await self._client.subscribe_directly(subject, received))
+        return NatsSubscription(await self._client.subscribe(subject, cb=received))
 
     async def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the server has taken everything published so far; False when it did not in time."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import nats
 import orjson
 from nats.aio.client import Client
 
@@ -34,6 +33,7 @@ from broker_policy.tenants.streams import (
     ensure_tenant_streams,
 )
 from mas_nats.policy.document import Limits
+from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers, subjects
 
 NAMESPACE = "default"
@@ -41,11 +41,13 @@ KEY = RecordKey(b"k" * 32)
 _ids = itertools.count()
 
 
-async def connect(server: NatsServer, paths: CertificatePaths) -> Client:
-    """Connect to a server without accounts."""
+async def connect(server: NatsServer, paths: CertificatePaths) -> ResilientClient:
+    """Connect to a server without accounts, with the client that workers use."""
     context = ssl.create_default_context(cafile=paths.ca)
     context.load_cert_chain(paths.cert, paths.key)
-    return await nats.connect(server.url, tls=context, tls_hostname="localhost", pending_size=32 << 20)
+    client = ResilientClient()
+    await client.connect(server.url, tls=context, tls_hostname="localhost", pending_size=32 << 20)
+    return client
 
 
 async def make_streams(nc: Client, agents: Iterable[str] = ("bob",), limits: Limits | None = None) -> None:

@@ -296,7 +296,7 @@ class Batching:
         before = await self.last()
         async with self.connected() as nc:
             await self.hand_over(nc, batch, MESSAGES)
-            await asyncio.sleep(random.uniform(0, 0.05))
+            await asyncio.sleep(random.uniform(0, 0.005))
             self.server.kill()
             await self.server.process.wait()
         if lost:
