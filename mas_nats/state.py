@@ -9,9 +9,8 @@ in between is never overwritten: the update raises ``StateConflict``, and ``stat
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Mapping
-from typing import Any, Generic, cast
+from typing import Any, Generic, NamedTuple, cast
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -31,6 +30,14 @@ from mas_nats.session import Session
 from mas_nats.state_access import CorruptAt, StateAccess
 
 S = TypeVar("S", default=dict[str, object])
+
+
+class Shaped(NamedTuple, Generic[S]):
+    """One state: as a program sees it, and as it is stored."""
+
+    value: dict[str, Any]
+    encoded: bytes
+    state: S
 
 
 class StateShape(Generic[S]):
@@ -59,26 +66,21 @@ class StateShape(Generic[S]):
             self._stored_as = {name: field.alias or name for name, field in fields.items()}
             self._any_name = model.model_config.get("extra") == "allow"
 
-    def initial(self) -> dict[str, Any]:
+    def initial(self) -> Shaped[S]:
         """What an agent starts with."""
-        return self.dump(self._model()) if self._model else {}
+        return self._dumped(self._model()) if self._model else self.stored({})
 
-    def dump(self, state: BaseModel) -> dict[str, Any]:
-        """A model instance as it is stored."""
-        return cast("dict[str, Any]", orjson.loads(state.model_dump_json(by_alias=True, round_trip=True)))
-
-    def read(self, value: dict[str, Any]) -> S:
-        """A stored value as the program sees it. Strict: nothing is converted that JSON can tell apart.
+    def stored(self, value: dict[str, Any]) -> Shaped[S]:
+        """A stored value.
 
         Raises:
             ValidationError: it does not fit the model.
 
         """
-        if self._model is None:
-            return cast("S", copy.deepcopy(value))
-        return cast("S", self._model.model_validate_json(orjson.dumps(value), strict=True))
+        encoded = orjson.dumps(value)
+        return Shaped(value, encoded, self._read(encoded))
 
-    def merge(self, value: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    def merge(self, value: dict[str, Any], changes: Mapping[str, object]) -> Shaped[S]:
         """``value`` with ``changes`` applied.
 
         Raises:
@@ -88,16 +90,33 @@ class StateShape(Generic[S]):
         names = self._stored_as
         if not self._any_name and not changes.keys() <= names.keys():
             raise StateInvalid(self._unknown(changes))
+        merged = value | {names.get(name, name): part for name, part in changes.items()}
         try:
-            plain = orjson.loads(to_json(dict(changes), by_alias=True, inf_nan_mode="null"))
+            encoded = to_json(merged, by_alias=True, inf_nan_mode="null")
         except PydanticSerializationError as error:
             raise StateInvalid(f"the update has no JSON form: {error}") from None
-        merged = value | {names.get(name, name): part for name, part in plain.items()}
         try:
-            read = self.read(merged)
+            state = self._read(encoded)
+            if not isinstance(state, BaseModel):
+                return Shaped(orjson.loads(encoded), encoded, state)
+            dumped = self._dump(state)  # what the model leaves out, or writes differently, is not kept
+            return Shaped(orjson.loads(dumped), dumped, state if dumped == encoded else self._read(dumped))
         except ValidationError as error:
             raise StateInvalid(f"the update does not fit the state model: {describe(error)}") from None
-        return self.dump(read) if isinstance(read, BaseModel) else merged
+
+    def _dumped(self, state: BaseModel) -> Shaped[S]:
+        dumped = self._dump(state)
+        return Shaped(orjson.loads(dumped), dumped, self._read(dumped))
+
+    @staticmethod
+    def _dump(state: BaseModel) -> bytes:
+        return state.__pydantic_serializer__.to_json(state, by_alias=True, round_trip=True)
+
+    def _read(self, encoded: bytes) -> S:
+        # Strict: nothing is converted that JSON can tell apart.
+        if self._model is None:
+            return cast("S", orjson.loads(encoded))
+        return cast("S", self._model.__pydantic_validator__.validate_json(encoded, strict=True))
 
     def _unknown(self, changes: Mapping[str, object]) -> str:
         unknown = ", ".join(repr(name) for name in changes if name not in self._stored_as)
@@ -112,9 +131,8 @@ class StateStore(Generic[S]):
         self._session = session
         self._shape = shape
         self._revision = 0
-        self._stored: dict[str, Any] = shape.initial()
+        self._stored = shape.initial()
         self._current = self._stored
-        self._state = shape.read(self._current)
         self._writing = asyncio.Lock()
         self._newest = 0  # number of the newest update
         self._written = 0  # number of the newest update that is durable
@@ -124,18 +142,18 @@ class StateStore(Generic[S]):
     @property
     def state(self) -> S:
         """The state: read it, change it with ``update``."""
-        return self._state
+        return self._current.state
 
     async def update(self, changes: Mapping[str, object], *, timeout: float) -> S:
         """Apply ``changes`` and return when they are durable."""
-        merged = self._shape.merge(self._current, changes)
-        if (size := len(orjson.dumps(merged))) > self._session.terms.max_state:
+        merged = self._shape.merge(self._current.value, changes)
+        if (size := len(merged.encoded)) > self._session.terms.max_state:
             raise StateInvalid(
                 f"the state would have {size} bytes, the limit is {self._session.terms.max_state}"
             )
         self._newest += 1
         number = self._newest
-        self._show(merged)
+        self._current = merged
         async with self._writing:
             if number <= self._lost_until:
                 raise StateConflict(
@@ -143,13 +161,13 @@ class StateStore(Generic[S]):
                 ) from self._lost
             if number > self._written:
                 await self._write(timeout)
-        return self._state
+        return self._current.state
 
     async def refresh(self, *, timeout: float) -> S:
         """Read what is stored, unless this instance has written something newer."""
         async with self._writing:
             await self._refresh(timeout)
-        return self._state
+        return self._current.state
 
     async def reset(self, *, timeout: float) -> S:
         """Delete what is stored, whether it fits the model or not."""
@@ -164,22 +182,22 @@ class StateStore(Generic[S]):
             if not empty:
                 revision = await self._access.delete(revision, timeout)
             self._take(revision, None)
-        return self._state
+        return self._current.state
 
     async def _write(self, timeout: float) -> None:
         """Write everything up to the newest update, as one put."""
-        number, value = self._newest, self._current
+        number, current = self._newest, self._current
         try:
-            self._revision = await self._access.put(self._revision, value, timeout)
+            self._revision = await self._access.put(self._revision, current.encoded, timeout)
         except MasError as error:
             await self._give_up(error)
             raise
-        self._stored, self._written = value, number
+        self._stored, self._written = current, number
 
     async def _give_up(self, error: MasError) -> None:
         """Go back to what is stored; every update on top of the lost one is lost with it."""
         self._lost, self._lost_until = error, self._newest
-        self._show(self._stored)
+        self._current = self._stored
         if isinstance(error, StateConflict | OutcomeUnknown):
             try:
                 await self._refresh(5.0)
@@ -191,24 +209,20 @@ class StateStore(Generic[S]):
         revision, value = stored.revision, stored.value
         if revision < self._revision:
             return  # a replica that lags behind what this instance wrote
+        shaped = None
         if value is not None:
             try:
-                self._shape.read(value)
+                shaped = self._shape.stored(value)
             except ValidationError as error:
                 raise StateCorrupt(
                     f"revision {revision} of the stored state does not fit the model: {describe(error)}. "
                     "It was left as it is; reset_state() deletes it"
                 ) from None
         if revision > self._revision or self._newest <= max(self._written, self._lost_until):
-            self._take(revision, value)
+            self._take(revision, shaped)
 
-    def _take(self, revision: int, value: dict[str, Any] | None) -> None:
+    def _take(self, revision: int, stored: Shaped[S] | None) -> None:
         if self._newest > max(self._written, self._lost_until):
             self._lost, self._lost_until = None, self._newest  # made on top of what is now gone
         self._revision = revision
-        self._stored = self._shape.initial() if value is None else value
-        self._show(self._stored)
-
-    def _show(self, value: dict[str, Any]) -> None:
-        self._current = value
-        self._state = self._shape.read(value)
+        self._current = self._stored = stored or self._shape.initial()

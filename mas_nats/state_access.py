@@ -71,8 +71,8 @@ class StateAccess:
         """
         return await self._either("get", 0, None, timeout)
 
-    async def put(self, revision: int, value: dict[str, Any], timeout: float) -> int:
-        """Store ``value`` over ``revision`` (0: none); the new revision.
+    async def put(self, revision: int, value: bytes, timeout: float) -> int:
+        """Store ``value``, a JSON object, over ``revision`` (0: none); the new revision.
 
         Raises:
             StateConflict: another instance wrote first.
@@ -87,7 +87,7 @@ class StateAccess:
         """Delete what is stored as ``revision``; the new revision. Errors as ``put``."""
         return (await self._either("delete", revision, None, timeout)).revision
 
-    async def _either(self, op: str, revision: int, value: dict[str, Any] | None, timeout: float) -> Stored:
+    async def _either(self, op: str, revision: int, value: bytes | None, timeout: float) -> Stored:
         # One id for all tries on either way: the service, or the bucket, recognises its own write when the
         # answer was lost.
         end = asyncio.get_running_loop().time() + min(timeout, MAX_TIMEOUT)
@@ -107,13 +107,13 @@ class StateAccess:
                     await self._connection.reconnect()  # this connection is older than the permission
 
     async def _mediated(
-        self, op: str, revision: int, value: dict[str, Any] | None, message_id: str, timeout: float
+        self, op: str, revision: int, value: bytes | None, message_id: str, timeout: float
     ) -> Stored:
         body: dict[str, Any] = {"op": op}
         if op != "get":
             body["revision"] = revision
         if value is not None:
-            body["value"] = value
+            body["value"] = orjson.Fragment(value)
         fields = {headers.MSG_ID: message_id}
         verdict = await self._calls.call(Op.STATE, orjson.dumps(body), fields, timeout=timeout)
         if verdict.decision in _REFUSED_VALUE and not verdict.ok and op == "put":
@@ -156,7 +156,7 @@ class _Direct:
         self._id = message_id
         self._end = end
 
-    async def run(self, op: str, revision: int, value: dict[str, Any] | None) -> Stored:
+    async def run(self, op: str, revision: int, value: bytes | None) -> Stored:
         if op == "get":
             return _read_stored(await self._ask(subjects.stored_state(self._agent), b"", {}))
         fields = {
@@ -165,12 +165,11 @@ class _Direct:
         }
         if op == "delete":
             fields[headers.KV_OPERATION] = "DEL"
-        body = orjson.dumps(value) if value is not None else b""
         subject = subjects.kv_key(subjects.STATE_BUCKET, self._agent)
         try:
-            return Stored(_read_ack(await self._ask(subject, body, fields)), value)
+            return Stored(_read_ack(await self._ask(subject, value or b"", fields)), None)
         except StateConflict:
-            return Stored(await self._written_before(fields[headers.MSG_ID], revision), value)
+            return Stored(await self._written_before(fields[headers.MSG_ID], revision), None)
 
     async def _written_before(self, message_id: str, expected: int) -> int:
         """The revision of an earlier try that was stored, and whose answer was lost.

@@ -93,7 +93,7 @@ async def set_(
     value = payload_of(data)
     if model:
         shape: StateShape[Any] = StateShape(_model(model))
-        value = shape.merge(shape.initial(), value)
+        value = shape.merge(shape.initial().value, value).value
     else:
         out.warn("not checked against the agent's model: name it with --model")
     replaced = revision if revision is not None else await _revision(folder, namespace, agent, by)
