@@ -62,7 +62,8 @@ class _Transport(TcpTransport):
     @property
     def idle(self) -> bool:
         """Whether everything that was written is on its way."""
-        return self._io_writer is not None and not self._io_writer.transport.get_write_buffer_size()
+        writer: Any = self._io_writer
+        return bool(writer and writer.transport) and not writer.transport.get_write_buffer_size()
 
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer

@@ -1,0 +1,242 @@
+"""Requests of the client that both sides use, and what is received as it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+from sdk_worker import endpoint
+
+from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.pki import CertificateAuthority
+from mas_nats.questions import PublishDenied
+from mas_nats.resilient import ResilientClient
+
+Connect = Callable[[], Awaitable[ResilientClient]]
+
+
+async def echo(nc: ResilientClient, subject: str) -> list[bytes]:
+    """Answer with what is said; in which order it came."""
+    heard: list[bytes] = []
+
+    async def answer(message: Any) -> None:
+        heard.append(message.data)
+        if message.reply:
+            await message.respond(message.data[:100])
+
+    await nc.subscribe(subject, cb=answer, pending_bytes_limit=-1)
+    await nc.flush()
+    return heard
+
+
+async def test_it_stands_behind_what_was_published_before(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    for number in range(0, 300, 3):
+        await nc.publish("said", b"%d" % number)
+        await asyncio.gather(
+            nc.request("said", b"%d" % (number + 1), timeout=5),
+            nc.request("said", b"%d" % (number + 2), timeout=5),
+        )
+    assert heard == [b"%d" % number for number in range(300)]
+
+
+async def test_each_gets_its_own_answer_and_nothing_is_left_of_them(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    await echo(other, "said")
+    bodies = [b"%d" % number for number in range(200)]
+    answers = await asyncio.gather(*(nc.request("said", body, timeout=5) for body in bodies))
+    assert [answer.data for answer in answers] == bodies
+    assert not nc._questions._asked
+
+
+async def test_an_answer_that_comes_too_late_is_nobodys(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    asked = await other.subscribe("said")
+    await other.flush()
+    with pytest.raises(nats.errors.TimeoutError):
+        await nc.request("said", b"first", timeout=0.1)
+    late = await asked.next_msg(timeout=5)
+    waiting = asyncio.create_task(nc.request("said", b"second", timeout=5))
+    soon = await asked.next_msg(timeout=5)
+    await late.respond(b"first")
+    await soon.respond(b"second")
+    assert (await waiting).data == b"second"
+    assert not nc._questions._asked
+
+
+async def test_one_that_is_cancelled_is_forgotten(connect: Connect) -> None:
+    nc = await connect()
+    asked = await nc.subscribe("said")
+    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
+    await asked.next_msg(timeout=5)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not nc._questions._asked
+
+
+async def test_it_ends_when_the_connection_is_closed(connect: Connect) -> None:
+    nc = await connect()
+    asked = await nc.subscribe("said")
+    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
+    await asked.next_msg(timeout=5)
+    await nc.close()
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await asyncio.wait_for(waiting, 5)
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await nc.request("said", b"", timeout=60)
+
+
+async def test_where_nobody_may_publish_it_fails_at_once(
+    ca: CertificateAuthority, start_nats: Callable[..., Awaitable[NatsServer]], tmp_path: Path
+) -> None:
+    denying = """
+        authorization {
+            default_permissions { publish { deny: "said.Secretly" } }
+            users: [ { user: u, password: p } ]
+        }
+        no_auth_user: u
+    """
+    where = endpoint(ca, tmp_path / "c", await start_nats(extra=denying), "a")
+    nc, refused = ResilientClient(), list[Exception]()
+
+    async def on_error(error: Exception) -> None:
+        refused.append(error)
+
+    await nc.connect_within(5, error_cb=on_error, servers=where.servers, tls=where.context())
+    try:
+        asked = await nc.subscribe("said.openly")
+        openly = asyncio.create_task(nc.request("said.openly", timeout=60))
+        message = await asked.next_msg(timeout=5)
+        with pytest.raises(PublishDenied, match=r"said\.Secretly"):
+            await asyncio.wait_for(nc.request("said.Secretly", timeout=60), 5)
+        await message.respond(b"yes")
+        assert (await openly).data == b"yes"
+        assert len(refused) == 1
+    finally:
+        await nc.close()
+
+
+async def test_what_a_server_does_not_take_waits_where_it_is_limited(
+    connect: Connect, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past nats-py's buffer, which is limited, goes only what the connection takes."""
+    nc, at_once = await connect(), list[bool]()
+    heard = await echo(await connect(), "said")
+    await nc.request("said", b"first", timeout=5)
+    write = nc._write_at_once
+
+    def counted(*message: Any) -> bool:
+        at_once.append(write(*message))
+        return at_once[-1]
+
+    monkeypatch.setattr(nc, "_write_at_once", counted)
+    bodies = [b"%d" % number + bytes(500_000) for number in range(40)]
+    nats_server.pause()
+    try:
+        asking = [asyncio.create_task(nc.request("said", body, timeout=30)) for body in bodies]
+        async with asyncio.timeout(5):
+            while len(at_once) < len(asking):
+                await asyncio.sleep(0)
+    finally:
+        nats_server.resume()
+    assert sum(at_once) < 20  # the kernel's buffers
+    assert [answer.data for answer in await asyncio.gather(*asking)] == [body[:100] for body in bodies]
+    assert sorted(heard) == sorted([b"first", *bodies])
+    assert await nc.request("said", b"last", timeout=5)
+    assert at_once[-1]
+
+
+async def test_one_that_cannot_be_sent_ends_in_time(
+    nc: ResilientClient, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nc, "_max_pending_size", 1000)
+    monkeypatch.setattr(nc, "_flush_timeout", 60)
+    await nc.subscribe("said")
+    await nc.flush()
+    with pytest.raises(nats.errors.NoRespondersError):
+        await nc.request("unheard", timeout=5)
+    nats_server.pause()
+    try:
+        nc._transport.write(b"PUB unheard 1000000\r\n" + bytes(1_000_000) + b"\r\n")
+        begun = time.monotonic()
+        with pytest.raises(nats.errors.TimeoutError):
+            await asyncio.wait_for(nc.request("said", bytes(2000), timeout=0.3), 10)
+        assert 0.2 < time.monotonic() - begun < 3
+    finally:
+        nats_server.resume()
+
+
+async def test_what_goes_wrong_with_a_message_does_not_end_the_reading(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    where = endpoint(ca, tmp_path / "c", nats_server, "a")
+    nc, wrong, heard = ResilientClient(), list[Exception](), list[bytes]()
+
+    async def on_error(error: Exception) -> None:
+        wrong.append(error)
+
+    async def receive(message: Any) -> None:
+        heard.append(message.data)
+        if message.data == b"bad":
+            raise ZeroDivisionError
+
+    await nc.connect_within(5, error_cb=on_error, servers=where.servers, tls=where.context())
+    try:
+        subscription = await nc.subscribe_directly("said", receive)
+        for body in (b"good", b"bad", b"good"):
+            await nc.publish("said", body)
+        await nc.flush()
+        assert heard == [b"good", b"bad", b"good"]
+        assert [type(each) for each in wrong] == [ZeroDivisionError]
+        await subscription.unsubscribe()
+        await nc.publish("said", b"unheard")
+        await nc.flush()
+        assert len(heard) == 3
+        assert list(nc._direct) == []
+    finally:
+        await nc.close()
+
+
+async def test_what_is_received_directly_comes_over_the_next_connection_too(
+    nc: ResilientClient, nats_server: NatsServer
+) -> None:
+    heard: list[bytes] = []
+    again = asyncio.Event()
+
+    async def receive(message: Any) -> None:
+        heard.append(message.data)
+        again.set()
+
+    await nc.subscribe_directly("said", receive)
+    await echo(nc, "asked")
+    assert (await nc.request("asked", b"1", timeout=5)).data == b"1"
+    nats_server.kill()
+    await nats_server.start()
+    async with asyncio.timeout(10):
+        while not (nc.is_connected and nc.stats["reconnects"]):
+            await asyncio.sleep(0.01)
+    await nc.publish("said", b"after")
+    await asyncio.wait_for(again.wait(), 5)
+    assert heard == [b"after"]
+    assert (await nc.request("asked", b"2", timeout=5)).data == b"2"
+
+
+async def test_draining_brings_what_has_arrived(nc: ResilientClient) -> None:
+    heard: list[bytes] = []
+
+    async def receive(message: Any) -> None:
+        heard.append(message.data)
+
+    subscription = await nc.subscribe_directly("said", receive)
+    for number in range(100):
+        await nc.publish("said", b"%d" % number)
+    await subscription.drain()
+    assert heard == [b"%d" % number for number in range(100)]
+    assert list(nc._direct) == []
