@@ -23,8 +23,8 @@ from benchmarks.traffic import (
     counted,
     measure,
     measured_once,
+    ours,
     pull_and_ack,
-    raw,
     role,
     rounds,
     say,
@@ -52,7 +52,7 @@ async def bare_send(count: int, concurrency: int) -> None:
     together = min(concurrency, MOST_CALLS)
     sizes = [together] * ((count - 1) // together)
     sizes += [rest] if (rest := (count - 1) % together) else []
-    async with raw() as nc:
+    async with ours() as nc:
         left: list[int] = []
 
         async def request() -> None:
@@ -65,7 +65,7 @@ async def bare_send(count: int, concurrency: int) -> None:
 
 
 async def bare_request(count: int, concurrency: int) -> None:
-    async with raw() as nc:
+    async with ours() as nc:
         inbox, waiting = nc.new_inbox(), dict[str, asyncio.Future[None]]()
 
         async def replied(message: Any) -> None:
@@ -83,7 +83,7 @@ async def bare_request(count: int, concurrency: int) -> None:
 
 async def bare_respond(count: int, _: int) -> None:
     """A standing pull, as the SDK has it."""
-    async with raw() as nc:
+    async with ours() as nc:
         inbox, answered = nc.new_inbox(), asyncio.Semaphore(0)
 
         async def handle(message: Any) -> None:
@@ -107,7 +107,7 @@ async def bare_respond(count: int, _: int) -> None:
 
 
 async def bare_state(count: int, _: int) -> None:
-    async with raw() as nc:
+    async with ours() as nc:
         await measure(count, 1, lambda: nc.request(STATE, BODY, timeout=30))
 
 
@@ -119,7 +119,7 @@ async def bare_work(_count: int, _concurrency: int) -> None:
         arrived.append(message)
         woken.set()
 
-    async with raw() as nc:
+    async with ours() as nc:
         last = await (await nc.jetstream(timeout=30).key_value(RAW_BUCKET)).put("bare", BODY)
 
         async def state(message: Any) -> None:
@@ -135,7 +135,7 @@ async def bare_work(_count: int, _concurrency: int) -> None:
             await nc.publish(message.headers[_ASKED], message.data)
             await nc.publish(message.reply, b"+")
 
-        await nc.subscribe(SEND, cb=take)
+        await nc.subscribe_directly(SEND, take)
         await nc.subscribe(REPLY, cb=reply)
         await nc.subscribe(STATE, cb=state)
         await nc.flush()

@@ -15,8 +15,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +23,9 @@ import orjson
 from redis.asyncio import Redis
 
 from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT, Part, store
-from benchmarks.traffic import PAYLOAD, RAW_NAMESPACE, measure, role, rounds, say
+from benchmarks.traffic import PAYLOAD, measure, ours, role, rounds, say
 from broker_policy.dlp import Ruleset, ruleset
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.tenants.connect import connect_tenant_admin
-from broker_policy.tenants.material import ControllerKeys
 from mas_nats.loop import run
 from mas_nats.policy.governance import Dlp
 from mas_nats.resilient import ResilientClient
@@ -54,18 +51,6 @@ return 1
 """
 
 
-@asynccontextmanager
-async def _connected() -> AsyncIterator[ResilientClient]:
-    """The connection of this project: its headers are faster than those of nats-py."""
-    layout = Layout(Path.cwd() / ".mas")
-    endpoint = Broker.read(layout).connection(layout, "controller")
-    nc = await connect_tenant_admin(endpoint, ControllerKeys.load(layout.keys), RAW_NAMESPACE)
-    try:
-        yield nc
-    finally:
-        await nc.close()
-
-
 class _Call(NamedTuple):
     message_id: str
     body: bytes
@@ -76,7 +61,7 @@ async def floor_send(count: int, concurrency: int) -> None:
     """Calls of one turn of the loop go as one request."""
     loop, gathered, tasks = asyncio.get_running_loop(), list[_Call](), set[asyncio.Task[None]]()
 
-    async with _connected() as nc:
+    async with ours() as nc:
 
         async def exchange(calls: Sequence[_Call]) -> None:
             listed = orjson.dumps([(each.message_id, TARGET, TYPE, len(each.body)) for each in calls])
@@ -109,7 +94,7 @@ async def floor_receive(count: int, _: int) -> None:
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
     left, last, due, all_seen = 0, 0, False, asyncio.Event()
 
-    async with _connected() as nc:
+    async with ours() as nc:
 
         async def acknowledge() -> None:
             nonlocal due
@@ -285,10 +270,10 @@ class _Worker:
 
 async def floor_work(_count: int, _concurrency: int) -> None:
     url = Broker.read(Layout(Path.cwd() / ".mas")).redis_url()
-    async with _connected() as nc, Redis.from_url(url, socket_timeout=60) as redis:
+    async with ours() as nc, Redis.from_url(url, socket_timeout=60) as redis:
         audit = _Audit(nc, redis)
         worker = _Worker(nc, audit)
-        await nc.subscribe(SEND, cb=worker.take, **_EVERYTHING)
+        await nc.subscribe_directly(SEND, worker.take)
         await nc.subscribe(ACK, cb=worker.acknowledge)
         await nc.flush()
         say(ready=True)

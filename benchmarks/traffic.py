@@ -35,10 +35,11 @@ from pydantic import BaseModel
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
-from broker_policy.tenants.connect import Credentials
+from broker_policy.tenants.connect import Credentials, connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats import Agent, AgentMessage
 from mas_nats.loop import run
+from mas_nats.resilient import ResilientClient
 
 NAMESPACE, RAW_NAMESPACE = "default", "raw"
 RAW_STREAM, RAW_SUBJECT, RAW_SERVICE, RAW_BUCKET = "RAW", "raw.b", "raw.service", "raw"
@@ -264,6 +265,18 @@ async def raw() -> AsyncIterator[Client]:
         user_jwt_cb=credentials.encode,
         signature_cb=lambda nonce: base64.b64encode(user.sign(nonce.encode())),
     )
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+@asynccontextmanager
+async def ours() -> AsyncIterator[ResilientClient]:
+    """A connection of this project's client, which takes less for headers, requests and answers."""
+    layout = Layout(Path.cwd() / ".mas")
+    endpoint = Broker.read(layout).connection(layout, "controller")
+    nc = await connect_tenant_admin(endpoint, ControllerKeys.load(layout.keys), RAW_NAMESPACE)
     try:
         yield nc
     finally:
