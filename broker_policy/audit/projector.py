@@ -176,7 +176,7 @@ class Projector:
 
     async def _round(self) -> int:
         """One look at everything; how many records were found."""
-        found = await self.catch_up()
+        found = await self._project_present()
         if self._due("settle", SETTLE_EVERY) and await self._settler.has_work():
             await self._settler.settle_once()
         if self._due("remove", REMOVE_EVERY):
@@ -191,6 +191,18 @@ class Projector:
         return True
 
     # -- once ----------------------------------------------------------------------------------------
+    async def _project_present(self) -> int:
+        """Project what is there. What is written meanwhile waits for the next look: each page costs much."""
+        found = 0
+        while True:
+            page = await self._project_page()
+            found += len(page.messages)
+            if not page.pending:
+                return found
+            _raise_if_cancelled()
+            if not await self._lease.hold():
+                raise Overtaken
+
     async def catch_up(self) -> int:
         """Project until no record is left; returns how many there were.
 
@@ -216,12 +228,15 @@ class Projector:
                 NATS is away; call again.
 
         """
+        return len((await self._project_page()).messages)
+
+    async def _project_page(self) -> log.Page:
         await self._tail.refresh()
         page = await log.read(self._nc, self._tail.head.sequence + 1, most=RECORDS)
         if not page.messages:
             if self._due("restart", _RESTART_CHECK_EVERY):
                 await self._notice_restart()
-            return 0
+            return page
         received, newer = await self._received(page.messages)
         if received and received[-1].end == NO_END:
             received[-1] = await self._ended(received[-1])
@@ -235,7 +250,7 @@ class Projector:
             self._removal.projected(portion)
         if newer is not None:
             raise newer
-        return len(page.messages)
+        return page
 
     async def _received(self, messages: list[log.Stored]) -> tuple[list[Received], NewerRecord | None]:
         """The records up to the first that only a newer version can read."""
