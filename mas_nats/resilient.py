@@ -104,6 +104,8 @@ class ResilientClient(Client):
             await super().close()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py has it
+        self._questions.give_up(errors.ConnectionClosedError)  # a server that is silent takes long to leave
+        self._direct.clear()
         try:
             await super()._close(status, do_cbs)
         finally:
@@ -213,7 +215,15 @@ class ResilientClient(Client):
             return
         try:
             await receive(message)
+        except asyncio.CancelledError:
+            if (reading := asyncio.current_task()) is None or reading.cancelling():
+                raise
+            await self._report(errors.Error(f"whoever received a message on {message.subject} was cancelled"))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the reading
+            await self._report(error)
+
+    async def _report(self, error: Exception) -> None:
+        with contextlib.suppress(Exception):
             await self._error_cb(error)
 
     # -- requests ----------------------------------------------------------------------------------------
@@ -304,11 +314,23 @@ class ResilientClient(Client):
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         # nats-py writes the PING ahead of what still waits in its buffer, so that flush() would return
         # before a subscription, an unsubscription or a publish made earlier has reached the server.
+        self._write_pending()
+        await super()._send_ping(future)
+
+    def _write_pending(self) -> None:
         if self.is_connected and self._pending and self._transport is not None:
             self._transport.writelines(self._pending[:])
             self._pending = []
             self._pending_data_size = 0
-        await super()._send_ping(future)
+
+    async def force_reconnect(self) -> None:
+        """Leave this connection for another one. What was published has been sent; what waits fails."""
+        begins = self.is_connected and self.options["allow_reconnect"]
+        if begins:
+            self._write_pending()
+        await super().force_reconnect()
+        if begins:
+            self._give_up_requests()
 
     async def _process_pong(self) -> None:
         # The answer to a flush that was given up meanwhile ends nats-py's reading for good, and the

@@ -68,7 +68,7 @@ class StateShape(Generic[S]):
 
     def initial(self) -> Shaped[S]:
         """What an agent starts with."""
-        return self._dumped(self._model()) if self._model else self.stored({})
+        return self.stored(orjson.loads(self._dump(self._model())) if self._model else {})
 
     def stored(self, value: dict[str, Any]) -> Shaped[S]:
         """A stored value.
@@ -90,33 +90,33 @@ class StateShape(Generic[S]):
         names = self._stored_as
         if not self._any_name and not changes.keys() <= names.keys():
             raise StateInvalid(self._unknown(changes))
-        merged = value | {names.get(name, name): part for name, part in changes.items()}
         try:
-            encoded = to_json(merged, by_alias=True, inf_nan_mode="null")
+            plain = orjson.loads(to_json(dict(changes), by_alias=True, inf_nan_mode="null"))
         except PydanticSerializationError as error:
             raise StateInvalid(f"the update has no JSON form: {error}") from None
+        merged = value | {names.get(name, name): part for name, part in plain.items()}
         try:
-            state = self._read(encoded)
-            if not isinstance(state, BaseModel):
-                return Shaped(orjson.loads(encoded), encoded, state)
-            dumped = self._dump(state)  # what the model leaves out, or writes differently, is not kept
-            return Shaped(orjson.loads(dumped), dumped, state if dumped == encoded else self._read(dumped))
+            shaped = self.stored(merged)
+            if not isinstance(shaped.state, BaseModel):
+                return shaped
+            dumped = self._dump(shaped.state)  # what the model leaves out, or writes differently, is not kept
+            return shaped if dumped == shaped.encoded else self.stored(orjson.loads(dumped))
         except ValidationError as error:
             raise StateInvalid(f"the update does not fit the state model: {describe(error)}") from None
 
-    def _dumped(self, state: BaseModel) -> Shaped[S]:
-        dumped = self._dump(state)
-        return Shaped(orjson.loads(dumped), dumped, self._read(dumped))
+    def again(self, shaped: Shaped[S]) -> Shaped[S]:
+        """The same, as if no program had seen it: one may have changed what it was shown."""
+        return shaped._replace(state=self._read(shaped.encoded))
 
     @staticmethod
     def _dump(state: BaseModel) -> bytes:
-        return state.__pydantic_serializer__.to_json(state, by_alias=True, round_trip=True)
+        return state.model_dump_json(by_alias=True, round_trip=True).encode()
 
     def _read(self, encoded: bytes) -> S:
         # Strict: nothing is converted that JSON can tell apart.
         if self._model is None:
             return cast("S", orjson.loads(encoded))
-        return cast("S", self._model.__pydantic_validator__.validate_json(encoded, strict=True))
+        return cast("S", self._model.model_validate_json(encoded, strict=True))
 
     def _unknown(self, changes: Mapping[str, object]) -> str:
         unknown = ", ".join(repr(name) for name in changes if name not in self._stored_as)
@@ -197,7 +197,7 @@ class StateStore(Generic[S]):
     async def _give_up(self, error: MasError) -> None:
         """Go back to what is stored; every update on top of the lost one is lost with it."""
         self._lost, self._lost_until = error, self._newest
-        self._current = self._stored
+        self._current = self._stored = self._shape.again(self._stored)
         if isinstance(error, StateConflict | OutcomeUnknown):
             try:
                 await self._refresh(5.0)

@@ -93,6 +93,43 @@ async def test_it_ends_when_the_connection_is_closed(connect: Connect) -> None:
         await nc.request("said", b"", timeout=60)
 
 
+async def test_closing_where_the_server_is_silent_ends_it_at_once(
+    nc: ResilientClient, nats_server: NatsServer
+) -> None:
+    asked = await nc.subscribe("said")
+    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
+    await asked.next_msg(timeout=5)
+    nats_server.pause()
+    try:
+        closing = asyncio.create_task(nc.close())
+        with pytest.raises(nats.errors.ConnectionClosedError):
+            await asyncio.wait_for(waiting, 2)
+    finally:
+        nats_server.resume()
+    await closing
+
+
+async def test_it_ends_where_another_connection_is_wanted(nc: ResilientClient, connect: Connect) -> None:
+    """What was published before has been sent."""
+    heard, other = await echo(nc, "said"), await connect()
+    before = await other.subscribe("said")
+    await other.flush()
+    asked = await nc.subscribe("nobody.answers")
+    waiting = asyncio.create_task(nc.request("nobody.answers", b"", timeout=60))
+    await asked.next_msg(timeout=5)
+    await nc.publish("said", b"before")
+    await nc.force_reconnect()
+    with pytest.raises(nats.errors.ConnectionReconnectingError):
+        await asyncio.wait_for(waiting, 1)
+    assert (await before.next_msg(timeout=5)).data == b"before"
+    await nc.publish("said", b"meanwhile")
+    async with asyncio.timeout(10):
+        while not (nc.is_connected and nc.stats["reconnects"]):
+            await asyncio.sleep(0.01)
+    assert (await nc.request("said", b"after", timeout=5)).data == b"after"
+    assert set(heard) >= {b"meanwhile", b"after"}
+
+
 async def test_where_nobody_may_publish_it_fails_at_once(
     ca: CertificateAuthority, start_nats: Callable[..., Awaitable[NatsServer]], tmp_path: Path
 ) -> None:
@@ -181,24 +218,28 @@ async def test_what_goes_wrong_with_a_message_does_not_end_the_reading(
 
     async def on_error(error: Exception) -> None:
         wrong.append(error)
+        raise error
 
     async def receive(message: Any) -> None:
         heard.append(message.data)
         if message.data == b"bad":
             raise ZeroDivisionError
+        if message.data == b"cancelled":
+            raise asyncio.CancelledError
 
     await nc.connect_within(5, error_cb=on_error, servers=where.servers, tls=where.context())
     try:
         subscription = await nc.subscribe_directly("said", receive)
-        for body in (b"good", b"bad", b"good"):
+        bodies = [b"good", b"bad", b"good", b"cancelled", b"good"]
+        for body in bodies:
             await nc.publish("said", body)
         await nc.flush()
-        assert heard == [b"good", b"bad", b"good"]
-        assert [type(each) for each in wrong] == [ZeroDivisionError]
+        assert heard == bodies
+        assert [type(each) for each in wrong] == [ZeroDivisionError, nats.errors.Error]
         await subscription.unsubscribe()
         await nc.publish("said", b"unheard")
         await nc.flush()
-        assert len(heard) == 3
+        assert len(heard) == len(bodies)
         assert list(nc._direct) == []
     finally:
         await nc.close()
@@ -226,6 +267,26 @@ async def test_what_is_received_directly_comes_over_the_next_connection_too(
     await asyncio.wait_for(again.wait(), 5)
     assert heard == [b"after"]
     assert (await nc.request("asked", b"2", timeout=5)).data == b"2"
+
+
+async def test_nothing_is_received_after_the_end(nc: ResilientClient) -> None:
+    heard: list[bytes] = []
+    closing: list[asyncio.Task[None]] = []
+
+    async def receive(message: Any) -> None:
+        heard.append(message.data)
+        closing.append(asyncio.create_task(nc.close()))
+        await asyncio.sleep(0)
+
+    await nc.subscribe_directly("said", receive)
+    for number in range(3):
+        await nc.publish("said", b"%d" % number)
+    async with asyncio.timeout(5):
+        while not nc.is_closed:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*closing)
+    assert heard == [b"0"]
+    assert list(nc._direct) == []
 
 
 async def test_draining_brings_what_has_arrived(nc: ResilientClient) -> None:

@@ -97,6 +97,7 @@ async def test_without_a_model_it_is_a_dict(make: Make):
         ({"answered": "3"}, "answered: int_type"),
         ({"answered": 3.5}, "answered: int_type"),
         ({"answered": True}, "answered: int_type"),
+        ({"answered": 2**70}, "answered: int_type"),  # JSON has no such numbers for everybody
         ({"answerd": 3}, "no field 'answerd'; it has answered"),
         ({"answered": object()}, "no JSON form"),
         ({"inner": {"tags": [1]}}, r"inner\.tags\.0: string_type"),
@@ -188,6 +189,32 @@ async def test_unavailable_goes_back(make: Make, worker: ScriptedWorker):
         await worker.listen()
         await agent.update_state({"nick": "z"})
         assert agent.state == Desk(nickName="z")
+
+
+async def test_what_a_program_did_to_the_state_it_was_shown_is_lost_with_the_update(
+    make: Make, worker: ScriptedWorker
+):
+    async with make() as agent:
+        await worker.leave()
+        agent.state.answered += 1
+        with pytest.raises(Unavailable):
+            await agent.update_state({"answered": agent.state.answered})
+        assert agent.state.answered == 0
+        await worker.listen()
+        await agent.update_state({"answered": agent.state.answered + 1})
+    async with make() as agent:
+        assert agent.state.answered == 1
+
+
+async def test_what_an_update_was_given_is_not_kept(make: Make):
+    """Nor does it change what is stored when a program changes what it is shown."""
+    tags = ["a"]
+    async with make(Agent) as agent:
+        await agent.update_state({"tags": tags})
+        tags.append("b")
+        agent.state["tags"].append("c")
+        await agent.update_state({"n": 1})
+        assert agent.state == {"tags": ["a"], "n": 1}
 
 
 async def test_refresh_never_goes_behind_an_own_write(make: Make, worker: ScriptedWorker):
