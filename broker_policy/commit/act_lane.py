@@ -93,7 +93,8 @@ class ActLane:
                 continue
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), MARK_AFTER if self._writer.owes else None)
+                async with asyncio.timeout(MARK_AFTER if self._writer.owes else None):
+                    await self._wake.wait()
                 continue
             with contextlib.suppress(LogFull):
                 await self._writer.write(RecordKind.MARK)

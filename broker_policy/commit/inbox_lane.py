@@ -116,7 +116,8 @@ class InboxLane:
                 continue
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), MARK_AFTER if self._writer.owes else None)
+                async with asyncio.timeout(MARK_AFTER if self._writer.owes else None):
+                    await self._wake.wait()
             except TimeoutError:
                 with contextlib.suppress(LogFull):  # the next record will carry it
                     await self._writer.write(RecordKind.MARK)

@@ -78,6 +78,9 @@ class Lone:
         ``early``: what is known of each message already.
         """
         known = early or [Unacknowledged.NOT_STORED] * len(items)
+        if len(items) == 1:  # for which a task would be one more turn to wait for
+            await self._one(prepared, 0, items[0], known[0], recorded)
+            return
         await asyncio.gather(
             *(
                 self._one(prepared, position, judged, one, recorded)
