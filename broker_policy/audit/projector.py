@@ -176,7 +176,7 @@ class Projector:
 
     async def _round(self) -> int:
         """One look at everything; how many records were found."""
-        found = await self._project_present()
+        found = await self.catch_up()
         if self._due("settle", SETTLE_EVERY) and await self._settler.has_work():
             await self._settler.settle_once()
         if self._due("remove", REMOVE_EVERY):
@@ -191,8 +191,15 @@ class Projector:
         return True
 
     # -- once ----------------------------------------------------------------------------------------
-    async def _project_present(self) -> int:
-        """Project what is there. What is written meanwhile waits for the next look: each page costs much."""
+    async def catch_up(self) -> int:
+        """Project what is in the log by now; returns how many records there were.
+
+        What is written meanwhile waits for the next time: each page costs much by itself.
+
+        Raises:
+            Overtaken: another projector took over.
+
+        """
         found = 0
         while True:
             page = await self._project_page()
@@ -202,21 +209,6 @@ class Projector:
             _raise_if_cancelled()
             if not await self._lease.hold():
                 raise Overtaken
-
-    async def catch_up(self) -> int:
-        """Project until no record is left; returns how many there were.
-
-        Raises:
-            Overtaken: another projector took over.
-
-        """
-        found = 0
-        while some := await self.project_once():
-            found += some
-            _raise_if_cancelled()
-            if not await self._lease.hold():
-                raise Overtaken
-        return found
 
     async def project_once(self) -> int:
         """Project one page of records; returns how many, 0 when there are none.
