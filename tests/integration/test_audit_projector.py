@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -128,6 +129,36 @@ async def test_newest_first_and_limited(nc, redis, projector):
     assert [answer.entry["id"] for answer in found] == [each.message_id for each in reversed(lines[50:])]
     everything = await ask(Store(redis, NAMESPACE), Question(), limit=1000)
     assert len(everything) == 300
+
+
+async def test_single_records_that_keep_coming_are_projected_together(nc, redis, monkeypatch):
+    """Each page costs requests to both servers, and takes the processor from those who wait for an answer."""
+    projector, pages = Projector(NAMESPACE, nc, redis, KEY, interval=0.25), list[int]()
+    read = log.read
+
+    async def counted(*arguments: Any, **options: Any) -> log.Page:
+        page = await read(*arguments, **options)
+        if options["most"] > 1:  # not how the last record of a page ended
+            pages.append(len(page.messages))
+        return page
+
+    monkeypatch.setattr(log, "read", counted)
+    writer = await LogWriter(nc).open()
+    running = asyncio.create_task(projector.run())
+    try:
+        written, begun = 0, time.monotonic()
+        while written < 150 or time.monotonic() - begun < 1.5:
+            await writer.batch([line(Way.BATCH)])
+            written += 1
+        await writer.write(RecordKind.MARK)
+        await projected(nc, redis)
+        looks = 4 + 7 * (time.monotonic() - begun)  # its own, four a second, and those of settling
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert looks < written / 2, "too slow to show anything"
+    assert sum(1 for found in pages if found) < looks, pages
+    await intact(redis)
 
 
 async def test_projected_records_leave_the_log_and_messages_stay(nc, redis, projector):
