@@ -239,8 +239,10 @@ class NatsConnection:
     # -- reconnecting ------------------------------------------------------------------------------
 
     async def _connected(self, timeout: float) -> None:
-        if self._ready.is_set() and self._client.is_connected:
-            return
+        if self._ready.is_set():
+            if self._client.is_connected:
+                return
+            self._ready.clear()  # being left for another one
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()

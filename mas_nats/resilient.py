@@ -30,6 +30,8 @@ from mas_nats.questions import Questions, fail
 from mas_nats.wire.header_block import header_block, header_fields
 
 _BATCHES = sys.platform == "linux"
+_LEAVING = 1.0
+"""Seconds for which a connection that is left may go on sending."""
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 Receive = Callable[[Msg], Awaitable[None]]
 
@@ -276,6 +278,8 @@ class ResilientClient(Client):
     async def _connect_to_server(self, s: Any) -> None:
         if self._jitter and self.is_reconnecting:
             await asyncio.sleep(random.uniform(0, self._jitter))
+        if (connecting := asyncio.current_task()) is not None and connecting.cancelling():
+            raise asyncio.CancelledError  # swallowed on the way here; another task reconnects by now
         self._abandon()
         await super()._connect_to_server(s)
         if type(self._transport) is TcpTransport:
@@ -323,14 +327,55 @@ class ResilientClient(Client):
             self._pending = []
             self._pending_data_size = 0
 
+    async def flush(self, timeout: float = 10) -> None:
+        """Wait until the server has taken everything that was sent so far, for at most ``timeout`` seconds.
+
+        Raises:
+            nats.errors.FlushTimeoutError: it has not.
+            nats.errors.ConnectionReconnectingError: the connection was lost meanwhile.
+            nats.errors.ConnectionClosedError: it is closed.
+
+        """
+        if self.is_closed:
+            raise errors.ConnectionClosedError
+        taken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        await self._send_ping(taken)
+        try:
+            # Not wait_for, as nats-py does: it can swallow the cancellation of a reconnect that begins anew.
+            async with asyncio.timeout(timeout):
+                await taken
+        except TimeoutError:
+            raise errors.FlushTimeoutError from None
+
     async def force_reconnect(self) -> None:
-        """Leave this connection for another one. What was published has been sent; what waits fails."""
-        begins = self.is_connected and self.options["allow_reconnect"]
-        if begins:
-            self._write_pending()
+        """Leave this connection for another one.
+
+        What was published is sent, over the next one where this one takes nothing any more within a second;
+        what waits for an answer fails.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _LEAVING
+        while self._leaves and not self._sent() and loop.time() < ends:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+        if not self._leaves:
+            return
+        if (writer := self._writer()) is not None:  # a server that is silent does not end TLS
+            loop.call_later(_LEAVING, writer.transport.abort)
         await super().force_reconnect()
-        if begins:
-            self._give_up_requests()
+        self._fail_requests()
+        if inbox := self._inbox.encode():
+            self._keep([command for command in self._pending if inbox not in command.partition(b"\r\n")[0]])
+
+    @property
+    def _leaves(self) -> bool:
+        return bool(self.is_connected and not self.is_draining and self.options["allow_reconnect"])
+
+    def _sent(self) -> bool:
+        """Write what waits if the connection takes it; whether everything has left."""
+        if not isinstance(self._transport, _Transport) or not self._transport.idle:
+            return False
+        self._write_pending()
+        return self._transport.idle
 
     async def _process_pong(self) -> None:
         # The answer to a flush that was given up meanwhile ends nats-py's reading for good, and the
@@ -383,8 +428,14 @@ class ResilientClient(Client):
         # nats-py lets them wait for their timeout, though the answers were lost with the connection. What was
         # not sent yet it would send over the next one, after whoever asked has been told that it failed.
         # Subscriptions are made anew there, so only what ends one has to be sent still.
-        self._pending = [command for command in self._pending if command.startswith(b"UNSUB")]
-        self._pending_data_size = sum(map(len, self._pending))
+        self._keep([command for command in self._pending if command.startswith(b"UNSUB")])
+        self._fail_requests()
+
+    def _keep(self, commands: list[bytes]) -> None:
+        self._pending = commands
+        self._pending_data_size = sum(map(len, commands))
+
+    def _fail_requests(self) -> None:
         self._questions.give_up(errors.ConnectionReconnectingError)
         for answer in self._pongs:
             if not answer.done():

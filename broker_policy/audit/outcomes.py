@@ -47,6 +47,8 @@ _MESSAGES = frozenset((Op.SEND, Op.REQUEST, RELEASE))
 """The calls that store a message under an id of its sender's."""
 _OPEN = frozenset((" ", Outcome.UNKNOWN))
 """What a decision has as its outcome that may have stored its message."""
+_TRIES, _BEHIND = 3, 0.1
+"""How often the log is read where a copy of it lacks the newest, and seconds in between."""
 _MOST_UNDELIVERED = 100_000
 
 
@@ -95,8 +97,12 @@ class Settler:
         """
         gone, empty = await self._look()
         newest = await log.newest_record(self._nc)
-        await self._catch_up()
-        if self._tail.head.sequence < newest:  # read from a copy that is behind: what it lacks may matter
+        for _ in range(_TRIES):
+            await self._catch_up()
+            if self._tail.head.sequence >= newest:
+                break
+            await asyncio.sleep(_BEHIND)  # read from a copy that is behind: what it lacks may matter
+        else:
             return 0
         found = await self._settle_gone(gone)
         await self._forget_agents(empty)

@@ -60,6 +60,8 @@ ASK_EVERY = 1.0
 REMOVE_EVERY = 1.0
 _BEHIND = 0.1
 """Seconds that the node which leads the log may be behind another, from which a record was read."""
+_BY_NOW = 0.5
+"""Seconds since the log was read for which its end counts as known: a writer may be taken for silent."""
 _RESTART_CHECK_EVERY = 5.0
 _REPEAT_ALARM = 60.0
 _BACKOFF = (0.2, 5.0)  # seconds, first and longest
@@ -202,13 +204,15 @@ class Projector:
         """
         found = 0
         while True:
+            read = time.monotonic()
             page = await self._project_page()
             found += len(page.messages)
-            if not page.pending:
+            if page.messages:
+                _raise_if_cancelled()
+                if not await self._lease.hold():
+                    raise Overtaken
+            if not page.pending and time.monotonic() - read < _BY_NOW:
                 return found
-            _raise_if_cancelled()
-            if not await self._lease.hold():
-                raise Overtaken
 
     async def project_once(self) -> int:
         """Project one page of records; returns how many, 0 when there are none.

@@ -301,3 +301,92 @@ async def test_draining_brings_what_has_arrived(nc: ResilientClient) -> None:
     await subscription.drain()
     assert heard == [b"%d" % number for number in range(100)]
     assert list(nc._direct) == []
+
+
+# -- another connection ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("again", ["wanted", "lost"])
+async def test_a_reconnect_that_begins_anew_replaces_the_one_before(nc: ResilientClient, again: str) -> None:
+    """Two at once would end each other's connection, and nobody would be told."""
+    process = nc._process_pong
+    nc._process_pong = asyncio.Event().wait  # type: ignore[method-assign] # the flush that ends a reconnect
+    await nc._process_op_err(OSError("gone"))
+    async with asyncio.timeout(10):
+        while not (nc.is_connected and nc._pongs):
+            await asyncio.sleep(0.01)
+    first = nc._reconnection_task
+    nc._process_pong = process  # type: ignore[method-assign]
+    await (nc.force_reconnect() if again == "wanted" else nc._process_op_err(OSError("gone")))
+    assert nc._reconnection_task is not first
+    async with asyncio.timeout(10):
+        while not (first.done() and nc._reconnection_task.done()):
+            await asyncio.sleep(0.01)
+    await echo(nc, "said")
+    assert (await nc.request("said", b"after", timeout=5)).data == b"after"
+
+
+async def test_a_server_that_is_silent_is_left_within_seconds(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    where = endpoint(ca, tmp_path / "c", nats_server, "a")
+    nc, left = ResilientClient(), asyncio.Event()
+
+    async def ignore(_: Exception) -> None: ...
+
+    async def gone() -> None:
+        left.set()
+
+    options = {"servers": where.servers, "tls": where.context(), "disconnected_cb": gone}
+    await nc.connect_within(5, error_cb=ignore, **options)
+    nats_server.pause()
+    try:
+        await nc.force_reconnect()
+        await asyncio.wait_for(left.wait(), 5)
+    finally:
+        nats_server.resume()
+        await nc.close()
+
+
+async def test_what_a_silent_server_did_not_take_goes_over_the_next_connection_but_no_request(
+    connect: Connect, nats_server: NatsServer
+) -> None:
+    nc = await connect()
+    heard = await echo(await connect(), "said")
+    await nc.request("said", b"first", timeout=5)
+    nats_server.pause()
+    try:
+        flood = asyncio.create_task(_flood(nc))
+        async with asyncio.timeout(10):
+            while nc.pending_data_size < 1_000_000:
+                await asyncio.sleep(0)
+        asking = asyncio.create_task(nc.request("said", b"asked", timeout=60))
+        async with asyncio.timeout(5):
+            while not any(b"asked" in each for each in nc._pending):
+                await asyncio.sleep(0)
+        waits = sum(b"flood" in each[-100:] for each in nc._pending)
+        assert waits
+        await nc.force_reconnect()
+        with pytest.raises(nats.errors.ConnectionReconnectingError):
+            await asyncio.wait_for(asking, 1)
+    finally:
+        nats_server.resume()
+    async with asyncio.timeout(20):
+        while not (nc.is_connected and nc.stats["reconnects"]):
+            await asyncio.sleep(0.01)
+        written = await flood
+        await nc.flush()
+        await nc.request("said", b"last", timeout=5)
+    assert b"asked" not in heard
+    assert heard[-1] == b"last"
+    numbers = [int(each[-10:].lstrip(b"flood")) for each in heard if each[-10:].startswith(b"flood")]
+    assert numbers == sorted(numbers)
+    assert numbers[-waits:] == list(range(written - waits, written))
+
+
+async def _flood(nc: ResilientClient) -> int:
+    """Publish until somebody has to wait; how many."""
+    for number in range(1000):
+        await nc.publish("said", bytes(200_000) + b"flood%05d" % number)
+        await asyncio.sleep(0.002)  # what the connection takes leaves the buffer
+        if nc.pending_data_size >= 1_000_000:
+            return number + 1
+    raise AssertionError("the server takes everything")
