@@ -322,6 +322,7 @@ async def test_a_reconnect_that_begins_anew_replaces_the_one_before(nc: Resilien
             await asyncio.sleep(0.01)
     await echo(nc, "said")
     assert (await nc.request("said", b"after", timeout=5)).data == b"after"
+    assert nc.stats["reconnects"] == 2
 
 
 async def test_a_server_that_is_silent_is_left_within_seconds(
