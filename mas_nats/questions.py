@@ -26,6 +26,9 @@ class Questions:
         self._numbers = count(1)
         self._asked: dict[str, _Question] = {}
 
+    def __len__(self) -> int:
+        return len(self._asked)
+
     def ask(self, subject: str) -> tuple[str, asyncio.Future[Msg]]:
         """A new one: its token, and what waits for the answer. ``forget`` it in any case."""
         token = str(next(self._numbers))

@@ -30,6 +30,8 @@ from mas_nats.questions import Questions, fail
 from mas_nats.wire.header_block import header_block, header_fields
 
 _BATCHES = sys.platform == "linux"
+_FEW = 2
+"""Requests under way up to which each is written by itself: a record and the message behind it."""
 _LEAVING = 1.0
 """Seconds for which a connection that is left may go on sending."""
 ErrorCallback = Callable[[Exception], Awaitable[None]]
@@ -262,9 +264,14 @@ class ResilientClient(Client):
             self._questions.forget(token)
 
     def _write_at_once(self, subject: str, reply: str, payload: bytes, fields: dict[str, Any] | None) -> bool:
-        """Write a message, unless others wait, or it is one that only nats-py can write or refuse."""
+        """Write a request, unless others wait, or it is one that only nats-py can write or refuse.
+
+        Many at the same time are written together, since each write costs both sides.
+        """
+        if self._pending or len(self._questions) > _FEW:
+            return False
         transport, block = self._transport, header_block(fields) if fields else b""
-        if block is None or self._pending or len(payload) > self._max_payload:
+        if block is None or len(payload) > self._max_payload:
             return False
         if self._status != Client.CONNECTED or not isinstance(transport, _Transport) or not transport.idle:
             return False

@@ -56,7 +56,7 @@ async def _run(folder: Path, namespace: str) -> None:
     await worker.start()
     while (served := worker._namespaces.get(namespace)) is None:
         await asyncio.sleep(0.05)
-    await served.nc.subscribe(subject("*"), cb=served.service._take)
+    await served.nc.subscribe_directly(subject("*"), served.service._take)
     await served.nc.flush()
     print("ready", flush=True)
     parent = os.getppid()

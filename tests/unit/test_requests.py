@@ -14,6 +14,7 @@ from sdk_worker import endpoint
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
+from mas_nats import resilient
 from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
 
@@ -44,6 +45,25 @@ async def test_it_stands_behind_what_was_published_before(connect: Connect) -> N
             nc.request("said", b"%d" % (number + 2), timeout=5),
         )
     assert heard == [b"%d" % number for number in range(300)]
+
+
+async def test_many_of_one_moment_are_written_together(connect: Connect) -> None:
+    """Each write is a record of TLS, and wakes the server."""
+    nc, other = await connect(), await connect()
+    await echo(other, "said")
+    await nc.request("said", b"first", timeout=5)
+    writer, written = nc._transport._io_writer, list[bytes]()
+    write = writer.write
+
+    def counted(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    writer.write = counted
+    bodies = [b"%d" % number for number in range(100)]
+    answers = await asyncio.gather(*(nc.request("said", body, timeout=5) for body in bodies))
+    assert [answer.data for answer in answers] == bodies
+    assert len(written) < 6, [len(each) for each in written]
 
 
 async def test_each_gets_its_own_answer_and_nothing_is_left_of_them(connect: Connect) -> None:
@@ -174,6 +194,7 @@ async def test_what_a_server_does_not_take_waits_where_it_is_limited(
         return at_once[-1]
 
     monkeypatch.setattr(nc, "_write_at_once", counted)
+    monkeypatch.setattr(resilient, "_FEW", 1000)
     bodies = [b"%d" % number + bytes(500_000) for number in range(40)]
     nats_server.pause()
     try:
