@@ -1,7 +1,7 @@
 """The way of a governed call without any policy: programs of a measurement, beside those of ``traffic``.
 
 Calls go to a worker, which stores a record and what it is about, and answers. It decides nothing, searches
-nothing and audits nothing, and everybody is in one account: what this takes is NATS's and nats-py's.
+nothing and audits nothing, and everybody is in one account: what this takes is NATS's and its client's.
 
 Calls that are in flight together go as one request, as the SDK has it (ADR 35).
 """
