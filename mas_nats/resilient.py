@@ -67,7 +67,10 @@ class _Transport(TcpTransport):
     def idle(self) -> bool:
         """Whether everything that was written is on its way."""
         writer: Any = self._io_writer
-        return bool(writer and writer.transport) and not writer.transport.get_write_buffer_size()
+        try:
+            return not writer.transport.get_write_buffer_size()
+        except AttributeError:  # asyncio has given it up
+            return False
 
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer
@@ -339,14 +342,21 @@ class ResilientClient(Client):
 
         Raises:
             nats.errors.FlushTimeoutError: it has not.
-            nats.errors.ConnectionReconnectingError: the connection was lost meanwhile.
+            nats.errors.ConnectionReconnectingError: there is no connection, or it was lost meanwhile.
             nats.errors.ConnectionClosedError: it is closed.
 
         """
         if self.is_closed:
             raise errors.ConnectionClosedError
+        if self.is_reconnecting:
+            raise errors.ConnectionReconnectingError
         taken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        await self._send_ping(taken)
+        try:
+            await self._send_ping(taken)
+        except (
+            AttributeError
+        ):  # asyncio has given up the connection already, which nats-py is about to notice
+            raise errors.ConnectionReconnectingError from None
         try:
             # Not wait_for, as nats-py does: it can swallow the cancellation of a reconnect that begins anew.
             async with asyncio.timeout(timeout):

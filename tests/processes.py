@@ -18,7 +18,7 @@ def children(parent: int) -> dict[str, int]:
         for pid in (task / "children").read_text().split():
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
             found[_name([part.decode(errors="replace") for part in command])] = int(pid)
     return found

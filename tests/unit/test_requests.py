@@ -324,6 +324,26 @@ async def test_draining_brings_what_has_arrived(nc: ResilientClient) -> None:
     assert list(nc._direct) == []
 
 
+async def test_a_flush_without_a_connection_says_so_at_once(
+    nc: ResilientClient, nats_server: NatsServer
+) -> None:
+    nats_server.kill()
+    async with asyncio.timeout(5):
+        while nc.is_connected:
+            await asyncio.sleep(0)
+    with pytest.raises(nats.errors.ConnectionReconnectingError):
+        await asyncio.wait_for(nc.flush(60), 1)
+
+
+async def test_nor_does_one_that_asyncio_has_given_up_end_in_anything_else(nc: ResilientClient) -> None:
+    nc._transport._io_writer.transport.close()
+    nc._transport._io_writer.transport.close()
+    with pytest.raises(nats.errors.Error):
+        await nc.flush(2)
+    with pytest.raises(nats.errors.Error):
+        await nc.request("said", timeout=0.5)
+
+
 # -- another connection ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("again", ["wanted", "lost"])
 async def test_a_reconnect_that_begins_anew_replaces_the_one_before(nc: ResilientClient, again: str) -> None:
