@@ -353,9 +353,7 @@ class ResilientClient(Client):
         taken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             await self._send_ping(taken)
-        except (
-            AttributeError
-        ):  # asyncio has given up the connection already, which nats-py is about to notice
+        except AttributeError:  # asyncio has given it up already, which nats-py is about to notice
             raise errors.ConnectionReconnectingError from None
         try:
             # Not wait_for, as nats-py does: it can swallow the cancellation of a reconnect that begins anew.
