@@ -111,12 +111,10 @@ class ResilientClient(Client):
             await super().close()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py has it
-        self._questions.give_up(errors.ConnectionClosedError)  # a server that is silent takes long to leave
+        # First, since a silent server takes long to leave; nothing is asked of a closed connection any more.
+        self._questions.give_up(errors.ConnectionClosedError)
         self._direct.clear()
-        try:
-            await super()._close(status, do_cbs)
-        finally:
-            self._questions.give_up(errors.ConnectionClosedError)
+        await super()._close(status, do_cbs)
 
     def _writes_nowhere(self) -> bool:
         """Whether the server went away while TLS began: then asyncio leaves a writer without a transport."""

@@ -19,6 +19,8 @@ from broker_policy.jetstream import JetStreamError, api, get_last, stream_info
 from mas_nats.wire import headers, subjects
 
 MAX_BYTES = 8 << 20
+BEHIND = 0.1
+"""Seconds that one copy of the log may be behind another."""
 _TIMEOUT = 10.0
 
 

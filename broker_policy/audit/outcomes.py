@@ -47,8 +47,8 @@ _MESSAGES = frozenset((Op.SEND, Op.REQUEST, RELEASE))
 """The calls that store a message under an id of its sender's."""
 _OPEN = frozenset((" ", Outcome.UNKNOWN))
 """What a decision has as its outcome that may have stored its message."""
-_TRIES, _BEHIND = 3, 0.1
-"""How often the log is read where a copy of it lacks the newest, and seconds in between."""
+_TRIES = 3
+"""How often the log is read where a copy of it lacks the newest."""
 _MOST_UNDELIVERED = 100_000
 
 
@@ -101,7 +101,7 @@ class Settler:
             await self._catch_up()
             if self._tail.head.sequence >= newest:
                 break
-            await asyncio.sleep(_BEHIND)  # read from a copy that is behind: what it lacks may matter
+            await asyncio.sleep(log.BEHIND)  # read from a copy that is behind: what it lacks may matter
         else:
             return 0
         found = await self._settle_gone(gone)

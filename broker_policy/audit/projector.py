@@ -58,8 +58,6 @@ LONGEST_INTERVAL = 1.5
 ASK_EVERY = 1.0
 """Seconds after which a worker that does not project asks again whether it may."""
 REMOVE_EVERY = 1.0
-_BEHIND = 0.1
-"""Seconds that the node which leads the log may be behind another, from which a record was read."""
 _BY_NOW = 0.5
 """Seconds since the log was read for which its end counts as known: a writer may be taken for silent."""
 _RESTART_CHECK_EVERY = 5.0
@@ -266,7 +264,7 @@ class Projector:
         if last.claimed == last.stored.sequence:
             return last
         if await log.last_sequence(self._nc) < last.claimed:
-            await asyncio.sleep(_BEHIND)
+            await asyncio.sleep(log.BEHIND)  # of another node than that from which the record was read
             if (reached := await log.last_sequence(self._nc)) < last.claimed:
                 return replace(last, end=reached + 1)
         for following in (await log.read(self._nc, last.stored.sequence + 1, most=1)).messages:

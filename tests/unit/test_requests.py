@@ -35,6 +35,14 @@ async def echo(nc: ResilientClient, subject: str) -> list[bytes]:
     return heard
 
 
+async def unanswered(nc: ResilientClient) -> asyncio.Task[Any]:
+    """A request that has arrived, and that nobody answers."""
+    asked = await nc.subscribe("nobody.answers")
+    waiting = asyncio.create_task(nc.request("nobody.answers", b"", timeout=60))
+    await asked.next_msg(timeout=5)
+    return waiting
+
+
 async def test_it_stands_behind_what_was_published_before(connect: Connect) -> None:
     nc, other = await connect(), await connect()
     heard = await echo(other, "said")
@@ -92,9 +100,7 @@ async def test_an_answer_that_comes_too_late_is_nobodys(connect: Connect) -> Non
 
 async def test_one_that_is_cancelled_is_forgotten(connect: Connect) -> None:
     nc = await connect()
-    asked = await nc.subscribe("said")
-    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
-    await asked.next_msg(timeout=5)
+    waiting = await unanswered(nc)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -103,9 +109,7 @@ async def test_one_that_is_cancelled_is_forgotten(connect: Connect) -> None:
 
 async def test_it_ends_when_the_connection_is_closed(connect: Connect) -> None:
     nc = await connect()
-    asked = await nc.subscribe("said")
-    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
-    await asked.next_msg(timeout=5)
+    waiting = await unanswered(nc)
     await nc.close()
     with pytest.raises(nats.errors.ConnectionClosedError):
         await asyncio.wait_for(waiting, 5)
@@ -116,9 +120,7 @@ async def test_it_ends_when_the_connection_is_closed(connect: Connect) -> None:
 async def test_closing_where_the_server_is_silent_ends_it_at_once(
     nc: ResilientClient, nats_server: NatsServer
 ) -> None:
-    asked = await nc.subscribe("said")
-    waiting = asyncio.create_task(nc.request("said", b"", timeout=60))
-    await asked.next_msg(timeout=5)
+    waiting = await unanswered(nc)
     nats_server.pause()
     try:
         closing = asyncio.create_task(nc.close())
@@ -134,9 +136,7 @@ async def test_it_ends_where_another_connection_is_wanted(nc: ResilientClient, c
     heard, other = await echo(nc, "said"), await connect()
     before = await other.subscribe("said")
     await other.flush()
-    asked = await nc.subscribe("nobody.answers")
-    waiting = asyncio.create_task(nc.request("nobody.answers", b"", timeout=60))
-    await asked.next_msg(timeout=5)
+    waiting = await unanswered(nc)
     await nc.publish("said", b"before")
     await nc.force_reconnect()
     with pytest.raises(nats.errors.ConnectionReconnectingError):
