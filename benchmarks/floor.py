@@ -1,9 +1,9 @@
-"""One way with the least that a policy service of this kind does: programs beside those of ``bare``.
+"""A message and a request with the least that a policy service of this kind does: programs beside ``bare``.
 
 Here each message is permitted, searched, committed to, recorded and chained into the audit, each by as few
 calls of the same libraries as there can be. It shows what those take, and so how much of the governed way is
 this project's own. What it leaves out: an account for each agent, limits, circuits, redaction, reading the
-records back from the log, what became of a message, and everything that goes wrong.
+records back from the log, what became of a message, replies that are kept, and everything that goes wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import Redis
 
 from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT, Part, store
@@ -32,7 +33,7 @@ from mas_nats.resilient import ResilientClient
 from mas_nats.wire import headers
 from mas_nats.wire.bundle import MOST_CALLS
 
-SEND, ACK = "floor.send", "floor.ack"
+SEND, ACK, REPLY = "floor.send", "floor.ack", "floor.reply"
 SENDER, TARGET, TYPE = "a", "b", "note"
 _GATHERING = 0.05
 _TOGETHER = 16
@@ -57,6 +58,12 @@ class _Call(NamedTuple):
     done: asyncio.Future[None]
 
 
+def _bundle(calls: Sequence[tuple[str, bytes]], asked: str = "") -> bytes:
+    """One request of calls, each an id and a body; ``asked`` says where a reply goes."""
+    listed = orjson.dumps([(message_id, TARGET, TYPE, len(body), asked) for message_id, body in calls])
+    return b"".join((len(listed).to_bytes(4), listed, *(body for _, body in calls)))
+
+
 async def floor_send(count: int, concurrency: int) -> None:
     """Calls of one turn of the loop go as one request."""
     loop, gathered, tasks = asyncio.get_running_loop(), list[_Call](), set[asyncio.Task[None]]()
@@ -64,8 +71,7 @@ async def floor_send(count: int, concurrency: int) -> None:
     async with ours() as nc:
 
         async def exchange(calls: Sequence[_Call]) -> None:
-            listed = orjson.dumps([(each.message_id, TARGET, TYPE, len(each.body)) for each in calls])
-            body = b"".join((len(listed).to_bytes(4), listed, *(each.body for each in calls)))
+            body = _bundle([(each.message_id, each.body) for each in calls])
             answer = await nc.request(SEND, body, timeout=30)
             for each, refused in zip(calls, orjson.loads(answer.data), strict=True):
                 if not refused:
@@ -89,16 +95,39 @@ async def floor_send(count: int, concurrency: int) -> None:
         await measure(count, concurrency, send)
 
 
+async def floor_request(count: int, concurrency: int) -> None:
+    """A request is a call like any other; its reply comes to a standing subscription."""
+    async with ours() as nc:
+        inbox, waiting = nc.new_inbox(), dict[str, asyncio.Future[None]]()
+        numbers = itertools.count()
+
+        async def replied(message: Any) -> None:
+            orjson.loads(message.data)
+            waiting.pop(message.subject).set_result(None)
+
+        async def request() -> None:
+            at = f"{inbox}.{next(numbers)}"
+            waiting[at] = reply = asyncio.get_running_loop().create_future()
+            body = _bundle([(secrets.token_hex(16), orjson.dumps(PAYLOAD))], at)
+            answer = await nc.request(SEND, body, timeout=30)
+            if not any(orjson.loads(answer.data)):
+                await reply
+
+        await nc.subscribe_directly(f"{inbox}.*", replied)
+        await measure(count, concurrency, request)
+
+
 async def floor_receive(count: int, _: int) -> None:
-    """A standing pull; what was handled is acknowledged together."""
+    """A standing pull; what was handled is acknowledged together, what is requested is answered first."""
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-    left, last, due, all_seen = 0, 0, False, asyncio.Event()
+    left, last, all_seen = 0, 0, asyncio.Event()
+    due: asyncio.TimerHandle | None = None
 
     async with ours() as nc:
 
         async def acknowledge() -> None:
             nonlocal due
-            due = False
+            due = None
             await nc.request(ACK, str(last).encode(), timeout=30)
 
         def leave() -> None:
@@ -106,16 +135,27 @@ async def floor_receive(count: int, _: int) -> None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        async def handle(message: Any) -> None:
+        def handled(sequence: int) -> None:
             nonlocal left, last, due
-            orjson.loads(message.data)
-            last = int(message.reply.split(".")[5])
-            if not due:
-                due = True
-                loop.call_later(_GATHERING, leave)
+            last = sequence
+            if due is None:
+                due = loop.call_later(_GATHERING, leave)
             left -= 1
             if not left:
                 all_seen.set()
+
+        async def answer(token: str, sequence: int) -> None:
+            await nc.request(REPLY, orjson.dumps(PAYLOAD), headers={headers.REPLY_TOKEN: token}, timeout=30)
+            handled(sequence)
+
+        async def handle(message: Any) -> None:
+            orjson.loads(message.data)
+            sequence = int(message.reply.split(".")[5])
+            if (token := message.headers.get(headers.REPLY_TOKEN)) is None:
+                handled(sequence)
+                return
+            tasks.add(task := asyncio.create_task(answer(token, sequence)))
+            task.add_done_callback(tasks.discard)
 
         inbox = nc.new_inbox()
         await nc.subscribe(inbox, cb=handle, **_EVERYTHING)
@@ -129,6 +169,8 @@ async def floor_receive(count: int, _: int) -> None:
             await all_seen.wait()
             await acknowledge()
             say(done=time.time())
+        if due is not None:
+            due.cancel()
         await asyncio.gather(*tasks)
 
 
@@ -197,8 +239,10 @@ class _Worker:
         self._woken = asyncio.Event()
         self._rules: Ruleset = ruleset(Dlp())
         self._key = secrets.token_bytes(32)
+        self._seal = AESGCM(self._key)
         self._allowed = {SENDER: {TARGET}}
         self._known = set[str]()
+        self._tasks = set[asyncio.Task[None]]()
         self._numbers = itertools.count(1)
         self._previous = ""
 
@@ -209,6 +253,23 @@ class _Worker:
     async def acknowledge(self, message: Any) -> None:
         request = orjson.dumps({"filter": BARE_SUBJECT, "seq": int(message.data) + 1})
         await self._nc.request(f"$JS.API.STREAM.PURGE.{BARE_STREAM}", request, timeout=30)
+        await self._nc.publish(message.reply, b"+")
+
+    async def replied(self, message: Any) -> None:
+        task = asyncio.create_task(self._reply(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reply(self, message: Any) -> None:
+        """Open the capability that came with the request; the reply is kept nowhere."""
+        token = bytes.fromhex(message.headers[headers.REPLY_TOKEN])
+        asked, message_id, target, until = orjson.loads(self._seal.decrypt(token[:12], token[12:], None))
+        now = int(time.time() * 1000)
+        if target != TARGET or until < now or self._rules.look(message.data)[0]:
+            raise RuntimeError("what is replied here is wanted")
+        line, fields = self._recorded(f"{message_id}.r", target, SENDER, TYPE, message.data, now)
+        await self._store([line], [])
+        await self._nc.publish(asked, message.data, headers=fields)
         await self._nc.publish(message.reply, b"+")
 
     async def run(self) -> None:
@@ -231,7 +292,7 @@ class _Worker:
     ) -> list[int]:
         verdicts: list[int] = []
         now, start = int(time.time() * 1000), 4 + int.from_bytes(data[:4])
-        for message_id, target, kind, length in orjson.loads(data[4:start]):
+        for message_id, target, kind, length, asked in orjson.loads(data[4:start]):
             body = data[start : start + length]
             start += length
             refused = target not in self._allowed[SENDER] or message_id in self._known
@@ -239,21 +300,33 @@ class _Worker:
             if refused:
                 continue
             self._known.add(message_id)
-            salt = hmac.digest(self._key, message_id.encode(), "sha256")[:16]
-            content = b"\0".join((target.encode(), kind.encode(), body))
-            committed = hmac.digest(salt, content, "sha256").hex()
-            lines.append([message_id, SENDER, target, kind, length, "ALLOWED", "permissions", committed, now])
-            fields = {
-                headers.MESSAGE_ID: message_id,
-                headers.SENDER: SENDER,
-                headers.TYPE: kind,
-                headers.SENT: str(now),
-                headers.SALT: salt.hex(),
-                headers.TARGET: target,
-                headers.MSG_ID: f"{SENDER}.{message_id}",
-            }
+            line, fields = self._recorded(message_id, SENDER, target, kind, body, now)
+            fields[headers.MSG_ID] = f"{SENDER}.{message_id}"
+            if asked:
+                capability = orjson.dumps((asked, message_id, target, now + 60_000))
+                nonce = secrets.token_bytes(12)
+                fields[headers.REPLY_TOKEN] = (nonce + self._seal.encrypt(nonce, capability, None)).hex()
+            lines.append(line)
             out.append((fields, body))
         return verdicts
+
+    def _recorded(
+        self, message_id: str, sender: str, target: str, kind: str, body: bytes, now: int
+    ) -> tuple[list[Any], dict[str, str]]:
+        """The line of a record, with what commits to the content; and what a message says of itself."""
+        salt = hmac.digest(self._key, message_id.encode(), "sha256")[:16]
+        content = b"\0".join((target.encode(), kind.encode(), body))
+        committed = hmac.digest(salt, content, "sha256").hex()
+        line = [message_id, sender, target, kind, len(body), "ALLOWED", "permissions", committed, now]
+        fields = {
+            headers.MESSAGE_ID: message_id,
+            headers.SENDER: sender,
+            headers.TYPE: kind,
+            headers.SENT: str(now),
+            headers.SALT: salt.hex(),
+            headers.TARGET: target,
+        }
+        return line, fields
 
     async def _store(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
         number = next(self._numbers)
@@ -275,10 +348,11 @@ async def floor_work(_count: int, _concurrency: int) -> None:
         worker = _Worker(nc, audit)
         await nc.subscribe_directly(SEND, worker.take)
         await nc.subscribe(ACK, cb=worker.acknowledge)
+        await nc.subscribe_directly(REPLY, worker.replied)
         await nc.flush()
         say(ready=True)
         await asyncio.gather(worker.run(), audit.run())
 
 
 if __name__ == "__main__":
-    run(role(floor_receive, floor_send, floor_work))
+    run(role(floor_receive, floor_send, floor_request, floor_work))

@@ -15,9 +15,7 @@ SIZES = {"100B": 100, "1KiB": 1024, "16KiB": 16 * 1024}
 ONE_WAY = {1: 400, 16: 2_000, 64: 4_000, 256: 8_000}
 """Calls at each concurrency."""
 BARE_SIZE, BARE = "1KiB", (1, 64, 256)
-"""At which size and concurrency the way without policy is measured, too."""
-FLOOR = (64, 256)
-"""At which concurrency of these the least that a policy does is measured, too."""
+"""At which size and concurrency the way without policy is measured, too, and the least of a policy."""
 PACE = 50
 """Calls a second where latency is measured: what leaves the machine idle most of the time."""
 AT_PACE = 300
@@ -76,8 +74,7 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             yield one_way(size, level, less, said)
             if size == BARE_SIZE and level in BARE:
                 yield bare("one_way", size, f"c{level}", count, level, said)
-            if size == BARE_SIZE and level in FLOOR:
-                yield floor(size, level, count, said)
+                yield floor("one_way", size, f"c{level}", count, level, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -87,6 +84,7 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             yield Workload(key, governed, plain, calls, by=rounds.LATENCY, environment=paced)
             if size == BARE_SIZE:
                 yield bare(name, size, f"rate{PACE}", calls, 1, paced)
+                yield floor(name, size, f"rate{PACE}", calls, 1, paced)
         for kind in ("direct", "mediated"):
             yield state(kind, size, updates, said)
         if size == BARE_SIZE:
@@ -120,11 +118,18 @@ def bare(
     )
 
 
-def floor(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
-    """One way with the least that a policy service does."""
-    sides = ("floor-receive", "floor-send"), ("raw-receive", "raw-send")
-    name = f"floor_one_way/{size}/c{level}"
-    return Workload(name, *sides, count, level, environment=environment, beside="floor-work")
+def floor(
+    what: str, size: str, how: str, count: int, concurrency: int, environment: Mapping[str, str]
+) -> Workload:
+    """The same with the least that a policy service does."""
+    least, raw, by = {
+        "one_way": (("floor-receive", "floor-send"), ("raw-receive", "raw-send"), rounds.RATE),
+        "send": (("floor-receive", "floor-send"), ("raw-receive", "raw-send"), rounds.LATENCY),
+        "request": (("floor-receive", "floor-request"), ("raw-respond", "raw-request"), rounds.LATENCY),
+    }[what]
+    return Workload(
+        f"floor_{what}/{size}/{how}", least, raw, count, concurrency, by, environment, beside="floor-work"
+    )
 
 
 def state(kind: str, size: str, count: int, environment: Mapping[str, str]) -> Workload:
