@@ -27,7 +27,6 @@ from broker_policy.commit.log_room import LogRoom
 from broker_policy.dedup import dedup_id
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import delete_message, publish
-from mas_nats import resilient
 from mas_nats.policy.document import Limits
 from mas_nats.policy.governance import Governance, RateLimits
 from mas_nats.wire import bundle, headers, subjects
@@ -50,7 +49,7 @@ def lossy(nc: Client) -> Lossy:
 
 @pytest.fixture
 async def here(nc: Client, lossy: Lossy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serving]:
-    monkeypatch.setattr(resilient, "_FEW", 0)  # calls of one moment arrive together, and are one batch
+    monkeypatch.setattr("mas_nats.asking._FEW", 0)  # calls of one moment arrive together, and are one batch
     async with serving(nc, document(AGENTS, limits=LIMITS), through=lossy) as up:
         yield up
 

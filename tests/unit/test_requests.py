@@ -14,7 +14,6 @@ from sdk_worker import endpoint
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
-from mas_nats import resilient
 from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
 
@@ -194,7 +193,7 @@ async def test_what_a_server_does_not_take_waits_where_it_is_limited(
         return at_once[-1]
 
     monkeypatch.setattr(nc, "_write_at_once", counted)
-    monkeypatch.setattr(resilient, "_FEW", 1000)
+    monkeypatch.setattr("mas_nats.asking._FEW", 1000)
     bodies = [b"%d" % number + bytes(500_000) for number in range(40)]
     nats_server.pause()
     try:
