@@ -30,11 +30,13 @@ GATHERING = 0.01
 """Seconds for which a handled message waits for others."""
 LONGEST_GATHERING = 0.05
 """Seconds for which it waits where more come all the time: to ask costs as much as many messages do."""
-_ANSWERS = 4
+_ANSWERS = 8
 """How many times as long as the last answer took it may wait, where that is more: a server with thousands of
-consumers takes ten milliseconds to take something out of an inbox, and stores nothing there meanwhile."""
+consumers takes fifteen milliseconds to take something out of an inbox, and stores nothing there meanwhile."""
 ENOUGH = 512
 """Messages for which it is not worth while to wait for more."""
+_ENOUGH_SLOW = 768
+"""The same where answers take long."""
 _TIMEOUT = 2.0
 """Seconds to wait for the policy service, at most; then each message is acknowledged by itself."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0
@@ -86,7 +88,7 @@ class Acknowledgements:
         self._gathered[sequence] = ack_subject
         if self._asking is None and self._timer is None:
             self._gather()
-        elif self._timer is not None and len(self._gathered) >= ENOUGH:
+        elif self._timer is not None and len(self._gathered) >= self._enough:
             self._leave()
         elif len(self._gathered) >= _MOST:
             self._streak.alone += len(self._streak.take())
@@ -127,6 +129,10 @@ class Acknowledgements:
         if self._asking is not None:
             await asyncio.wait({self._asking})
         await asyncio.gather(*self._one_by_one)
+
+    @property
+    def _enough(self) -> int:
+        return ENOUGH if self._longest <= LONGEST_GATHERING else _ENOUGH_SLOW
 
     def _together(self) -> bool:
         """Whether messages can be acknowledged together at the moment."""
@@ -198,7 +204,7 @@ class Acknowledgements:
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
             self._streak.alone += len(together)
             self._say_each(together)
-        if len(self._gathered) >= ENOUGH or not self._together():
+        if len(self._gathered) >= self._enough or not self._together():
             self._leave()
         elif self._gathered:
             self._gather()

@@ -196,6 +196,17 @@ async def test_enough_do_not_wait_for_the_next_look(monkeypatch: pytest.MonkeyPa
     assert [each["most"] for each in one.wire.together] == [ENOUGH]
 
 
+async def test_where_an_answer_took_long_more_are_enough(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acknowledging, "GATHERING", 3600.0)
+    one = Instance(replace(TERMS, ack_wait=1e4))
+    one.acks._longest = 2 * LONGEST_GATHERING
+    await one.handle(first := one.deliver(ENOUGH))
+    assert one.acks._timer is not None
+    await one.handle(rest := one.deliver(768 - ENOUGH))
+    await one.settled()
+    assert [each["most"] for each in one.wire.together] == [len(first) + len(rest)]
+
+
 async def test_where_few_may_be_pending_they_wait_no_longer_than_ever(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(acknowledging, "LONGEST_GATHERING", 60.0)
     monkeypatch.setattr(acknowledging, "_FIRST_PAUSE", 0.0)
