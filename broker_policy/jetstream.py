@@ -17,7 +17,9 @@ from typing import Any
 import nats.errors
 import orjson
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from mas_nats.asking import AskingClient, Published
 from mas_nats.wire import headers
 from mas_nats.wire.stored import unsettled
 
@@ -116,7 +118,23 @@ async def publish(
         nats.errors.Error: no answer within ``timeout`` seconds, or no connection; it may be stored.
 
     """
-    answer = await nc.request(subject, body, timeout=timeout, headers=fields)
+    return _ack(await nc.request(subject, body, timeout=timeout, headers=fields))
+
+
+async def publish_behind(
+    nc: AskingClient,
+    first: Published,
+    subject: str,
+    body: bytes,
+    fields: dict[str, str],
+    *,
+    timeout: float = 5.0,
+) -> Ack:
+    """As ``publish``, right behind ``first``, which the stream does not acknowledge."""
+    return _ack(await nc.request_behind(first, subject, body, timeout=timeout, headers=fields))
+
+
+def _ack(answer: Msg) -> Ack:
     result = checked(answer.data)
     return Ack(int(result["seq"]), bool(result.get("duplicate")))
 

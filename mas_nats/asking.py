@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+from nats.js.api import Header
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from mas_nats.questions import Questions, fail
@@ -21,7 +22,17 @@ from mas_nats.wire.header_block import header_block, header_fields
 _FEW = 2
 """Requests under way up to which each is written by itself: a record and the message behind it."""
 
+_NOBODY = "503"
+"""The status of an answer that says that nobody is there (ADR-4 of NATS)."""
 Receive = Callable[[Msg], Awaitable[None]]
+
+
+class Published(NamedTuple):
+    """What is published, and to which nobody has to answer."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
 
 
 class Transport(TcpTransport):
@@ -123,8 +134,25 @@ class AskingClient(Client):
             self._resp_sub_prefix = None
             raise
 
+    async def request_behind(
+        self, first: Published, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str]
+    ) -> Msg:
+        """Publish ``first`` and, right behind it, a request: in one write, where that can be.
+
+        Raises: as ``request``.
+        """
+        answer = await self._request_new_style(subject, payload, timeout, headers, first)
+        if answer.headers and answer.headers.get(Header.STATUS) == _NOBODY:
+            raise errors.NoRespondersError
+        return answer
+
     async def _request_new_style(
-        self, subject: str, payload: bytes, timeout: float = 1, headers: dict[str, Any] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        timeout: float = 1,
+        headers: dict[str, Any] | None = None,
+        first: Published | None = None,
     ) -> Msg:
         # nats-py has a task write each request, and another one give each answer to who waits: whoever asks
         # for one thing after the other waits for both.
@@ -136,8 +164,10 @@ class AskingClient(Client):
         reply = self._inbox + token
         expiry = loop.call_at(end, fail, answer, errors.TimeoutError())
         try:
-            if not self._write_at_once(subject, reply, payload, headers):
+            if not self._write_at_once(subject, reply, payload, headers, first):
                 async with asyncio.timeout_at(end):  # there may be no room
+                    if first is not None:
+                        await self.publish(first.subject, first.payload, headers=first.headers)
                     await self.publish(subject, payload, reply, headers)
             return await answer
         except TimeoutError:
@@ -146,23 +176,43 @@ class AskingClient(Client):
             expiry.cancel()
             self._questions.forget(token)
 
-    def _write_at_once(self, subject: str, reply: str, payload: bytes, fields: dict[str, Any] | None) -> bool:
+    def _write_at_once(
+        self,
+        subject: str,
+        reply: str,
+        payload: bytes,
+        fields: dict[str, Any] | None,
+        first: Published | None,
+    ) -> bool:
         """Write a request, unless others wait, or it is one that only nats-py can write or refuse.
 
         Many at the same time are written together, since each write costs both sides.
         """
         if self._pending or len(self._questions) > _FEW:
             return False
-        transport, block = self._transport, header_block(fields) if fields else b""
-        if block is None or len(payload) > self._max_payload:
+        whole = self._command(subject, reply, payload, fields)
+        if first is not None:
+            before = self._command(first.subject, "", first.payload, first.headers)
+            whole = whole and before and before + whole
+        transport = self._transport
+        if not whole or self._status != Client.CONNECTED:
             return False
-        if self._status != Client.CONNECTED or not isinstance(transport, Transport) or not transport.idle:
+        if not isinstance(transport, Transport) or not transport.idle:
             return False
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(payload)
-        whole = hpub_cmd(subject, reply, block, payload) if block else pub_cmd(subject, reply, payload)
+        self.stats["out_msgs"] += 1 if first is None else 2
+        self.stats["out_bytes"] += len(payload) if first is None else len(payload) + len(first.payload)
         transport.write(whole)  # type: ignore[no-untyped-call]
         return True
+
+    def _command(self, subject: str, reply: str, payload: bytes, fields: dict[str, Any] | None) -> bytes:
+        """What is written to publish this; nothing where only nats-py can write or refuse it."""
+        block = header_block(fields) if fields else b""
+        if block is None or len(payload) > self._max_payload:
+            return b""
+        command: bytes = (
+            hpub_cmd(subject, reply, block, payload) if block else pub_cmd(subject, reply, payload)
+        )
+        return command
 
     # -- publishing and reading --------------------------------------------------------------------------
     async def _send_publish(

@@ -10,6 +10,8 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
+from mas_nats.asking import Published
+
 _FULL = b'{"error":{"code":503,"err_code":10023,"description":"insufficient resources"}}'
 Which = Callable[[str, dict[str, str]], bool]
 
@@ -70,6 +72,18 @@ class Lossy:
                 self.happened.set()
                 raise nats.errors.TimeoutError
         return await self.nc.request(subject, payload, timeout=timeout, headers=headers)
+
+    async def request_behind(
+        self, first: Published, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str]
+    ) -> Any:
+        """What comes first has no answer that could be lost; the rest is a request like any other."""
+        found = next((each for each in self._faults if each[1](first.subject, first.headers)), None)
+        if found is not None:
+            self._faults.remove(found)
+            self.happened.set()
+        if found is None or found[0] == "lose":
+            await self.nc.publish(first.subject, first.payload, headers=first.headers)
+        return await self.request(subject, payload, timeout, headers)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.nc, name)

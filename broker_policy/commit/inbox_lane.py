@@ -17,7 +17,6 @@ from enum import Enum
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
 
 from broker_policy.audit.record import RecordKind
 from broker_policy.commit.ahead import AT_ONCE, Ahead, Judging
@@ -40,6 +39,7 @@ from broker_policy.jetstream import (
     subject_full,
 )
 from broker_policy.telemetry.watching import Watch
+from mas_nats.asking import AskingClient
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call
 from mas_nats.wire import headers
@@ -63,7 +63,7 @@ class InboxLane:
 
     def __init__(
         self,
-        nc: Client,
+        nc: AskingClient,
         writer: RecordWriter,
         *,
         judging: Judging,

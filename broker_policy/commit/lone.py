@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from nats.aio.client import Client
-
 from broker_policy.audit.probe import is_probe
 from broker_policy.audit.record import Outcome, RecordKind, Way
 from broker_policy.commit.answered import MaybeStored, Withheld, publish_until_answered, until_answered
@@ -18,6 +16,7 @@ from broker_policy.commit.writer import Prepared, RecordWriter
 from broker_policy.dedup import RecentIds
 from broker_policy.jetstream import Ack, JetStreamError, StoredMessage, get_known, subject_full
 from broker_policy.sealing import commitment
+from mas_nats.asking import AskingClient
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Refusal
 from mas_nats.wire import headers, subjects
@@ -32,7 +31,7 @@ class Lone:
 
     def __init__(
         self,
-        nc: Client,
+        nc: AskingClient,
         writer: RecordWriter,
         answers: Answers,
         *,
@@ -55,16 +54,15 @@ class Lone:
         lines += [judged.line for judged in told]
         self._writer.require_room()
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
-        early = self._behind.publish(prepared, [judged.message for judged in items]) if behind else []
-        try:
-            recorded = await self._writer.put(prepared, len(lines))
-        except BaseException:  # without it in the log they are refused, or nobody asks any more
-            for each in early:
-                each.cancel()
-            raise
-        found = await asyncio.gather(*early)
+        early = await self._behind.publish(prepared, [judged.message for judged in items]) if behind else []
+        if early and isinstance(first := early[0], Ack) and not first.duplicate:
+            recorded = first.sequence - 1  # it lies right behind its record
+            self._writer.written(prepared)
+        else:
+            repeated = Unacknowledged.UNDER_WAY in early
+            recorded = await self._writer.put(prepared, len(lines), repeated=repeated)
         self._answers.recorded(prepared, [*items, *told])
-        await self.each(prepared, items, found, recorded)
+        await self.each(prepared, items, early, recorded)
 
     async def each(
         self,

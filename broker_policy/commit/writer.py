@@ -207,23 +207,25 @@ class RecordWriter:
         await self.put(prepared, len(decisions))
         return prepared
 
-    async def put(self, prepared: Prepared, own: int) -> int:
+    async def put(self, prepared: Prepared, own: int, *, repeated: bool = False) -> int:
         """Publish a record that goes alone; its place in the log, once it is durable.
 
-        ``own`` as for ``give_back``.
+        ``own`` as for ``give_back``. ``repeated``: an earlier try was not answered.
 
         Raises: as ``write``.
         """
         try:
-            return await self._put(prepared, own)
+            return await self._put(prepared, own, repeated=repeated)
         except JetStreamError as error:
             if error.code in NO_ROOM:
                 raise LogFull from error
             raise
 
-    async def _put(self, prepared: Prepared, own: int) -> int:
+    async def _put(self, prepared: Prepared, own: int, *, repeated: bool = False) -> int:
         try:
-            ack = await publish_until_answered(self._nc, prepared.subject, prepared.body, prepared.fields)
+            ack = await publish_until_answered(
+                self._nc, prepared.subject, prepared.body, prepared.fields, repeated=repeated
+            )
         except MaybeStored:
             # Its number is neither free nor taken, so it has to stay this record's.
             try:

@@ -15,7 +15,7 @@ from broker_policy.commit import behind
 from broker_policy.jetstream import publish
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision
-from tests.lossy import Lossy, messages, records
+from tests.lossy import Lossy, Which, messages, records
 from tests.serving import Serving, document, serving
 from tests.unit.test_commit_lane import AGENTS, LIMITS, many, occupy, settled, stored
 
@@ -47,6 +47,17 @@ class Between(Lossy):
         ]
 
 
+def from_the_second_on(which: Which) -> Which:
+    seen: list[str] = []
+
+    def later(subject: str, fields: dict[str, str]) -> bool:
+        if which(subject, fields):
+            seen.append(subject)
+        return len(seen) > 1 and seen[-1] == subject
+
+    return later
+
+
 @pytest.fixture
 def between(nc: Client) -> Between:
     return Between(nc)
@@ -63,6 +74,48 @@ async def test_it_is_published_once_and_with_the_record(here: Serving, between: 
     assert set(await stored(here)) == {"new0"}
     assert between.published() == [True]
     assert await settled(here, "new0") == Outcome.COMMITTED
+
+
+async def test_its_acknowledgement_is_its_record_s_too(here: Serving, between: Between):
+    await here.send("alice", "bob", id="first")  # with it the lane has begun
+    between.seen.clear()
+    assert (await here.send("alice", "bob", id="new0")).ok
+    assert [subject for subject, _ in between.seen if subject.startswith("mas.audit.")] == []
+    assert (await stored(here))["new0"]
+
+
+async def test_one_that_is_not_answered_is_stored_once_with_one_record(here: Serving, between: Between):
+    await here.send("alice", "bob", id="first")
+    between.lose(messages)
+    verdict = await here.send("alice", "bob", id="new0")
+    assert (verdict.ok, verdict.duplicate) == (True, False)
+    assert between.published() == [True, True, False]
+    assert set(await stored(here)) == {"first", "new0"}
+    assert await settled(here, "new0") == Outcome.COMMITTED
+    decided = [line for record in await here.records() for line in record.decisions]
+    assert [line.message_id for line in decided] == ["first", "new0"]
+
+
+async def test_a_duplicate_says_nothing_of_the_record_before_it(here: Serving, between: Between):
+    await here.send("alice", "bob", id="first")
+    await occupy(here, "bob", 1)
+    between.swallow(records)
+    verdict = await here.send("alice", "bob", {"n": 0}, id="old0")
+    assert (verdict.ok, verdict.duplicate) == (True, True)
+    assert await settled(here, "old0") == Outcome.DUPLICATE
+
+
+async def test_a_record_that_may_be_stored_keeps_its_number(here: Serving, between: Between):
+    """Neither the message is answered nor the record stored a second time: the log says that it is full."""
+    await here.send("alice", "bob", id="first")
+    between.lose(messages)
+    between.refuse(from_the_second_on(records))
+    verdict = await here.send("alice", "bob", id="new0")
+    assert between._faults == []
+    assert (verdict.ok, verdict.duplicate) == (True, False)
+    assert set(await stored(here)) == {"first", "new0"}
+    decided = [line for record in await here.records() for line in record.decisions]
+    assert [line.message_id for line in decided] == ["first", "new0"]
 
 
 async def test_it_does_not_wait_for_the_record(here: Serving, between: Between):

@@ -14,6 +14,7 @@ from sdk_worker import endpoint
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
+from mas_nats.asking import Published
 from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
 
@@ -147,6 +148,50 @@ async def test_it_ends_where_another_connection_is_wanted(nc: ResilientClient, c
             await asyncio.sleep(0.01)
     assert (await nc.request("said", b"after", timeout=5)).data == b"after"
     assert set(heard) >= {b"meanwhile", b"after"}
+
+
+@pytest.mark.parametrize(("waits", "writes"), [(False, 1), (True, 1)], ids=["at once", "behind others"])
+async def test_what_is_published_first_and_a_request_behind_it_are_one_write(
+    waits: bool, writes: int, connect: Connect
+) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    await nc.request("said", b"first", timeout=5)
+    written, write = list[bytes](), nc._transport.write
+
+    def counted(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    nc._transport.write = counted
+    bodies = [b"0"] if waits else []
+    if waits:
+        await nc.publish("said", b"0")
+    before = dict(nc.stats)
+    first = Published("said", b"1", {"X-First": "1"})
+    answer = await nc.request_behind(first, "said", b"22", timeout=5, headers={"X-Behind": "2"})
+    assert (answer.data, heard) == (b"22", [b"first", *bodies, b"1", b"22"])
+    assert len(written) == writes
+    assert (nc.stats["out_msgs"] - before["out_msgs"], nc.stats["out_bytes"] - before["out_bytes"]) == (2, 3)
+
+
+async def test_what_is_published_first_arrives_also_where_nobody_answers(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    with pytest.raises(nats.errors.NoRespondersError):
+        await nc.request_behind(Published("said", b"1", {}), "unheard", b"", timeout=5, headers={})
+    await other.flush()
+    assert heard == [b"1"]
+
+
+async def test_what_is_too_large_to_be_published_first_is_refused(connect: Connect) -> None:
+    nc = await connect()
+    heard = await echo(nc, "said")
+    first = Published("said", bytes(nc.max_payload + 1), {})
+    with pytest.raises(nats.errors.MaxPayloadError):
+        await nc.request_behind(first, "said", b"2", timeout=5, headers={})
+    await nc.flush()
+    assert heard == []
 
 
 async def test_where_nobody_may_publish_it_fails_at_once(
