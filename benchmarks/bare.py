@@ -29,6 +29,7 @@ from benchmarks.traffic import (
     rounds,
     say,
 )
+from mas_nats.asking import AskingClient, Published
 from mas_nats.loop import run
 from mas_nats.wire import headers
 from mas_nats.wire.bundle import MOST_CALLS
@@ -37,8 +38,6 @@ BARE_STREAM, BARE_SUBJECT, BARE_RECORDS = "BARE", "bare.inbox.b", "bare.record"
 SEND, REPLY, STATE = "bare.send", "bare.reply", "bare.state"
 RECORD = b"x" * 300
 """Stands for a decision in a record."""
-LONE = 4
-"""Messages up to which they go as plain publishes, as in the inbox lane."""
 _BETWEEN = b"\0"
 _ASKED = "Bare-Asked"  # where the reply to a message goes
 _numbers = itertools.count()
@@ -155,7 +154,7 @@ async def _record(nc: Client) -> None:
     await nc.request(f"{BARE_RECORDS}.{name}", RECORD, headers={headers.MSG_ID: name}, timeout=30)
 
 
-async def _store(nc: Client, messages: list[tuple[bytes, dict[str, str]]]) -> None:
+async def _store(nc: AskingClient, messages: list[tuple[bytes, dict[str, str]]]) -> None:
     name = f"{os.getpid()}.{next(_numbers)}"
     parts = [Part(f"{BARE_RECORDS}.{name}", RECORD * len(messages), {headers.MSG_ID: f"{name}.0"})]
     for place, (body, more) in enumerate(messages, start=1):
@@ -171,8 +170,8 @@ class Part(NamedTuple):
     fields: dict[str, str]
 
 
-async def store(nc: Client, parts: Sequence[Part], *, batch: str) -> int:
-    """Store a record and the messages behind it: plainly where they are few, else as an atomic batch.
+async def store(nc: AskingClient, parts: Sequence[Part], *, batch: str) -> int:
+    """Store a record and the messages behind it: one plainly, as the inbox lane does it, more as a batch.
 
     Returns the sequence of the record.
 
@@ -180,12 +179,17 @@ async def store(nc: Client, parts: Sequence[Part], *, batch: str) -> int:
         RuntimeError: the server refused it.
 
     """
-    if len(parts) <= LONE + 1:
-        for before, after in itertools.pairwise(parts):
-            after.fields[headers.EXPECTED_LAST_MSG_ID] = before.fields[headers.MSG_ID]
-        requests = (nc.request(part.subject, part.body, timeout=30, headers=part.fields) for part in parts)
-        record, *_ = map(_sequence, await asyncio.gather(*requests))
-        return record
+    if len(parts) == 1:
+        record = parts[0]
+        return _sequence(await nc.request(record.subject, record.body, timeout=30, headers=record.fields))
+    if len(parts) == 2:
+        record, message = parts
+        message.fields[headers.EXPECTED_LAST_MSG_ID] = record.fields[headers.MSG_ID]
+        first = Published(record.subject, record.body, record.fields)
+        answer = await nc.request_behind(
+            first, message.subject, message.body, timeout=30, headers=message.fields
+        )
+        return _sequence(answer) - 1
     for place, part in enumerate(parts, start=1):
         part.fields[headers.BATCH_ID], part.fields[headers.BATCH_SEQUENCE] = batch, str(place)
     for part in parts[:-1]:

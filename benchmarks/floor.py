@@ -127,6 +127,8 @@ async def floor_receive(count: int, _: int) -> None:
 
         async def acknowledge() -> None:
             nonlocal due
+            if due is not None:
+                due.cancel()
             due = None
             await nc.request(ACK, str(last).encode(), timeout=30)
 
@@ -137,7 +139,7 @@ async def floor_receive(count: int, _: int) -> None:
 
         def handled(sequence: int) -> None:
             nonlocal left, last, due
-            last = sequence
+            last = max(last, sequence)
             if due is None:
                 due = loop.call_later(_GATHERING, leave)
             left -= 1
@@ -169,8 +171,6 @@ async def floor_receive(count: int, _: int) -> None:
             await all_seen.wait()
             await acknowledge()
             say(done=time.time())
-        if due is not None:
-            due.cancel()
         await asyncio.gather(*tasks)
 
 
@@ -243,6 +243,7 @@ class _Worker:
         self._allowed = {SENDER: {TARGET}}
         self._known = set[str]()
         self._tasks = set[asyncio.Task[None]]()
+        self._storing = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._previous = ""
 
@@ -258,7 +259,11 @@ class _Worker:
     async def replied(self, message: Any) -> None:
         task = asyncio.create_task(self._reply(message))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._replied)
+
+    def _replied(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        task.result()  # what went wrong is said
 
     async def _reply(self, message: Any) -> None:
         """Open the capability that came with the request; the reply is kept nowhere."""
@@ -329,6 +334,10 @@ class _Worker:
         return line, fields
 
     async def _store(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
+        async with self._storing:  # each record names the one before it
+            await self._store_next(lines, out)
+
+    async def _store_next(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
         number = next(self._numbers)
         record, name = orjson.dumps([number, self._previous, lines]), f"{os.getpid()}.{number}"
         mac = hmac.digest(self._key, record, "sha256").hex()
