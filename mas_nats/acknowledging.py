@@ -35,6 +35,8 @@ _ANSWERS = 8
 consumers takes fifteen milliseconds to take something out of an inbox, and stores nothing there meanwhile."""
 ENOUGH = 512
 """Messages for which it is not worth while to wait for more."""
+_SLOW = 0.0125
+"""Seconds that an answer takes at least where it takes long."""
 _ENOUGH_SLOW = 768
 """The same where answers take long."""
 _TIMEOUT = 2.0
@@ -197,7 +199,7 @@ class Acknowledgements:
             self._pause = _FIRST_PAUSE
             if self._may_wait:
                 took = min(loop.time() - asked, _TIMEOUT)  # longer only where a handler blocked the loop
-                self._longest = max(LONGEST_GATHERING, _ANSWERS * took)
+                self._longest = _ANSWERS * took if took > _SLOW else LONGEST_GATHERING
         else:
             logger.info("%s: %d messages acknowledged one by one: %s", self._agent, len(together), refused)
             self._not_before = max(self._not_before, loop.time() + self._pause)
