@@ -139,7 +139,7 @@ class AskingClient(Client):
     ) -> Msg:
         """Publish ``first`` and, right behind it, a request: in one write, where that can be.
 
-        Raises: as ``request``.
+        Both subjects have to be subjects; that is not looked at. Raises: as ``request``.
         """
         answer = await self._request_new_style(subject, payload, timeout, headers, first)
         if answer.headers and answer.headers.get(Header.STATUS) == _NOBODY:

@@ -54,12 +54,7 @@ class Lossy:
         timeout: float = 1,
         headers: dict[str, str] | None = None,
     ) -> Any:
-        for held in self._held:
-            if held[0](subject, headers or {}):
-                self._held.remove(held)
-                self.happened.set()
-                await held[1].wait()
-                break
+        await self._wait(subject, headers or {})
         for fault in self._faults:
             what, which = fault
             if which(subject, headers or {}):
@@ -77,6 +72,7 @@ class Lossy:
         self, first: Published, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str]
     ) -> Any:
         """What comes first has no answer that could be lost; the rest is a request like any other."""
+        await self._wait(first.subject, first.headers)
         found = next((each for each in self._faults if each[1](first.subject, first.headers)), None)
         if found is not None:
             self._faults.remove(found)
@@ -84,6 +80,14 @@ class Lossy:
         if found is None or found[0] == "lose":
             await self.nc.publish(first.subject, first.payload, headers=first.headers)
         return await self.request(subject, payload, timeout, headers)
+
+    async def _wait(self, subject: str, fields: dict[str, str]) -> None:
+        for held in self._held:
+            if held[0](subject, fields):
+                self._held.remove(held)
+                self.happened.set()
+                await held[1].wait()
+                break
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.nc, name)

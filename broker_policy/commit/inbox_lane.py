@@ -49,8 +49,8 @@ log = logging.getLogger(__name__)
 BISECTIONS = 2
 """How often a rejected batch is halved. One bad message is left among an eighth of them then, and many are in
 all parts: to publish those one by one, all at once, takes less than to halve on."""
-LONE_MAX = 2
-"""Up to so many go as plain publishes: an atomic batch costs as much as two or three, however small."""
+LONE_MAX = 1
+"""Up to so many go as plain publishes, behind a record: an atomic batch costs as much as two or three."""
 MARK_AFTER = 0.5
 """Seconds of rest after which settlements are written and the last record is covered by another."""
 

@@ -49,20 +49,21 @@ class Lone:
         self._behind = Behind(nc, single)
 
     async def commit(self, told: Sequence[Judged], items: Sequence[Judged], *, behind: bool) -> None:
-        """Commit each by itself. ``behind``: right behind their record, where that can be."""
+        """Commit each by itself. ``behind``: one that is alone right behind its record, where that can be."""
         lines = [judged.line._replace(way=Way.LONE) for judged in items]
         lines += [judged.line for judged in told]
         self._writer.require_room()
         prepared = self._writer.prepare(RecordKind.DECISIONS, lines, revision=revision([*items, *told]))
-        early = await self._behind.publish(prepared, [judged.message for judged in items]) if behind else []
-        if early and isinstance(first := early[0], Ack) and not first.duplicate:
-            recorded = first.sequence - 1  # it lies right behind its record
+        alone = behind and len(items) == 1
+        early = await self._behind.publish(prepared, items[0].message) if alone else None
+        if isinstance(early, Ack) and not early.duplicate:
+            recorded = early.sequence - 1  # it lies right behind its record
             self._writer.written(prepared)
         else:
-            repeated = Unacknowledged.UNDER_WAY in early
+            repeated = early is Unacknowledged.UNDER_WAY
             recorded = await self._writer.put(prepared, len(lines), repeated=repeated)
         self._answers.recorded(prepared, [*items, *told])
-        await self.each(prepared, items, early, recorded)
+        await self.each(prepared, items, [] if early is None else [early], recorded)
 
     async def each(
         self,

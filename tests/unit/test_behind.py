@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from broker_policy.audit.record import Outcome
+from broker_policy.audit.record import Outcome, RecordKind
 from broker_policy.commit import behind
 from broker_policy.jetstream import publish
+from mas_nats.asking import Published
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision
-from tests.lossy import Lossy, Which, messages, records
+from tests.lossy import Lossy, Which, batches, messages, records
 from tests.serving import Serving, document, serving
 from tests.unit.test_commit_lane import AGENTS, LIMITS, many, occupy, settled, stored
 
@@ -105,6 +107,40 @@ async def test_a_duplicate_says_nothing_of_the_record_before_it(here: Serving, b
     assert await settled(here, "old0") == Outcome.DUPLICATE
 
 
+async def test_where_the_log_takes_no_record_a_repetition_lets_nobody_else_in(
+    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
+):
+    """Another worker stored the message last, so what would follow it would be stored without a decision."""
+    monkeypatch.setattr("mas_nats.asking._FEW", 0)  # both arrive together
+    await here.send("alice", "bob", id="first")
+    await occupy(here, "bob", 1)
+    between.refuse(records, times=2)
+    between.refuse(batches)
+    calls = [here.send("alice", "bob", {"n": n}, id=name) for n, name in ((0, "old0"), (1, "b"))]
+    assert not any(verdict.ok for verdict in await asyncio.gather(*calls))
+    assert [each.subject for each in await here.log()][-1] == subjects.inbox("bob")
+    assert [each.headers.get(headers.MESSAGE_ID) for each in await here.log()][-1] is None  # old0
+
+
+async def test_one_whose_record_went_over_an_earlier_connection_follows_another(
+    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
+):
+    await here.send("alice", "bob", id="first")
+
+    async def cut(first: Published, *_: Any, **__: Any) -> Any:
+        monkeypatch.undo()
+        await here.nc.publish(first.subject, first.payload, headers=first.headers)
+        await here.nc.flush()
+        here.nc.stats["reconnects"] += 1
+        raise nats.errors.ConnectionReconnectingError
+
+    monkeypatch.setattr(between, "request_behind", cut)
+    assert (await here.send("alice", "bob", id="new0")).ok
+    kinds = [record.kind for record in await here.records("i")]
+    assert kinds == [RecordKind.OPEN, RecordKind.DECISIONS, RecordKind.DECISIONS, RecordKind.MARK]
+    assert set(await stored(here)) == {"first", "new0"}
+
+
 async def test_a_record_that_may_be_stored_keeps_its_number(here: Serving, between: Between):
     """Neither the message is answered nor the record stored a second time: the log says that it is full."""
     await here.send("alice", "bob", id="first")
@@ -116,15 +152,6 @@ async def test_a_record_that_may_be_stored_keeps_its_number(here: Serving, betwe
     assert set(await stored(here)) == {"first", "new0"}
     decided = [line for record in await here.records() for line in record.decisions]
     assert [line.message_id for line in decided] == ["first", "new0"]
-
-
-async def test_it_does_not_wait_for_the_record(here: Serving, between: Between):
-    """The answer to the record is lost; the message is stored by then, and not a second time."""
-    await here.send("alice", "bob", id="first")
-    between.lose(records)
-    assert (await here.send("alice", "bob", id="new0")).ok
-    assert set(await stored(here)) == {"first", "new0"}
-    assert between.published() == [True, True]
 
 
 async def test_another_worker_between_costs_a_second_try(here: Serving, between: Between):
@@ -192,17 +219,6 @@ async def test_where_it_is_always_in_vain_it_is_left_alone_for_some_time(
     assert (await many(here, 1, first=5))[0].ok
     assert between.published()[-1:] == [True]
     assert set(await stored(here)) == {f"new{number}" for number in range(6)}
-
-
-async def test_several_behind_one_record_are_in_vain_once(
-    here: Serving, between: Between, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("broker_policy.commit.inbox_lane.LONE_MAX", 4)
-    between.intruders = 1
-    assert all(verdict.ok for verdict in await many(here, 4))
-    assert (await here.send("alice", "bob", id="last")).ok
-    assert between.published()[-1:] == [True]
-    assert set(await stored(here)) == {"new0", "new1", "new2", "new3", "last"}
 
 
 async def test_many_writers_at_once(nc: Client, here: Serving):

@@ -322,7 +322,10 @@ async def test_behind_a_new_connection_comes_a_record_first(here: Serving, lossy
     assert "new0" in await stored(here)
 
 
-async def test_where_that_record_finds_no_room_the_message_is_refused(here: Serving, lossy: Lossy):
+async def test_where_that_record_finds_no_room_the_message_is_refused(
+    here: Serving, lossy: Lossy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("broker_policy.commit.inbox_lane.LONE_MAX", 2)
     here.service._room.copies = 3  # then a message waits for its record
     assert (await here.send("alice", "bob", id="before")).ok
     first, later = lossy.hold(records), lossy.hold(records)
