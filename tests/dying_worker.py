@@ -44,7 +44,11 @@ def before(owner: type, name: str, concerned: Callable[..., bool] = lambda *_: T
 
 def other_side_is_recorded() -> None:
     """Die when the other side's record is written and its message is not; none goes right behind it."""
-    Behind.publish = lambda *_: []  # type: ignore[method-assign]
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    Behind.publish = nothing  # type: ignore[method-assign, assignment]
     before(Lone, "each", lambda _, items, *__: bool(items[0].call.origin))()
 
 

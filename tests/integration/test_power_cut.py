@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -150,7 +151,7 @@ class Beside:
         self.id = new_message_id()
         self.recorded, self.stored = asyncio.Event(), asyncio.Event()
         monkeypatch.setattr(outcomes, "SILENT", 5.0)  # it lives
-        monkeypatch.setattr(Behind, "publish", lambda *_: [])
+        monkeypatch.setattr(Behind, "publish", AsyncMock(return_value=None))
         each, look = Lone.each, projector.Projector._round
 
         async def later(projecting: projector.Projector) -> int:
