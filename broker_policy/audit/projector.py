@@ -50,6 +50,8 @@ _TURN = 0.001
 _T = TypeVar("_T")
 RECORDS = 1000
 """Records read at once."""
+PAGE = 2 << 20
+"""Bytes of records read at once: decoded they take some ten times as much, and none is larger."""
 DECISIONS = 500
 """Decisions appended at once: few enough that the event loop and Redis are never held up for long."""
 SETTLE_EVERY = 0.7
@@ -226,7 +228,7 @@ class Projector:
 
     async def _project_page(self) -> log.Page:
         await self._tail.refresh()
-        page = await log.read(self._nc, self._tail.head.sequence + 1, most=RECORDS)
+        page = await log.read(self._nc, self._tail.head.sequence + 1, most=RECORDS, max_bytes=PAGE)
         if not page.messages:
             if self._due("restart", _RESTART_CHECK_EVERY):
                 await self._notice_restart()
