@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from nats.aio.client import Client
@@ -39,14 +40,21 @@ async def consumers(nc: Client) -> dict[str, dict[str, Any]]:
 
     Raises: as ``waiting``.
     """
-    found: dict[str, dict[str, Any]] = {}
+    return {consumer["name"]: consumer async for consumer in listed(nc)}
+
+
+async def listed(nc: Client) -> AsyncIterator[dict[str, Any]]:
+    """The same one by one, a page of them at a time: of thousands of agents it is many megabytes.
+
+    Raises: as ``waiting``.
+    """
     offset = 0
     while True:
         page = await api(nc, f"CONSUMER.LIST.{subjects.INBOX_STREAM}", {"offset": offset})
         some = page.get("consumers") or []
         for consumer in some:
             if consumer["config"].get("filter_subject") == subjects.inbox(consumer["name"]):
-                found[consumer["name"]] = consumer
+                yield consumer
         offset += len(some)
         if not some or offset >= int(page["total"]):
-            return found
+            return

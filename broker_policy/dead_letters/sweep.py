@@ -21,7 +21,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from broker_policy.commit.answered import UNANSWERED
-from broker_policy.dead_letters.inboxes import consumers, waiting
+from broker_policy.dead_letters.inboxes import listed, waiting
 from broker_policy.dead_letters.removed import RemovedAgents
 from broker_policy.dead_letters.undertaker import EXHAUSTED, UNREPORTED, NoRoom, Undertaker, for_all
 from broker_policy.jetstream import StoredMessage, direct_get_page
@@ -83,7 +83,7 @@ class Sweep:
         """
         before, self._seen = self._seen, set()
         buried = 0
-        for consumer in (await consumers(self._nc)).values():
+        async for consumer in listed(self._nc):
             left = self._again(await self._left_behind(consumer), before)
             left = await self._there_still(consumer["name"], left)
             await for_all(functools.partial(self._exhausted, consumer), left)
