@@ -335,19 +335,16 @@ class _Worker:
 
     async def _store(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
         async with self._storing:  # each record names the one before it
-            await self._store_next(lines, out)
-
-    async def _store_next(self, lines: list[list[Any]], out: list[tuple[dict[str, str], bytes]]) -> None:
-        number = next(self._numbers)
-        record, name = orjson.dumps([number, self._previous, lines]), f"{os.getpid()}.{number}"
-        mac = hmac.digest(self._key, record, "sha256").hex()
-        parts = [Part(f"{BARE_RECORDS}.{name}", record, {headers.MSG_ID: name, headers.RECORD_MAC: mac})]
-        for place, (fields, body) in enumerate(out):
-            fields[headers.AUDIT] = f"{name}.{place}"
-            parts.append(Part(BARE_SUBJECT, body, fields))
-        first = await store(self._nc, parts, batch=name.replace(".", "-"))
-        self._previous = hashlib.sha256(record).hexdigest()
-        self._audit.records.append((first, record))
+            number = next(self._numbers)
+            record, name = orjson.dumps([number, self._previous, lines]), f"{os.getpid()}.{number}"
+            mac = hmac.digest(self._key, record, "sha256").hex()
+            parts = [Part(f"{BARE_RECORDS}.{name}", record, {headers.MSG_ID: name, headers.RECORD_MAC: mac})]
+            for place, (fields, body) in enumerate(out):
+                fields[headers.AUDIT] = f"{name}.{place}"
+                parts.append(Part(BARE_SUBJECT, body, fields))
+            first = await store(self._nc, parts, batch=name.replace(".", "-"))
+            self._previous = hashlib.sha256(record).hexdigest()
+            self._audit.records.append((first, record))
 
 
 async def floor_work(_count: int, _concurrency: int) -> None:

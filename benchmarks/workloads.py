@@ -73,8 +73,8 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             less = count if length <= 1024 else count // 2
             yield one_way(size, level, less, said)
             if size == BARE_SIZE and level in BARE:
-                yield bare("one_way", size, f"c{level}", count, level, said)
-                yield floor("one_way", size, f"c{level}", count, level, said)
+                for kind in ("bare", "floor"):
+                    yield beside(kind, "one_way", size, f"c{level}", count, level, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -83,12 +83,12 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
             key = f"{name}/{size}/rate{PACE}"
             yield Workload(key, governed, plain, calls, by=rounds.LATENCY, environment=paced)
             if size == BARE_SIZE:
-                yield bare(name, size, f"rate{PACE}", calls, 1, paced)
-                yield floor(name, size, f"rate{PACE}", calls, 1, paced)
+                for kind in ("bare",) if quick else ("bare", "floor"):
+                    yield beside(kind, name, size, f"rate{PACE}", calls, 1, paced)
         for kind in ("direct", "mediated"):
             yield state(kind, size, updates, said)
         if size == BARE_SIZE:
-            yield bare("state_mediated", size, "c1", updates, 1, said)
+            yield beside("bare", "state_mediated", size, "c1", updates, 1, said)
 
 
 def one_way(size: str, level: int, count: int, environment: Mapping[str, str]) -> Workload:
@@ -103,33 +103,20 @@ def asked(size: str, level: int, count: int, environment: Mapping[str, str]) -> 
     return Workload(f"request/{size}/c{level}", *sides, count, level, environment=environment)
 
 
-def bare(
-    what: str, size: str, how: str, count: int, concurrency: int, environment: Mapping[str, str]
+def beside(
+    kind: str, what: str, size: str, how: str, count: int, concurrency: int, environment: Mapping[str, str]
 ) -> Workload:
-    """The same without policy: what NATS and nats-py take of it."""
-    ours, raw, by = {
-        "one_way": (("bare-receive", "bare-send"), ("raw-receive", "raw-send"), rounds.RATE),
-        "send": (("bare-receive", "bare-send"), ("raw-receive", "raw-send"), rounds.LATENCY),
-        "request": (("bare-respond", "bare-request"), ("raw-respond", "raw-request"), rounds.LATENCY),
-        "state_mediated": (("", "bare-state"), ("", "raw-state"), rounds.RATE),
+    """The same ``bare``, without policy, or at its ``floor``, with the least that a policy service does."""
+    receiver, sender, raw, by = {
+        "one_way": ("receive", "send", ("raw-receive", "raw-send"), rounds.RATE),
+        "send": ("receive", "send", ("raw-receive", "raw-send"), rounds.LATENCY),
+        "request": ("receive", "request", ("raw-respond", "raw-request"), rounds.LATENCY),
+        "state_mediated": ("", "state", ("", "raw-state"), rounds.RATE),
     }[what]
-    return Workload(
-        f"bare_{what}/{size}/{how}", ours, raw, count, concurrency, by, environment, beside="bare-work"
-    )
-
-
-def floor(
-    what: str, size: str, how: str, count: int, concurrency: int, environment: Mapping[str, str]
-) -> Workload:
-    """The same with the least that a policy service does."""
-    least, raw, by = {
-        "one_way": (("floor-receive", "floor-send"), ("raw-receive", "raw-send"), rounds.RATE),
-        "send": (("floor-receive", "floor-send"), ("raw-receive", "raw-send"), rounds.LATENCY),
-        "request": (("floor-receive", "floor-request"), ("raw-respond", "raw-request"), rounds.LATENCY),
-    }[what]
-    return Workload(
-        f"floor_{what}/{size}/{how}", least, raw, count, concurrency, by, environment, beside="floor-work"
-    )
+    receiver = "respond" if (kind, what) == ("bare", "request") else receiver
+    ours = f"{kind}-{receiver}" if receiver else "", f"{kind}-{sender}"
+    name = f"{kind}_{what}/{size}/{how}"
+    return Workload(name, ours, raw, count, concurrency, by, environment, beside=f"{kind}-work")
 
 
 def state(kind: str, size: str, count: int, environment: Mapping[str, str]) -> Workload:

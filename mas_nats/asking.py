@@ -20,8 +20,7 @@ from mas_nats.questions import Questions, fail
 from mas_nats.wire.header_block import header_block, header_fields
 
 _FEW = 2
-"""Requests under way up to which each is written by itself: a record and the message behind it."""
-
+"""Requests under way up to which each is written by itself; more are written together."""
 _NOBODY = "503"
 """The status of an answer that says that nobody is there (ADR-4 of NATS)."""
 Receive = Callable[[Msg], Awaitable[None]]

@@ -93,6 +93,19 @@ class Lossy:
         return getattr(self.nc, name)
 
 
+def from_the_second_on(which: Which) -> Which:
+    """What ``which`` chooses, but for the first of it."""
+    seen: list[str] = []
+
+    def later(subject: str, fields: dict[str, str]) -> bool:
+        if not which(subject, fields):
+            return False
+        seen.append(subject)
+        return len(seen) > 1
+
+    return later
+
+
 def records(subject: str, _fields: dict[str, str]) -> bool:
     """Publishes of records that go alone."""
     return subject.startswith("mas.audit.")

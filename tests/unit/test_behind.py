@@ -17,7 +17,7 @@ from broker_policy.jetstream import publish
 from mas_nats.asking import Published
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision
-from tests.lossy import Lossy, Which, batches, messages, records
+from tests.lossy import Lossy, batches, from_the_second_on, messages, records
 from tests.serving import Serving, document, serving
 from tests.unit.test_commit_lane import AGENTS, LIMITS, many, occupy, settled, stored
 
@@ -47,17 +47,6 @@ class Between(Lossy):
         return [
             headers.EXPECTED_LAST_MSG_ID in fields for at in self.seen if messages(*at) for fields in [at[1]]
         ]
-
-
-def from_the_second_on(which: Which) -> Which:
-    seen: list[str] = []
-
-    def later(subject: str, fields: dict[str, str]) -> bool:
-        if which(subject, fields):
-            seen.append(subject)
-        return len(seen) > 1 and seen[-1] == subject
-
-    return later
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.audit_log import KEY, NAMESPACE, connect
 from tests.conftest import StartNats
-from tests.lossy import Lossy, batches, messages, records
+from tests.lossy import Lossy, Which, batches, from_the_second_on, messages, records
 from tests.serving import Serving, document, serving
 
 LIMITS = Limits(inbox_messages=300)
@@ -292,17 +292,9 @@ async def test_messages_of_an_unanswered_batch_that_are_gone(here: Serving, loss
 
 
 # -- another connection -----------------------------------------------------------------------------------
-def after_the_next_record():
+def after_the_next_record() -> Which:
     """The record that the inbox lane has to write once another connection carries its messages."""
-    seen: list[str] = []
-
-    def which(subject: str, fields: dict[str, str]) -> bool:
-        if not (records(subject, fields) and "i." in subject):
-            return False
-        seen.append(subject)
-        return len(seen) > 1
-
-    return which
+    return from_the_second_on(lambda subject, fields: records(subject, fields) and "i." in subject)
 
 
 async def test_behind_a_new_connection_comes_a_record_first(here: Serving, lossy: Lossy):

@@ -150,9 +150,9 @@ async def test_it_ends_where_another_connection_is_wanted(nc: ResilientClient, c
     assert set(heard) >= {b"meanwhile", b"after"}
 
 
-@pytest.mark.parametrize(("waits", "writes"), [(False, 1), (True, 1)], ids=["at once", "behind others"])
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "behind others"])
 async def test_what_is_published_first_and_a_request_behind_it_are_one_write(
-    waits: bool, writes: int, connect: Connect
+    waits: bool, connect: Connect
 ) -> None:
     nc, other = await connect(), await connect()
     heard = await echo(other, "said")
@@ -171,7 +171,7 @@ async def test_what_is_published_first_and_a_request_behind_it_are_one_write(
     first = Published("said", b"1", {"X-First": "1"})
     answer = await nc.request_behind(first, "said", b"22", timeout=5, headers={"X-Behind": "2"})
     assert (answer.data, heard) == (b"22", [b"first", *bodies, b"1", b"22"])
-    assert len(written) == writes
+    assert len(written) == 1
     assert (nc.stats["out_msgs"] - before["out_msgs"], nc.stats["out_bytes"] - before["out_bytes"]) == (2, 3)
 
 
