@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import secrets
 import signal
@@ -25,6 +26,7 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker_policy import huge_pages
 from broker_policy.admission.counters import PATIENCE, Counters
 from broker_policy.audit.file_sink import FileSink
 from broker_policy.audit.memory import Memory, memory_of
@@ -81,6 +83,8 @@ _FOLLOW_KEYS = 0.5
 _NEW_OBJECTS = 10_000
 """Objects more than at the garbage collector's last look, before it looks again: those of calls under way
 are thousands, all of them in use."""
+_GATHERED_AFTER, _GATHERED_EVERY = (3.0, 30.0), 600.0
+"""Seconds after which, and then between which, memory is gathered on huge pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,7 @@ class PolicyWorker:
         )
         await self._callout.start()
         self._spawn(self._follow_keys())
+        self._spawn(_gather_memory())
         if self._telemetry is not None:
             await self._telemetry.start(lambda: dict(self._namespaces), stale=lambda: self._follower.stale)
         log.info(
@@ -470,6 +475,12 @@ def _telemetry(config: WorkerConfig, worker: str) -> WorkerTelemetry | None:
     from broker_policy.telemetry.worker import WorkerTelemetry  # noqa: PLC0415
 
     return WorkerTelemetry(config.telemetry, worker=worker, port=config.metrics_port)
+
+
+async def _gather_memory() -> None:
+    for pause in itertools.chain(_GATHERED_AFTER, itertools.repeat(_GATHERED_EVERY)):
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(huge_pages.gather)
 
 
 async def serve(config: WorkerConfig, ready: Path | None) -> int:

@@ -103,7 +103,7 @@ async def publish_until_answered(
         if before is not None:
             await prepare(before)
         try:
-            return replace(await publish(nc, subject, body, fields), repeated=repeated)
+            ack = await publish(nc, subject, body, fields)
         except JetStreamError as error:
             if room and error.code in NO_ROOM:
                 raise _NoRoomYet from error
@@ -113,6 +113,7 @@ async def publish_until_answered(
         except (nats.errors.Error, OSError):
             repeated = True
             raise
+        return replace(ack, repeated=True) if repeated else ack
 
     return await until_answered(attempt, patience)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _APART = b"\0"
 """Between texts that are searched together: no word, no number and no base64 goes on behind it."""
+_ID = re.compile(r"(?!.*[0-9]{13})[0-9a-f]{32}")
+"""128 bits in hexadecimal, as the SDK and most libraries make an id. 13 digits in a row may be a card's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,8 @@ class Inspection:
         body = b"" if call.op == Op.FRAME else call.body
         known = isinstance(call.searched, Searched) and call.searched.body == body
         unknown = b"" if known else body
-        if possible(rules, unknown + _beside(call)):
-            said = _said(call)
+        said = _said(call, rules)
+        if possible(rules, unknown + _beside(said)):
             if redact_text(rules, said) != said:
                 return refusals.dlp_header()
         elif not known:
@@ -118,22 +121,27 @@ class Inspection:
 
 def _harmless(rules: Ruleset, calls: Sequence[Call]) -> list[bool]:
     """Of each whether what it says beside its body holds nothing: by halves, where something is found."""
-    if not possible(rules, _APART.join(map(_beside, calls))):
+    distinct = {_said(call, rules) for call in calls}
+    if not possible(rules, _APART.join(map(_beside, distinct))):
         return [True] * len(calls)
     if len(calls) == 1:
-        said = _said(calls[0])
+        (said,) = distinct
         return [redact_text(rules, said) == said]
     half = len(calls) // 2
     return _harmless(rules, calls[:half]) + _harmless(rules, calls[half:])
 
 
-def _said(call: Call) -> str:
-    """What a call says beside its body."""
-    return f"{call.type} {call.message_id} {call.tracestate}"
+def _said(call: Call, rules: Ruleset) -> str:
+    """What a call says beside its body. An id that is nothing else is left out, unless there are own rules.
+
+    Each new id leads the search through states that it has not been in: that takes longer than the body.
+    """
+    message_id = "" if rules.built_in and _ID.fullmatch(call.message_id) else call.message_id
+    return f"{call.type} {message_id} {call.tracestate}"
 
 
-def _beside(call: Call) -> bytes:
-    return b"\n" + _said(call).encode(errors="replace")
+def _beside(said: str) -> bytes:
+    return b"\n" + said.encode(errors="replace")
 
 
 def _plain(call: Call) -> bool:

@@ -1,0 +1,115 @@
+"""Ids that are nothing but ids are not searched, and nothing is missed by that."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_policy.dlp import redact_text, ruleset
+from broker_policy.pipeline import dlp
+from broker_policy.pipeline.dlp import Inspection
+from mas_nats.policy.call import Call
+from mas_nats.policy.document import AgentPolicy, Document
+from mas_nats.policy.governance import Dlp, DlpRule, Governance
+from mas_nats.policy.table import Table
+from mas_nats.wire.correlation import new_message_id
+from mas_nats.wire.subjects import Op
+
+CARD = "4111111111111111"
+OWN = DlpRule(id="badge", type="badge", pattern="dead[0-9]{4}", action="block")
+HEXADECIMAL = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
+def table(**settings: Any) -> Table:
+    document = Document(
+        account="A" * 56,
+        namespace="default",
+        agents={name: AgentPolicy(account="A" * 56) for name in ("alice", "bob")},
+        governance=Governance(dlp=Dlp(**settings)),
+    )
+    return Table.compile(document, 1)
+
+
+def call(message_id: str, tracestate: str = "") -> Call:
+    body = orjson.dumps({"text": "the quick brown fox"})
+    made = Call("alice", Op.SEND, body, "", message_id=message_id, target="bob", type="note")
+    made.received, made.tracestate = 1, tracestate
+    return made
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Everything that is searched."""
+    texts: list[bytes] = []
+    possible = dlp.possible
+    monkeypatch.setattr(dlp, "possible", lambda rules, raw: texts.append(raw) or possible(rules, raw))
+    return texts
+
+
+def search(calls: list[Call], under: Table) -> list[bool]:
+    """Of each whether it is refused, alone and among others."""
+    inspection = Inspection()
+    alone = [inspection.inspect(each, under) is not None for each in calls]
+    for each in calls:
+        each.searched = None
+    together = inspection.clean(calls, under)
+    assert not any(clean and refused for clean, refused in zip(together, alone, strict=True))
+    return alone
+
+
+def test_an_id_of_the_sdk_is_not_searched(searched: list[bytes]):
+    ids = [each for each in (new_message_id() for _ in range(50)) if dlp._ID.fullmatch(each)]
+    assert len(ids) > 40
+    assert not any(search([call(each) for each in ids], table()))
+    assert searched
+    assert not any(each.encode() in text for each in ids for text in searched)
+
+
+@pytest.mark.parametrize(
+    "message_id",
+    ["m1", "219-09-9999", CARD, "ab" * 15 + "a", "ab" * 16 + "a", "AB" * 16, "a" * 10 + "1" * 13 + "b" * 9],
+)
+def test_every_other_id_is_searched(searched: list[bytes], message_id: str):
+    search([call(message_id), call("m2")], table())
+    assert sum(message_id.encode() in text for text in searched) >= 2
+
+
+def test_with_own_rules_every_id_is_searched(searched: list[bytes]):
+    ids = ["dead1234" + "ab" * 12, "beef1234" + "ab" * 12]
+    assert search([call(each) for each in ids], table(rules=[OWN])) == [True, False]
+    assert all(any(each.encode() in text for text in searched) for each in ids)
+    off = OWN.model_copy(update={"enabled": False})
+    searched.clear()
+    assert search([call(each) for each in ids], table(rules=[off])) == [False, False]
+    assert not any(each.encode() in text for each in ids for text in searched)
+
+
+def test_what_stands_beside_an_id_is_searched():
+    id_ = "ab" * 16
+    assert search([call(id_, "k=1"), call(id_, "k=219-09-9999")], table()) == [False, True]
+
+
+def _says(message_id: str) -> bool:
+    """Whether built-in rules find something in it, as it stands between a type and a trace state."""
+    said = f"note {message_id} k=1"
+    return redact_text(ruleset(Dlp()), said) != said
+
+
+@given(HEXADECIMAL)
+def test_no_built_in_rule_finds_anything_in_such_an_id(message_id: str):
+    assert not (dlp._ID.fullmatch(message_id) and _says(message_id))
+
+
+def test_the_number_of_a_card_in_an_id_is_found_wherever_it_is():
+    """And shows that the test above could fail: of an id without a letter the rules say something."""
+    draw = random.Random(1)
+    for at in range(17):
+        digits = "".join(draw.choices("0123456789", k=16))
+        assert dlp._ID.fullmatch(digits[:at] + CARD + digits[at:]) is None
+    assert _says(f"{CARD[:8]} {CARD[8:]}")
+    assert _says(CARD)
