@@ -29,6 +29,7 @@ class Lease:
         self._subject = subjects.kv_key(subjects.LEASES_BUCKET, name)
         self._holder = holder.encode()
         self._sequence = 0
+        self._unanswered = False  # a write may be stored without our knowing where
 
     async def hold(self) -> bool:
         """Take the lease, or renew it; whether this worker has it now."""
@@ -48,7 +49,9 @@ class Lease:
         return False
 
     async def give_up(self) -> None:
-        """Let another worker take it at once."""
+        """Let another worker take it at once, also where ``hold`` was cancelled before it had its answer."""
+        if self._unanswered:
+            await self._free()
         if self._sequence:
             with contextlib.suppress(*_UNANSWERED):
                 await self._write(b"")
@@ -66,4 +69,7 @@ class Lease:
 
     async def _write(self, holder: bytes) -> int:
         condition = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._sequence)}
-        return (await publish(self._nc, self._subject, holder, condition, timeout=1)).sequence
+        self._unanswered = True
+        ack = await publish(self._nc, self._subject, holder, condition, timeout=1)
+        self._unanswered = False
+        return ack.sequence

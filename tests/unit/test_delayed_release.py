@@ -13,12 +13,14 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome
+from broker_policy.delayed import lease as leases
 from broker_policy.delayed import releaser
 from broker_policy.delayed.claims import Claim, Claims, For
 from broker_policy.delayed.lease import Lease
 from broker_policy.delayed.releaser import Releaser
 from broker_policy.delayed.stream import DelayedStream
-from broker_policy.jetstream import api, delete_message, direct_get_page
+from broker_policy.ending import end
+from broker_policy.jetstream import api, delete_message, direct_get_page, publish
 from broker_policy.tenants import streams
 from mas_nats.policy.document import Document, Limits
 from mas_nats.wire import headers, subjects
@@ -457,6 +459,36 @@ async def test_a_lease_is_one_workers_at_a_time(nc: Client):
         assert await second.hold()
         assert not await first.hold()
         await until(first.hold)  # nobody renews it
+
+
+@pytest.mark.parametrize("held_before", [True, False])
+async def test_who_is_ended_while_it_asks_leaves_no_lease(
+    nc: Client, monkeypatch: pytest.MonkeyPatch, *, held_before: bool
+):
+    """What it wrote is stored, and the answer never comes."""
+    monkeypatch.setattr(streams, "LEASE_AGE", 120.0)
+    async with serving(nc):
+        first, second = Lease(nc, "test", "w1"), Lease(nc, "test", "w2")
+
+        async def left() -> bool:
+            await first.give_up()  # on a busy machine it may not be answered
+            return await second.hold()
+
+        if held_before:
+            assert await first.hold()
+        stored = asyncio.Event()
+
+        async def unanswered(*given: Any, **options: Any) -> Any:
+            await publish(*given, **options)
+            stored.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as away:
+            away.setattr(leases, "publish", unanswered)
+            asking = asyncio.create_task(first.hold())
+            await stored.wait()
+            await end([asking])
+        await until(left)
 
 
 async def test_who_looks_too_late_has_no_lease(nc: Client, monkeypatch: pytest.MonkeyPatch):
