@@ -480,7 +480,11 @@ def _telemetry(config: WorkerConfig, worker: str) -> WorkerTelemetry | None:
 async def _gather_memory() -> None:
     for pause in itertools.chain(_GATHERED_AFTER, itertools.repeat(_GATHERED_EVERY)):
         await asyncio.sleep(pause)
-        await asyncio.to_thread(huge_pages.gather)
+        try:
+            await asyncio.to_thread(huge_pages.gather)
+        except Exception as error:  # noqa: BLE001 - whatever it is, without it everything is only slower
+            log.info("memory is not gathered on huge pages: %r", error)
+            return
 
 
 async def serve(config: WorkerConfig, ready: Path | None) -> int:

@@ -23,6 +23,8 @@ _APART = b"\0"
 """Between texts that are searched together: no word, no number and no base64 goes on behind it."""
 _ID = re.compile(r"(?!.*[0-9]{13})[0-9a-f]{32}")
 """128 bits in hexadecimal, as the SDK and most libraries make an id. 13 digits in a row may be a card's."""
+_SOME_ID = "|"
+"""Stands for such an id: a sign of no rule's, so that its neighbours do not become each other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +134,11 @@ def _harmless(rules: Ruleset, calls: Sequence[Call]) -> list[bool]:
 
 
 def _said(call: Call, rules: Ruleset) -> str:
-    """What a call says beside its body. An id that is nothing else is left out, unless there are own rules.
+    """What a call says beside its body; where no rule is own, ``_SOME_ID`` for an id that is nothing else.
 
     Each new id leads the search through states that it has not been in: that takes longer than the body.
     """
-    message_id = "" if rules.built_in and _ID.fullmatch(call.message_id) else call.message_id
+    message_id = _SOME_ID if rules.built_in and _ID.fullmatch(call.message_id) else call.message_id
     return f"{call.type} {message_id} {call.tracestate}"
 
 
