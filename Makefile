@@ -24,7 +24,7 @@ help:
 	@echo "make test    lint, types and every test"
 	@echo "make unit    the tests that start no server"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
-	@echo "make bench   how fast it is beside raw nats-py, in one run; QUICK=1 in about a minute"
+	@echo "make bench   how fast it is beside raw nats-py, in one run; QUICK=1 in under a minute"
 	@echo "make speed   whether it has become slower than benchmarks/expected.json says"
 	@echo "make sidecar-kills  the sidecar of an MCP server killed while money is transferred: COUNT=100"
 	@echo "make fuzz    what hypothesis makes up, against policy and manifests: SECONDS=600 SEED=1"

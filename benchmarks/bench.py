@@ -81,7 +81,7 @@ def kept(result: dict[str, Any], folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the main ratios, in about a minute")
+    parser.add_argument("--quick", action="store_true", help="the main ratios, in under a minute")
     parser.add_argument("--profile", choices=("durable", "relaxed"), action="append", help="default: both")
     parser.add_argument("--rounds", type=int, help="default: 5, quick 3")
     parser.add_argument(
