@@ -134,7 +134,7 @@ class Ruleset:
             if action is not DlpAction.ALERT:
                 self._widen(own)
         self._always = tuple(always)
-        self._built_in = not any(rule.own for rule in self.rules)
+        self.built_in = not any(rule.own for rule in self.rules)
         sources.insert(0, (PACKED, rf"{forms.BASE64}|{forms.PERCENT}", False))
         self._sets = [
             made
@@ -148,11 +148,6 @@ class Ruleset:
         if needed > LONGEST_WINDOW:
             self.endless = self.endless or own.id
         self.window = max(self.window, WINDOW, min(needed, LONGEST_WINDOW))
-
-    @property
-    def built_in(self) -> bool:
-        """Whether none of them is a user's own."""
-        return self._built_in
 
     @property
     def idle(self) -> bool:
