@@ -67,15 +67,14 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
     sizes = {"1KiB": 1024} if quick else SIZES
     levels = {1: 200, 64: 1_500, 256: 3_000} if quick else ONE_WAY
     calls, updates = (60, 100) if quick else (AT_PACE, STATE)
-    kinds = () if quick else ("bare", "floor")
     for size, length in sizes.items():
         said = {"BENCH_BYTES": str(length)}
+        kinds = ("bare", "floor") if size == BARE_SIZE and not quick else ()
         for level, count in levels.items():
             less = count if length <= 1024 else count // 2
             yield one_way(size, level, less, said)
-            if size == BARE_SIZE and level in BARE:
-                for kind in kinds:
-                    yield beside(kind, "one_way", size, f"c{level}", count, level, said)
+            for kind in kinds if level in BARE else ():
+                yield beside(kind, "one_way", size, f"c{level}", count, level, said)
         paced = said | {"BENCH_RATE": str(PACE)}
         for name, governed, plain in (
             ("send", ("receive", "send"), ("raw-receive", "raw-send")),
@@ -83,12 +82,11 @@ def workloads(*, quick: bool) -> Iterator[Workload]:
         ):
             key = f"{name}/{size}/rate{PACE}"
             yield Workload(key, governed, plain, calls, by=rounds.LATENCY, environment=paced)
-            if size == BARE_SIZE:
-                for kind in kinds:
-                    yield beside(kind, name, size, f"rate{PACE}", calls, 1, paced)
+            for kind in kinds:
+                yield beside(kind, name, size, f"rate{PACE}", calls, 1, paced)
         for kind in ("direct", "mediated"):
             yield state(kind, size, updates, said)
-        if size == BARE_SIZE and kinds:
+        if kinds:
             yield beside("bare", "state_mediated", size, "c1", updates, 1, said)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,32 +10,20 @@ from broker_policy.dlp import redact_text, ruleset
 from broker_policy.pipeline import dlp
 from broker_policy.pipeline.dlp import Inspection
 from mas_nats.policy.call import Call
-from mas_nats.policy.document import AgentPolicy, Document
-from mas_nats.policy.governance import Dlp, DlpRule, Governance
+from mas_nats.policy.governance import Dlp, DlpRule
 from mas_nats.policy.table import Table
 from mas_nats.wire.correlation import new_message_id
-from mas_nats.wire.subjects import Op
+from tests.unit.test_dlp_together import CLEAN, holds, table
+from tests.unit.test_dlp_together import call as call_of
 
 CARD = "4111111111111111"
-LONG = "a" * 10 + "1" * 13 + "b" * 9
 OWN = DlpRule(id="badge", type="badge", pattern="dead[0-9]{4}", action="block")
 HEXADECIMAL = st.text("0123456789abcdef", min_size=32, max_size=32)
 
 
-def table(**settings: Any) -> Table:
-    document = Document(
-        account="A" * 56,
-        namespace="default",
-        agents={name: AgentPolicy(account="A" * 56) for name in ("alice", "bob")},
-        governance=Governance(dlp=Dlp(**settings)),
-    )
-    return Table.compile(document, 1)
-
-
 def call(message_id: str, tracestate: str = "", kind: str = "note") -> Call:
-    body = orjson.dumps({"text": "the quick brown fox"})
-    made = Call("alice", Op.SEND, body, "", message_id=message_id, target="bob", type=kind)
-    made.received, made.tracestate = 1, tracestate
+    made = call_of(CLEAN, message_id, kind)
+    made.tracestate = tracestate
     return made
 
 
@@ -53,11 +38,8 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def search(calls: list[Call], under: Table) -> list[bool]:
     """Of each whether it is refused, alone and among others."""
-    inspection = Inspection()
-    alone = [inspection.inspect(each, under) is not None for each in calls]
-    for each in calls:
-        each.searched = None
-    together = inspection.clean(calls, under)
+    alone = [holds(each, under) for each in calls]
+    together = Inspection().clean(calls, under)
     assert not any(clean and refused for clean, refused in zip(together, alone, strict=True))
     return alone
 
