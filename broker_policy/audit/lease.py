@@ -32,6 +32,7 @@ class Lease:
         self._hold = redis.register_script(_HOLD)
         self._give_up = redis.register_script(_GIVE_UP)
         self._held_since: float | None = None
+        self._unanswered = False  # it may be ours without our knowing
 
     async def hold(self) -> bool:
         """Take or keep the lease; whether it is ours."""
@@ -39,12 +40,14 @@ class Lease:
         if self._held_since is not None and now - self._held_since < _RENEW_AFTER:
             return True
         milliseconds = int(TERM * 1000)
+        self._unanswered = True
         mine = bool(await self._hold(keys=[self._key], args=[self._holder, milliseconds]))
+        self._unanswered = False
         self._held_since = now if mine else None
         return mine
 
     async def give_up(self) -> None:
-        """Let another worker take it at once."""
-        if self._held_since is not None:
-            self._held_since = None
+        """Let another worker take it at once, also where ``hold`` was cancelled before it had its answer."""
+        if self._held_since is not None or self._unanswered:
+            self._held_since, self._unanswered = None, False
             await cast("Any", self._give_up)(keys=[self._key], args=[self._holder])

@@ -18,8 +18,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from redis.asyncio import Redis
 
+from broker_policy.audit import lease as lease_module
 from broker_policy.audit import log
 from broker_policy.audit.findings import FindingKind
+from broker_policy.audit.lease import Lease
 from broker_policy.audit.log import Page
 from broker_policy.audit.memory import Memory
 from broker_policy.audit.probe import is_probe
@@ -223,6 +225,42 @@ async def test_run_projects_and_removes_by_itself(nc, redis, projector):
         await running
     assert await redis.get(projector.store.layout.lease) is None  # given up
     await intact(redis)
+
+
+@pytest.mark.parametrize("held_before", [True, False])
+async def test_a_projector_ended_while_it_asks_leaves_no_lease(
+    nc, redis, projector, monkeypatch, *, held_before: bool
+):
+    """Redis has given it the lease, and the answer never comes."""
+    lease, asked = projector._lease, asyncio.Event()
+    ask_redis = lease._hold
+    if held_before:
+        assert await lease.hold()
+        monkeypatch.setattr(lease_module, "_RENEW_AFTER", 0.0)
+
+    async def unanswered(**given: Any) -> None:
+        await ask_redis(**given)
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(lease, "_hold", unanswered)
+    running = asyncio.create_task(projector.run())
+    await asked.wait()
+    assert await redis.get(projector.store.layout.lease) is not None
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    assert await redis.get(projector.store.layout.lease) is None
+
+
+async def test_who_asked_in_vain_leaves_the_lease_to_its_holder(redis):
+    first, second = Lease(redis, "lease", "w1"), Lease(redis, "lease", "w2")
+    assert await first.hold()
+    assert not await second.hold()
+    await second.give_up()
+    assert not await second.hold()
+    await first.give_up()
+    assert await second.hold()
 
 
 # -- outcomes --------------------------------------------------------------------------------------------
@@ -492,10 +530,33 @@ async def test_nothing_is_called_handled_by_a_copy_of_the_log_that_is_behind(
 
     with monkeypatch.context() as patched:
         patched.setattr(log, "read", behind)
-        await projector.settle_once()
+        assert await projector.settle_once() == 0
     assert await outcomes(redis, sender="alice") == ["c"]
     await project(projector)
     assert await outcomes(redis, sender="alice") == ["d"]
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_a_copy_of_the_log_that_catches_up_meanwhile_is_asked_again(
+    nc, redis, projector, monkeypatch, reads: int
+):
+    """One message was handled; how the other ended is on that node only after it was asked ``reads`` times."""
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH), line(Way.BATCH)])
+    await project(projector)
+    await handle(nc, "bob", 2)
+    report = await writer.report("bob", record + 2, Outcome.DEAD)
+    read, asked = log.read, 0
+
+    async def late(nc: Client, first: int, pattern: str = subjects.AUDIT_SUBJECTS, **options: int) -> Page:
+        nonlocal asked
+        page = await read(nc, first, pattern, **options)
+        asked += 1
+        return page if asked > reads else Page([each for each in page.messages if each.sequence < report], 0)
+
+    monkeypatch.setattr(log, "read", late)
+    assert await projector.settle_once() == 1
+    assert await outcomes(redis, sender="alice") == ["h", "d"]
 
 
 # -- dead workers ----------------------------------------------------------------------------------------
