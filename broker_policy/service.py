@@ -139,10 +139,16 @@ class NamespaceService:
             namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM, clock
         )
 
-        def writer(lane: str) -> RecordWriter:
-            told = None if watch is None else watch.recorded
+        def writer(lane: str, *, messages: bool = False) -> RecordWriter:
             return RecordWriter(
-                nc, namespace, worker + lane, record_key, room=self._room, clock=clock, told=told
+                nc,
+                namespace,
+                worker + lane,
+                record_key,
+                room=self._room,
+                messages=messages,
+                clock=clock,
+                told=None if watch is None else watch.recorded,
             )
 
         counters = counters or Counters(None)
@@ -174,8 +180,8 @@ class NamespaceService:
             "single": lambda: self._room.copies == 1,
             "watch": watch,
         }
-        self._slow = InboxLane(nc, writer("s"), slow=None, **lanes)
-        self._inbox = InboxLane(nc, writer("i"), slow=self._slow, **lanes)
+        self._slow = InboxLane(nc, writer("s", messages=True), slow=None, **lanes)
+        self._inbox = InboxLane(nc, writer("i", messages=True), slow=self._slow, **lanes)
         self._acts = ActLane(writer("a"))
         marker = Marker(namespace, record_key)
         self._direct_states = DirectStateAudit(
@@ -233,7 +239,7 @@ class NamespaceService:
             self._leaving,
             replies=replies,
             put=self._take_arriving,
-            search=self._searching.search,
+            search=self._searching.take,
         )
         self._operators = OperatorCalls(
             nc,

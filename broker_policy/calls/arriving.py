@@ -7,7 +7,7 @@ decision before, so nothing is here of which the sender's namespace does not kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from broker_policy.audit.record import Outcome
 from broker_policy.calls.acting import Acting
@@ -24,7 +24,8 @@ from mas_nats.wire.verdict import Verdict
 class Arriving:
     """Takes what other namespaces bring.
 
-    ``put`` gives a message to the inbox lanes, ``search`` looks into a large body before its turn.
+    ``put`` gives a message to the inbox lanes. ``search`` has a call looked into where that takes long, one
+    of each sender at a time, before it goes on with it; False when too much waits for that.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Arriving:
         *,
         replies: Replies,
         put: Callable[[Call], bool],
-        search: Callable[[Call], Awaitable[Refusal | None]],
+        search: Callable[[Call, Callable[[Call], None]], bool],
     ) -> None:
         self._deciding = deciding
         self._acting = acting
@@ -62,10 +63,15 @@ class Arriving:
     async def reply(self, call: Call, capability: ReplyCapability) -> Verdict:
         """Decide about a reply to a request of this namespace, and publish it."""
         told = call.awaited()
-        if (refusal := await self._search(call) or self._against(call)) is not None:
-            self._acting.refuse(call, refusal)
-            return await told
-        answer(call, capability, replies=self.replies, deciding=self._deciding, acting=self._acting)
+
+        def go(call: Call) -> None:
+            if (refusal := self._against(call)) is not None:
+                self._acting.refuse(call, refusal)
+            else:
+                answer(call, capability, replies=self.replies, deciding=self._deciding, acting=self._acting)
+
+        if not self._search(call, go):
+            return refusals.busy().verdict(call.message_id)
         return await told
 
     def _against(self, call: Call) -> Refusal | None:

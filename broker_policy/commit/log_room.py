@@ -20,6 +20,9 @@ from mas_nats.wire import subjects
 LOOK_EVERY = 0.25
 """Seconds between two looks while something is written. By what other workers write meanwhile, the log can
 exceed its limit."""
+BESIDE_MESSAGES = 16
+"""One part of so many of the limit is had beyond it by decisions without a message: on replies, states and
+refusals. They leave the log by themselves, and messages that nobody reads must not keep them out."""
 ENVELOPE = 500
 """Bytes that a message or a record takes in the log beside its body, about."""
 
@@ -44,8 +47,16 @@ class LogRoom:
     @property
     def full(self) -> bool:
         """Whether the log has reached its limit, or the storage below it its own, as far as is known."""
+        return self._disk.full or self._reached(1.0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there is no room either for decisions without a message."""
+        return self._disk.full or self._reached(1.0 + 1.0 / BESIDE_MESSAGES)
+
+    def _reached(self, part: float) -> bool:
         limit = self._limit()
-        return self._disk.full or (limit is not None and self._bytes + self._since >= limit)
+        return limit is not None and self._bytes + self._since >= part * limit
 
     def written(self, size: int, count: int = 1) -> None:
         """``count`` bodies of ``size`` bytes together were stored."""

@@ -68,7 +68,8 @@ class Prepared:
 class RecordWriter:
     """Writes the records of one commit lane. Not for concurrent use: a lane commits one at a time.
 
-    ``room``: the log's, where it is limited. ``told`` of each record once it is in the log.
+    ``room``: the log's, where it is limited. ``messages``: whether its records are about messages to store.
+    ``told`` of each record once it is in the log.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class RecordWriter:
         key: RecordKey,
         *,
         room: LogRoom | None = None,
+        messages: bool = True,
         clock: Milliseconds = wall_clock,
         told: Callable[[Record], None] | None = None,
     ) -> None:
         self._nc = nc
+        self._messages = messages
         self._told = told
         self._clock = clock
         self._room = room
@@ -129,7 +132,8 @@ class RecordWriter:
             LogFull: it has reached it.
 
         """
-        if self._room is not None and self._room.full:
+        room = self._room
+        if room is not None and (room.full if self._messages else room.exhausted):
             raise LogFull
 
     def prepare(

@@ -540,7 +540,7 @@ async def test_nothing_is_called_handled_by_a_copy_of_the_log_that_is_behind(
 async def test_a_copy_of_the_log_that_catches_up_meanwhile_is_asked_again(
     nc, redis, projector, monkeypatch, reads: int
 ):
-    """One message was handled; how the other ended is on that node only after it was asked ``reads`` times."""
+    """One message was handled; how the other ended is known there only after ``reads`` times of asking."""
     writer = await LogWriter(nc).open()
     record = await writer.batch([line(Way.BATCH), line(Way.BATCH)])
     await project(projector)

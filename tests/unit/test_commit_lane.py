@@ -379,6 +379,21 @@ async def test_a_full_log_refuses_also_from_the_start_and_repetitions_stay_accep
         assert sum(each.decision == "LOG_FULL" for each in lines) >= 20
 
 
+async def test_a_log_full_of_messages_keeps_nobody_elses_state_out(nc: Client):
+    """Bob is away, and alice has filled the log. Up to a sixteenth more is for what leaves it by itself."""
+    limits = Limits(log_bytes=400_000)
+    async with serving(nc, document(("alice", "bob", "carol"), limits=limits)) as here:
+        while (await here.send("alice", "bob", {"text": "x" * 20_000})).ok:
+            pass
+        assert (await here.send("carol", "alice")).decision is Decision.LOG_FULL
+        updated = {"op": "put", "revision": 0, "value": {"a": 1}}
+        assert (await here.call("carol", "state", updated, **{headers.MSG_ID: "s1"})).ok
+        await fill(nc, limits.log_bytes // 8)
+        await here.service._room.look()
+        refused = await here.call("carol", "state", {**updated, "revision": 1}, **{headers.MSG_ID: "s2"})
+        assert refused.decision is Decision.LOG_FULL
+
+
 async def fill(nc: Client, size: int) -> None:
     for _ in range(size // 2000):
         await publish(nc, subjects.inbox("bob"), b"x" * 2000, {})

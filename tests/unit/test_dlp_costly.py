@@ -18,15 +18,18 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
+from broker_policy.calls.searching import MOST_BYTES_OF_ONE
 from broker_policy.dlp import Apart, SearchFailed, judge, ruleset
 from broker_policy.dlp.judging import LARGE
 from broker_policy.embedded.halt import halt
 from broker_policy.jetstream import direct_get_page
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import Searched
+from broker_policy.sealing import ReplyCapability
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule, Governance
 from mas_nats.wire import headers, subjects
-from mas_nats.wire.verdict import Decision
+from mas_nats.wire.verdict import Decision, Verdict
+from tests.audit_log import NAMESPACE
 from tests.nasty import CONTENTS
 from tests.serving import Serving, document, serving
 from tests.unit.test_dlp_calls import EVERY_WAY, asked, body_of
@@ -142,6 +145,39 @@ async def test_a_senders_messages_stay_in_their_order_and_others_do_not_wait(her
     assert [orjson.loads(each.data).get("n", 0) for each in stored] == [0, 1, 2, 3]
 
 
+async def test_replies_of_another_namespace_wait_in_their_senders_line(nc: Client):
+    """Who answers one request again and again has one content searched at a time, like everybody."""
+    capability = ReplyCapability(NAMESPACE, "alice", "a" * 20, "c" * 32, "other/bob", "m", 9 * 10**12)
+    body = orjson.dumps({"numbers": "4111-1111 " * 90_000})
+    begun, free = 0, asyncio.Event()
+
+    async def judge_once(*_: object) -> None:
+        nonlocal begun
+        begun += 1
+        await free.wait()
+
+    async with serving(nc) as here:
+        entrance = here.service.arriving
+        assert entrance is not None
+        here.service._searching._apart.judge = judge_once
+
+        def reply(number: int) -> asyncio.Task[Verdict]:
+            call = Call(
+                "other/bob", "reply", body, "", message_id=f"r{number}", target="alice", type="answer"
+            )
+            call.origin = "other"
+            return asyncio.create_task(entrance.reply(call, capability))
+
+        replies = [reply(number) for number in range(30)]
+        refused, waiting = await asyncio.wait(replies, return_when=asyncio.FIRST_COMPLETED)
+        assert begun == 1
+        assert {task.result().rule for task in refused} == {"busy"}
+        assert sum(len(body) + 1024 for _ in waiting) <= MOST_BYTES_OF_ONE
+        free.set()
+        await asyncio.wait(waiting)
+        assert begun == len(waiting)
+
+
 async def test_what_takes_too_long_is_refused_and_said_so(nc: Client):
     apart = Apart(budget=0.05)
     async with serving(nc, apart=apart) as here:
@@ -201,6 +237,7 @@ async def test_it_says_what_a_search_in_place_says():
 
 BEGINNING = """
 import asyncio
+from broker_policy.calls.searching import MOST_BYTES_OF_ONE
 from broker_policy.dlp import Apart, ruleset
 from mas_nats.policy.governance import Dlp
 
