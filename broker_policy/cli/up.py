@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -114,13 +115,15 @@ def _detach(layout: Layout, plan: Plan, out: Output) -> None:
     """Run ``mas up`` in a session of its own; its result, or its failure, becomes ours."""
     lock.require_free(layout.lock)
     layout.create()
-    result, progress = layout.run / "up.json", layout.log("up")
-    command_line = [sys.executable, "-m", "broker_policy.cli", "up", "--json"]
+    result, progress = layout.run / f"up.{os.getpid()}.json", layout.log("up")  # another may start, too
+    # -P: a file in the current folder must not take the place of a module.
+    command_line = [sys.executable, "-P", "-m", "broker_policy.cli", "up", "--json"]
     command_line += ["--folder", str(layout.root), "--workers", str(plan.workers), "--port", str(plan.port)]
     command_line += ["--manifest", str(plan.manifest)] if plan.manifest else ["--no-manifest"]
     command_line += ["--nodes", str(plan.nodes)] if plan.nodes is not None else []
     command_line += ["--relaxed"] if plan.relaxed else []
-    with result.open("wb") as stdout, progress.open("wb") as stderr:
+    progress.write_bytes(b"")
+    with result.open("wb") as stdout, progress.open("ab") as stderr:
         child = subprocess.Popen(
             command_line, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
         )
@@ -129,6 +132,8 @@ def _detach(layout: Layout, plan: Plan, out: Output) -> None:
     except BaseException:
         child.terminate()
         raise
+    finally:
+        result.unlink(missing_ok=True)
     if error := document.get("error"):
         child.wait()
         out.fail(error)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,8 +34,10 @@ class LockHolder:
 
 
 @contextlib.contextmanager
-def held(path: Path, holder: LockHolder) -> Iterator[None]:
+def held(path: Path, holder: LockHolder | None = None) -> Iterator[Callable[[LockHolder], None]]:
     """Hold the lock for the length of the block.
+
+    Who knows only then where the broker will be gives no ``holder``, and says it at once by what it gets.
 
     Raises:
         AlreadyRunning: another process holds it; the text says which, where and since when.
@@ -45,8 +48,9 @@ def held(path: Path, holder: LockHolder) -> Iterator[None]:
         if not _take(handle, _PATIENCE):
             raise _in_use(path, _read(handle))
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(holder)).encode(), 0)
-        yield
+        if holder is not None:
+            _write(handle, holder)
+        yield functools.partial(_write, handle)
     finally:
         os.close(handle)
 
@@ -97,6 +101,10 @@ def _take(handle: int, patience: float) -> bool:
             time.sleep(0.01)
         else:
             return True
+
+
+def _write(handle: int, holder: LockHolder) -> None:
+    os.pwrite(handle, json.dumps(asdict(holder)).encode(), 0)
 
 
 def _read(handle: int) -> LockHolder | None:

@@ -74,10 +74,11 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
         raise ConfigurationError(f"{plan.workers} workers: at least one is needed")
     private_folder(layout.root)
     nodes = settle(layout, plan.nodes)
-    ports = Ports.choose(layout, plan.port, nodes)
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = lock.LockHolder(os.getpid(), since, ports.urls)
-    with lock.held(layout.lock, holder):
+    with lock.held(layout.lock) as tell:
+        # Not before: while the last broker of this folder ends, its ports are still taken.
+        ports = Ports.choose(layout, plan.port, nodes)
+        tell(lock.LockHolder(os.getpid(), since, ports.urls))
         supervisor = Supervisor(say)
         folders = BatchFolders(layout.node(1, nodes)) if nodes == 1 else None
         try:

@@ -154,6 +154,25 @@ def test_detach_and_down_leave_nothing(folder):
     assert "nothing runs" in again.stderr
 
 
+def test_of_two_that_start_at_once_one_is_up_and_the_other_says_so(folder, tmp_path):
+    """Neither takes the other's answer for its own; and no file beside them takes the place of a module."""
+    tmp_path.joinpath("redis.py").write_text("raise SystemExit('not this one')")
+    options = ("--detach", "--relaxed", "--no-manifest", "--workers", "1", "--json", "--folder", folder)
+    command_line = [sys.executable, "-P", "-m", "broker_policy.cli", "up", *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    both = [
+        subprocess.Popen(command_line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [json.loads(process.communicate(timeout=60)[0]) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 4]
+    [ready] = [each for each in told if each.get("ready")]
+    [refused] = [each["error"]["text"] for each in told if not each.get("ready")]
+    assert "is in use" in refused
+    assert System(Layout(folder)).broker.pid == ready["pid"]
+    assert not list(folder.glob("run/up*.json"))
+
+
 def batch_folders(folder):
     """Where nats-server gathers the batches of each namespace, once it has been told."""
     return [stream / "batches" for stream in folder.glob(f"nats/jetstream/*/streams/{subjects.INBOX_STREAM}")]

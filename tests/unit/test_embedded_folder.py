@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from broker_policy.embedded import lock, ports
-from broker_policy.embedded.errors import AlreadyRunning, NotRunning
+from broker_policy.embedded import lock, ports, up
+from broker_policy.embedded.errors import AlreadyRunning, NotRunning, ServerDied
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nodes import NodePorts, Ports
 from mas_nats.errors import ConfigurationError
@@ -60,6 +60,33 @@ def test_a_killed_holder_holds_nothing(tmp_path, held_elsewhere):
     assert lock.holder_of(tmp_path / "lock") is None
     with lock.held(tmp_path / "lock", HOLDER):
         pass
+
+
+async def test_a_start_while_the_one_before_ends_keeps_its_port(tmp_path, monkeypatch):
+    """Its nats-server listens until its folder is free."""
+    layout = Layout(tmp_path / "mas")
+    layout.root.mkdir(mode=0o700)
+    bound = socket.create_server(("127.0.0.1", 0))
+    port = bound.getsockname()[1]
+    Ports((NodePorts(client=port),), 0).write(layout)
+    chosen: list[int] = []
+
+    async def bring_up(layout: Layout, plan: up.Plan, ports: Ports, *_: object) -> None:
+        chosen.append(ports.nodes[0].client)
+        assert lock.holder_of(layout.lock).address == ports.urls
+        raise ServerDied("enough")
+
+    def taken(handle: int, patience: float) -> bool:
+        bound.close()
+        return take(handle, patience)
+
+    take = lock._take
+    monkeypatch.setattr(up, "_bring_up", bring_up)
+    monkeypatch.setattr(lock, "_take", taken)
+    with pytest.raises(ServerDied):
+        async with up.running(layout, up.Plan(), print):
+            pass
+    assert chosen == [port]
 
 
 def test_folders_are_for_their_owner_only(tmp_path):
