@@ -56,11 +56,11 @@ class RotatedFile:
             OSError: it cannot be read or cut.
 
         """
-        if self.path.exists() and self.path.stat().st_size:
+        if self._holds_something():
             with self.path.open("rb") as file:
                 self._require_mine(file, self.path)
             self._cut()
-        newest = self.path if self.path.exists() and self.path.stat().st_size else self.numbered(1)
+        newest = self.path if self._holds_something() else self.numbered(1)
         for line in self.backwards(newest):
             return line
         return Place()
@@ -72,7 +72,7 @@ class RotatedFile:
             OSError: the disk is full, or the like; some lines may be there. Ask for ``place`` again.
 
         """
-        if not self.path.exists():
+        if not self._holds_something():  # also what was emptied beside us, as logrotate's copytruncate does
             self._begin(after)
         size = self.path.stat().st_size
         portion: list[bytes] = []
@@ -113,6 +113,9 @@ class RotatedFile:
                     continue
                 if (found := _place(line, None)) is not None:
                     yield found
+
+    def _holds_something(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
 
     def _require_mine(self, file: BinaryIO, path: Path) -> None:
         if (header := _line(file.readline())) is None or header.get("audit") != "mas":

@@ -93,6 +93,22 @@ async def test_what_a_crash_cut_off_is_written_again(store: Store, tmp_path: Pat
     assert indexes(path) == list(range(1, (await store.head()).index + 1))
 
 
+async def test_a_file_that_was_emptied_beside_us_begins_anew(store: Store, tmp_path: Path) -> None:
+    """As logrotate's copytruncate does: what was in the file is in the copy that it made."""
+    await fill(store, 100)
+    path = tmp_path / "audit.jsonl"
+    running = copy(store, path)
+    await write(running)
+    first = await store.head()
+    os.truncate(path, 0)
+    await fill(store, 100, seed=2, first=100)
+    await write(running)
+    assert lines(path)[0]["after"] == [first.index, first.hash.hex()]
+    await fill(store, 10, seed=3, first=200)
+    await write(copy(store, path))  # a worker that starts
+    assert indexes(path) == list(range(first.index + 1, (await store.head()).index + 1))
+
+
 @pytest.mark.parametrize("crash", ["before the new file", "between the renames"])
 async def test_a_crash_while_rotating(store: Store, tmp_path: Path, monkeypatch, crash: str) -> None:
     await fill(store, 1000)
