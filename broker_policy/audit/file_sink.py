@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from redis.exceptions import RedisError
@@ -149,13 +150,7 @@ class FileCopy:
 
     async def _fork(self, place: Place) -> Place:
         """Redis lost what the file holds: go on after the last entry that both have, and say so."""
-        known = await asyncio.to_thread(lambda: list(self._file.backwards(self._file.path)))
-        found = Place()
-        for each in known:
-            stored = (await self._store.entries_at([each.index])).get(each.index)
-            if stored is not None and stored.hash == each.hash:
-                found = each
-                break
+        found = await self._last_common()
         logger.critical(
             "ALARM: the copy of the audit of %s holds entries up to %d that the chain no longer has after %d",
             self._store.layout.namespace,
@@ -165,6 +160,16 @@ class FileCopy:
         line = b'{"fork":[%d,"%s"]}\n' % (found.index, found.hash.encode())
         await asyncio.to_thread(self._file.append, [line], place)
         return found
+
+    async def _last_common(self) -> Place:
+        """The last entry that both have; it may be in a file before this one. The beginning, where none is."""
+        known = self._file.all_backwards()
+        while places := await asyncio.to_thread(lambda: list(islice(known, PAGE))):
+            stored = await self._store.entries_at(sorted({each.index for each in places}))
+            for each in places:
+                if (same := stored.get(each.index)) is not None and same.hash == each.hash:
+                    return each
+        return Place()
 
 
 def _lines(page: list[StoredEntry], place: Place) -> Iterator[bytes]:

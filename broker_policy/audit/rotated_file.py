@@ -11,9 +11,11 @@ written again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,6 +92,24 @@ class RotatedFile:
     def numbered(self, number: int) -> Path:
         """A rotated file."""
         return self.path.with_name(f"{self.path.name}.{number}")
+
+    def all_backwards(self) -> Iterator[Place]:
+        """The entries of this file and of those before it, the last first; what is no copy is passed over.
+
+        Raises:
+            OSError: one cannot be read.
+
+        """
+        yield from self._readable(self.path)
+        for number in count(1):
+            older = self.numbered(number)
+            if not older.exists() and number > self._backups:  # one may lack, after a crash between renames
+                return
+            yield from self._readable(older)
+
+    def _readable(self, path: Path) -> Iterator[Place]:
+        with contextlib.suppress(NotACopy):
+            yield from self.backwards(path)
 
     def backwards(self, path: Path) -> Iterator[Place]:
         """The entries of one file, the last first, and at the end what came before it.

@@ -246,6 +246,33 @@ async def test_an_older_redis_is_told_and_nothing_in_the_file_is_lost(
     assert "no longer has" in caplog.text
 
 
+@pytest.mark.parametrize("hindered", ["", "one is missing", "one is another's"])
+async def test_what_redis_lost_may_begin_in_a_file_before_this_one(
+    store: Store, tmp_path: Path, hindered: str
+) -> None:
+    await fill(store, 300)
+    kept = (await store.head()).index
+    dump = {name: await store.redis.dump(name) async for name in store.redis.scan_iter()}
+    await fill(store, 1500, seed=2, first=300)
+    path = tmp_path / "audit.jsonl"
+    await write(copy(store, path, max_bytes=60_000, backups=50))
+    assert len(list(tmp_path.glob("audit.jsonl.*"))) > 5
+    if hindered == "one is missing":  # a crash between two renames
+        path.with_name("audit.jsonl.2").unlink()
+    elif hindered:
+        path.with_name("audit.jsonl.2").write_bytes(b"my diary")
+    before = path.read_bytes()
+    await store.redis.flushall()
+    for name, value in dump.items():
+        await store.redis.restore(name, 0, value)
+    await fill(store, 20, seed=3, first=300)
+    await write(copy(store, path, backups=50))  # it does not rotate now
+    fork, *rest = map(orjson.loads, path.read_bytes()[len(before) :].splitlines())
+    last = (await store.head()).index
+    assert fork["fork"][0] == kept
+    assert [line["e"]["i"] for line in rest] == list(range(kept + 1, last + 1))
+
+
 PROCESS = """
 import asyncio, sys
 from redis.asyncio import Redis
@@ -295,3 +322,4 @@ def test_backwards_is_the_reverse_of_forwards(tmp_path: Path, monkeypatch) -> No
     made = [orjson.dumps({"e": {"i": index}, "h": f"{index:x}"}) + b"\n" for index in range(1, 30)]
     file.append(made, Place())
     assert [each.index for each in file.backwards(file.path)] == [*range(29, 0, -1), 0]
+    assert [each.index for each in file.all_backwards()] == [*range(29, 0, -1), 0]
