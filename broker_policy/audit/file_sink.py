@@ -13,8 +13,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from redis.exceptions import RedisError
 
@@ -22,6 +24,7 @@ from broker_policy.audit.rotated_file import NotACopy, Place, RotatedFile
 from broker_policy.audit.store import Store, StoredEntry
 from mas_nats.policy.governance import AuditSink
 
+_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 PAGE = 500
@@ -127,13 +130,13 @@ class FileCopy:
         """
         place, self._place = self._place, None
         if place is None:
-            place = await asyncio.to_thread(self._file.place)
+            place = await _to_its_end(self._file.place)
         if place.index and not await self._continues(place):
             place = await self._fork(place)
         page = await self._store.page(place.index + 1, PAGE)
         if page:
             lines = list(_lines(page, place))
-            await asyncio.to_thread(self._file.append, lines, place)
+            await _to_its_end(partial(self._file.append, lines, place))
             place = Place(page[-1].index, page[-1].hash)
         self._place = place
         return len(page)
@@ -158,13 +161,13 @@ class FileCopy:
             found.index,
         )
         line = b'{"fork":[%d,"%s"]}\n' % (found.index, found.hash.encode())
-        await asyncio.to_thread(self._file.append, [line], place)
+        await _to_its_end(partial(self._file.append, [line], place))
         return found
 
     async def _last_common(self) -> Place:
-        """The last entry that both have; it may be in a file before this one. The beginning, where none is."""
+        """The last entry that both have, in whichever file it is; the beginning where there is none."""
         known = self._file.all_backwards()
-        while places := await asyncio.to_thread(lambda: list(islice(known, PAGE))):
+        while places := await _to_its_end(lambda: list(islice(known, PAGE))):
             stored = await self._store.entries_at(sorted({each.index for each in places}))
             for each in places:
                 if (same := stored.get(each.index)) is not None and same.hash == each.hash:
@@ -179,6 +182,24 @@ def _lines(page: list[StoredEntry], place: Place) -> Iterator[bytes]:
             yield b'{"gap":[%d,%d]}\n' % (expected, stored.index - 1)
         yield b'{"e":%s,"h":"%s"}\n' % (stored.body, stored.hash.encode())
         expected = stored.index + 1
+
+
+async def _to_its_end(work: Callable[[], _T]) -> _T:
+    """``work`` in a thread, which cannot be cancelled: who is cancelled meanwhile ends when it has ended.
+
+    Else the file would be given to another worker while this one still writes it.
+    """
+    doing = asyncio.get_running_loop().run_in_executor(None, work)
+    cancelled = False
+    while not doing.done():
+        try:
+            await asyncio.wait([doing])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        doing.exception()  # nobody asks for it any more
+        raise asyncio.CancelledError
+    return doing.result()
 
 
 @contextlib.contextmanager

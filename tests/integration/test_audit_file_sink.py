@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from broker_policy.audit import rotated_file
+from broker_policy.audit import file_sink, rotated_file
 from broker_policy.audit.file_sink import FileCopy, FileSink
 from broker_policy.audit.rotated_file import NotACopy, Place, RotatedFile
 from broker_policy.audit.store import Store
@@ -209,6 +210,45 @@ async def test_one_process_at_a_time(store: Store, tmp_path: Path) -> None:
     for sink in sinks:
         sink.cancel()
     assert indexes(path) == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_is_cancelled_while_writing_keeps_the_file_until_it_is_written(
+    store: Store, tmp_path: Path, monkeypatch, fails: bool
+) -> None:
+    await fill(store, 100)
+    path = tmp_path / "audit.jsonl"
+    settings = AuditSink(file_path=str(path))
+    loop, writing, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    real = RotatedFile._write
+
+    def held_up(self: RotatedFile, written: list[bytes]) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        assert go_on.wait(30)
+        if fails:
+            raise OSError(28, "No space left on device")
+        real(self, written)
+
+    monkeypatch.setattr(RotatedFile, "_write", held_up)
+    sink = asyncio.create_task(FileSink(store, lambda: settings).run())
+    try:
+        await asyncio.wait_for(writing.wait(), 10)
+        for _ in range(2):
+            sink.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not sink.done()
+            with file_sink._locked(path) as taken:
+                assert not taken
+    finally:
+        go_on.set()
+    await asyncio.wait([sink])
+    assert sink.cancelled()
+    with file_sink._locked(path) as taken:
+        assert taken
+    monkeypatch.setattr(RotatedFile, "_write", real)
+    await write(copy(store, path))
+    assert indexes(path) == list(range(1, (await store.head()).index + 1))
 
 
 async def test_entries_that_left_redis_are_named(store: Store, tmp_path: Path) -> None:
