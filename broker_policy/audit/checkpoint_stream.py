@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 
+import orjson
 from nats.aio.client import Client
 
 from broker_policy.audit.checkpoint import Loss, SignedCheckpoint
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.jetstream import Unsettled, direct_get_page, get_last, last_by_subject, publish
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.identity import is_id
 
 
 class CheckpointStream:
@@ -72,3 +75,46 @@ class CheckpointStream:
             index = signed.checkpoint.index
             if not any(place < at and lost.first <= index <= lost.last for at, lost in losses):
                 yield signed
+
+
+class SignedNamespaces:
+    """Which namespaces have checkpoints, kept beside them: the signer may not ask the stream what it holds.
+
+    So whoever writes Redis cannot take a namespace away from the signer. ``nc`` as above.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._names: frozenset[str] | None = None  # what is kept, once it is known
+        self._sequence = 0
+
+    async def names(self) -> frozenset[str]:
+        """Those that are kept; none where what is there cannot be read.
+
+        Raises:
+            JetStreamError, nats.errors.Error: the stream does not answer.
+
+        """
+        if self._names is None:
+            stored = await last_by_subject(self._nc, subjects.CHECKPOINTS_STREAM, subjects.SIGNED_NAMESPACES)
+            self._sequence = 0 if stored is None else stored.sequence
+            self._names = frozenset() if stored is None else _names(stored.data)
+        return self._names
+
+    async def add(self, names: AbstractSet[str]) -> None:
+        """Keep ``names`` too. Errors as ``CheckpointStream.append``."""
+        kept = await self.names()
+        if names <= kept:
+            return
+        self._names = None  # as long as it is not known what was written
+        body = orjson.dumps({"namespaces": sorted(kept | names)})
+        fields = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._sequence)}
+        self._sequence = (await publish(self._nc, subjects.SIGNED_NAMESPACES, body, fields)).sequence
+        self._names = kept | names
+
+
+def _names(raw: bytes) -> frozenset[str]:
+    try:
+        return frozenset(name for name in orjson.loads(raw)["namespaces"] if is_id(name))
+    except (ValueError, TypeError, KeyError):
+        return frozenset()

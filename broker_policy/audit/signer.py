@@ -3,7 +3,7 @@
 ``python -m broker_policy.audit.signer --folder .mas`` signs the head of every chain once a second when it
 moved, but only after following the chain from the last checkpoint to the head. Where the chain no longer
 holds what was signed, it refuses, and says so. What became of the last checkpoint of a chain that stands
-still, it sees within ten seconds.
+still, it sees within ten seconds. What it signed once it goes on with, whether Redis still lists it or not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nats.errors
@@ -27,10 +27,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
-from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.checkpoint_stream import CheckpointStream, SignedNamespaces
 from broker_policy.audit.draft import Head
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.store import Store, heads, namespaces
+from broker_policy.audit.store import NO_HEAD, Store, heads, namespaces
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.identity.private_files import write_private
 from broker_policy.jetstream import JetStreamError
@@ -45,10 +45,18 @@ EVERY = 1.0
 LOOK_EVERY = 10.0
 """Seconds after which a chain that ends where it ended is looked at all the same."""
 _REPEAT_REFUSAL = 60.0
+_FAILURES = 2
+"""Namespaces that may fail in one round: each can take as long as a store that does not answer."""
+_NAMED = 10
+"""Names in one line of the log."""
 
 
 class ChainAltered(Exception):
     """The chain does not continue what was signed; it will not be signed."""
+
+
+_NO_CHAIN = (ChainAltered, ResponseError, ValueError, TypeError)
+"""What comes of it where Redis holds anything else than a chain that continues what was signed."""
 
 
 class Signer:
@@ -116,7 +124,7 @@ class Signer:
             last = None if signed is None else signed.checkpoint
             head = await self._store.head()
             await follow(self._store, last, head)
-        except ChainAltered:
+        except _NO_CHAIN:
             return 0 if last is None else last.index
         return head.index
 
@@ -172,38 +180,98 @@ class SigningRound:
         self._key = key
         self.keys = keys or CheckpointKeys(key.public_key())
         self._signers: dict[str, Signer] = {}
+        self._kept = SignedNamespaces(nc)
+        self._signed: set[str] = set()  # by this process
+        self._told: set[tuple[str, str]] = set()
         self._refused: dict[str, float] = {}
+        self._failed: dict[str, float] = {}  # when
+        self._complained: dict[str, float] = {}
         self._still: dict[str, tuple[object, float]] = {}  # where a chain that is signed ends, looked at when
 
     async def sign(self) -> None:
-        """One round; a refusal is logged at once and then every minute."""
-        names = await namespaces(self._redis)
+        """One round; a refusal is logged at once and then every minute, and so is what failed.
+
+        Neither keeps the other namespaces from being signed.
+
+        Raises:
+            RedisError, nats.errors.Error, JetStreamError, OSError: nobody could say what there is to sign.
+
+        """
+        names = await self._names()
         still, self._still = self._still, {}
+        failures = 0
         for namespace, head in zip(names, await heads(self._redis, names), strict=True):
             now = time.monotonic()
-            signed, looked = still.get(namespace, (None, 0.0))
-            if head == signed and now - looked < LOOK_EVERY:
-                self._still[namespace] = signed, looked
+            ended, looked = still.get(namespace, (None, 0.0))
+            if head == ended and now - looked < LOOK_EVERY:
+                self._still[namespace] = ended, looked
                 continue
             try:
                 await self._signer(namespace).sign_once()
-            except (ChainAltered, ResponseError, ValueError) as problem:  # what is in Redis may be no chain
-                if time.monotonic() - self._refused.get(namespace, -_REPEAT_REFUSAL) >= _REPEAT_REFUSAL:
-                    self._refused[namespace] = time.monotonic()
-                    logger.critical(
-                        "REFUSED to sign the audit of %s: %s. Run 'mas audit verify --namespace %s'; if Redis"
-                        " lost it for good, 'mas audit accept-loss'",
-                        namespace,
-                        problem,
-                        namespace,
-                    )
+            except _NO_CHAIN as problem:
+                self._refuse(namespace, problem)
+            except (RedisError, JetStreamError, nats.errors.Error, OSError) as error:
+                self._fail(namespace, error)
+                if (failures := failures + 1) == _FAILURES:
+                    break
             else:
-                self._refused.pop(namespace, None)
+                for troubles in (self._refused, self._failed, self._complained):
+                    troubles.pop(namespace, None)
                 self._still[namespace] = head, now
+                if head != NO_HEAD:
+                    self._signed.add(namespace)
+        try:
+            await self._kept.add(self._signed)
+        except (JetStreamError, nats.errors.Error) as error:
+            if _due(self._complained, ""):
+                logger.warning("which namespaces are signed cannot be kept: %s", type(error).__name__)
 
     async def reaches(self) -> dict[str, int]:
-        """The last entry of every namespace that may be signed by now. Errors as ``sign``."""
-        return {name: await self._signer(name).reach() for name in await namespaces(self._redis)}
+        """The last entry of every namespace that may be signed by now.
+
+        Raises:
+            RedisError, nats.errors.Error, JetStreamError, OSError: one of the stores is away.
+
+        """
+        return {name: await self._signer(name).reach() for name in await self._names()}
+
+    async def _names(self) -> list[str]:
+        """What there is to sign, what failed last at the end.
+
+        Redis says it, and whoever writes Redis could say too little or too much.
+        """
+        try:
+            listed, strange = await namespaces(self._redis)
+        except ResponseError:  # no list at all
+            listed, strange = [], []
+        known = self._signed | await self._kept.names()
+        self._tell("Redis lists as namespaces what cannot be any, it is not signed", strange)
+        self._tell("Redis no longer lists namespaces that were signed, they are signed on", known - {*listed})
+        return sorted(known.union(listed), key=lambda name: (self._failed.get(name, 0.0), name))
+
+    def _tell(self, what: str, names: Iterable[str]) -> None:
+        """Say ``what`` of each name once, as long as it stays so."""
+        now = {(what, name) for name in names}
+        if new := sorted(name for _, name in now - self._told):
+            more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+            logger.critical("%s: %s%s", what, ", ".join(repr(name[:80]) for name in new[:_NAMED]), more)
+        self._told = {each for each in self._told if each[0] != what} | now
+
+    def _refuse(self, namespace: str, problem: Exception) -> None:
+        self._failed.pop(namespace, None)
+        if _due(self._refused, namespace):
+            logger.critical(
+                "REFUSED to sign the audit of %s: %s. Run 'mas audit verify --namespace %s'; if Redis"
+                " lost it for good, 'mas audit accept-loss'",
+                namespace,
+                problem,
+                namespace,
+            )
+
+    def _fail(self, namespace: str, error: Exception) -> None:
+        self._failed[namespace] = time.monotonic()
+        if _due(self._complained, namespace):
+            logger.warning("the audit of %s is not signed for now: %s", namespace, type(error).__name__)
 
     def use(self, key: Ed25519PrivateKey, keys: CheckpointKeys) -> None:
         """Sign with ``key`` from here on."""
@@ -218,6 +286,15 @@ class SigningRound:
                 Store(self._redis, namespace), stream, self._key, keys=self.keys
             )
         return self._signers[namespace]
+
+
+def _due(said: dict[str, float], namespace: str) -> bool:
+    """Whether it is to be said (again) of ``namespace``; it is noted in ``said``."""
+    now = time.monotonic()
+    if now - said.get(namespace, -_REPEAT_REFUSAL) < _REPEAT_REFUSAL:
+        return False
+    said[namespace] = now
+    return True
 
 
 async def change_key(signing: SigningRound, folder: Path) -> None:

@@ -19,11 +19,14 @@ from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import Entry
 from broker_policy.audit.layout import BLOCK, NAMESPACES, Layout
 from broker_policy.audit.seal import SignedSeal
+from mas_nats.wire.identity import is_id
 
 PAGE = 1000
 """Entries read at once."""
 _HEAD = ("i", "h", "s")
 """What says where a chain ends."""
+NO_HEAD = (None,) * len(_HEAD)
+"""What ``heads`` gives for a namespace without a chain."""
 
 # Appends when the chain still ends where the caller believes, and says so; otherwise changes nothing. So
 # however many projectors there are, each record enters once. All commands are in one script: Redis writes
@@ -224,10 +227,14 @@ class Store:
             return [letter.decode() for letter in await pipe.execute()]
 
 
-async def namespaces(redis: Redis) -> list[str]:
-    """The namespaces that have an audit in ``redis``, sorted."""
-    names: Any = await cast("Any", redis).smembers(NAMESPACES)
-    return sorted(name.decode() for name in names)
+async def namespaces(redis: Redis) -> tuple[list[str], list[str]]:
+    """The namespaces that have an audit in ``redis``, and what is said to be one and cannot be; both sorted.
+
+    Errors as ``Store.head``.
+    """
+    said: Any = await cast("Any", redis).smembers(NAMESPACES)
+    names = sorted(name.decode(errors="backslashreplace") for name in said)
+    return [name for name in names if is_id(name)], [name for name in names if not is_id(name)]
 
 
 async def heads(redis: Redis, names: Sequence[str]) -> list[object]:

@@ -245,5 +245,9 @@ def checkpoint(namespace: str) -> str:
     return f"mas.checkpoint.{namespace}"
 
 
+SIGNED_NAMESPACES = checkpoint("_namespaces")
+"""Where the signer keeps which namespaces have checkpoints; no namespace is called so."""
+
+
 # -- in the AUTH account -----------------------------------------------------------------------------
 AUTH_CALLOUT = "$SYS.REQ.USER.AUTH"

@@ -13,17 +13,19 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nats.errors import BadSubjectError
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeout
 from typer.testing import CliRunner
 
 from broker_policy.audit import chain, entry, signer
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
-from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.checkpoint_stream import CheckpointStream, SignedNamespaces
 from broker_policy.audit.entry import Entry, WorkerEvent
 from broker_policy.audit.export import export, verify_file
 from broker_policy.audit.findings import FindingKind, Report
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.layout import id_place
+from broker_policy.audit.layout import NAMESPACES, id_place
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.audit.settled import Settled
 from broker_policy.audit.signer import ChainAltered, Signer, SigningRound
@@ -33,6 +35,8 @@ from broker_policy.audit.verify import verify
 from broker_policy.cli.app import ExitCode, app
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
+from broker_policy.jetstream import JetStreamError, publish
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import NAMESPACE, connect, line, make_streams
 
@@ -511,18 +515,118 @@ async def test_what_is_refused_is_looked_at_in_every_round(store, stream, monkey
     assert [signed.checkpoint.index async for signed in stream.all()] == [300]
 
 
-@pytest.mark.parametrize("damage", ["a text", "not hexadecimal"])
+@pytest.mark.parametrize("damage", ["a text", "not hexadecimal", "too large a number"])
 async def test_a_damaged_head_concerns_its_namespace_only(store, stream, damage, caplog):
     other = Store(store.redis, "aside")
     await grow(other, 10)
     if damage == "a text":
         await store.redis.set(other.layout.head, "x")
-    else:
+    elif damage == "not hexadecimal":
         await store.redis.hset(other.layout.head, "h", "x")
+    else:
+        await store.redis.hset(other.layout.head, "s", 10**30)
+    signing = SigningRound(store.redis, stream._nc, KEY)
     with caplog.at_level(logging.CRITICAL):
-        await SigningRound(store.redis, stream._nc, KEY).sign()
+        await signing.sign()
+    assert (await signing.reaches())[NAMESPACE] == 300, "the key can be changed all the same"
     assert "aside" in caplog.text
     assert [signed.checkpoint.index async for signed in stream.all()] == [300]
+
+
+async def signed_at(stream: CheckpointStream) -> list[int]:
+    return [signed.checkpoint.index async for signed in stream.all()]
+
+
+def said(caplog, text: str) -> list[str]:
+    return [each for each in map(logging.LogRecord.getMessage, caplog.records) if text in each]
+
+
+@pytest.mark.parametrize("name", [b"a b", b"\xff", b"", b"a" * 64, b"*", b"_namespaces", b"a\nb"])
+async def test_what_cannot_be_a_namespace_is_told_once_and_passed_over(store, stream, caplog, name):
+    await store.redis.sadd(NAMESPACES, name)
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    for _ in range(3):
+        await signing.sign()
+    assert await signing.reaches() == {NAMESPACE: 300}
+    assert await signed_at(stream) == [300]
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+    await store.redis.sadd(NAMESPACES, *(f"no {place}" for place in range(50)))
+    await grow(store, 10)
+    await signing.sign()
+    assert len(said(caplog, "cannot be any")) == 2
+    assert "and 40 more" in caplog.text
+    assert "REFUSED" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [BadSubjectError(), JetStreamError(10071, "wrong"), RedisTimeout()])
+async def test_what_fails_in_one_namespace_keeps_no_other_from_being_signed(
+    store, stream, caplog, monkeypatch, error
+):
+    for name in ("a", "b", "c"):  # all sorted before the one that is well
+        await grow(Store(store.redis, name), 10)
+    tried, sign_once = [], Signer.sign_once
+
+    async def failing(self):
+        tried.append(self._store.layout.namespace)
+        if self._store.layout.namespace in ("a", "b", "c"):
+            raise error
+        return await sign_once(self)
+
+    monkeypatch.setattr(Signer, "sign_once", failing)
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    await signing.sign()
+    await signing.sign()
+    assert await signed_at(stream) == [300]
+    await grow(store, 10)
+    await signing.sign()
+    assert await signed_at(stream) == [300, 310], "first, since it did not fail"
+    assert tried == ["a", "b", "c", NAMESPACE, "a", NAMESPACE, "b", "c"]
+    assert len(said(caplog, type(error).__name__)) == 3, "once of each"
+    monkeypatch.setattr(Signer, "sign_once", sign_once)
+    await signing.sign()
+    assert await signed_at(CheckpointStream(stream._nc, "b")) == [10]
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["the same signer", "one that starts"])
+@pytest.mark.parametrize("hide", ["taken from the list", "no list", "another kind"])
+async def test_what_was_signed_is_signed_on_though_redis_does_not_list_it(store, stream, caplog, hide, fresh):
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    await signing.sign()
+    await grow(store, 10)
+    await store.redis.srem(NAMESPACES, NAMESPACE)
+    if hide == "another kind":
+        await store.redis.set(NAMESPACES, "x")
+    elif hide == "taken from the list":
+        await grow(Store(store.redis, "aside"), 10)
+    if fresh:
+        signing = SigningRound(store.redis, stream._nc, KEY)
+    for _ in range(2):
+        await signing.sign()
+    assert await signed_at(stream) == [300, 310]
+    assert (await signing.reaches())[NAMESPACE] == 310
+    assert len(said(caplog, "no longer lists")) == 1
+    await changed_field(store)
+    await store.redis.hincrby(store.layout.head, "s", 1)
+    await store.redis.hset(store.layout.head, "h", "ab" * 32)
+    await signing.sign()
+    assert said(caplog, "REFUSED"), "as if it were listed"
+
+
+async def test_which_namespaces_are_signed_is_kept_by_whoever_signs_them(store, stream, caplog):
+    kept = SignedNamespaces(stream._nc)
+    signers = [SigningRound(store.redis, stream._nc, KEY) for _ in range(2)]
+    for each in signers:
+        await each.sign()
+    await grow(Store(store.redis, "aside"), 10)
+    await store.redis.sadd(NAMESPACES, "empty")
+    for each in signers:  # the second does not know that the first one added it
+        await each.sign()
+        await each.sign()
+    assert await kept.names() == {NAMESPACE, "aside"}
+    await publish(stream._nc, subjects.SIGNED_NAMESPACES, b'{"namespaces":[1]}', {})
+    await SigningRound(store.redis, stream._nc, KEY).sign()
+    assert await SignedNamespaces(stream._nc).names() == {NAMESPACE, "aside"}, "damaged, and made anew"
+    assert await signed_at(stream) == [300]
 
 
 async def unchecked(*_: object) -> None:

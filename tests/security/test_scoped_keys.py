@@ -8,6 +8,7 @@ import snapshot
 from installation import Installation
 from waiting import until
 
+from broker_policy.audit.checkpoint_stream import SignedNamespaces
 from broker_policy.identity import jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
 from broker_policy.jetstream import api, direct_get_page, last_by_subject, publish
@@ -142,6 +143,9 @@ async def test_a_signer_appends_checkpoints_and_cannot_remove_them(installation)
     stored = await last_by_subject(client, "CHECKPOINTS", "mas.checkpoint.alpha")
     assert stored is not None
     assert stored.data == b"one"
+    kept = SignedNamespaces(client)
+    await kept.add({"alpha"})
+    assert await SignedNamespaces(client).names() == {"alpha"}
     before = await snapshot.settled(installation, own="")
     for target in TARGETS:
         if target != "mas.checkpoint.alpha":
