@@ -143,6 +143,8 @@ class Agent(Generic[S]):
         self._inbox: Inbox | None = None
         self._last_state: S | None = None
         self._finished = asyncio.Event()
+        self._stopped: asyncio.Event | None = None  # set when the stop that is under way has ended
+        self._stopping_later: asyncio.Task[None] | None = None
 
     # -- who this is -------------------------------------------------------------------------------
 
@@ -216,19 +218,42 @@ class Agent(Generic[S]):
         """Stop taking messages, let running handlers finish, run ``on_stop``, disconnect.
 
         Handlers get ``timeout`` seconds; what they do not finish, and what was not started, is given back.
-        Stopping a stopped agent does nothing.
+        Stopping a stopped agent does nothing, and one that is being stopped is waited for. Cancelled, it ends
+        the handlers at once and disconnects. In a handler it returns at once, as ``finish`` does, since it
+        would wait for itself: that handler still finishes.
         """
         if self._running is None:
             return
+        if self._inbox is not None and self._inbox.handling():
+            if self._stopped is None and self._stopping_later is None:
+                self._stopping_later = asyncio.create_task(self._stop_later(timeout))
+            return
+        if self._stopped is not None:
+            await self._stopped.wait()
+            return
+        self._stopped = stopped = asyncio.Event()
+        try:
+            await self._stop(timeout)
+        finally:
+            self._stopped = None
+            stopped.set()
+
+    async def _stop(self, timeout: float) -> None:
         try:
             if self._inbox is not None:
-                inbox, self._inbox = self._inbox, None
-                await inbox.stop(timeout)
+                await self._inbox.stop(timeout)
             await self.on_stop()
         finally:
+            self._inbox = None
             if self._running is not None:
                 self._last_state = self._running.state.state
             await self._close()
+
+    async def _stop_later(self, timeout: float) -> None:
+        try:
+            await self.stop(timeout=timeout)
+        finally:
+            self._stopping_later = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -479,9 +504,11 @@ class Agent(Generic[S]):
 
 
 async def _disconnect(running: _Running[Any]) -> None:
-    await running.messenger.close()
-    with contextlib.suppress(MasError):
-        await running.session.close()
-    await running.connection.close()
+    try:
+        await running.messenger.close()
+        with contextlib.suppress(MasError):
+            await running.session.close()
+    finally:
+        await running.connection.close()
     if running.telemetry is not None:
         await running.telemetry.flush()

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 
 from mas_nats.bundles import Bundles
-from mas_nats.errors import OutcomeUnknown, PermissionDenied, Unavailable
+from mas_nats.errors import IdentityRefused, MasError, OutcomeUnknown, PermissionDenied, Unavailable
 from mas_nats.patience import Patience
 from mas_nats.transport import Connection, NoAnswer, NoResponders, NotSent, unreachable
 from mas_nats.wire import subjects
@@ -24,10 +24,10 @@ _PAUSE = 0.1
 """Seconds between tries while nobody can take it; doubles, up to one second."""
 _PASSING = frozenset({Decision.UNAVAILABLE, Decision.POLICY_STALE})
 """Refusals that say nothing about the call itself."""
-_DENIED_FOR_GOOD = 1.0
-"""Seconds after which a denial by the server is believed."""
-_ABSENT_FOR_GOOD = 1.0
-"""Seconds after which it is believed that nobody is there to take it."""
+_FOR_GOOD = 1.0
+"""Seconds after which it is believed that a server denies the call, or that nobody is there to take it. A
+server that reads its configuration again asks the callout who everybody is, and until it has the answer it
+denies everything (nats-server 2.15.1); workers whose keys are replaced are away for a moment, all at once."""
 
 
 class Calls:
@@ -58,16 +58,17 @@ class Calls:
         Raises:
             Unavailable: no worker, or no broker; nothing happened.
             IdentityRefused: the broker refuses this certificate by now; nothing happened.
-            OutcomeUnknown: it went out and was not answered.
-            PermissionDenied: this certificate is not this agent's.
+            OutcomeUnknown: it went out and was not answered, whatever became of later tries.
+            PermissionDenied: this certificate is not this agent's; nothing happened.
 
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + min(timeout, MAX_TIMEOUT)
-        may_have_arrived, denied_since, absent_since = False, 0.0, 0.0
+        may_have_arrived, since = False, dict[type[Exception], float]()
         wait, pause = self._patience.wait, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))
+            why: MasError | None = None  # this try did not arrive
             try:
                 verdict = await self._ask(op, body, headers, this_try, loop, again=may_have_arrived)
                 passing = verdict.decision in _PASSING or may_have_arrived
@@ -76,34 +77,29 @@ class Calls:
                 if loop.time() + pause >= end and not may_have_arrived:
                     return verdict
                 pause = await _rest(pause, end)
-            except PermissionDenied:
-                # A server that reads its configuration again asks the callout who everybody is, and until it
-                # has the answer denies everything (nats-server 2.15.1). What is denied has not happened.
-                denied_since = denied_since or loop.time()
-                if loop.time() - denied_since > _DENIED_FOR_GOOD:
-                    raise
-                pause = await _rest(pause, end)
             except NoAnswer:
                 may_have_arrived = True
                 wait *= 2
             except NotSent as error:
-                if loop.time() >= end and not may_have_arrived:
-                    raise unreachable(error) from error
-            except NoResponders as error:
-                # Workers whose keys are replaced are away for a moment, all of them at once.
-                absent_since = absent_since or loop.time()
-                absent = loop.time() - absent_since > _ABSENT_FOR_GOOD or loop.time() >= end
-                if absent and not may_have_arrived:
-                    raise Unavailable(
-                        "no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat"
-                    ) from error
-                pause = await _rest(pause, end)
-            if loop.time() >= end:
-                raise OutcomeUnknown(
-                    (headers or {}).get(MSG_ID, ""),
-                    f"no answer to {op} within {timeout:g} s. "
-                    "It may have happened; repeating it with the same id is safe",
-                )
+                why = _nothing_happened(error)
+            except IdentityRefused as error:  # by now: no other try would do better
+                why, end = error, 0.0
+            except (PermissionDenied, NoResponders) as error:
+                why = _nothing_happened(error)
+                so_long = loop.time() - since.setdefault(type(error), loop.time())
+                if so_long > _FOR_GOOD and not may_have_arrived:
+                    end = 0.0
+                else:
+                    pause = await _rest(pause, end)
+            if loop.time() < end:
+                continue
+            if why is not None and not may_have_arrived:
+                raise why
+            raise OutcomeUnknown(
+                (headers or {}).get(MSG_ID, ""),
+                f"no answer to {op} within {timeout:g} s. "
+                "It may have happened; repeating it with the same id is safe",
+            ) from why
 
     async def _ask(
         self,
@@ -132,6 +128,19 @@ class Calls:
         if not again:
             self._patience.answered(loop.time() - asked)
         return verdict
+
+
+def _nothing_happened(error: Exception) -> MasError:
+    """What to tell of a try that did not arrive."""
+    if isinstance(error, NotSent):
+        why = unreachable(error)
+    elif isinstance(error, NoResponders):
+        why = Unavailable("no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat")
+    else:
+        assert isinstance(error, MasError)  # noqa: S101 - what a server refused says so itself
+        return error
+    why.__cause__ = error
+    return why
 
 
 async def _rest(pause: float, end: float) -> float:

@@ -36,7 +36,12 @@ class GatheredReply:
     async def write(self, chunk: str | Payload) -> None:
         """Add a chunk; see ``message.ReplyWriter``."""
         taken: Chunk = chunk if isinstance(chunk, str) else orjson.loads(encode(chunk))
-        self._size += size_of(taken)
+        try:
+            self._size += size_of(taken)
+        except UnicodeEncodeError:
+            raise invalid(
+                "json", "the text holds half of a surrogate pair", "Send whole characters"
+            ) from None
         if self._size > self._max_payload:
             raise invalid(
                 "max_payload",

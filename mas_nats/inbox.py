@@ -129,18 +129,29 @@ class Inbox:
         Handlers that still run after ``timeout`` seconds are cancelled and their messages given back.
         """
         self._stopping = True
-        await self._pull.stop()
+        try:
+            await self._pull.stop()
+            if tasks := [task for task, _ in self._running.values()]:
+                await asyncio.wait(tasks, timeout=timeout)
+        finally:
+            try:
+                await self._end()
+            finally:
+                await self._keepalive.stop()
+
+    def handling(self) -> bool:
+        """Whether this is asked by a handler."""
         current = asyncio.current_task()
-        tasks = [task for task, _ in self._running.values() if task is not current]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        return any(task is current for task, _ in self._running.values())
+
+    async def _end(self) -> None:
+        late = [task for task, _ in self._running.values()]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         await asyncio.gather(*self._giving_back, return_exceptions=True)
         await self._acks.close()
         await self._connection.flush()
-        await self._keepalive.stop()
 
     # -- one delivery ------------------------------------------------------------------------------
 

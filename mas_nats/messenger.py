@@ -14,7 +14,7 @@ import orjson
 
 from mas_nats.calls import Calls
 from mas_nats.due import Due
-from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
+from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, Unavailable, error_of
 from mas_nats.gathered_reply import GatheredReply
 from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
 from mas_nats.payload import encode, invalid
@@ -35,7 +35,7 @@ logger = logging.getLogger("mas_nats")
 MAX_REQUEST_TIMEOUT = 3600.0
 """Seconds a request may wait: as long as a reply capability holds (DESIGN 5)."""
 _REPLY_CALL_TIMEOUT = 30.0
-_MISSED_TIMEOUT = 5.0
+_MISSED_TIMEOUT, _MISSED_PAUSE = 5.0, 0.25
 _TOKEN = re.compile(r"[!-~]{1,128}")
 
 
@@ -71,6 +71,7 @@ class Messenger:
         self.busy: Callable[[], str] = str  # says so when this instance can take no message
         self._streams = Streams(connection, calls, agent, telemetry)
         self._waiting: dict[str, asyncio.Future[Incoming]] = {}  # reply subject -> its request
+        self._looking: dict[str, asyncio.Task[None]] = {}  # for a reply that may be there already
         self._instance = ""
         self._subscription: Subscription | None = None
 
@@ -146,10 +147,13 @@ class Messenger:
         self._waiting[subject] = reply
         try:
             try:
-                _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
+                verdict = _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
             except OutcomeUnknown:
                 if not reply.done():
                     raise
+            else:
+                if verdict.duplicate:  # asked before: it may have been answered when nobody waited
+                    self._look_for(subject)
             sending.accepted()
             async with asyncio.timeout_at(end):
                 return await reply
@@ -160,6 +164,8 @@ class Messenger:
             ) from None
         finally:
             del self._waiting[subject]
+            if reply.done() and not reply.cancelled():
+                reply.exception()  # told by another error, where it was not awaited
 
     def stream(
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
@@ -199,7 +205,12 @@ class Messenger:
         )
 
     async def close(self) -> None:
-        """Read and write no more streams."""
+        """Wait for no more replies, read and write no more streams."""
+        for looking in self._looking.values():
+            looking.cancel()
+        for reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(Unavailable("this agent was stopped before the reply came"))
         await self._streams.close()
 
     async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:
@@ -301,15 +312,28 @@ class Messenger:
         """After a reconnect: fetch the replies that came meanwhile."""
         await self._listen()
         self._streams.resume()
-        await asyncio.gather(*(self._fetch_missed(subject) for subject in tuple(self._waiting)))
+        for subject in self._waiting:
+            self._look_for(subject)
+
+    def _look_for(self, subject: str) -> None:
+        if subject not in self._looking:
+            task = self._looking[subject] = asyncio.create_task(self._fetch_missed(subject))
+            task.add_done_callback(lambda _: self._looking.pop(subject, None))
 
     async def _fetch_missed(self, subject: str) -> None:
+        """Fetch a reply, if it is there; where that cannot be known, again while somebody waits for it."""
         _, _, agent, instance, token, _ = subject.split(".")
         stored = subjects.stored_reply(agent, instance, token, 0)
-        try:
-            answer = await self._connection.exchange(stored, b"", None, _MISSED_TIMEOUT)
-        except (NotSent, NoAnswer, NoResponders) as error:
-            logger.info("%s: a missed reply could not be looked up: %s", self._agent, error)
+        pause = _MISSED_PAUSE
+        while (waiting := self._waiting.get(subject)) is not None and not waiting.done():
+            try:
+                answer = await self._connection.exchange(stored, b"", None, _MISSED_TIMEOUT)
+                break
+            except (NotSent, NoAnswer, NoResponders) as error:
+                logger.info("%s: a missed reply could not be looked up: %s", self._agent, error)
+            await asyncio.sleep(pause)
+            pause = min(_MISSED_TIMEOUT, 2 * pause)
+        else:
             return
         if not answer.status and (headers.MESSAGE_ID in answer.headers or headers.FAILURE in answer.headers):
             self._on_reply(Incoming(subject, "", answer.headers, answer.data))

@@ -96,14 +96,16 @@ class Session:
 
         Raises:
             Refused: policy does not know this agent, or its capabilities are malformed.
-            Unavailable, OutcomeUnknown: no worker answered within ``timeout`` seconds.
+            Unavailable: no worker answered within ``timeout`` seconds.
 
         """
         end = asyncio.get_running_loop().time() + timeout
         while True:
             try:
-                await self.hello(max(1.0, end - asyncio.get_running_loop().time()))
+                await self.hello(max(0.0, end - asyncio.get_running_loop().time()))
                 break
+            except OutcomeUnknown as error:  # of a hello that is all the same: it changes nothing that lasts
+                raise Unavailable(f"no policy worker answered within {timeout:g} s") from error
             except Unavailable:
                 if asyncio.get_running_loop().time() + _START_PAUSE >= end:
                     raise

@@ -134,6 +134,7 @@ class StateStore(Generic[S]):
         self._stored = shape.initial()
         self._current = self._stored
         self._writing = asyncio.Lock()
+        self._under_way: set[asyncio.Task[None]] = set()
         self._newest = 0  # number of the newest update
         self._written = 0  # number of the newest update that is durable
         self._lost: MasError | None = None  # why updates up to _lost_until were not written
@@ -152,8 +153,15 @@ class StateStore(Generic[S]):
                 f"the state would have {size} bytes, the limit is {self._session.terms.max_state}"
             )
         self._newest += 1
-        number = self._newest
         self._current = merged
+        # Whoever made it may be cancelled; others are made on top of it, so it is not left half way.
+        writing = asyncio.create_task(self._make_durable(self._newest, timeout))
+        self._under_way.add(writing)
+        writing.add_done_callback(self._under_way.discard)
+        await asyncio.shield(writing)
+        return self._current.state
+
+    async def _make_durable(self, number: int, timeout: float) -> None:
         async with self._writing:
             if number <= self._lost_until:
                 raise StateConflict(
@@ -161,7 +169,6 @@ class StateStore(Generic[S]):
                 ) from self._lost
             if number > self._written:
                 await self._write(timeout)
-        return self._current.state
 
     async def refresh(self, *, timeout: float) -> S:
         """Read what is stored, unless this instance has written something newer."""

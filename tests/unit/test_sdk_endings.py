@@ -1,0 +1,259 @@
+"""Agents that are stopped twice, in a handler or half way, and calls that end before they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from mas_nats import (
+    Agent,
+    AgentMessage,
+    IdentityRefused,
+    InvalidMessage,
+    OutcomeUnknown,
+    RequestFailed,
+    Unavailable,
+)
+from mas_nats.testing import MemoryBroker
+
+
+class Worker(Agent[Any]):
+    """Does with each message what it is told to."""
+
+    def __init__(self, agent_id: str, **options: Any) -> None:
+        super().__init__(agent_id, **options)
+        self.work: Callable[[AgentMessage], Awaitable[object]] | None = None
+        self.handled: list[int] = []  # attempts
+        self.ended: list[int] = []  # how many had been handled by each stop
+
+    async def on_message(self, message: AgentMessage) -> None:
+        if self.work is not None:
+            await self.work(message)
+        self.handled.append(message.attempt)
+
+    async def on_stop(self) -> None:
+        self.ended.append(len(self.handled))
+
+
+def broker() -> MemoryBroker:
+    return MemoryBroker(["a", "b"], allow={"a": ["*"], "b": ["*"]})
+
+
+def slowly(seconds: float) -> Callable[[AgentMessage], Awaitable[object]]:
+    return lambda _: asyncio.sleep(seconds)
+
+
+async def answer(message: AgentMessage) -> None:
+    await asyncio.sleep(2)
+    await message.reply("answer", {"ok": 1})
+
+
+# -- stopping --------------------------------------------------------------------------------------------
+async def test_who_stops_while_another_does_waits_for_it():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Worker, "b")
+        agent.work = slowly(5)
+        await agent.start()
+        await sender.send("b", "work", {})
+        await asyncio.sleep(1)
+        await asyncio.gather(agent.stop(), agent.stop())
+        assert agent.ended == [1], "once, and not before the handler had finished"
+        await up.advance(60)
+        assert not up.waiting("b")
+
+
+async def test_a_handler_that_stops_its_agent_is_acknowledged():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Worker, "b")
+
+        async def stop(_: AgentMessage) -> None:
+            await agent.stop()
+            await agent.stop()
+
+        agent.work = stop
+        await agent.start()
+        await sender.send("b", "shutdown", {})
+        async with asyncio.timeout(10):
+            while not agent.ended:
+                await asyncio.sleep(0.1)
+        assert agent.ended == [1]
+        await up.advance(60)
+        assert not up.waiting("b"), "it comes again, and would stop the next one"
+        with pytest.raises(Unavailable):
+            await agent.send("a", "work", {})
+
+
+async def test_a_handler_that_stops_an_agent_that_is_being_stopped_does_not_wait_for_itself():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Worker, "b")
+
+        async def stop(_: AgentMessage) -> None:
+            await asyncio.sleep(2)
+            await agent.stop()
+
+        agent.work = stop
+        await agent.start()
+        await sender.send("b", "shutdown", {})
+        await asyncio.sleep(1)
+        await asyncio.wait_for(agent.stop(timeout=10), 5)
+        assert agent.ended == [1]
+
+
+async def test_a_stop_that_is_cancelled_leaves_nothing_running():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent, other = up.agent(Worker, "b"), up.agent(Worker, "b")
+        agent.work = slowly(600)
+        await agent.start()
+        await sender.send("b", "work", {})
+        await asyncio.sleep(1)
+        assert agent._inbox is not None
+        keepalive = agent._inbox._keepalive
+        stopped: list[bool] = []
+        end = keepalive.stop
+
+        async def stop() -> None:
+            stopped.append(True)
+            await end()
+
+        keepalive.stop = stop  # type: ignore[method-assign]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.stop(), 5)
+        assert stopped
+        async with other:
+            await asyncio.sleep(1)
+            assert other.handled == [2], "given back at once, and handled by the next"
+        assert not agent.handled
+
+
+async def test_a_stop_that_is_cancelled_while_it_says_bye_disconnects():
+    async with broker() as up:
+        agent = up.agent(Worker, "a")
+        await agent.start()
+        with up.no_workers(), pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.stop(), 0.5)
+        assert not up._running.connections
+
+
+# -- requests --------------------------------------------------------------------------------------------
+async def test_who_waits_for_a_reply_is_told_when_its_agent_stops():
+    async with broker() as up:
+        agent = up.agent(Worker, "a")
+        await agent.start()
+        asking = asyncio.create_task(agent.request("b", "ask", {}, timeout=600))
+        await asyncio.sleep(1)
+        await agent.stop()
+        with pytest.raises(Unavailable, match="stopped"):
+            await asyncio.wait_for(asking, 5)
+
+
+async def test_a_request_that_is_repeated_after_its_reply_gets_it():
+    async with broker() as up, up.agent(Worker, "b") as target, up.agent(Worker, "a") as agent:
+        target.work = answer
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.request("b", "ask", {}, id="x", timeout=60), 1)
+        await asyncio.sleep(3)
+        reply = await asyncio.wait_for(agent.request("b", "ask", {}, id="x", timeout=60), 5)
+        assert reply.data == {"ok": 1}
+        assert target.handled == [1]
+
+
+async def test_a_missed_reply_is_looked_up_until_that_is_answered():
+    async with broker() as up, up.agent(Worker, "b") as target, up.agent(Worker, "a") as agent:
+        target.work = answer
+        asking = asyncio.create_task(agent.request("b", "ask", {}, timeout=60))
+        await asyncio.sleep(1)
+        up.disconnect("a")
+        await asyncio.sleep(3)
+        served, lost = up._running.take, list[str]()
+
+        def take(peer: Any, subject: str, *given: Any) -> Any:
+            if "DIRECT.GET" in subject and "REPLIES" in subject and len(lost) < 2:
+                lost.append(subject)
+                return None
+            return served(peer, subject, *given)
+
+        up._running.take = take
+        up.reconnect("a")
+        assert (await asyncio.wait_for(asking, 30)).data == {"ok": 1}
+        assert len(lost) == 2
+
+
+# -- what is known of a call -----------------------------------------------------------------------------
+@pytest.mark.parametrize("timeout", [0.5, 1.0, 1.4, 5.0])
+async def test_without_workers_nothing_was_sent_however_short_the_timeout(timeout: float):
+    async with broker() as up, up.agent(Worker, "a") as agent:
+        with up.no_workers():
+            with pytest.raises(Unavailable):
+                await agent.send("b", "work", {}, timeout=timeout)
+            with pytest.raises(Unavailable):
+                await agent.request("b", "work", {}, timeout=timeout)
+        assert not up.sent
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 2.0}, {"timeout": 1.0}])
+async def test_a_start_without_workers_ends_in_time_and_says_so(options: dict[str, float]):
+    loop = asyncio.get_running_loop()
+    async with broker() as up:
+        begun = loop.time()
+        with up.no_workers(), pytest.raises(Unavailable):
+            await up.agent(Worker, "a").start(**options)
+        assert not options or loop.time() - begun <= options["timeout"] + 0.1
+
+
+async def test_who_is_refused_after_a_try_that_was_not_answered_does_not_know():
+    async with broker() as up:
+        agent = up.agent(Worker, "a")
+        await agent.start()
+        up.lose_answers("send", times=None)
+        sending = asyncio.create_task(agent.send("b", "work", {}))
+        await asyncio.sleep(0.5)
+        up.forget("a")
+        with pytest.raises(OutcomeUnknown):
+            await sending
+        assert len(up.sent) == 1
+        with pytest.raises(IdentityRefused):
+            await agent.send("b", "work", {})
+
+
+async def test_half_a_character_is_no_text_of_a_reply():
+    refused: list[BaseException] = []
+
+    async def write(message: AgentMessage) -> None:
+        try:
+            async with message.reply_stream() as out:
+                await out.write("\ud800")
+        except InvalidMessage as error:
+            refused.append(error)
+            raise
+
+    async with broker() as up, up.agent(Worker, "b") as target, up.agent(Worker, "a") as agent:
+        target.work = write
+        with pytest.raises((RequestFailed, TimeoutError)):
+            await agent.request("b", "ask", {}, timeout=2)
+        assert refused
+
+
+# -- state -----------------------------------------------------------------------------------------------
+async def test_an_update_whose_maker_was_cancelled_is_made_all_the_same():
+    async with broker() as up, up.agent(Worker, "a") as agent:
+        await agent.update_state({"n": 1})
+        up.lose_calls("state", times=1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent.update_state({"n": 2}), 0.1)
+        assert await agent.refresh_state() == {"n": 2} == up.state_of("a")
+
+
+async def test_an_update_that_was_cancelled_before_its_answer_spoils_no_other():
+    async with broker() as up, up.agent(Worker, "a") as agent:
+        await agent.update_state({"n": 1})
+        up.lose_answers("state", times=1)
+        first = asyncio.create_task(agent.update_state({"n": 2}))
+        await asyncio.sleep(0.01)
+        beside = asyncio.create_task(agent.update_state({"m": 1}))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        assert await beside == {"n": 2, "m": 1}
+        assert await agent.update_state({"k": 1}) == {"n": 2, "m": 1, "k": 1} == up.state_of("a")
