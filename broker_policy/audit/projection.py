@@ -98,7 +98,9 @@ class Known:
     """What Redis holds of the decisions and messages that a portion of the log speaks of."""
 
     pending: dict[DecisionName, Pending] = field(default_factory=dict)
-    open: dict[MessageName, int] = field(default_factory=dict)
+    open: dict[MessageName, list[int]] = field(
+        default_factory=dict
+    )  # several, where a message was released by two
     early: dict[MessageName, list[Report]] = field(default_factory=dict)
     states: dict[str, StateMark] = field(default_factory=dict)
     batched: dict[DecisionName, Batched] = field(default_factory=dict)
@@ -131,9 +133,10 @@ class Projection:
         self._pending: dict[DecisionName, Pending] = {}
         self._answered: list[DecisionName] = []
         self._opened: defaultdict[str, dict[int, int]] = defaultdict(dict)  # agent -> sequence -> index
-        self._also_opened: list[tuple[MessageName, int]] = []
+        self._also_opened: dict[MessageName, list[int]] = {}  # where ``_opened`` has another
         self._closed: dict[str, list[str]] = {}
         self._early = {name: list(reports) for name, reports in known.early.items()}
+        self._told: dict[MessageName, list[Report]] = {}  # those of this append that found one
         self._states = dict(known.states)
         self._batches: dict[str, Batch] = {}
         self._batched: dict[tuple[str, int], _Batch] = {}
@@ -262,14 +265,7 @@ class Projection:
             self._answered.append(name)
         self._settled.add(pending.index, settlement.outcome, message=settlement.sequence)
         if settlement.outcome is Outcome.COMMITTED and pending.way is Way.LONE:
-            message = (pending.agent, settlement.sequence)
-            opened = self._opened[pending.agent]
-            if settlement.sequence in opened:  # a delayed message, released by two: both are followed
-                self._also_opened.append((message, pending.index))
-                return None
-            opened[settlement.sequence] = pending.index
-            for report in self._early.pop(message, ()):
-                self._report(report)
+            self._follow((pending.agent, settlement.sequence), pending.index)
         return None
 
     def _settle_singly(self, settled: list[tuple[Batched, Settlement]]) -> None:
@@ -288,9 +284,20 @@ class Projection:
             if settlement.outcome is not Outcome.COMMITTED:
                 self._closed.setdefault(batched.agent, []).append(str(batched.index))
                 continue
-            self._opened[batched.agent][settlement.sequence] = batched.index
-            for report in self._early.pop((batched.agent, settlement.sequence), ()):
-                self._report(report)
+            self._follow((batched.agent, settlement.sequence), batched.index)
+
+    def _follow(self, message: MessageName, index: int) -> None:
+        """The message of a decision is known: what was and will be reported of it is about that decision."""
+        agent, sequence = message
+        opened = self._opened[agent]
+        if sequence in opened:  # a delayed message, released by two: both are followed
+            self._also_opened.setdefault(message, []).append(index)
+        else:
+            opened[sequence] = index
+        for report in self._told.get(message, ()):  # of the other, which may be gone with it
+            self._tell([index], report)
+        for report in self._early.pop(message, ()):
+            self._report(report)
 
     def _leave(self, batched: Batched) -> bool:
         """Take a decision's message from its place; whether it was still followed there."""
@@ -299,22 +306,34 @@ class Projection:
             del opened[batched.sequence]
             return True
         place = (batched.agent, batched.sequence)
-        if self._known.open.get(place) == batched.index:
-            del self._known.open[place]
+        if batched.index in self._known.open.get(place, ()):
+            self._known.open[place].remove(batched.index)
             return True
         return False
 
     def _report(self, report: Report) -> None:
         name = (report.agent, report.sequence)
-        opened = self._opened[report.agent]
-        index = opened.get(report.sequence) or self._known.open.get(name)
-        if index is None:
+        indexes = [*self._known.open.get(name, ()), *self._also_opened.get(name, ())]
+        if (index := self._opened[report.agent].get(report.sequence)) is not None:
+            indexes.append(index)
+        if not indexes:
             self._early.setdefault(name, []).append(report)
             return
-        self._settled.add(index, report.outcome, reason=report.reason, attempt=report.attempt)
-        if report.outcome in FINAL_FOR_MESSAGE and opened.pop(report.sequence, None) is None:
-            del self._known.open[name]
-            self._closed.setdefault(report.agent, []).append(str(index))
+        self._told.setdefault(name, []).append(report)
+        self._tell(indexes, report)
+
+    def _tell(self, indexes: list[int], report: Report) -> None:
+        """What ``report`` means for all decisions followed by now, or for one that joins them."""
+        for index in indexes:
+            self._settled.add(index, report.outcome, reason=report.reason, attempt=report.attempt)
+        if report.outcome not in FINAL_FOR_MESSAGE:
+            return
+        name = (report.agent, report.sequence)
+        self._opened[report.agent].pop(report.sequence, None)
+        self._also_opened.pop(name, None)
+        self._known.open.pop(name, None)
+        before = [str(index) for index in indexes if index <= self.draft.base.index]
+        self._closed.setdefault(report.agent, []).extend(before)
 
     # -- all records together ------------------------------------------------------------------------
     def _write_pending(self) -> None:
@@ -334,8 +353,9 @@ class Projection:
         for agent, places in self._opened.items():
             if places:
                 opened[agent] = list(map(str, chain.from_iterable(places.items())))
-        for (agent, sequence), index in self._also_opened:
-            opened.setdefault(agent, []).extend((str(sequence), str(index)))
+        for (agent, sequence), indexes in self._also_opened.items():
+            for index in indexes:
+                opened.setdefault(agent, []).extend((str(sequence), str(index)))
         for agent, words in opened.items():
             draft.command_on_many("ZADD", layout.open(agent), words)
             draft.command("SADD", layout.opened, agent)

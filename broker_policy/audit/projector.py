@@ -312,12 +312,14 @@ class Projector:
             if raw is not None:
                 known.pending[name] = Pending.decode(raw)
         known.batched = await self._batched([name for name in decisions if name not in known.pending])
-        for name, batched in known.batched.items():
-            logger.info("decision %s.%d.%d of a torn batch is settled singly", *name)
-            known.open[batched.agent, batched.sequence] = batched.index
         for message, members in zip(messages, rows[len(decisions) :], strict=False):
             if members:
-                known.open[message] = int(members[0])
+                known.open[message] = list(map(int, members))
+        for name, batched in known.batched.items():
+            logger.info("decision %s.%d.%d of a torn batch is settled singly", *name)
+            followed = known.open.setdefault((batched.agent, batched.sequence), [])
+            if batched.index not in followed:
+                followed.append(batched.index)
         for agent, raw in zip(agents, rows[len(decisions) + len(messages) :], strict=False):
             if raw is not None:
                 known.states[agent] = StateMark.decode(raw)

@@ -303,6 +303,46 @@ async def test_two_decisions_about_one_message_are_both_followed(nc, redis, proj
     assert await outcomes(redis, sender="alice") == ["h", "h"]
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "first second report",
+        "first project second report",
+        "first second project report",
+        "first project second project report",
+        "report first second",
+        "report project first second",
+        "first report second",
+    ],
+)
+async def test_a_report_is_about_both_decisions_about_one_message(nc, redis, projector, steps):
+    """As above, and the message used up its attempts; the projector looks at the log in between or not."""
+    writers = {"first": await LogWriter(nc).open(), "second": await LogWriter(nc).open()}
+    released = line(Way.LONE, op="release")
+    for writer in writers.values():
+        await writer.write(RecordKind.DECISIONS, decisions=(released,))
+    sequence = await writers["first"].deliver(released)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
+    await pull.fetch(1, timeout=5)
+    await project(projector)
+    for step in steps.split():
+        if step == "project":
+            await project(projector)
+        elif step == "report":
+            await writers["first"].report("bob", sequence, Outcome.REDELIVERED)
+            await writers["first"].report("bob", sequence, Outcome.DEAD, attempt=2)
+        else:
+            await writers[step].settle((2, 0, Outcome.COMMITTED, sequence))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["d", "d"]
+    await delete_message(nc, "INBOX", sequence)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["d", "d"]
+    assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
+    assert not await redis.exists(projector.store.layout.early)
+    await intact(redis)
+
+
 async def test_accepted_without_effect_is_not_refused(nc, redis, projector):
     """A repetition that the worker answers by itself, and a connection."""
     writer = await LogWriter(nc).open()
@@ -375,6 +415,46 @@ async def test_a_batch_torn_by_the_server_is_settled_singly(nc, redis, projector
     assert await outcomes(redis, sender="alice") == ["h", "d", "n", "u"]
     assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
     assert not await redis.exists(projector.store.layout.early)
+    await intact(redis)
+
+
+@pytest.mark.parametrize("projected", ["nothing", "the first settlement", "both settlements"])
+async def test_a_place_that_a_torn_batch_lost_to_another_message(nc, redis, projector, projected):
+    """Two decisions are followed at one place until the batch is settled; a report is about the other one."""
+    torn, lone, other = [await LogWriter(nc).open() for _ in range(3)]
+    lines = [line(Way.BATCH, sender="alice") for _ in range(2)]
+    taker = line(Way.LONE, sender="carol")
+    await lone.write(RecordKind.DECISIONS, decisions=(taker,))
+    record = await torn.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    await torn.deliver(lines[0], 0)
+    assert await lone.deliver(taker) == record + 2
+    await lone.settle((2, 0, Outcome.COMMITTED, record + 2))
+    if projected != "nothing":
+        await project(projector)
+    await torn.settle((2, 0, Outcome.COMMITTED, record + 1), (2, 1, Outcome.NOT_COMMITTED, 0))
+    if projected == "both settlements":
+        await project(projector)
+    await other.report("bob", record + 2, Outcome.DEAD)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "n"]
+    assert await outcomes(redis, sender="carol") == ["d"]
+    await intact(redis)
+
+
+async def test_a_torn_batchs_message_that_was_reported_first_is_not_followed(nc, redis, projector):
+    writer, other = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.BATCH), line(Way.BATCH)]
+    await writer.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    first = await writer.deliver(lines[0], 0)
+    await project(projector)  # the second would lie behind the first
+    await other.write(RecordKind.MARK)
+    moved = await writer.deliver(lines[1], 1)
+    await other.report("bob", moved, Outcome.DEAD)
+    await project(projector)
+    await writer.settle((2, 0, Outcome.COMMITTED, first), (2, 1, Outcome.COMMITTED, moved))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["c", "d"]
+    assert await redis.zcard(projector.store.layout.open("bob")) == 1
     await intact(redis)
 
 
