@@ -46,6 +46,14 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """Where the log ends, and which one it is."""
+
+    sequence: int  # of its last message, removed ones included
+    made: int  # when it was made, unix milliseconds: one that is made anew is another
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Consecutive messages of one subject pattern, and how many come after them."""
 
@@ -108,7 +116,13 @@ async def newest_record(nc: Client) -> int:
     return found.sequence if found else 0
 
 
+async def end(nc: Client) -> End:
+    """Where the log ends, as its leader has it."""
+    result = await stream_info(nc, subjects.INBOX_STREAM)
+    made = datetime.fromisoformat(result["created"]).timestamp()
+    return End(int(result["state"]["last_seq"]), int(made * 1000))
+
+
 async def last_sequence(nc: Client) -> int:
     """The sequence of the log's last message, removed ones included."""
-    result = await stream_info(nc, subjects.INBOX_STREAM)
-    return int(result["state"]["last_seq"])
+    return (await end(nc)).sequence

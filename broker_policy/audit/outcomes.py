@@ -23,7 +23,7 @@ from broker_policy.audit.layout import id_place
 from broker_policy.audit.memory import Memory, Remember
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import CLOCKS, Pending, decode_reports, early_field
-from broker_policy.audit.record import Outcome, Way
+from broker_policy.audit.record import Outcome, Report, Way
 from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
 from broker_policy.audit.tail import Tail
 from broker_policy.tenants.streams import DEDUP_WINDOW
@@ -55,7 +55,8 @@ _MOST_UNDELIVERED = 100_000
 class Settler:
     """Finds the missing outcomes of one namespace.
 
-    ``catch_up`` projects the log to its end. ``alive`` and ``remember`` as for the projector.
+    ``catch_up`` projects the log to its end, and notices where it was made anew: nothing that was seen of
+    that one is about a decision of the one before. ``alive`` and ``remember`` as for the projector.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Settler:
         self._views: dict[str, InboxView] = {}
         self._searched = 0.0
         self._watching = tail.now()
-        self._undelivered: dict[tuple[str, int], float] = {}  # since when; only searches find all of them
+        self._undelivered: dict[int, float] = {}  # index -> since when; only searches find all of them
 
     def interrupted(self) -> None:
         """The log was out of sight: silence until now says nothing about anybody."""
@@ -175,10 +176,9 @@ class Settler:
         now = time.monotonic()
         ready: list[Gone] = []
         for one in gone:
-            name = (one.agent, one.sequence)
-            if not one.delivered and now - self._undelivered.setdefault(name, now) < UNDELIVERED_GRACE:
+            if not one.delivered and now - self._undelivered.setdefault(one.index, now) < UNDELIVERED_GRACE:
                 continue
-            self._undelivered.pop(name, None)
+            self._undelivered.pop(one.index, None)
             ready.append(one)
         if len(self._undelivered) > _MOST_UNDELIVERED:  # those that were reported since are not seen again
             self._undelivered.clear()
@@ -207,7 +207,7 @@ class Settler:
     async def _settle_writer(self, writer: str) -> int:
         await self._tail.refresh()
         [raw] = await self._tail.pipeline([("HGETALL", self._layout.pending(writer))])
-        pending = _pending(raw)
+        pending = decode_pending(raw)
         dead = self._is_dead(writer)
         overdue = self._tail.now() - OVERDUE * 1000
         due = {name: one for name, one in pending.items() if dead or max(one.time, self._watching) < overdue}
@@ -353,20 +353,7 @@ class Settler:
             if reports[0].time > oldest:
                 continue
             draft.command("HDEL", self._layout.early, field.decode())
-            for report in reports:
-                draft.add(
-                    entry.outcome(
-                        draft.next_index,
-                        draft.sequence,
-                        self._tail.now(),
-                        report.outcome,
-                        (),
-                        messages=(report.sequence,),
-                        reason=report.reason,
-                        attempt=report.attempt,
-                        agent=report.agent,
-                    )
-                )
+            add_without_decision(draft, reports, self._tail.now())
         if draft.changes_something:
             await self._tail.append(draft)
 
@@ -375,6 +362,24 @@ class Settler:
         if draft.changes_something:
             await self._tail.append(draft)
         return covered
+
+
+def add_without_decision(draft: Draft, reports: Iterable[Report], now: int) -> None:
+    """Add reports whose decision is not known. ``now`` is in unix milliseconds."""
+    for report in reports:
+        draft.add(
+            entry.outcome(
+                draft.next_index,
+                draft.sequence,
+                now,
+                report.outcome,
+                (),
+                messages=(report.sequence,),
+                reason=report.reason,
+                attempt=report.attempt,
+                agent=report.agent,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,5 +398,6 @@ def _pairs(raw: object) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _pending(raw: object) -> dict[str, Pending]:
+def decode_pending(raw: object) -> dict[str, Pending]:
+    """A writer's decisions without an outcome, as they came from Redis, by record and position."""
     return {name.decode(): Pending.decode(value) for name, value in _pairs(raw)}

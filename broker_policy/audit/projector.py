@@ -18,9 +18,9 @@ from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker_policy.audit import entry, log
-from broker_policy.audit.entry import Alarm
+from broker_policy.audit import log
 from broker_policy.audit.lease import Lease
+from broker_policy.audit.lost_log import begin_anew
 from broker_policy.audit.memory import Remember
 from broker_policy.audit.numbering import NO_END, Received, receive
 from broker_policy.audit.outcomes import Settler
@@ -109,7 +109,7 @@ class Projector:
         self._lease = Lease(redis, self.store.layout.lease, name)
         self._tail = Tail(self.store, clock)
         prober = Prober(nc, namespace, record_key, clock=clock)
-        self._settler = Settler(self._tail, nc, prober, self.catch_up, alive=alive, remember=remember)
+        self._settler = Settler(self._tail, nc, prober, self._reach_end, alive=alive, remember=remember)
         self._removal = Removal(nc, clock=clock)
         self._next: dict[str, float] = {}
 
@@ -213,6 +213,13 @@ class Projector:
                     raise Overtaken
             if not page.pending and time.monotonic() - read < _BY_NOW:
                 return found
+
+    async def _reach_end(self) -> int:
+        """``catch_up``, also of a log that was made anew: what was seen in it is not of the one before."""
+        found = await self.catch_up()
+        if await self._notice_restart():
+            found += await self.catch_up()
+        return found
 
     async def project_once(self) -> int:
         """Project one page of records; returns how many, 0 when there are none.
@@ -356,26 +363,14 @@ class Projector:
         )
         return {name: one for (name, one), score in zip(batched.items(), open_, strict=True) if score}
 
-    async def _notice_restart(self) -> None:
+    async def _notice_restart(self) -> bool:
         """A log that ends below what is projected was made anew: say so, and project it from its start."""
-        head = self._tail.head
-        last = await log.last_sequence(self._nc)
-        if last >= head.sequence:
-            return
-        draft = self._tail.draft()
-        draft.add(
-            entry.alarm(
-                draft.next_index,
-                head.sequence,
-                self._tail.now(),
-                Alarm.LOG_RESTARTED,
-                "",
-                head.sequence,
-                last,
-            )
-        )
-        draft.sequence = 0
-        await self._tail.append(draft)
+        end = await log.end(self._nc)
+        if end.sequence >= self._tail.head.sequence:
+            return False
+        await begin_anew(self._tail, end)
+        self._removal.forget()
+        return True
 
 
 async def _in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:

@@ -5,6 +5,9 @@ under its dedup id again. A server that starts anew knows the ids of what lies i
 
 A prober's records stay for as long as their dedup ids hold: a worker that finds an id taken reads the
 message that took it, and must be able to tell a probe from a message that was handled (``probe.py``).
+
+What is remembered is where records lie, so it holds for one log only: a log that was made anew gives the same
+places to records that nobody has projected.
 """
 
 from __future__ import annotations
@@ -33,6 +36,13 @@ class Removal:
         self._newest: dict[str, int] = {}  # of each writer with records to remove: where its last one lies
         self._began = False
         self._marks: deque[tuple[float, int]] = deque()  # when the projection had reached which sequence
+        self._log = 0  # when the log was made in which all this lies; 0 before the first look
+
+    def forget(self) -> None:
+        """Begin again: the log was made anew, or may have been."""
+        self._newest.clear()
+        self._marks.clear()
+        self._began = False
 
     def projected(self, portion: Iterable[Received]) -> None:
         """These records are in the chain."""
@@ -42,7 +52,9 @@ class Removal:
                 self._newest[_records_of(subject)] = received.stored.sequence
 
     async def remove(self, tail: Tail) -> int:
-        """Remove what is in the chain; returns how many records that were."""
+        """Remove what is in the chain; returns how many records that were. Errors as ``project_once``."""
+        if not self._has_work() or not await self._has_log(tail):
+            return 0
         last = tail.head.sequence
         if not self._began:  # what an earlier projector left
             for writer, state in tail.writers.items():
@@ -62,11 +74,33 @@ class Removal:
                 raise
         return removed + await self._remove_old(last)
 
+    def _has_work(self) -> bool:
+        return not self._began or bool(self._newest) or self._mark_due()
+
+    def _mark_due(self) -> bool:
+        return not self._marks or self._clock() - self._marks[-1][0] >= _MARK_EVERY
+
+    async def _has_log(self, tail: Tail) -> bool:
+        """Whether the log that is there is the one whose records are in the chain up to the head.
+
+        Another projector may have begun with a new one while this one did not project; what lies where in
+        the one before is forgotten then. Or nobody has noticed yet: then nothing of it is projected.
+        """
+        end = await log.end(self._nc)
+        if self._log != end.made:
+            if self._log:
+                self.forget()
+            self._log = end.made
+            tail.forget()
+            await tail.refresh()
+        return end.sequence >= tail.head.sequence
+
     async def _remove_old(self, last: int) -> int:
         """Remove everything that is old enough, probes included."""
+        if not self._mark_due():
+            return 0
         now = self._clock()
-        if not self._marks or now - self._marks[-1][0] >= _MARK_EVERY:
-            self._marks.append((now, last))
+        self._marks.append((now, last))
         removed = 0
         while self._marks and now - self._marks[0][0] > KEEP_PROBES:
             removed += await log.remove(self._nc, subjects.AUDIT_SUBJECTS, self._marks.popleft()[1])

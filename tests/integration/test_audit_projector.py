@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from broker_policy.audit import lease as lease_module
 from broker_policy.audit import log
+from broker_policy.audit.entry import unranged
 from broker_policy.audit.findings import FindingKind
 from broker_policy.audit.lease import Lease
 from broker_policy.audit.log import Page
@@ -1107,6 +1108,201 @@ async def test_a_log_that_begins_anew_is_an_alarm_and_is_projected(nc, redis, pr
     [text] = await alarms(redis)
     assert "restarted" in text
     assert len(await ask(Store(redis, NAMESPACE), Question())) == 6
+
+
+# -- a log that is lost ------------------------------------------------------------------------------------
+async def make_anew(nc: Client) -> None:
+    await nc.jetstream().delete_stream("INBOX")
+    await make_streams(nc)
+
+
+async def notice(projector: Projector) -> None:
+    """Project a log that was made anew."""
+    projector._next.clear()
+    await project(projector)
+    await project(projector)
+
+
+async def with_a_long_past(nc: Client, count: int = 50) -> LogWriter:
+    """A writer whose next records lie behind ``count`` others: further than the log made anew will reach."""
+    writer = await LogWriter(nc).open()
+    for _ in range(count):
+        await writer.write(RecordKind.MARK)
+    return writer
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "when outcomes are looked for"])
+async def test_what_waited_in_a_lost_log_is_not_called_handled(nc, redis, projector, noticed):
+    """Other messages get its places, and are handled."""
+    writer = await with_a_long_past(nc)
+    await writer.batch([line(Way.BATCH) for _ in range(3)])
+    await notice(projector)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["c"] * 3
+    await make_anew(nc)
+    if noticed:
+        await notice(projector)
+        assert await outcomes(redis, sender="alice") == ["?"] * 3
+    later = await LogWriter(nc).open()
+    await later.batch([line(Way.BATCH, sender="dora") for _ in range(60 if noticed else 6)])
+    if noticed:
+        await project(projector)
+    await handle(nc, "bob", 6)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["?"] * 3
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["?"] * 3
+    assert (await outcomes(redis, sender="dora"))[:6] == ["h"] * 6
+    [text] = await alarms(redis)
+    assert "restarted" in text
+    reasons = [entry.get("r") async for stored in projector.store.entries() if (entry := stored.entry())]
+    assert "lost with the log" in reasons
+
+
+async def test_a_report_about_a_place_that_is_used_again(nc, redis, projector):
+    """It is about the message that is there now, and not about one that was lost with the log before."""
+    record = await (await LogWriter(nc).open()).batch([line(Way.BATCH)])
+    await (await LogWriter(nc).open()).report("bob", record + 7, Outcome.DEAD)  # its decision never comes
+    await notice(projector)
+    await make_anew(nc)
+    await notice(projector)
+    layout = projector.store.layout
+    assert not await redis.exists(layout.opened, layout.early, layout.batches, layout.open("bob"))
+    later = await LogWriter(nc).open()
+    assert await later.batch([line(Way.BATCH, sender="dora") for _ in range(8)]) == record
+    await later.report("bob", record + 1, Outcome.DEAD)
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["?"]
+    assert await outcomes(redis, sender="dora") == ["d", *["c"] * 7]
+    told = [entry async for stored in projector.store.entries() if (entry := stored.entry()).get("g")]
+    assert [(entry["o"], entry["q"]) for entry in told] == [("d", [record + 7])]
+
+
+async def test_what_was_not_settled_when_its_log_was_lost(nc, redis, projector):
+    """Where a message was stored its worker says of the log that is gone; an act was done all the same."""
+    writer = await LogWriter(nc).open()
+    lines = (line(Way.LONE), line(Way.ACT, op="reply"), line(Way.LONE))
+    await writer.write(RecordKind.DECISIONS, decisions=lines)
+    sequence = await writer.deliver(lines[0])
+    await notice(projector)
+    await make_anew(nc)
+    await notice(projector)
+    assert await outcomes(redis, sender="alice") == ["?", " ", "?"]
+    await writer.settle((2, 0, Outcome.COMMITTED, sequence), (2, 1, Outcome.APPLIED, 0))
+    await project(projector)
+    assert await outcomes(redis, sender="alice") == ["?", "a", "?"]
+    assert not await redis.exists(projector.store.layout.open("bob"))
+
+
+async def test_a_lost_log_with_much_in_it_is_left_step_by_step(nc, redis, projector, monkeypatch):
+    """A projector that ends in the middle leaves the rest to another."""
+    monkeypatch.setattr("broker_policy.audit.lost_log.AT_ONCE", 3)
+    await make_streams(nc, ["bob", "carol"])
+    writer = await with_a_long_past(nc)
+    lines = [line(Way.BATCH, target=target) for target in ("bob", "carol") for _ in range(7)]
+    await writer.batch(lines)
+    await writer.write(RecordKind.DECISIONS, decisions=tuple(line(Way.LONE) for _ in range(4)))
+    await notice(projector)
+    await make_anew(nc)
+    appended, append = 0, projector._tail.append
+
+    async def ended(*arguments: Any) -> None:
+        nonlocal appended
+        appended += 1
+        if appended == 3:
+            raise asyncio.CancelledError
+        await append(*arguments)
+
+    monkeypatch.setattr(projector._tail, "append", ended)
+    with pytest.raises(asyncio.CancelledError):
+        await notice(projector)
+    assert (await outcomes(redis, sender="alice")).count("?") == 6
+    await notice(Projector(NAMESPACE, nc, redis, KEY))
+    assert await outcomes(redis, sender="alice") == ["?"] * 18
+    [text] = await alarms(redis)
+    assert "restarted" in text
+    entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries()]
+    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    assert sorted(settled) == sorted(set(settled))
+
+
+async def test_a_log_that_was_cut_off_still_has_what_lies_before(nc, redis, monkeypatch):
+    """By a power cut, where the server may flush late."""
+    monkeypatch.setattr("broker_policy.audit.lost_log._CLOCKS", 0)
+    ahead = [0.0]
+    projector = Projector(NAMESPACE, nc, redis, KEY, clock=lambda: time.time() + ahead[0])
+    writer = await LogWriter(nc).open()
+    record = await writer.batch([line(Way.BATCH) for _ in range(4)])
+    await writer.write(RecordKind.MARK)
+    await project(projector)
+    await projector.remove_projected()
+    made = (await log.end(nc)).made
+
+    async def cut_off(_: Client) -> log.End:
+        return log.End(record + 2, made)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "end", cut_off)
+        await projector._notice_restart()
+        ahead[0] = 800.0
+        assert await projector.remove_projected() == 0  # what was projected before says nothing any more
+    assert await outcomes(redis, sender="alice") == ["c", "c", "?", "?"]
+    await handle(nc, "bob", 2)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h", "h", "?", "?"]
+
+
+@pytest.mark.parametrize("noticed_by", ["this", "another", "nobody"])
+async def test_nothing_is_removed_from_a_new_log_that_is_not_projected(nc, redis, noticed_by):
+    """A projector that removed from the log before, whose records had the same places."""
+    ahead = [0.0]
+    projector = Projector(NAMESPACE, nc, redis, KEY, clock=lambda: time.time() + ahead[0])
+    writer = await with_a_long_past(nc)
+    await project(projector)
+    await projector.remove_projected()
+    await writer.write(RecordKind.MARK)  # is to be removed
+    await notice(projector)
+    await make_anew(nc)
+    if noticed_by != "nobody":
+        await notice(projector if noticed_by == "this" else Projector(NAMESPACE, nc, redis, KEY))
+    writers = [writer, await LogWriter(nc).open()]
+    lines = [line() for _ in range(60 if noticed_by == "another" else 20)]
+    for place, each in enumerate(lines):
+        await writers[place % 2].write(RecordKind.DECISIONS, decisions=(each,))
+    ahead[0] = 800.0
+    assert await projector.remove_projected() == 0
+    with contextlib.suppress(Overtaken):
+        await notice(projector)
+    await notice(projector)
+    assert len(await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=100)) == len(lines)
+    [text] = await alarms(redis)
+    assert "restarted" in text
+    assert await projector.remove_projected() == len(lines) + 1 - len(writers)
+
+
+async def test_probes_of_a_new_log_stay_where_another_projected_it(nc, redis, monkeypatch):
+    """What one that takes over knows of the log before does not say how old they are."""
+    monkeypatch.setattr("broker_policy.audit.outcomes.SILENT", -1.0)
+    ahead = [0.0]
+    projector, other = (
+        Projector(NAMESPACE, nc, redis, KEY, clock=lambda: time.time() + ahead[0]) for _ in range(2)
+    )
+    await with_a_long_past(nc)
+    await project(projector)
+    await projector.remove_projected()
+    await make_anew(nc)
+    await notice(other)
+    ahead[0] = 800.0
+    writer = await with_a_long_past(nc, 1)
+    await writer.write(RecordKind.DECISIONS, decisions=(line(Way.LONE),))
+    await project(other)
+    await other.settle_once()
+    for _ in range(60):
+        await writer.write(RecordKind.MARK)
+    await project(other)
+    await projector.remove_projected()
+    info = await api(nc, "STREAM.INFO.INBOX", {"subjects_filter": ">"})
+    assert sum(is_probe(subject) for subject in info["state"]["subjects"]) == 2  # its opening, and the probe
 
 
 # -- many projectors, and outages --------------------------------------------------------------------------
