@@ -195,17 +195,27 @@ async def _differing(walk: _Walk, suspects: list[int] | None) -> list[int]:
 
 
 async def _check_lists(exam: Examination, store: Store) -> None:
+    """Compare what the indexes list, and in what order: questions find their place in them by bisection.
+
+    Numbers beyond what was examined are of entries that came meanwhile, but out of order they mislead too.
+    """
     for name, tally in exam.lists.items():
         found = Tally()
-        first = 0
+        first, before, ascending = 0, 0, True
         while True:
             page = await store.redis.lrange(store.layout.by(name), first, first + _LIST_PAGE - 1)
             for raw in page:
-                if (index := _number(raw)) <= exam.index:
+                index = _number(raw)
+                ascending = ascending and index > before
+                before = index
+                if index <= exam.index:
                     found.add(index)
             first += _LIST_PAGE
             if len(page) < _LIST_PAGE:
                 break
+        if not ascending:
+            text = f"index {name} is not in the order of the chain: questions miss what it lists"
+            exam.report.add(FindingKind.INDEX, 0, text)
         if found != tally:
             text = f"index {name} lists {found.count} entries, the chain has {tally.count}, or lists others"
             exam.report.add(FindingKind.INDEX, 0, text)

@@ -26,6 +26,7 @@ from broker_policy.audit.export import export, verify_file
 from broker_policy.audit.findings import FindingKind, Report
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.layout import NAMESPACES, id_place
+from broker_policy.audit.query import Question, ask
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.audit.settled import Settled
 from broker_policy.audit.signer import ChainAltered, Signer, SigningRound
@@ -186,6 +187,25 @@ async def replaced_in_index(store: Store) -> None:
     await store.redis.lset(store.layout.by("decision:ALLOWED"), 3, "300")
 
 
+async def swapped_in_index(store: Store) -> None:
+    """The same entries, but bisection goes wrong from its first step on."""
+    key = store.layout.by("sender:alice")
+    first, last = await store.redis.lindex(key, 0), await store.redis.lindex(key, -1)
+    await store.redis.lset(key, 0, last)
+    await store.redis.lset(key, -1, first)
+
+
+async def beyond_the_head_in_index(store: Store) -> None:
+    """One more, which no reading of the chain has come to yet; behind it nothing is found."""
+    key = store.layout.by("sender:alice")
+    middle = (await store.redis.lrange(key, 150, 150))[0]
+    await store.redis.linsert(key, "BEFORE", middle, "1000000")
+
+
+async def twice_beyond_the_head_in_index(store: Store) -> None:
+    await store.redis.rpush(store.layout.by("sender:alice"), "1000000", "1000000")
+
+
 async def removed_message_id(store: Store) -> None:
     made = orjson.loads((await rows(store))[99][0])
     assert await store.redis.hdel(store.layout.shard(id_place(made["id"])[0]), "100")
@@ -212,6 +232,9 @@ EDITS: list[tuple[Callable[[Store], Awaitable[None]], FindingKind]] = [
     (deleted_index, FindingKind.INDEX),
     (shortened_index, FindingKind.INDEX),
     (replaced_in_index, FindingKind.INDEX),
+    (swapped_in_index, FindingKind.INDEX),
+    (beyond_the_head_in_index, FindingKind.INDEX),
+    (twice_beyond_the_head_in_index, FindingKind.INDEX),
     (removed_message_id, FindingKind.INDEX),
     (changed_outcome, FindingKind.OUTCOME),
     (removed_outcomes, FindingKind.OUTCOME),
@@ -235,6 +258,15 @@ async def test_an_empty_audit_is_intact(redis):
 async def test_an_edit_is_found_without_any_checkpoint(store, edit, kind):
     await edit(store)
     assert kind in found(await examine(store))
+
+
+async def test_an_index_out_of_order_hides_answers_and_is_named(store):
+    everything = await ask(store, Question(sender="alice"), limit=1000)
+    await swapped_in_index(store)
+    assert len(await ask(store, Question(sender="alice"), limit=1000)) < len(everything)  # the control
+    [finding] = (await examine(store)).findings
+    assert finding.kind is FindingKind.INDEX
+    assert "sender:alice " in finding.text
 
 
 # -- what only a checkpoint can tell -----------------------------------------------------------------------
