@@ -140,7 +140,7 @@ async def with_outcome(store: Store, letter: str, span: Span, sign: int) -> Asyn
         else:
             last = span.last
             first = max(span.first, last - last % _LETTERS)
-        letters = await _letters(store, first, last)
+        letters = await outcomes(store, first, last)
         page = [first + place for place, each in enumerate(letters) if each == wanted]
         reached = last if sign == OLDEST_FIRST else first
         yield Page(page[::sign], reached)
@@ -155,15 +155,15 @@ async def keep_outcome(store: Store, letter: str, page: Page) -> Page:
 async def _with_outcome(store: Store, letter: str, indexes: list[int]) -> list[int]:
     first, last = min(indexes), max(indexes)
     if last - first < _LETTERS_KEPT and first // BLOCK == last // BLOCK:
-        letters = await _letters(store, first, last)
+        letters = await outcomes(store, first, last)
         letters = letters.ljust(last - first + 1, b"\0")
         return [index for index in indexes if letters[index - first] == ord(letter)]
     found = await store.outcomes_at(indexes)
     return [index for index, each in zip(indexes, found, strict=True) if each == letter]
 
 
-async def _letters(store: Store, first: int, last: int) -> bytes:
-    """Outcomes of entries in one block."""
+async def outcomes(store: Store, first: int, last: int) -> bytes:
+    """The outcomes of entries in one block, as letters."""
     raw: bytes = await store.redis.getrange(
         store.layout.outcomes(first // BLOCK), first % BLOCK, last % BLOCK
     )

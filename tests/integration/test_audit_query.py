@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import pytest
 from redis.asyncio import Redis
 
+from broker_policy.audit import entry
+from broker_policy.audit.candidates import Span
+from broker_policy.audit.compliance import compliance
 from broker_policy.audit.entry import Entry
 from broker_policy.audit.query import Question, ask, search
-from broker_policy.audit.record import Outcome
-from broker_policy.audit.store import Store
-from broker_policy.audit.time_span import DISORDER
+from broker_policy.audit.record import DecisionLine, Outcome, Record, RecordKind
+from broker_policy.audit.state_marks import DIRECT_STATE
+from broker_policy.audit.store import Store, StoredEntry
+from broker_policy.audit.tail import Tail
+from broker_policy.audit.time_span import DISORDER, span_of
 from broker_policy.embedded.redis_server import RedisServer
 from tests.audit_fill import AGENTS, START, STEP, fill
+from tests.audit_log import line
 
 
 @pytest.fixture
@@ -166,6 +172,101 @@ async def test_times_out_of_order_are_found(store: Store) -> None:
         for question in (Question(since=time), Question(until=time), Question(since=time, until=time)):
             found = await ask(store, question, limit=5000, oldest_first=True)
             assert [answer.index for answer in found] == slowly(all_of_them, question)
+
+
+async def put(store: Store, lines: Iterable[DecisionLine]) -> None:
+    """Append decisions as the projector does, a few hundred at once."""
+    tail = Tail(store, lambda: START / 1000)
+    await tail.refresh()
+    made = iter(lines)
+    while portion := list(itertools.islice(made, 500)):
+        draft = tail.draft()
+        record = Record("default", "w1i", 1 + draft.next_index, "", RecordKind.DECISIONS, 1, 3)
+        for position, each in enumerate(portion):
+            draft.add_decision(entry.decision(draft.next_index, 1, record, position, each, 0, ""))
+        draft.sequence += 1
+        await tail.append(draft)
+
+
+def changes(times: Iterable[int]) -> Iterator[DecisionLine]:
+    """Changes of a direct state, made at ``times``."""
+    for revision, at in enumerate(times, 1):
+        who = {"sender": "carol", "target": "carol", "message_id": str(revision)}
+        yield line(time=at, op="state", rule=DIRECT_STATE, decision="ALLOWED", **who)
+
+
+HOUR = 3_600_000
+
+
+@pytest.mark.parametrize("recorded", [500, 3000], ids=["read", "bisected"])
+async def test_changes_recorded_late_hide_nothing_else(store: Store, recorded: int) -> None:
+    """Two hours without a worker, in which an agent changed its state: that is recorded amid messages."""
+    again = START + 2 * HOUR
+    await put(store, (line(time=START + STEP * number) for number in range(1000)))
+    await put(store, (line(time=again + STEP * number) for number in range(100)))
+    await put(store, changes(START + 2 * HOUR * number // recorded for number in range(recorded)))
+    await put(store, (line(time=again + 1000 + STEP * number) for number in range(1000)))
+    all_of_them = await decisions(store)
+    for question in (
+        Question(sender="alice", since=again),
+        Question(since=again, until=again + 500, sender="alice"),
+        Question(sender="alice", until=again + 1500),
+        Question(decision="AUTHZ_DENIED", since=START + HOUR),
+        Question(since=again + 500),
+    ):
+        expected = slowly(all_of_them, question)
+        assert len(expected) > 40
+        found = await ask(store, question, limit=5000, oldest_first=True)
+        assert [answer.index for answer in found] == expected, question
+        if question.sender is not None and question.until is None:
+            assert len(found) == 1100
+    whole = Span(1, len(all_of_them))
+    assert (await span_of(store, whole, again, None)).first <= 1001
+    report = await compliance(store, again, again + HOUR)
+    assert report.decisions["AUTHZ_DENIED"] == 1100
+
+
+async def test_changes_recorded_late_are_found_where_they_stand_close_to_their_time(store: Store) -> None:
+    """A gap between messages that is read: of several agents, each in its own order, none is missed."""
+    again = START + HOUR
+    await put(store, [line(time=START)])
+    await put(store, [*changes(range(START, again, 10_000)), *changes(range(START, again, 10_000))])
+    await put(store, [line(time=again)])
+    all_of_them = await decisions(store)
+    for since in range(START, again, HOUR // 7):
+        question = Question(since=since, until=since + HOUR // 7, sender="carol")
+        found = await ask(store, question, limit=5000, oldest_first=True)
+        assert [answer.index for answer in found] == slowly(all_of_them, question)
+
+
+async def test_a_namespace_with_little_but_direct_state_is_not_read_from_end_to_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 30_000
+    step = 1000
+    await put(store, [line(time=START)])
+    await put(store, changes(START + step * number for number in range(count)))
+    middle = START + step * count // 2
+    question = Question(since=middle, until=middle + 60 * step)
+    read = 0
+    between = Store.between
+
+    async def counted(store: Store, low: str, high: str, most: int) -> list[StoredEntry]:
+        nonlocal read
+        page = await between(store, low, high, most)
+        read += len(page)
+        return page
+
+    monkeypatch.setattr(Store, "between", counted)
+    found = await ask(store, question, limit=1000, oldest_first=True)
+    assert [answer.entry["at"] for answer in found] == list(range(middle, middle + 61 * step, step))
+    assert read < 2000
+    for span in (  # what `mas audit seal --before` asks
+        await span_of(store, Span(1, count + 1), middle, None),
+        await span_of(store, Span(1, count + 1), START + step * count * 2, None),
+    ):
+        assert span.first > count // 2 - 100
+    assert span.first == count + 2
 
 
 async def touched(store: Store, question: Question, limit: int) -> tuple[int, int]:
