@@ -239,8 +239,8 @@ def index_names(entry: Entry) -> list[str]:
     """
     return [
         *_names_of_verdict(entry["d"], entry["r"]),
-        *_names_of_agent("sender", entry["f"]),
-        *_names_of_agent("target", entry["t"]),
+        *agent_names("sender", entry["f"]),
+        *agent_names("target", entry["t"]),
     ]
 
 
@@ -255,7 +255,8 @@ def _names_of_verdict(decision: str, rule: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _names_of_agent(role: str, name: str) -> tuple[str, ...]:
+def agent_names(role: str, name: str) -> tuple[str, ...]:
+    """The index of the decisions whose ``role`` (sender, target) is ``name``; none where it is no id."""
     return (f"{role}:{name}",) if all(map(is_id, name.split("/"))) else ()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from broker_policy.audit import candidates
 from broker_policy.audit.candidates import NEWEST_FIRST, OLDEST_FIRST, Page, Span
-from broker_policy.audit.entry import Entry, index_names
+from broker_policy.audit.entry import Entry, agent_names, index_names
 from broker_policy.audit.segments import Past
 from broker_policy.audit.store import Store, StoredEntry
 from broker_policy.audit.time_span import span_of
@@ -34,14 +34,11 @@ class Question:
     until: int | None = None  # unix milliseconds, included
 
     def indexes(self) -> list[str]:
-        """The names of the indexes that list them."""
-        named = {
-            "sender": self.sender,
-            "target": self.target,
-            "decision": self.decision,
-        }
+        """The names of the indexes that list them all; a sender or target that is no id stands in none."""
         return [
-            *(f"{name}:{value}" for name, value in named.items() if value is not None),
+            *(agent_names("sender", self.sender) if self.sender is not None else ()),
+            *(agent_names("target", self.target) if self.target is not None else ()),
+            *((f"decision:{self.decision}",) if self.decision is not None else ()),
             *self._violations(),
         ]
 

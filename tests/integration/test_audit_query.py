@@ -269,6 +269,40 @@ async def test_a_namespace_with_little_but_direct_state_is_not_read_from_end_to_
     assert span.first == count + 2
 
 
+async def test_names_that_are_no_ids_are_asked_for_as_any_other(store: Store) -> None:
+    """Such a target is refused, and no index lists it: an agent could make up any number of them."""
+    await fill(store, 500)
+    tried = line(target="Admin", message_id="tried")
+    await put(store, [tried, line(target="other/Admin"), line(sender="A b")])
+    await fill(store, 500, seed=2, first=500)
+    all_of_them = await decisions(store)
+    denied = {"decision": "AUTHZ_DENIED"}
+    for question in (
+        Question(target="Admin"),
+        Question(target="Admin", message_id="tried"),
+        Question(target="Admin", sender="alice", **denied),
+        Question(target="Admin", outcome=Outcome.REFUSED),
+        Question(target="other/Admin", violation="default"),
+        Question(sender="A b"),
+        Question(sender="A b", target="bob"),
+    ):
+        [expected] = slowly(all_of_them, question)
+        for oldest in (True, False):
+            assert [each.index for each in await ask(store, question, oldest_first=oldest)] == [expected]
+        looked, cursor = [], None
+        while True:  # as a page of the explorer does, which walks for some time only
+            page = await search(store, question, limit=30, within=0, cursor=cursor)
+            looked += [answer.index for answer in page.answers]
+            if (cursor := page.following) is None:
+                break
+        assert looked == [expected]
+    assert await ask(store, Question(target="Nobody")) == []
+    stopped = await search(store, Question(target="Nobody"), limit=30, within=0)
+    assert stopped.looked_to is not None
+    names = [key async for key in store.redis.scan_iter(match=store.layout.by("*"), count=1000)]
+    assert not [name for name in names if b"Admin" in name or b"A b" in name]
+
+
 async def touched(store: Store, question: Question, limit: int) -> tuple[int, int]:
     """How many answers a question has, and how many entries were read for them."""
     await store.redis.config_resetstat()
