@@ -103,8 +103,10 @@ async def _read(store: Store, time: int, gap: _Crossing) -> _Crossing:
         return gap
     page = await _between(store, gap.first, gap.end, _READ)
     times = [(stored.index, entry["at"]) for stored in page if _ANY.fits(entry := stored.entry())]
-    first = min((index for index, at in times if at >= time), default=gap.end)
-    end = max((index + 1 for index, at in times if at < time), default=gap.first)
+    young = min((index for index, at in times if at >= time), default=gap.end)
+    older = [index + 1 for index, at in times if at < time]
+    first = max((index for index in older if index <= young), default=gap.first)
+    end = max(older, default=gap.first)
     return _Crossing(first, end)
 
 
