@@ -78,13 +78,14 @@ class Examination:
         self._rewritten = False
         self.indexed_after = 0
         """Entries up to here are in segments; no index in Redis lists them."""
-        self._begun = 0
+        self._begun, self._begun_after = 0, ""
 
     def begin(self, index: int, digest: bytes) -> None:
         """Begin after entry ``index``: those up to it were sealed, and are not given, or are broken."""
         self.letters.extend(_NO_LETTER * (index - len(self.letters) + 1))
         self.index, self.hash, self._previous = index, digest.hex(), digest or None
         self._place = self._begun = index
+        self._begun_after = self.hash
 
     # -- entries -------------------------------------------------------------------------------------
     def add(self, stored: StoredEntry) -> None:
@@ -231,7 +232,9 @@ class Examination:
                 self._accept(checkpoint.index, checkpoint.lost)
             return  # of entries that are not given; a seal vouches for them
         at, digest = self.index, self.hash
-        if self._held is not None:
+        if checkpoint.index == self._begun:  # the last entry that is not given, and the next one may be here
+            at, digest = self._begun, self._begun_after
+        elif self._held is not None:
             at, digest = self._held.place, self._held.stored.hash
         if checkpoint.index > at:
             self.report.add(

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 
 from broker_policy.audit import chain, entry
+from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import Alarm, WorkerEvent
 from broker_policy.audit.examination import Examination
@@ -49,6 +50,21 @@ def examine(entries: Chain, *, numbered: bool = True, ends_at: StoredEntry | Non
     if ends_at is not None:
         exam.end_at(ends_at.index, ends_at.hash, exam.index)
     return exam.report
+
+
+@pytest.mark.parametrize("as_signed", [True, False])
+def test_the_last_entry_that_left_may_have_a_checkpoint_of_its_own(*, as_signed: bool):
+    entries, key = make(), Ed25519PrivateKey.generate()
+    exam = Examination(NAMESPACE, CheckpointKeys(key.public_key()))
+    left = entries[16]
+    exam.begin(17, bytes.fromhex(left.hash))
+    exam.add(entries[17])
+    digest = left.hash if as_signed else entries[15].hash
+    exam.checkpoint(SignedCheckpoint.sign(Checkpoint(NAMESPACE, 17, digest, 2, 1), key))
+    exam.flush()
+    found = [finding.kind for finding in exam.report.findings]
+    assert found == ([] if as_signed else [FindingKind.REWRITTEN])
+    assert exam.report.signed_index == (17 if as_signed else 0)
 
 
 def renumber(entries: Chain) -> Chain:
