@@ -66,8 +66,8 @@ class Child:
                     asyncio.create_task(lines.read(told, self._told)),
                 ]
             self._guard.add(process.pid)
-            begun(process.pid)
             try:
+                begun(process.pid)
                 status = await process.wait()
             finally:
                 self.kill()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
+
+logger = logging.getLogger("mas_nats")
 
 _MOST = 64 << 10
 """Bytes after which a line is told although it goes on."""
 
 
 class Lines:
-    """Cuts what comes into lines; the last one needs no end."""
+    """Cuts what comes into lines; the last one needs no end.
+
+    A line that cannot be told is left out, and reading goes on: who writes to a pipe that nobody reads fails.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -33,7 +39,10 @@ class Lines:
         self._rest = b""
 
     def _tell(self, line: bytes) -> None:
-        self._say(line.removesuffix(b"\r").decode(errors="replace"))
+        try:
+            self._say(line.removesuffix(b"\r").decode(errors="replace"))
+        except Exception:
+            logger.exception("a line could not be told")
 
 
 async def read(descriptor: int, say: Callable[[str], None]) -> None:

@@ -93,7 +93,11 @@ class JsonLines:
 
 
 def write(stream: TextIO, text: str, closed: Callable[[], None]) -> None:
-    """Write at once; where nobody reads any more, ``closed`` hears of it and the rest goes nowhere."""
+    """Write at once; where nobody reads any more, ``closed`` hears of it and the rest goes nowhere.
+
+    What cannot be written, since the disk is full or the encoding has no such character, is left out: it must
+    not end the reading of who says it.
+    """
     try:
         stream.write(text)
         stream.flush()
@@ -101,6 +105,8 @@ def write(stream: TextIO, text: str, closed: Callable[[], None]) -> None:
         # What is still buffered would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         closed()
+    except (OSError, UnicodeError):
+        return
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.runner.backoff import Backoff
+from mas_nats.runner.child import Child
 from mas_nats.runner.examination import examine
 from mas_nats.runner.guard import Guard
 from mas_nats.runner.lines import Lines, read
@@ -357,6 +360,104 @@ def test_a_terminal_gets_a_colour_for_each_agent(monkeypatch):
     plain = Terminal()
     speak(plain, io.StringIO())
     assert "\x1b" not in plain.getvalue()
+
+
+class Full(io.StringIO):
+    """A file on a disk without room: it takes what there is, and fails when it is written."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def flush(self):
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no space"), UnicodeEncodeError("ascii", "ü", 0, 1, "no such character")]
+)
+def test_what_cannot_be_written_is_left_out(error):
+    ended = []
+    output = Full(error)
+    printer = Text(output=output, progress=output, closed=lambda: ended.append(True))
+    printer.line("desk/1", "one")
+    printer.event("ready", "is ready", instance="desk/1")
+    JsonLines(output=output, closed=lambda: ended.append(True)).line("desk/1", "two")
+    output.error = None
+    printer.line("desk/1", "three")
+    assert output.getvalue().endswith("three\n")
+    assert ended == []  # somebody reads it still
+
+
+async def test_a_pipe_is_read_on_though_a_line_cannot_be_told():
+    told = []
+
+    def say(line):
+        told.append(line)
+        if line != "c":
+            raise RuntimeError(line)
+
+    reading, writing = os.pipe()
+    task = asyncio.create_task(read(reading, say))
+    os.write(writing, b"a\nb\nc\nd")
+    os.close(writing)
+    await asyncio.wait_for(task, 30)
+    assert told == ["a", "b", "c", "d"]
+
+
+PRINTING = """\
+import time
+
+def main():
+    for n in range(3):
+        print("line", n, flush=True)
+        time.sleep(0.2)
+    open("done", "w").close()
+"""
+
+
+@pytest.fixture
+def full():
+    """A file on a disk without room."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no full device")
+    with pytest.raises(OSError, match="No space"), Path("/dev/full").open("w") as output:
+        yield output
+
+
+async def test_an_agent_prints_on_where_the_disk_is_full(folder, full, monkeypatch):
+    (folder / "printing.py").write_text(PRINTING)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPOSITORY}")
+    printer = Text(output=full, progress=full)
+
+    def show(line):
+        printer.line("desk/1", line)
+
+    def begun(pid):
+        printer.event("started", f"started (process {pid})", instance="desk/1")
+
+    with Guard() as guard:
+        child = Child("printing", "x", b"", folder=folder, guard=guard, output=show, told=print)
+        assert await asyncio.wait_for(child.run(begun), 30) == 0
+    assert (folder / "done").exists()
+
+
+async def test_a_process_ends_with_whoever_cannot_be_told_of_it(folder, monkeypatch):
+    (folder / "waiting.py").write_text("import time\n\ndef main():\n    time.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPOSITORY}")
+    begun = []
+
+    def fail(pid):
+        begun.append(pid)
+        raise RuntimeError("nobody listens")
+
+    with Guard() as guard:
+        child = Child("waiting", "x", b"", folder=folder, guard=guard, output=print, told=print)
+        with pytest.raises(RuntimeError, match="nobody listens"):
+            await child.run(fail)
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], 0)
 
 
 def test_json_lines():
