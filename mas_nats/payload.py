@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import orjson
@@ -11,12 +12,20 @@ from mas_nats.errors import InvalidMessage
 from mas_nats.message import Payload
 from mas_nats.wire.verdict import Decision, Verdict
 
+_LEAST, _LARGEST, _LONGEST = -(2**63), 2**64 - 1, 20
+"""Integers of a payload, or a state, and their characters: others are read as floats, with other digits."""
+_DIGITS_AS_ZEROS = bytes(ord("0") if byte in b"0123456789" else byte for byte in range(256))
+_MANY_DIGITS = b"0" * 19
+"""An integer that is too large has so many digits, at least."""
+
 
 def encode(data: Payload) -> bytes:
     """The JSON object of a payload; an error's text names types, never values."""
     plain = type(data) is dict  # asked first: to look for a model or a mapping takes as long as all the rest
     if not plain and isinstance(data, BaseModel):
         body = data.model_dump_json().encode()
+        if too_large_integer(body):  # orjson refuses those of a mapping itself
+            raise invalid("json", "the payload has an integer of more than 64 bits", "Send it as a string")
     elif plain or isinstance(data, Mapping):
         try:
             body = orjson.dumps(data if plain else dict(data), default=_plain)
@@ -34,6 +43,21 @@ def encode(data: Payload) -> bytes:
     if not body.startswith(b"{"):
         raise invalid("json", "the payload's model does not serialise to a JSON object", "Send a dict")
     return body
+
+
+def too_large_integer(body: bytes) -> bool:
+    """Whether JSON has an integer that is not read as it was written, since it has more than 64 bits."""
+    # Digits in a row are found at the speed of memory; only where there are so many is the JSON read.
+    if _MANY_DIGITS not in body.translate(_DIGITS_AS_ZEROS):
+        return False
+    found = False
+
+    def look(digits: str) -> None:
+        nonlocal found
+        found = found or len(digits) > _LONGEST or not _LEAST <= int(digits) <= _LARGEST
+
+    json.loads(body, parse_int=look)
+    return found
 
 
 def _plain(value: object) -> object:

@@ -26,6 +26,7 @@ from mas_nats.errors import (
     StateInvalid,
 )
 from mas_nats.handlers import describe
+from mas_nats.payload import too_large_integer
 from mas_nats.session import Session
 from mas_nats.state_access import CorruptAt, StateAccess
 
@@ -91,16 +92,17 @@ class StateShape(Generic[S]):
         if not self._any_name and not changes.keys() <= names.keys():
             raise StateInvalid(self._unknown(changes))
         try:
-            plain = orjson.loads(to_json(dict(changes), by_alias=True, inf_nan_mode="null"))
+            encoded = to_json(dict(changes), by_alias=True, inf_nan_mode="null")
         except PydanticSerializationError as error:
             raise StateInvalid(f"the update has no JSON form: {error}") from None
+        plain = orjson.loads(_exact(encoded))
         merged = value | {names.get(name, name): part for name, part in plain.items()}
         try:
             shaped = self.stored(merged)
             if not isinstance(shaped.state, BaseModel):
                 return shaped
             dumped = self._dump(shaped.state)  # what the model leaves out, or writes differently, is not kept
-            return shaped if dumped == shaped.encoded else self.stored(orjson.loads(dumped))
+            return shaped if dumped == shaped.encoded else self.stored(orjson.loads(_exact(dumped)))
         except ValidationError as error:
             raise StateInvalid(f"the update does not fit the state model: {describe(error)}") from None
 
@@ -121,6 +123,18 @@ class StateShape(Generic[S]):
     def _unknown(self, changes: Mapping[str, object]) -> str:
         unknown = ", ".join(repr(name) for name in changes if name not in self._stored_as)
         return f"{self._name} has no field {unknown}; it has {', '.join(self._stored_as) or 'none'}"
+
+
+def _exact(encoded: bytes) -> bytes:
+    """The same, unless it would not be read as it is written.
+
+    Raises:
+        StateInvalid: it has an integer of more than 64 bits.
+
+    """
+    if too_large_integer(encoded):
+        raise StateInvalid("the update has an integer of more than 64 bits: keep it as a string")
+    return encoded
 
 
 class StateStore(Generic[S]):

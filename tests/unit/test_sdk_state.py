@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from sdk_worker import ScriptedWorker, endpoint
 
 from broker_policy.embedded.nats_server import NatsServer
@@ -97,7 +97,7 @@ async def test_without_a_model_it_is_a_dict(make: Make):
         ({"answered": "3"}, "answered: int_type"),
         ({"answered": 3.5}, "answered: int_type"),
         ({"answered": True}, "answered: int_type"),
-        ({"answered": 2**70}, "answered: int_type"),  # JSON has no such numbers for everybody
+        ({"answered": 2**70}, "more than 64 bits"),  # JSON has no such numbers for everybody
         ({"answerd": 3}, "no field 'answerd'; it has answered"),
         ({"answered": object()}, "no JSON form"),
         ({"inner": {"tags": [1]}}, r"inner\.tags\.0: string_type"),
@@ -112,6 +112,35 @@ async def test_what_does_not_fit_is_not_written(
             await agent.update_state(changes)
         assert agent.state == Desk()
     assert all(body["op"] == "get" for _, op, _, body in worker.calls if op == Op.STATE)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30 + 1, 10**4000])
+def test_an_integer_that_would_be_read_as_a_float_is_refused(number: int):
+    shape = StateShape[dict[str, object]](None)
+    for changes in ({"wei": number}, {"deep": [{"wei": number}]}):
+        with pytest.raises(StateInvalid, match="more than 64 bits"):
+            shape.merge({}, changes)
+
+
+def test_a_model_that_makes_such_an_integer_is_refused():
+    class Counter(BaseModel):
+        n: int = 0
+        shown: Any = None
+
+        @model_validator(mode="after")
+        def show(self) -> Counter:
+            self.shown = self.n * 10**20
+            return self
+
+    shape = StateShape(Counter)
+    with pytest.raises(StateInvalid, match="more than 64 bits"):
+        shape.merge(shape.initial().value, {"n": 3})
+
+
+def test_every_other_number_is_kept():
+    numbers = [2**64 - 1, -(2**63), 1e30, 0.1234567890123456789, str(10**30)]
+    shape = StateShape[dict[str, object]](None)
+    assert shape.merge({}, {"numbers": numbers}).state == {"numbers": numbers}
 
 
 async def test_many_handlers_of_one_instance_count_right(make: Make, worker: ScriptedWorker):
