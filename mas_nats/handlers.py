@@ -101,6 +101,8 @@ async def dispatch(agent: Any, handlers: dict[str, Handler], message: AgentMessa
             payload = handler.model.model_validate_json(orjson.dumps(message.data))
         except ValidationError as error:
             raise NotHandled(describe(error)) from None
+        except TypeError:  # orjson reads more levels than it writes
+            raise NotHandled("payload: nested too deeply") from None
         await method(message, payload)
     elif handler.takes_payload:
         await method(message, message.data)

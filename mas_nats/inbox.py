@@ -322,8 +322,16 @@ def _nak(delay: float) -> bytes:
 def _failure(
     error: BaseException, message: AgentMessage, *, retryable: bool, handler_failed: bool = True
 ) -> _Failure:
+    try:
+        text = _text(error, message, place=retryable)
+    except Exception:  # noqa: BLE001 - whatever was raised, and by whatever payload, it is reported
+        text = ""
+    return _Failure(type(error).__name__, text, retryable, handler_failed)
+
+
+def _text(error: BaseException, message: AgentMessage, *, place: bool) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1:]
     text = scrub(error, message.data)
-    if where and retryable:
+    if where and place:
         text = f"{text} (in {where[0].name}, line {where[0].lineno})"[:MAX_TEXT]
-    return _Failure(type(error).__name__, text, retryable, handler_failed)
+    return text.encode(errors="replace").decode()  # half a character of UTF-16 has no place in a report

@@ -45,19 +45,21 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if sum(character.isdigit() for character in key) >= _SHORTEST_LEAF:
-                yield key
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
+def _leaves(payload: Any) -> Iterator[str]:
+    left = [payload]  # not by recursion: whoever sends it chooses how deep it is
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            for key in value:
+                if sum(character.isdigit() for character in key) >= _SHORTEST_LEAF:
+                    yield key
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(value)
 
 
 def _escaped(leaf: str) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from mas_nats import Agent, AgentMessage, Reject, RequestFailed, RequestTimeout
+from mas_nats.wire import headers
+from mas_nats.wire.subjects import Op
 from tests.contract.broker import LIMITS, Broker
 from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
@@ -89,6 +92,49 @@ async def test_what_no_handler_can_take_is_dead_at_once(stage: Stage, kind: str,
     dead = await stage.namespace.dead_letter("b")
     assert dead is not None
     assert "NotHandled" in dead.error
+
+
+async def test_what_is_nested_too_deeply_for_a_model_is_dead_at_once_and_opens_no_circuit(stage: Stage):
+    """Whoever sends such things must not keep others from its target."""
+
+    class Tree(BaseModel):
+        x: Any = None
+
+    class Forester(Recorder):
+        @Agent.on("tree", model=Tree)
+        async def tree(self, message: AgentMessage, payload: Tree) -> None:
+            self.got.append(message)
+
+    (a,) = await stage.recorders("a")
+    b = await stage.start(Forester, "b")
+    (c,) = await stage.recorders("c")
+    calls: Any = a._alive().calls
+    for n in range(8):
+        fields = {headers.MSG_ID: f"deep{n}", headers.TYPE: "tree", headers.TARGET: "b"}
+        body = b'{"x":' + b"[" * 300 + b"]" * 300 + b"}"
+        assert (await calls.call(Op.SEND, body, fields)).ok
+    await stage.all_acknowledged("b")
+    dead = await stage.namespace.dead_letter("b")
+    assert dead is not None
+    assert (dead.reason, dead.attempts) == ("NotHandled", 1)
+    await c.send("b", "tree", {"x": 2})
+    await eventually(lambda: b.got)
+    assert [message.sender for message in b.got] == ["c"]
+
+
+async def test_what_is_read_as_deep_as_can_be_fails_like_anything_else(stage: Stage):
+    a, b = await stage.recorders("a", "b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt == 1:
+            raise ValueError("not yet")
+
+    b.work = work
+    calls: Any = a._alive().calls
+    fields = {headers.MSG_ID: "deep", headers.TYPE: "note", headers.TARGET: "b"}
+    assert (await calls.call(Op.SEND, b'{"x":' + b"[" * 1000 + b"]" * 1000 + b"}", fields)).ok
+    await eventually(lambda: len(b.got) == 2)
+    await stage.all_acknowledged("b")
 
 
 async def test_a_dead_request_tells_the_requester(stage: Stage):

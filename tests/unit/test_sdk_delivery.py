@@ -155,6 +155,53 @@ async def test_reject_and_no_handler_are_not_tried_again(make: Make, worker: Scr
     assert len(b.got) == 1
 
 
+class Unspeakable(Exception):
+    """What its text does depends on who asks."""
+
+    def __str__(self) -> str:
+        raise RecursionError
+
+
+@pytest.mark.parametrize("error", [Unspeakable(), ValueError("half a character: \ud800")])
+async def test_whatever_is_raised_is_reported(make: Make, worker: ScriptedWorker, error: Exception):
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt == 1:
+            raise error
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {"n": 1})
+    await all_acked(worker)
+    reports = [body["error"] for _, op, _, body in worker.calls if op == Op.FAIL]
+    assert [text[:16] for text in reports] == [
+        str(error)[:16] if isinstance(error, ValueError) else " (in work, line "
+    ]
+
+
+async def test_a_failure_that_cannot_be_told_is_reported_all_the_same(
+    make: Make, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(error: BaseException, payload: object) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr("mas_nats.inbox.scrub", fail)
+    a, b = make("a"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        if message.attempt == 1:
+            raise ValueError("boom")
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await a.send("b", "t", {"n": 1})
+    await all_acked(worker)
+    reports = [body for _, op, _, body in worker.calls if op == Op.FAIL]
+    assert [(each["error_class"], each["error"]) for each in reports] == [("ValueError", "")]
+    assert b.numbers == [1, 1]
+
+
 async def test_report_that_finds_nobody_still_delays(make: Make, worker: ScriptedWorker):
     a, b, gone = make("a"), make("b"), asyncio.Event()
 

@@ -67,6 +67,16 @@ async def test_wrong_payload_never_reaches_the_handler():
     assert desk.seen == []
 
 
+async def test_payload_that_is_nested_too_deeply_never_reaches_the_handler():
+    desk = Desk()
+    deep: Any = []
+    for _ in range(500):  # orjson reads a thousand levels
+        deep = [deep]
+    with pytest.raises(NotHandled, match="nested too deeply"):
+        await run(desk, "ask", {"question": deep})
+    assert desk.seen == []
+
+
 async def test_without_a_model():
     assert await run(Desk(), "note") == ["note"]
     assert await run(Desk(), "raw", {"a": 1}) == [{"a": 1}]

@@ -53,6 +53,13 @@ def test_an_error_that_cannot_be_shown():
     assert scrub(Hostile(), {"a": "b"}) == ""
 
 
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_a_payload_may_be_as_deep_as_it_is_read(opened: str):
+    closed = "]" if opened == "[" else "}"
+    payload = orjson.loads('{"x":' + opened * 1000 + '"hunter22"' + closed * 1000 + "}")
+    assert scrub(ValueError("got hunter22"), payload) == f"got {CUT}"
+
+
 def test_length_is_bounded():
     assert len(scrub(ValueError("x" * 100_000), {})) == MAX_TEXT
 
