@@ -68,6 +68,7 @@ class Acknowledgements:
         self._timer: asyncio.TimerHandle | None = None
         self._seen, self._until = 0, 0.0  # how many had come by the last look, and the time of the last one
         self._asking: asyncio.Task[None] | None = None
+        self._asked: dict[int, str] = {}  # those that it asks for
         self._one_by_one: set[asyncio.Task[None]] = set()
         self._moved = 0.0  # when something at the front of the inbox was handled
         self._not_before = 0.0
@@ -100,6 +101,10 @@ class Acknowledgements:
         """A message is acknowledged by itself."""
         self._streak.forget(sequence)
 
+    def replaced(self, sequence: int) -> None:
+        """What is delivered under ``sequence`` now is another message, of another log."""
+        self._gathered.pop(sequence, None)
+
     def given_back(self, sequence: int, attempt: int, delay: float) -> None:
         """A message is to come again in ``delay`` seconds; after the last attempt it waits to be buried.
 
@@ -112,8 +117,17 @@ class Acknowledgements:
             self._away[sequence] = asyncio.get_running_loop().time() + delay + _BACK
 
     def anew(self) -> None:
-        """What is delivered next may come from a server, or a consumer, that does not know all deliveries."""
+        """What is delivered next may come from a server, or a consumer, that does not know all deliveries.
+
+        Its log may be another one, too, in which sequences stand for other messages: nothing may be asked for
+        there that was handled here, and what is to be acknowledged by itself is so before anything comes.
+        """
         self._streak.end()
+        asked, self._asked = self._asked, {}
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._say_each(asked | self._taken())
         self._not_before, self._pause, self._longest = 0.0, _FIRST_PAUSE, LONGEST_GATHERING
         self._may_wait = True
 
@@ -183,6 +197,7 @@ class Acknowledgements:
         if len(front) >= LEAST and self._together():
             most = len(front) + self._streak.alone
             together = {sequence: gathered.pop(sequence) for sequence in front}
+            self._asked = together
             self._asking = asyncio.create_task(self._ask(since, together, most))
         else:
             self._streak.alone += len(front)
@@ -194,7 +209,8 @@ class Acknowledgements:
         try:
             refused = await self._refusal(since, max(together), most)
         finally:
-            self._asking = None
+            if self._asked is together:  # else what is asked for by now is something else
+                self._asking, self._asked = None, {}
         if refused is None:
             self._pause = _FIRST_PAUSE
             if self._may_wait:

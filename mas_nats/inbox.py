@@ -44,19 +44,26 @@ _REPORT_TIMEOUT = 5.0
 _ACK_TIMEOUT = 5.0
 """Seconds to wait for the broker to confirm an acknowledgement, where a handler wants to know."""
 _REMEMBERED = 4096
-"""Acknowledged sequences remembered, to recognise a redelivery whose ack was lost."""
+"""Acknowledged messages remembered, to recognise a redelivery whose ack was lost."""
 
 Handle = Callable[[AgentMessage], Awaitable[None]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Delivery:
-    """What an acknowledgement needs. Its message refers to it, so it does not refer to its message."""
+    """What an acknowledgement needs. Its message refers to it, so it does not refer to its message.
+
+    A sequence alone names no message: after a restore, or where a stream is made anew, the log gives it to
+    another one. The time at which the server stored it tells them apart.
+    """
 
     ack_subject: str
     sequence: int
+    stored: str
     attempt: int
     message_id: str
+    task: asyncio.Task[None] | None = None  # None also while its first step runs
+    replaced: bool = False  # its log is gone: what is said of its sequence is said of another message
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +99,9 @@ class Inbox:
         self._handle = handle
         self._replier = replier
         self._now = now  # unix time, in seconds
-        self._running: dict[int, tuple[asyncio.Task[None], _Delivery]] = {}
-        self._acked: OrderedDict[int, None] = OrderedDict()
+        self._running: dict[int, _Delivery] = {}  # by sequence
+        self._replaced: set[_Delivery] = set()  # those that run though another one has their sequence
+        self._acked: OrderedDict[int, str] = OrderedDict()  # when each was stored, by sequence
         self._acks = Acknowledgements(connection, agent, lambda: session.terms)
         self._loop = asyncio.get_running_loop()
         self._stopping = False
@@ -103,16 +111,19 @@ class Inbox:
             subjects.pull(agent),
             self._received,
             room=lambda: session.terms.in_flight,
-            busy=lambda: len(self._running),
+            busy=self._in_hand,
             anew=self._acks.anew,
         )
 
+    def _in_hand(self) -> int:
+        return len(self._running) + len(self._replaced)
+
     def busy(self) -> str:
         """Why a request may have got no answer: this instance is full. Empty when it is not."""
-        if len(self._running) < self._session.terms.in_flight:
+        if (in_hand := self._in_hand()) < self._session.terms.in_flight:
             return ""
         return (
-            f". All {len(self._running)} messages that this instance may have in flight are in hand: where "
+            f". All {in_hand} messages that this instance may have in flight are in hand: where "
             "the answer needs one more of them handled, raise limits.in_flight or start another instance"
         )
 
@@ -131,7 +142,7 @@ class Inbox:
         self._stopping = True
         try:
             await self._pull.stop()
-            if tasks := [task for task, _ in self._running.values()]:
+            if tasks := self._tasks():
                 await asyncio.wait(tasks, timeout=timeout)
         finally:
             try:
@@ -141,11 +152,14 @@ class Inbox:
 
     def handling(self) -> bool:
         """Whether this is asked by a handler."""
-        current = asyncio.current_task()
-        return any(task is current for task, _ in self._running.values())
+        return asyncio.current_task() in self._tasks()
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        in_hand = (*self._running.values(), *self._replaced)
+        return [each.task for each in in_hand if each.task is not None]
 
     async def _end(self) -> None:
-        late = [task for task, _ in self._running.values()]
+        late = self._tasks()
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -163,28 +177,39 @@ class Inbox:
             return
         if self._stopping:
             self._spawn(self._give_back(delivery, 0))
-        elif delivery.sequence in self._acked:
-            self._spawn(self._acks.say(delivery.ack_subject, ACK))  # handled before; the ack was lost
-        elif delivery.sequence in self._running:
+        elif self._acked.get(delivery.sequence) == delivery.stored:  # handled before; the ack was lost
+            self._acks.acknowledged(delivery.sequence)
+            self._spawn(self._acks.say(delivery.ack_subject, ACK))
+        elif (older := self._running.get(delivery.sequence)) is not None and older.stored == delivery.stored:
             # Redelivered while its handler still runs: the newest delivery is the one to acknowledge.
-            older = self._running[delivery.sequence][1]
             self._keepalive.remove(older.ack_subject)
             older.ack_subject, older.attempt = delivery.ack_subject, delivery.attempt
             self._keepalive.add(older.ack_subject)
         else:
+            if older is not None or delivery.sequence in self._acked:
+                self._replace(delivery.sequence)
             self._keepalive.add(delivery.ack_subject)
-            task = self._loop.create_task(self._run(delivery, message, incoming.headers))
-            self._running[delivery.sequence] = (task, delivery)
+            self._running[delivery.sequence] = delivery
+            delivery.task = self._loop.create_task(self._run(delivery, message, incoming.headers))
+
+    def _replace(self, sequence: int) -> None:
+        """Say nothing any more of an earlier log's message: another one has its sequence now."""
+        self._acks.replaced(sequence)
+        if (older := self._running.pop(sequence, None)) is not None:
+            older.replaced = True
+            self._replaced.add(older)
+            self._keepalive.remove(older.ack_subject)
 
     def _read(self, incoming: Incoming) -> tuple[_Delivery, AgentMessage]:
         tokens = incoming.reply.split(".")
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<number>..., or with domain and account (ADR-15)
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<number>.<time>...; ADR-15: also with a domain
         first = 4 if len(tokens) < 11 else 6
         attempt, sequence, number = map(int, tokens[first : first + 3])
+        stored = tokens[first + 3]
         self._acks.delivered(sequence, attempt, number)
         data: Any = orjson.loads(incoming.data)
         message_id = incoming.headers.get(headers.MESSAGE_ID, "")
-        delivery = _Delivery(incoming.reply, sequence, attempt, message_id)
+        delivery = _Delivery(incoming.reply, sequence, stored, attempt, message_id)
         message = read_message(
             incoming.headers,
             data,
@@ -199,14 +224,15 @@ class Inbox:
     async def _run(self, delivery: _Delivery, message: AgentMessage, fields: Mapping[str, str]) -> None:
         try:
             failure = await self._attempt(message, fields)
-            if message.course.acknowledged:
+            if message.course.acknowledged or delivery.replaced:
                 if failure is not None:
                     self._log(message, failure, "")
             elif failure is None or await self._settled(delivery, message, failure):
-                self._remember(delivery.sequence)
-                await self._acks.handled(
-                    delivery.sequence, delivery.ack_subject, last=len(self._running) == 1
-                )
+                if not delivery.replaced:  # while its failure was reported
+                    self._remember(delivery)
+                    await self._acks.handled(
+                        delivery.sequence, delivery.ack_subject, last=len(self._running) == 1
+                    )
             else:
                 await self._give_back(delivery, self._delay(delivery.attempt))
         except asyncio.CancelledError:
@@ -215,7 +241,11 @@ class Inbox:
             raise
         finally:
             self._keepalive.remove(delivery.ack_subject)
-            self._running.pop(delivery.sequence, None)
+            if delivery.replaced:
+                self._replaced.discard(delivery)
+            else:
+                self._running.pop(delivery.sequence, None)
+            delivery.task = None
             self._pull.more()
 
     async def _attempt(self, message: AgentMessage, fields: Mapping[str, str]) -> _Failure | None:
@@ -286,11 +316,16 @@ class Inbox:
         return delay * random.uniform(1 - terms.retry_spread, 1 + terms.retry_spread)
 
     async def _give_back(self, delivery: _Delivery, delay: float) -> None:
+        if delivery.replaced:
+            return
         self._acks.given_back(delivery.sequence, delivery.attempt, delay)
         await self._acks.say(delivery.ack_subject, _nak(delay))
 
     async def _acknowledge(self, delivery: _Delivery) -> None:
         """Acknowledge before the handler has ended, and wait until the broker has confirmed it."""
+        if delivery.replaced:
+            text = f"the log that message {delivery.message_id} was delivered from is gone"
+            raise OutcomeUnknown(delivery.message_id, text)
         try:
             await self._connection.exchange(delivery.ack_subject, ACK, None, _ACK_TIMEOUT)
         except NotSent as error:
@@ -300,17 +335,19 @@ class Inbox:
         except NoAnswer as error:
             text = f"{error}: message {delivery.message_id} may be delivered again"
             raise OutcomeUnknown(delivery.message_id, text) from error
-        self._keepalive.remove(delivery.ack_subject)
-        self._acks.acknowledged(delivery.sequence)
-        self._remember(delivery.sequence)
+        if not delivery.replaced:
+            self._keepalive.remove(delivery.ack_subject)
+            self._acks.acknowledged(delivery.sequence)
+            self._remember(delivery)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
-    def _remember(self, sequence: int) -> None:
-        self._acked[sequence] = None
+    def _remember(self, delivery: _Delivery) -> None:
+        self._acked[delivery.sequence] = delivery.stored
+        self._acked.move_to_end(delivery.sequence)  # where a message of an earlier log had its place
         if len(self._acked) > _REMEMBERED:
             self._acked.popitem(last=False)
 

@@ -179,7 +179,8 @@ class Consumer:
         return None
 
     def _deliver(self, pull: _Pull, message: Waiting) -> None:
-        tokens = (message.deliveries, message.sequence, message.sequence, 0, 0)
+        stored = f"{message.fields[headers.SENT]}000000"  # as the server has it: in nanoseconds
+        tokens = (message.deliveries, message.sequence, message.sequence, stored, 0)
         ack = f"$JS.ACK.{subjects.INBOX_STREAM}.{self._agent}.{'.'.join(map(str, tokens))}"
         self._leases[message.sequence] = _Lease(pull.puller, ack, self._timer(message.sequence))
         pull.puller.deliver(Incoming(pull.reply, ack, message.fields, message.body))

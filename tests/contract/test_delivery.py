@@ -137,6 +137,26 @@ async def test_what_is_read_as_deep_as_can_be_fails_like_anything_else(stage: St
     await stage.all_acknowledged("b")
 
 
+async def test_a_delivery_says_when_its_message_was_stored(stage: Stage):
+    """The same each time: with its sequence it tells a message from any other one."""
+    a, b = await stage.recorders("a", "b")
+    inbox: Any = b._inbox
+    seen: list[tuple[int, int]] = []
+
+    async def work(message: AgentMessage) -> None:
+        (delivery,) = inbox._running.values()
+        seen.append((delivery.sequence, int(delivery.stored)))
+        if message.attempt == 1:
+            raise ValueError("not yet")
+
+    b.work = work
+    await a.send("b", "note", {})
+    await stage.all_acknowledged("b")
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
+    assert abs(seen[0][1] / 1e9 - b.got[0].sent_at.timestamp()) < 5
+
+
 async def test_a_dead_request_tells_the_requester(stage: Stage):
     a, b = await stage.recorders("a", "b")
 

@@ -267,6 +267,50 @@ async def test_after_a_restart_of_the_server_too():
     assert (one.wire.each, one.wire.together) == (names(before), [])
 
 
+async def test_what_is_asked_for_when_the_connection_is_lost_is_not_asked_for_in_the_next_log():
+    """The question may still wait for a connection, and its range holds other messages there."""
+    one, connected = Instance(), asyncio.Event()
+    asked: list[bool] = []
+
+    async def answer() -> Verdict:
+        await connected.wait()
+        asked.append(True)
+        return accepted()
+
+    one.wire.answer = answer
+    await one.handle(before := one.deliver(LEAST))
+    await eventually(lambda: one.wire.together)
+    await one.handle(behind := one.deliver(3))
+    one.acks.anew()
+    connected.set()
+    await one.settled()
+    assert asked == []
+    assert one.wire.each == names(before + behind)  # before anything comes through the next connection
+    assert one.acks._streak.alone == 0
+    one.wire.answer = None
+    await one.handle(after := one.deliver(LEAST))
+    await one.settled()
+    assert one.wire.together[1:] == [{"since": after[0], "last": after[-1], "most": LEAST}]
+
+
+async def test_what_was_about_to_be_asked_for_is_not_either():
+    one = Instance()
+    await one.handle(before := one.deliver(LEAST))
+    one.acks._leave()
+    one.acks.anew()  # before the question has begun
+    await one.settled()
+    assert (one.wire.each, one.wire.together) == (names(before), [])
+
+
+async def test_nothing_is_said_of_a_sequence_that_stands_for_another_message_now():
+    one = Instance()
+    got = one.deliver(3)
+    await one.handle(got)
+    one.acks.replaced(got[1])
+    await one.settled()
+    assert one.wire.each == names([got[0], got[2]])
+
+
 async def test_after_the_last_attempt_a_new_streak_begins():
     """It waits to be buried; a worker finds it before those that come later, and refuses."""
     one = Instance()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,16 @@ from sdk_worker import LIMITS, ScriptedWorker, endpoint, eventually
 
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
-from mas_nats import Agent, AgentMessage, Reject, ReplyResult, RequestTimeout, Unavailable, pull
+from mas_nats import (
+    Agent,
+    AgentMessage,
+    OutcomeUnknown,
+    Reject,
+    ReplyResult,
+    RequestTimeout,
+    Unavailable,
+    pull,
+)
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Decision, Verdict
 
@@ -269,6 +279,108 @@ async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: Script
     await eventually(lambda: inbox._acked)
     await all_acked(worker)
     assert len(b.got) == 1
+
+
+async def send_each(agent: Agent[Any], numbers: range) -> None:
+    for n in numbers:
+        await agent.send("b", "t", {"n": n})
+
+
+async def test_what_a_restored_log_has_under_known_sequences_is_handled(
+    make: Make, worker: ScriptedWorker, nats_server: NatsServer, tmp_path: Path
+):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    await send_each(a, range(3))
+    await all_acked(worker)
+    await nats_server.process.stop()
+    shutil.copytree(nats_server.folder, tmp_path / "backup")
+    await nats_server.start()
+    await send_each(a, range(10, 15))
+    await eventually(lambda: len(b.got) == 8, timeout=10)
+    await all_acked(worker)
+    await nats_server.process.stop()
+    shutil.rmtree(nats_server.folder)
+    shutil.copytree(tmp_path / "backup", nats_server.folder)
+    await nats_server.start()
+    await send_each(a, range(20, 25))
+    await eventually(lambda: set(range(20, 25)) <= set(b.numbers), timeout=10)
+    await all_acked(worker)
+
+
+async def made_anew(worker: ScriptedWorker) -> None:
+    """The stream of all messages is another one, and counts from 1."""
+    await worker.js.delete_stream("INBOX")
+    await worker.start()
+
+
+async def test_what_a_log_that_is_made_anew_has_is_handled(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    await asyncio.gather(a.start(), b.start())
+    await send_each(a, range(3))
+    await all_acked(worker)
+    await made_anew(worker)
+    await send_each(a, range(10, 13))
+    await eventually(lambda: b.numbers == [0, 1, 2, 10, 11, 12], timeout=10)
+    await all_acked(worker)
+
+
+@pytest.mark.parametrize("how", ["returns", "fails", "is given up"])
+async def test_what_ends_of_an_earlier_log_says_nothing_of_a_message_of_this_one(
+    make: Make, worker: ScriptedWorker, how: str
+):
+    a, b = make("a"), make("b")
+    go = {n: asyncio.Event() for n in range(2)}
+    unknown: list[OutcomeUnknown] = []
+
+    async def work(message: AgentMessage) -> None:
+        await go[message.data["n"]].wait()
+        if message.data["n"] == 0:
+            with pytest.raises(OutcomeUnknown) as caught:
+                await message.acknowledge()
+            unknown.append(caught.value)
+            if how == "fails":
+                raise Reject("no")
+            if how == "is given up":
+                raise asyncio.CancelledError
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await send_each(a, range(1))
+    await eventually(lambda: b.running == 1)
+    await made_anew(worker)
+    await send_each(a, range(1, 2))
+    await eventually(lambda: b.running == 2, timeout=10)
+    inbox: Any = b._inbox
+    assert inbox._in_hand() == 2
+    go[0].set()
+    await eventually(lambda: b.running == 1)
+    await asyncio.sleep(0.3)
+    assert len(unknown) == 1
+    assert (await waiting(worker), worker.count(Op.FAIL), inbox._in_hand()) == (1, 0, 1)
+    go[1].set()
+    await all_acked(worker)
+    assert [message.attempt for message in b.got] == [1, 1]
+
+
+async def test_who_stops_waits_for_what_runs_of_an_earlier_log(make: Make, worker: ScriptedWorker):
+    a, b = make("a"), make("b")
+    done: list[int] = []
+
+    async def work(message: AgentMessage) -> None:
+        if message.data["n"] == 0:
+            await asyncio.sleep(1.5)
+        done.append(message.data["n"])
+
+    b.work = work
+    await asyncio.gather(a.start(), b.start())
+    await send_each(a, range(1))
+    await eventually(lambda: b.running)
+    await made_anew(worker)
+    await send_each(a, range(1, 2))
+    await eventually(lambda: done == [1])
+    await b.stop()
+    assert done == [1, 0]
 
 
 async def test_expired_request_is_not_handled(make: Make, worker: ScriptedWorker):
