@@ -198,7 +198,9 @@ class Acknowledgements:
             most = len(front) + self._streak.alone
             together = {sequence: gathered.pop(sequence) for sequence in front}
             self._asked = together
-            self._asking = asyncio.create_task(self._ask(since, together, most))
+            asking = asyncio.create_task(self._ask(since, together, most))
+            if not asking.done():  # a factory of the program's own may run it at once
+                self._asking = asking
         else:
             self._streak.alone += len(front)
         self._say_each(gathered)

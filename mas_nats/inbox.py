@@ -190,7 +190,9 @@ class Inbox:
                 self._replace(delivery.sequence)
             self._keepalive.add(delivery.ack_subject)
             self._running[delivery.sequence] = delivery
-            delivery.task = self._loop.create_task(self._run(delivery, message, incoming.headers))
+            task = self._loop.create_task(self._run(delivery, message, incoming.headers))
+            if not task.done():  # a factory of the program's own may run it at once
+                delivery.task = task
 
     def _replace(self, sequence: int) -> None:
         """Say nothing any more of an earlier log's message: another one has its sequence now."""
