@@ -456,8 +456,8 @@ async def test_a_process_ends_with_whoever_cannot_be_told_of_it(folder, monkeypa
         child = Child("waiting", "x", b"", folder=folder, guard=guard, output=print, told=print)
         with pytest.raises(RuntimeError, match="nobody listens"):
             await child.run(fail)
-    with pytest.raises(ProcessLookupError):
-        os.kill(begun[0], 0)
+        with pytest.raises(ProcessLookupError):  # before the guard looks after it
+            os.kill(begun[0], 0)
 
 
 def test_json_lines():
