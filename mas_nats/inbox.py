@@ -177,7 +177,7 @@ class Inbox:
             return
         if self._stopping:
             self._spawn(self._give_back(delivery, 0))
-        elif self._acked.get(delivery.sequence) == delivery.stored:  # handled before; the ack was lost
+        elif (acked := self._acked.get(delivery.sequence)) == delivery.stored:  # and the ack was lost
             self._acks.acknowledged(delivery.sequence)
             self._spawn(self._acks.say(delivery.ack_subject, ACK))
         elif (older := self._running.get(delivery.sequence)) is not None and older.stored == delivery.stored:
@@ -186,7 +186,7 @@ class Inbox:
             older.ack_subject, older.attempt = delivery.ack_subject, delivery.attempt
             self._keepalive.add(older.ack_subject)
         else:
-            if older is not None or delivery.sequence in self._acked:
+            if older is not None or acked is not None:
                 self._replace(delivery.sequence)
             self._keepalive.add(delivery.ack_subject)
             self._running[delivery.sequence] = delivery
@@ -197,6 +197,7 @@ class Inbox:
     def _replace(self, sequence: int) -> None:
         """Say nothing any more of an earlier log's message: another one has its sequence now."""
         self._acks.replaced(sequence)
+        self._acked.pop(sequence, None)
         if (older := self._running.pop(sequence, None)) is not None:
             older.replaced = True
             self._replaced.add(older)
@@ -349,7 +350,6 @@ class Inbox:
 
     def _remember(self, delivery: _Delivery) -> None:
         self._acked[delivery.sequence] = delivery.stored
-        self._acked.move_to_end(delivery.sequence)  # where a message of an earlier log had its place
         if len(self._acked) > _REMEMBERED:
             self._acked.popitem(last=False)
 
