@@ -447,8 +447,7 @@ class PolicyWorker:
         return None if table is None else grant_for(table.document, identity)
 
     def _revoked(self, holder: Holder) -> bool:
-        # Wherever it was revoked: who does that by fingerprint may have named another namespace.
-        return any(holder.fingerprint in table.document.revoked for table in self._follower.tables())
+        return self._follower.revoked(holder.fingerprint)
 
     def _on_accept(self, attempt: Attempt) -> None:
         self._audit_attempt(attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,7 @@ async def explorer(
         Path | None,
         typer.Option(
             "--client-ca",
-            help="Mutual TLS: the namespace's inspectors and operators get in with a certificate of this CA.",
+            help="Mutual TLS: the inspectors and operators in policy get in with a certificate of this CA.",
         ),
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -57,13 +58,14 @@ async def explorer(
     from broker_policy.explorer.feed import Feed  # noqa: PLC0415 - the packages are optional
     from broker_policy.explorer.gate import ENTER, Gate, Hosts, Pass  # noqa: PLC0415
     from broker_policy.explorer.looks import Looks  # noqa: PLC0415
+    from broker_policy.explorer.people import following  # noqa: PLC0415
     from broker_policy.explorer.serving import Certificates, serve  # noqa: PLC0415
     from broker_policy.explorer.site import site  # noqa: PLC0415
     from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, opened  # noqa: PLC0415
     from broker_policy.explorer.views import Views  # noqa: PLC0415
 
     out = Output(json=json)
-    certificates = Certificates(cert, key, client_ca, namespace) if cert and key else None
+    certificates = Certificates(cert, key, client_ca) if cert and key else None
     asked = client_ca is None and (token or host not in _LOOPBACK)
     wanted = Pass(secure=cert is not None) if asked else None
     if wanted and not cert and host not in _LOOPBACK:
@@ -83,8 +85,9 @@ async def explorer(
         opened(folder, namespace) as sources,
         Feed(sources.store).running() as feed,
         Looks(sources.tenant).running() as looks,
+        following(sources.control, namespace) if client_ca else contextlib.nullcontext() as people,
     ):
         if sources.may_write:
             out.warn(f"{WRITABLE}. {WRITABLE_FIX}")
         gate = Gate(site(Views(sources, feed, looks)), Hosts.of(host, allow_host or ()), wanted)
-        await serve(gate, host, port, certificates, ready=told, ending=feed.end)
+        await serve(gate, host, port, certificates, people, ready=told, ending=feed.end)

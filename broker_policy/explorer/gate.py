@@ -154,10 +154,14 @@ def _without_pass(scope: Scope, headers: Headers, token: Pass) -> Response | Non
     if token.admits(headers):
         return None
     fix = "open the address that `mas explorer` printed, or send its token as Authorization: Bearer"
-    challenge = {"WWW-Authenticate": "Bearer"}
+    return refusal(scope, 401, "a token is needed", fix, {"WWW-Authenticate": "Bearer"})
+
+
+def refusal(scope: Scope, status: int, text: str, fix: str, fields: dict[str, str]) -> Response:
+    """Why somebody may not look, as JSON under ``/api``."""
     if _data(scope):
-        return JSONResponse({"error": {"text": "a token is needed", "fix": fix}}, 401, challenge)
-    return _refused(401, f"a token is needed: {fix}", challenge)
+        return JSONResponse({"error": {"text": text, "fix": fix}}, status, fields)
+    return _refused(status, f"{text}: {fix}", fields)
 
 
 def _data(scope: Scope) -> bool:

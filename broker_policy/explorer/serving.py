@@ -15,9 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from broker_policy.identity.pki import identity_from_chain
+from broker_policy.explorer.people import Asked, People
 from mas_nats.errors import ConfigurationError
-from mas_nats.wire.identity import Role
 
 _GRACE = 2
 """Seconds that open requests get when it stops; streams never end by themselves."""
@@ -25,41 +24,36 @@ _GRACE = 2
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """For TLS. With ``client_ca`` only certified inspectors and operators of ``namespace`` get in."""
+    """For TLS. ``client_ca`` signs those of the people who may look; None: nobody needs one."""
 
     cert: Path
     key: Path
     client_ca: Path | None
-    namespace: str
 
 
 class _Screened(H11Protocol):
     """Hangs up on certificates that are not an inspector's or operator's of the namespace.
 
-    The CA signs those of agents, too, and an agent is nobody who may look at others.
+    The CA signs those of agents, too, and an agent is nobody who may look at others. Whether the holder may
+    is asked again at each request.
     """
 
-    namespace = ""
+    people: People
     admitted = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         raw = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        self.admitted = raw is not None and _may_look(raw, self.namespace)
-        if not self.admitted:
+        holder = None if raw is None else self.people.holder(raw)
+        if holder is None:
             transport.abort()
+            return
+        self.admitted = True
+        self.app = Asked(self.app, self.people, holder, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         if self.admitted:  # what came with the handshake may still arrive
             super().data_received(data)
-
-
-def _may_look(raw: bytes, namespace: str) -> bool:
-    try:
-        identity = identity_from_chain(ssl.DER_cert_to_PEM_cert(raw)).identity
-    except ValueError:
-        return False
-    return identity.namespace == namespace and identity.role in (Role.INSPECTOR, Role.OPERATOR)
 
 
 class _Server(uvicorn.Server):
@@ -90,11 +84,12 @@ async def serve(
     host: str,
     port: int,
     certificates: Certificates | None,
+    people: People | None = None,
     *,
     ready: Callable[[int], None],
     ending: Callable[[], None],
 ) -> None:
-    """Serve ``app`` until SIGINT or SIGTERM.
+    """Serve ``app`` until SIGINT or SIGTERM; with ``people``, to whom they let in by certificate.
 
     ``ready`` is called with the port once it listens, ``ending`` when it is to end: streams must end then.
 
@@ -106,7 +101,7 @@ async def serve(
     if certificates is not None:
         options = {"ssl_certfile": certificates.cert, "ssl_keyfile": certificates.key}
         if certificates.client_ca is not None:
-            screened = type("Screened", (_Screened,), {"namespace": certificates.namespace})
+            screened = type("Screened", (_Screened,), {"people": people})
             options |= {"ssl_ca_certs": str(certificates.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
             options["http"] = screened
     config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""What the explorer reads: the audit in Redis, the namespace's account, and the checkpoints in CONTROL."""
+"""What the explorer reads: the audit in Redis, the namespace's account, checkpoints and policy in CONTROL."""
 
 from __future__ import annotations
 

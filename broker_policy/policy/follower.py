@@ -1,6 +1,6 @@
-"""A worker's view of policy: follows the bucket, confirms its revision, and knows when it is stale.
+"""A view of policy: follows the bucket, confirms its revision, and knows when it is stale.
 
-The worker asks the bucket's stream for its last sequence several times a second. While the answer equals
+A worker asks the bucket's stream for its last sequence several times a second. While the answer equals
 the revision it has loaded, of the same bucket, that revision is confirmed. Without a confirmation for
 ``STALE_AFTER`` seconds it must refuse: somebody may have been forbidden something meanwhile (DESIGN 4,
 promise 3). A document that cannot be read closes its own namespace and no other.
@@ -42,12 +42,13 @@ class PolicyFollower:
     """Keeps one compiled table for each namespace, under one revision for all.
 
     ``keys`` names the worker's keys for its heartbeat; ``server_clock`` is told what time the server says.
+    Who is no ``worker`` has no heartbeat, and learns of changes by asking only: it needs but to read.
     """
 
     def __init__(
         self,
         nc: Client,
-        worker: str,
+        worker: str = "",
         *,
         clock: Callable[[], float] = time.monotonic,
         server_clock: ServerClock | None = None,
@@ -87,13 +88,21 @@ class PolicyFollower:
         """The current tables of all namespaces."""
         return list(self._tables.values())
 
+    def revoked(self, fingerprint: str) -> bool:
+        """Whether a certificate was revoked, in whatever namespace.
+
+        Who does that by fingerprint may have named another than its holder's.
+        """
+        return any(fingerprint in table.document.revoked for table in self._tables.values())
+
     def on_change(self, listener: Changed) -> None:
         """Call ``listener`` with each new table, the present ones included when started later."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
         """Load the present policy and follow it from here on."""
-        await self._nc.subscribe(subjects.kv_key(subjects.POLICY_BUCKET, ">"), cb=self._poked)
+        if self._worker:
+            await self._nc.subscribe(subjects.kv_key(subjects.POLICY_BUCKET, ">"), cb=self._poked)
         await self._follow_once()
         self._task = asyncio.create_task(self._follow(), name="policy-follower")
 
@@ -132,7 +141,8 @@ class PolicyFollower:
             await self._load(stream, last)
             self._bucket = bucket
         self._confirmed_at = asked_at
-        await self._beat()
+        if self._worker:
+            await self._beat()
 
     async def _load(self, stream: str, revision: int) -> None:
         tables: dict[str, Table] = {}

@@ -246,8 +246,10 @@ CONTROL_READER: tuple[Service, ...] = (
     Service(f"$JS.API.STREAM.MSG.GET.{subjects.CHECKPOINTS_STREAM}"),
     Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}"),
     Service(f"$JS.API.DIRECT.GET.{subjects.CHECKPOINTS_STREAM}.>"),
+    Service(f"$JS.API.STREAM.INFO.{_POLICY_STREAM}"),
+    Service(f"$JS.API.DIRECT.GET.{_POLICY_STREAM}", Answers.MANY),
 )
-"""What the explorer may use of CONTROL: read the checkpoints."""
+"""What the explorer may use of CONTROL: read the checkpoints, and the policy that says who may look."""
 
 CONTROL_EXPORTS: tuple[Service | Feed, ...] = (*WORKER, *SIGNER)
 

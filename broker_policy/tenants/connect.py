@@ -188,7 +188,7 @@ async def connect_tenant_reader(
 async def connect_control_reader(
     endpoint: Endpoint, keys: ControllerKeys, *, name: str, patience: float = _PATIENCE
 ) -> ResilientClient:
-    """Who reads the checkpoints in CONTROL, and may ask for nothing else."""
+    """Who reads the checkpoints and the policy in CONTROL, and may ask for nothing else."""
     return await _admin(
         endpoint, keys.account(CONTROL), name, patience, accounts.permissions(accounts.CONTROL_READER)
     )

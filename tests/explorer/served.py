@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
+from mas_nats import TlsClientConfig
 from tests.system import REPOSITORY, System
 
 
@@ -99,6 +100,22 @@ def exploring(system: System, namespace: str, *options: str) -> Iterator[Explore
                 status = process.wait(30)
             assert "Traceback" not in (errors := _whole(said)), errors
             assert status == 0, errors
+
+
+def showing(system: System, tls: TlsClientConfig | None) -> ssl.SSLContext:
+    """A browser that trusts the system's CA, and shows this certificate."""
+    made = ssl.create_default_context(cafile=system.layout.ca)
+    made.check_hostname = False
+    if tls is not None:
+        made.load_cert_chain(*tls.paths[1:])
+    return made
+
+
+def with_certificates(system: System) -> tuple[str, ...]:
+    """The options under which certificates of the system's CA are asked for."""
+    layout = system.layout
+    paths = ("--cert", layout.server_cert, "--key", layout.server_key, "--client-ca", layout.ca)
+    return tuple(map(str, paths))
 
 
 def _whole(file: TextIO) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import re
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 from broker_policy.explorer import sources
 from broker_policy.tenants.connect import connect_control_admin
 from mas_nats.wire import subjects
-from mas_nats.wire.identity import Role
 from mas_nats.wire.subjects import Op
 from tests.explorer.served import Explorer, exploring
 from tests.system import System, mas
@@ -165,26 +162,6 @@ def test_on_another_address_a_token_is_asked_for(system, namespace):
         assert found.ask("/api/decisions", headers=bearer).status == 200
         assert found.ask("/api/decisions", headers={**bearer, "Host": "10.1.2.3:80"}).status == 200
         assert found.ask("/api/decisions", headers={**bearer, "Host": "evil.example"}).status == 421
-
-
-def test_mutual_tls_lets_in_inspectors_and_no_agents(system, namespace):
-    layout = system.layout
-    options = ("--cert", layout.server_cert, "--key", layout.server_key, "--client-ca", layout.ca)
-
-    def context(name: str = "", role: Role = Role.AGENT, of: str = namespace) -> ssl.SSLContext:
-        made = ssl.create_default_context(cafile=layout.ca)
-        made.check_hostname = False
-        if name:
-            made.load_cert_chain(*system.tls(name, of, role=role).paths[1:])
-        return made
-
-    with exploring(system, namespace, *map(str, options)) as found:
-        assert found.token is None
-        for role in (Role.INSPECTOR, Role.OPERATOR):
-            assert found.ask("/api/decisions", tls=context("someone", role)).status == 200
-        for refused in (context(), context("one"), context("someone", Role.INSPECTOR, "elsewhere")):
-            with pytest.raises((OSError, http.client.HTTPException)):
-                found.ask("/api/decisions", tls=refused)
 
 
 async def test_the_servers_take_nothing_from_its_connections(system, namespace):

@@ -56,6 +56,17 @@ def test_whatever_is_imported_is_exported_with_the_same_kind_of_answer(uses, exp
             assert match[0].answers is use.answers
 
 
+def test_what_the_explorer_may_ask_of_control():
+    """Reading, and nothing of the worker's: no heartbeat."""
+    assert {use.subject for use in accounts.CONTROL_READER} == {
+        "$JS.API.STREAM.MSG.GET.CHECKPOINTS",
+        "$JS.API.DIRECT.GET.CHECKPOINTS",
+        "$JS.API.DIRECT.GET.CHECKPOINTS.>",
+        "$JS.API.STREAM.INFO.KV_policy",
+        "$JS.API.DIRECT.GET.KV_policy",
+    }
+
+
 def test_an_agents_list():
     assert accounts.agent("alice") == (
         *(Service(f"mas.call.alice.{op}") for op in CALLS),

@@ -14,7 +14,7 @@ from broker_policy.jetstream import Ack, StoredMessage, Unsettled, get_last, pub
 from broker_policy.policy.follower import STALE_AFTER, PolicyFollower
 from broker_policy.policy.store import PolicyConflict, PolicyStore
 from broker_policy.tenants.streams import ensure_control_streams
-from mas_nats.policy.document import Document
+from mas_nats.policy.document import Document, Revocation
 from mas_nats.wire import subjects
 
 STREAM = subjects.kv_stream(subjects.POLICY_BUCKET)
@@ -85,6 +85,19 @@ async def test_a_policy_waits_until_somebody_leads_its_bucket(nc: Client, monkey
         await unanswered.wait()
     await ensure_control_streams(nc.jetstream())
     assert await storing == 1
+
+
+async def test_who_is_no_worker_follows_without_a_heartbeat(store: PolicyStore):
+    """Nobody waits for the explorer to confirm a revision."""
+    follower = PolicyFollower(store._nc)
+    await follower.start()
+    revoked = {"f" * 64: Revocation(identity="", at=1)}
+    await store.put(policy("a", revoked=revoked), expected=0)
+    await until(lambda: follower.table("a") is not None)
+    assert follower.revoked("f" * 64)
+    assert not follower.revoked("e" * 64)
+    assert await store.beats() == {}
+    await follower.stop()
 
 
 @pytest.mark.parametrize("error", [TimeoutError, nats.errors.TimeoutError, Unsettled])

@@ -65,7 +65,9 @@ export async function show({ place, failed, named }) {
       shown();
     });
     events.onerror = () => {
-      state.replaceChildren(...said("not connected: trying again. Look whether `mas explorer` still runs."));
+      state.replaceChildren(...said(events.readyState === EventSource.CLOSED
+        ? "not connected: refused. Load this page again, it says why."
+        : "not connected: trying again. Look whether `mas explorer` still runs."));
       shown();
     };
   });
