@@ -9,12 +9,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from broker_policy.containers.parts import GRAFANA_PASSWORD, METRICS_TOKEN
 from broker_policy.identity.private_files import private_folder
 
 _LEFT_OUT = frozenset({"logs", "run", "lock", "endpoint.json"})
 """Of a run, not of the installation."""
 _RENDERED = frozenset({"nats-server.conf", "redis.conf"})
 """Written anew at each start."""
+_SECRETS = frozenset(
+    {
+        "redis/password",
+        "redis/reader-password",
+        "telemetry.json",  # headers that let in where traces go, and the token of the metrics
+        GRAFANA_PASSWORD,
+        METRICS_TOKEN,
+    }
+)
+"""Beside keys."""
 _STAGE = ".backup-"
 _CLOCK = 2_000_000_000
 """Nanoseconds: a file that was changed so shortly before it was copied may have been changed again without
@@ -40,11 +51,11 @@ def belongs(name: str) -> bool:
 
 
 def secret(name: str) -> bool:
-    """Whether the file holds a key or a password: left out where keys are kept elsewhere."""
+    """Whether the file holds a key, a password or a token: left out where keys are kept elsewhere."""
     first, *rest = PurePosixPath(name).parts
     if first == "keys":
         return rest[:1] != ["public"]
-    if first in ("authority", "route-authority") or name in ("redis/password", "redis/reader-password"):
+    if first in ("authority", "route-authority") or name in _SECRETS:
         return True
     return first == "certs" and name.endswith(".key")
 

@@ -32,7 +32,7 @@ async def backup(
     *,
     passphrase_file: PassphraseFile = None,
     without_keys: Annotated[
-        bool, typer.Option("--without-keys", help="Leave out secret keys, which you keep elsewhere.")
+        bool, typer.Option("--without-keys", help="Leave out keys, passwords, tokens: keep them elsewhere.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check a backup instead, every byte.")] = False,
     max_pause: Annotated[

@@ -20,8 +20,10 @@ from broker_policy.backup.restore import restore
 from broker_policy.backup.sealed import SealedReader, SealedWriter
 from broker_policy.backup.staging import Staging, belongs, files, secret
 from broker_policy.cli.backup import _passphrase
+from broker_policy.containers.setup import set_up
 from broker_policy.embedded.layout import Layout
 from broker_policy.tenants.material import create_material
+from mas_nats.telemetry.settings import PREFIX
 from tests.packed import manifest_of
 
 PASSPHRASE = "correct horse battery"
@@ -159,10 +161,35 @@ def test_what_belongs_into_a_backup() -> None:
         "certs/a/b.key",
         "redis/password",
         "redis/reader-password",
+        "telemetry.json",
+        "grafana/password",
+        "prometheus/token",
     ):
         assert secret(name), name
-    for name in ("keys/public/checkpoint.pub", "certs/a/b.pem", "nats/accounts/A.jwt"):
+    for name in ("keys/public/checkpoint.pub", "certs/a/b.pem", "nats/accounts/A.jwt", "ports.json"):
         assert not secret(name), name
+
+
+def test_without_keys_nothing_secret_of_an_installation_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one in containers, which has every kind of secret there is."""
+    monkeypatch.setenv(f"{PREFIX}HEADERS", '{"Authorization": "Bearer otlp-secret"}')
+    root, parts = tmp_path / ".mas", tmp_path / "parts"
+    (parts / "agent-one").mkdir(parents=True)
+    set_up(Layout(root), parts, lambda _: None)
+    there = {name: (root / name).read_bytes() for name in files(root)}
+    left = b"\n".join(content for name, content in there.items() if not secret(name))
+    kept = {
+        name: content
+        for name, content in there.items()
+        if name.endswith((".key", ".nk", "password", "token"))
+    }
+    assert {"keys/worker/sealing.key", "certs/default/agent/one.key", "prometheus/token"} <= kept.keys()
+    for name, content in {**kept, "telemetry.json": b"otlp-secret"}.items():
+        assert content in there[name]
+        assert content.rpartition(b":")[2] not in left, name
+    assert b"PRIVATE KEY" not in left
 
 
 def test_the_second_pass_brings_everything_up_to_date(tmp_path: Path) -> None:
