@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import orjson
 import typer
@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
+from broker_policy.printable import legible
 from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
 
 
@@ -91,7 +92,11 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The multi-age
 
 
 class Output:
-    """How a command speaks: progress to standard error, its one result to standard output."""
+    """How a command speaks: progress to standard error, its one result to standard output.
+
+    Agents choose much of what is said. What a terminal would obey is escaped there; a pipe or a file gets all
+    as it is.
+    """
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
@@ -100,25 +105,28 @@ class Output:
 
     def progress(self, line: str) -> None:
         """Say how far it is; never part of the result."""
-        self._progress.print(line, markup=False, style="dim")
+        self._progress.print(_fit(line, sys.stderr), markup=False, style="dim")
 
     def warn(self, line: str) -> None:
         """Say what should worry, beside the result."""
-        self._progress.print(line, markup=False, style="yellow")
+        self._progress.print(_fit(line, sys.stderr), markup=False, style="yellow")
 
     def result(self, document: Mapping[str, Any], text: str | Table) -> None:
         """Print the result: ``document`` with ``--json``, else ``text``, or a table in its full width."""
         if self.json:
-            sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
-            sys.stdout.flush()
+            self.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
         elif isinstance(text, Table):
             Console(highlight=False, emoji=False, width=_WIDEST).print(text)
         else:
-            self._result.print(text, markup=False)
+            self._result.print(_fit(text, sys.stdout), markup=False)
 
     def line(self, document: Mapping[str, Any]) -> None:
         """Print one of several results as it comes: a JSON line."""
-        sys.stdout.write(orjson.dumps(document, default=str).decode() + "\n")
+        self.write(orjson.dumps(document, default=str).decode() + "\n")
+
+    def write(self, text: str) -> None:
+        """Print a part of the result at once, without an end of line."""
+        sys.stdout.write(_fit(text, sys.stdout))
         sys.stdout.flush()
 
     def fail(self, error: Mapping[str, Any]) -> NoReturn:
@@ -126,8 +134,14 @@ class Output:
         if self.json:
             self.result({"error": error}, "")
         else:
-            self._progress.print(f"error: {error['text']}", markup=False, style="red")
+            said = _fit(f"error: {error['text']}", sys.stderr)
+            self._progress.print(said, markup=False, style="red")
         raise typer.Exit(error["exit_code"])
+
+
+def _fit(text: str, stream: TextIO) -> str:
+    """``text`` as ``stream`` may have it."""
+    return legible(text) if stream.isatty() else text
 
 
 def operator_name() -> str:

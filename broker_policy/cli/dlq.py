@@ -21,6 +21,7 @@ from broker_policy.dead_letters.letters import Letter, Wanted
 from broker_policy.dead_letters.operations import Operations
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
+from broker_policy.printable import legible
 from broker_policy.tenants.connect import connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys
 from mas_nats.errors import ConfigurationError, MasError, Unavailable
@@ -101,7 +102,7 @@ async def show(
     lines = [f"{name}: {value}" for name, value in fields.items()]
     if body:
         document["body"] = _payload(letter.body)
-        lines += ["", _legible(letter.body)]
+        lines += ["", legible(letter.body.decode(errors="replace"))]
     else:
         lines.append(f"({len(letter.body)} bytes of body: --body shows them)")
     Output(json=json).result(document, "\n".join(lines))
@@ -256,14 +257,6 @@ def _payload(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return body.decode(errors="replace")
-
-
-def _legible(body: bytes) -> str:
-    """A payload for a terminal: JSON may hold, as it is, what a terminal obeys or what reverses a line."""
-    return "".join(
-        each if each.isprintable() or each in "\n\t" else f"\\u{ord(each):04x}"
-        for each in body.decode(errors="replace")
-    )
 
 
 def _line(row: dict[str, Any]) -> str:

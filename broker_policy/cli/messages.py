@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,7 +109,10 @@ async def stream(
         bool, typer.Option("--json", help='Print a JSON line for each part: {"text": …} or {"data": …}.')
     ] = False,
 ) -> None:
-    """Send a request and print the reply as it comes; interrupting it stops the target."""
+    """Send a request and print the reply as it comes; interrupting it stops the target.
+
+    On a terminal, what that would obey is escaped; a pipe or a file gets the text byte for byte.
+    """
     payload = payload_of(data)
     out = Output(json=json)
     try:
@@ -122,7 +124,7 @@ async def stream(
             async for chunk in chunks:
                 ends_line = _print(out, chunk, ends_line=ends_line)
             if not ends_line:
-                sys.stdout.write("\n")
+                out.write("\n")
     except MasError as error:
         if not json:
             raise
@@ -136,11 +138,10 @@ def _print(out: Output, chunk: Chunk, *, ends_line: bool) -> bool:
         out.line({"text": chunk} if isinstance(chunk, str) else {"data": chunk})
         return True
     if isinstance(chunk, str):
-        sys.stdout.write(chunk)
-        sys.stdout.flush()
+        out.write(chunk)
         return chunk.endswith("\n")
     if not ends_line:
-        sys.stdout.write("\n")
+        out.write("\n")
     out.line(chunk)
     return True
 

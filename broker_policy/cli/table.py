@@ -1,10 +1,13 @@
-"""Tables for people, as wide as what is in them."""
+"""Tables for people, as wide as what is in them; nothing in a cell is markup or moves the cursor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
+
+from broker_policy.printable import legible
 
 Cell = str | int
 
@@ -17,5 +20,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
         numbers = bool(found) and all(isinstance(row[at], int) for row in found)
         made.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for row in found:
-        made.add_row(*map(str, row))
+        made.add_row(*map(shown, row))
     return made
+
+
+def shown(cell: Cell) -> Text:
+    """A cell as it stands: a string would be read as markup, and agents and their servers choose names."""
+    return Text(legible(str(cell), keep=""))

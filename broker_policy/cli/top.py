@@ -19,6 +19,7 @@ from rich.text import Text
 from broker_policy.cli.app import Folder, Namespace, Output, command
 from broker_policy.cli.delayed import tenant
 from broker_policy.cli.keyboard import keys
+from broker_policy.cli.table import shown
 from broker_policy.embedded.layout import DEFAULT_FOLDER
 from broker_policy.jetstream import JetStreamError
 from broker_policy.overview import Look, Row, look, rows
@@ -122,9 +123,9 @@ def _print(out: Output, namespace: str, before: Look, now: Look) -> None:
         )
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-    with console.capture() as shown:
+    with console.capture() as printed:
         console.print(_table(found, namespace, now))
-    sys.stdout.write(shown.get())
+    sys.stdout.write(printed.get())
     sys.stdout.flush()
 
 
@@ -138,7 +139,7 @@ def _table(found: list[Row], namespace: str, now: Look) -> Table:
         table.add_column(column, justify="left" if column == "agent" else "right", no_wrap=True)
     for row in found:
         style = "red" if row.dead_letters or row.rate_refused else "dim" if not row.instances else ""
-        table.add_row(*_cells(row), style=style)
+        table.add_row(*map(shown, _cells(row)), style=style)
     table.add_row("all", *_cells(_sum(found))[1:], style="bold")
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from mas_nats import Agent, AgentMessage
 from tests.load import Handling
-from tests.system import System, mas, mas_json
+from tests.system import REPOSITORY, System, mas, mas_json
+from tests.terminal import in_terminal
 
 
 class Echo(Agent[dict[str, object]]):
@@ -88,6 +90,10 @@ async def test_request_send_and_audit(system: System, namespace: str, tmp_path: 
     assert verified["intact"] is True
 
 
+NASTY = "é \x1b]0;owned\x07\x9b2J"
+"""Names the window, and clears the screen."""
+
+
 class Counter(Agent[dict[str, object]]):
     @Agent.on("count")
     async def count(self, message: AgentMessage) -> None:
@@ -95,6 +101,12 @@ class Counter(Agent[dict[str, object]]):
             for number in range(3):
                 await out.write(f"{number}\n")
             await out.write({"n": 3})
+
+    @Agent.on("nasty")
+    async def nasty(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as out:
+            await out.write(NASTY)
+            await out.write("end\n")
 
     @Agent.on("break")
     async def fail(self, message: AgentMessage) -> None:
@@ -120,6 +132,19 @@ async def test_stream_prints_what_comes(system: System) -> None:
         text, error = [json.loads(line) for line in failed.stdout.splitlines()]
         assert (failed.returncode, text) == (1, {"text": "so far"})
         assert error["error"]["type"] == "RequestFailed"
+
+
+async def test_a_stream_does_not_command_a_terminal_and_is_piped_as_it_is(system: System) -> None:
+    namespace = await system.namespace(["alice", "bob"], {"alice": ["bob"]})
+    system.tls("alice", namespace)
+    arguments = ("stream", "--as", "alice", "bob", "nasty", *options(system, namespace))
+    async with Counter("bob", server_addr=system.broker.url, tls=system.tls("bob", namespace)):
+        piped = await asyncio.to_thread(mas, *arguments)
+        assert piped.stdout == f"{NASTY}end\n"
+        command = (sys.executable, "-m", "broker_policy.cli", *arguments)
+        said = await asyncio.to_thread(in_terminal, command, until="end", folder=REPOSITORY)
+    assert "é \\u001b]0;owned\\u0007\\u009b2Jend" in said.text
+    assert NASTY[2] not in said.text
 
 
 async def test_delayed_messages(system: System, namespace: str, tmp_path: Path) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import stat
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import typer
 from cryptography import x509
+from rich.console import Console
 from typer.testing import CliRunner
 
 from broker_policy import cli, cli_reference
-from broker_policy.cli import dlq
-from broker_policy.cli.app import MEANINGS, ExitCode, app, command, describe, exit_code
+from broker_policy.cli import messages, top
+from broker_policy.cli.app import MEANINGS, ExitCode, Output, app, command, describe, exit_code
+from broker_policy.cli.table import table
 from broker_policy.embedded.errors import AlreadyRunning, BinaryMissing, NotRunning
 from broker_policy.identity.pki import identity_from_chain
 from broker_policy.nats_contexts import NatsContext, NatsContexts
+from broker_policy.overview import Look, Row
+from broker_policy.printable import legible
 from mas_nats.errors import OutcomeUnknown, PermissionDenied, RequestTimeout, Unavailable
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
@@ -157,10 +163,59 @@ def test_certs_for_a_name_that_is_no_id_are_refused_and_nothing_is_made(tmp_path
 
 
 def test_a_payload_that_is_shown_does_not_command_the_terminal():
-    body = json.dumps({"a": "é \x7f\x9b31m\u202e"}, ensure_ascii=False)
-    shown = dlq._legible(body.encode())
-    assert shown == '{"a": "é \\u007f\\u009b31m\\u202e"}'
+    body = json.dumps({"a": "é \x7f\x9b31m\u202e\U000e0001"}, ensure_ascii=False)
+    shown = legible(body)
+    assert shown == '{"a": "é \\u007f\\u009b31m\\u202e\\udb40\\udc01"}'
     assert json.loads(shown) == json.loads(body)
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal, or to a file."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+NASTY = "\x1b]52;c;b3duZWQ=\x07\x9b2J\u202e"
+"""Sets the clipboard, clears the screen, reverses the line."""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_that_agents_say_commands_a_terminal(monkeypatch, terminal):
+    out, err = Screen(terminal=terminal), Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "dumb")  # so that no colours are said
+    said = Output(json=False)
+    assert not messages._print(said, NASTY, ends_line=True)
+    assert messages._print(said, {"a": NASTY}, ends_line=False)
+    said.result({}, NASTY)
+    said.warn(NASTY)
+    said.progress(NASTY)
+    with pytest.raises(typer.Exit):
+        said.fail({"text": NASTY, "exit_code": 1})
+    Output(json=True).result({"a": NASTY}, "")
+    hidden = set(out.getvalue() + err.getvalue()) & set(NASTY) - set("".join(map(chr, range(32, 127))))
+    assert hidden == (set() if terminal else {"\x1b", "\x9b", "\u202e", "\x07"})
+    if not terminal:
+        assert out.getvalue().startswith(NASTY)  # byte for byte
+
+
+def test_nothing_in_a_table_is_markup_or_another_line(capsys):
+    cells = ("[/x]", "[red]a[/red]", "a\nb", "\x1b[2J", "[link=https://evil.example]a[/link]")
+    Output(json=False).result({}, table(("CHANGED",), [(each,) for each in cells]))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["CHANGED", "[/x]", "[red]a[/red]", "a\\u000ab", "\\u001b[2J", cells[-1]]
+
+
+def test_nothing_in_the_rows_of_top_is_markup(capsys):
+    row = Row("[/x]", 1, 0.0, 0.0, 0, 0, 0, 0, 0, 0.0)
+    Console(width=160).print(top._table([row], "shop", Look(0.0, {}, {}, Counter())))
+    assert "[/x]" in capsys.readouterr().out
 
 
 # -- help, completion, reference ---------------------------------------------------------------------------
