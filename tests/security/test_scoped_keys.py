@@ -60,6 +60,28 @@ async def test_a_worker_reads_and_follows_policy_and_beats_its_heart(installatio
         await follower.stop()
 
 
+async def test_the_explorer_follows_policy_and_may_do_no_more(installation, caplog):
+    """It asks for nothing that it is denied, either: no heartbeat, nothing but reading."""
+    keys = installation.material.controller
+    client = await installation.adopt(
+        connect.connect_control_reader(installation.endpoint, keys, name="explorer")
+    )
+    before = await snapshot.settled(installation, own="")
+    follower = PolicyFollower(client)
+    await follower.start()
+    try:
+        await client.flush()
+        assert (follower.revision, follower.stale) == (2, False)
+        assert "permissions violation" not in caplog.text.lower()
+        for target in TARGETS:
+            await client.publish(target, b'{"forged":true}', reply="_INBOX.x")
+        await client.flush()
+        assert caplog.text.lower().count("permissions violation") == len(TARGETS)  # the control
+    finally:
+        await follower.stop()
+    assert snapshot.differences(before, await snapshot.settled(installation, own="")) == []
+
+
 async def test_a_worker_cannot_write_policy(installation):
     client = await worker(installation)
     before = await snapshot.settled(installation, own="")
