@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import orjson
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from mas_nats.errors import InvalidMessage
 from mas_nats.message import Payload
@@ -23,7 +24,11 @@ def encode(data: Payload) -> bytes:
     """The JSON object of a payload; an error's text names types, never values."""
     plain = type(data) is dict  # asked first: to look for a model or a mapping takes as long as all the rest
     if not plain and isinstance(data, BaseModel):
-        body = data.model_dump_json().encode()
+        try:
+            body = data.model_dump_json().encode()
+        except (PydanticSerializationError, UnicodeEncodeError):
+            text = f"the payload's model {type(data).__name__} has no JSON form"
+            raise invalid("json", text, "Use strings, numbers, lists, dicts and models of them") from None
         if too_large_integer(body):  # orjson refuses those of a mapping itself
             raise invalid("json", "the payload has an integer of more than 64 bits", "Send it as a string")
     elif plain or isinstance(data, Mapping):

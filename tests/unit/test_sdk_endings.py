@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from mas_nats import (
     Agent,
@@ -216,6 +217,17 @@ async def test_who_is_refused_after_a_try_that_was_not_answered_does_not_know():
         assert len(up.sent) == 1
         with pytest.raises(IdentityRefused):
             await agent.send("b", "work", {})
+
+
+class Anything(BaseModel):
+    x: Any = None
+
+
+@pytest.mark.parametrize("data", [Anything(x=object()), Anything(x="\ud800"), {"x": Anything(x=object())}])
+async def test_a_model_without_a_json_form_is_an_invalid_message(data: Any):
+    async with broker() as up, up.agent(Worker, "a") as agent:
+        with pytest.raises(InvalidMessage):
+            await agent.send("b", "work", data)
 
 
 async def test_half_a_character_is_no_text_of_a_reply():
