@@ -18,6 +18,7 @@ from mas_nats.sidecar.call import Call
 from mas_nats.sidecar.carriage import Carried, Event, Head, Part
 from mas_nats.sidecar.events import BrokenStream, EventReader
 from mas_nats.sidecar.http_message import A2A_JSON, EVENTS, JSON, RESPONSE_HEADERS, media_type
+from mas_nats.sidecar.no_cookies import no_cookies
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
 from mas_nats.sidecar.signs_of_life import Broken, SignsOfLife, following
 from mas_nats.sidecar.strict_json import NotStrict
@@ -47,6 +48,7 @@ class AtApplication:
         # leave it open whether the call was read. And no proxy from the environment.
         self._client = httpx2.AsyncClient(
             base_url=base,
+            cookies=no_cookies(),
             trust_env=False,
             follow_redirects=False,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),

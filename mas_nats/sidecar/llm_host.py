@@ -29,6 +29,7 @@ from mas_nats.sidecar.llm import Selections
 from mas_nats.sidecar.llm_api import Asked
 from mas_nats.sidecar.llm_events import DONE, Events, LlmEvent
 from mas_nats.sidecar.llm_search import Object, Said, Search, Searching, nonsense
+from mas_nats.sidecar.no_cookies import no_cookies
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
 from mas_nats.sidecar.selection import Answer, TooMany
 from mas_nats.sidecar.strict_json import NotStrict
@@ -95,6 +96,7 @@ class LlmHost:
         self._now = now
         self._client = httpx2.AsyncClient(
             base_url=settings.llm_url,
+            cookies=no_cookies(),
             verify=verify or ssl.create_default_context(),
             trust_env=False,
             follow_redirects=False,

@@ -161,6 +161,21 @@ async def test_credentials_go_to_the_model_and_nowhere_else(caplog: pytest.LogCa
     assert KEY not in caplog.text
 
 
+async def test_cookies_of_a_model_are_not_sent_back():
+    """Requests of all users go over one client: what identifies one is not sent with another's."""
+
+    async def answer() -> Response:
+        response = await _json(WHOLE)
+        response.set_cookie("session", "of-the-first", max_age=3600)
+        return response
+
+    model = Model(answer=answer)
+    async with reaching(model) as host:
+        for _ in range(2):
+            assert (await gathered(host, request()))[0] == 200
+    assert [("cookie" in headers) for headers in model.headers] == [False, False]
+
+
 @pytest.mark.parametrize(
     "error", [Unavailable("no policy worker answers"), OutcomeUnknown("id", "no answer")]
 )

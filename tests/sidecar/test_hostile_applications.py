@@ -1,0 +1,95 @@
+"""Applications that answer as none should: what they say reaches whom it is for, or nobody, and at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+from tests.sidecar.conftest import Town
+from tests.sidecar.test_at_most_once import HEADERS, META, tool
+
+LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}
+HELLO = {"jsonrpc": "2.0", "id": 1, "result": {"tools": []}}
+
+Said = Callable[[int], bytes]
+
+
+@dataclass
+class Raw:
+    """An application that writes bytes; ``heads`` are those of the requests that it got."""
+
+    port: int = 0
+    heads: list[str] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def writing(said: Said) -> AsyncIterator[Raw]:
+    """``said`` gives the answer to the first request, the second, and so on."""
+    raw = Raw()
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = head.partition("content-length: ")[2].partition("\r\n")[0]
+        await reader.readexactly(int(length or 0))
+        raw.heads.append(head)
+        writer.write(said(len(raw.heads)))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(one, "127.0.0.1", 0)
+    raw.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield raw
+
+
+def whole(document: Any, *headers: str, status: str = "200 OK") -> bytes:
+    """An answer in JSON."""
+    body = orjson.dumps(document)
+    fields = [*headers, "content-type: application/json", f"content-length: {len(body)}"]
+    return "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode() + body
+
+
+def streamed(body: bytes) -> bytes:
+    """An answer in events."""
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + body
+
+
+@contextlib.asynccontextmanager
+async def asking(town: Town, said: Said, *callers: str) -> AsyncIterator[tuple[Raw, list[httpx.AsyncClient]]]:
+    """``callers`` ask an application that answers as ``said``."""
+    async with contextlib.AsyncExitStack() as stack:
+        raw = await stack.enter_async_context(writing(said))
+        town.ports["bank"] = raw.port
+        await town.start(stack, "bank", *callers)
+        yield (
+            raw,
+            [
+                await stack.enter_async_context(httpx.AsyncClient(proxy=town.proxy(each), timeout=60))
+                for each in callers
+            ],
+        )
+
+
+async def listed(http: httpx.AsyncClient) -> httpx.Response:
+    return await http.post("http://bank.test/mcp", json=LIST, headers={**HEADERS, "mcp-method": "tools/list"})
+
+
+# -- cookies ---------------------------------------------------------------------------------------------
+async def test_a_cookie_set_for_one_caller_is_not_sent_with_anothers_call(empty_town: Town):
+    def said(number: int) -> bytes:
+        return whole(HELLO, f"set-cookie: session=number{number}; Path=/; Max-Age=3600")
+
+    async with asking(empty_town, said, "shop", "echo") as (raw, (shop, echo)):
+        for http in (shop, echo, shop):
+            answer = await listed(http)
+            assert answer.status_code == 200
+            assert "set-cookie" not in answer.headers
+        assert len(raw.heads) == 3
+        assert not any("cookie" in head for head in raw.heads)
