@@ -33,7 +33,11 @@ _PIECE = 64 << 10
 """Characters of a large body that are written at once."""
 
 See = Callable[[Any], Awaitable[Any]]
-"""Looks at the JSON of an answer, or of an event, and gives what of it is sent on."""
+"""Looks at the JSON of an answer, or of an event, and gives what of it is sent on; or raises ``Stray``."""
+
+
+class Stray(Exception):
+    """What the application says is no answer to the call. Holds nothing of its content."""
 
 
 class AtApplication:
@@ -124,6 +128,8 @@ class AtApplication:
             document = await see(self._homed(strict_json.parse(raw), call))
         except NotStrict as error:
             raise _unknown(f"the application's answer cannot be taken: {error}") from None
+        except Stray:
+            raise _unknown("the application's answer is to another call") from None
         except card.NoWay:
             raise _unknown("the agent card names no address of this application") from None
         written = orjson.dumps(document)
@@ -201,6 +207,8 @@ class AtApplication:
         except (httpx2.HTTPError, BrokenStream) as error:
             why = str(error) if isinstance(error, BrokenStream) else type(error).__name__
             raise Broken(f"the application's stream broke off: {why}") from None
+        except Stray:
+            raise Broken("the application's stream has an answer to another call") from None
         finally:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)

@@ -14,11 +14,11 @@ import orjson
 
 from mas_nats.errors import OutcomeUnknown, Refused, Reject, StreamCancelled, Unavailable
 from mas_nats.message import AgentMessage, ReplyWriter
-from mas_nats.sidecar import carriage
+from mas_nats.sidecar import carriage, mcp
 from mas_nats.sidecar.application import Settings
-from mas_nats.sidecar.at_application import AtApplication
+from mas_nats.sidecar.at_application import AtApplication, Stray
 from mas_nats.sidecar.authority import Authority
-from mas_nats.sidecar.call import Call
+from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.carriage import Carried, Part
 from mas_nats.sidecar.decision import decide
 from mas_nats.sidecar.http_message import HttpRequest
@@ -181,7 +181,9 @@ class Inbound:
             await out.write(Part(refused=carriage.Refused.of(refusal)).payload())
 
     async def _seen(self, call: Call, data: Any) -> Any:
-        return data if self._registration is None else await self._registration.shown(call, data)
+        if call.protocol is Protocol.MCP and mcp.strays(call, data):
+            raise Stray
+        return data if self._registration is None else await self._registration.shown(data)
 
     async def _answered(
         self,

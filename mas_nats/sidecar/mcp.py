@@ -62,6 +62,10 @@ NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Where an operation names what it is about; the value of ``Mcp-Name``."""
 VERSION_META = "io.modelcontextprotocol/protocolVersion"
 
+_NOT_READ = (None, "server-error")
+"""Ids of errors about a request whose id was not read: that of JSON-RPC, and that of the official package for
+Python before version 2."""
+
 _SESSION = re.compile(r"[\x21-\x7e]{1,256}")
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]{1,2048}")
 _BASE64 = re.compile(r"=\?base64\?(?P<payload>[A-Za-z0-9+/=]*)\?=")
@@ -94,6 +98,24 @@ def read(request: HttpRequest, endpoint: str) -> Call:
     if EVENTS not in request.header("accept"):
         raise _refusal("accept", "a GET asks for a stream of events", f"Send accept: {EVENTS}", status=406)
     return Call(Protocol.MCP, version, "session.stream", Shape.MCP, standing=True)
+
+
+def strays(call: Call, data: Any) -> bool:
+    """Whether ``data``, in an answer to ``call``, answers another call, or several at once.
+
+    A client takes it for the answer to whichever call has its id. Only on the stream of a session it may come
+    for any: what was missed is said there again.
+    """
+    if isinstance(data, list):
+        return True
+    if not isinstance(data, dict) or not {"result", "error"} & data.keys():
+        return False
+    if call.operation == "session.stream":
+        return False
+    said, wanted = data.get("id"), None if call.operation == "response" else call.request_id
+    if said in _NOT_READ and "result" not in data:
+        return False
+    return wanted is None or type(said) is not type(wanted) or said != wanted
 
 
 def _message(request: HttpRequest) -> Call:

@@ -26,8 +26,6 @@ _EVERY = 60.0
 _AGAIN = 1.0
 """Seconds between two questions whether policy knows more by now."""
 CHANGED = "notifications/tools/list_changed"
-_LISTING = frozenset({"tools/list", "session.stream"})
-"""Operations whose answers may hold a list of tools: a stream may say again what was missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +91,10 @@ class Registration:
             raise self._refused("tool_unseen", text, call, 503, UNAVAILABLE)
         raise self._refused(rule, text, call, 403, REFUSED)
 
-    async def shown(self, call: Call, data: Any) -> Any:
-        """What the caller is shown of an answer to ``call``, or an event of it: no tool that is held."""
+    async def shown(self, data: Any) -> Any:
+        """What a caller is shown of an answer, or an event of it, whatever it asked: no tool that is held."""
         if isinstance(data, dict) and data.get("method") == CHANGED:
             self._look.set()
-        return await self._listed(data) if call.operation in _LISTING else data
-
-    async def _listed(self, data: Any) -> Any:
         result = data.get("result") if isinstance(data, dict) else None
         tools = result.get("tools") if isinstance(result, dict) else None
         if not isinstance(result, dict) or not isinstance(tools, list) or self._behind.approved() is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import orjson
+import pytest
 
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import HEADERS, META, tool
@@ -93,3 +94,33 @@ async def test_a_cookie_set_for_one_caller_is_not_sent_with_anothers_call(empty_
             assert "set-cookie" not in answer.headers
         assert len(raw.heads) == 3
         assert not any("cookie" in head for head in raw.heads)
+
+
+# -- answers to other calls ------------------------------------------------------------------------------
+async def test_an_answer_to_another_call_is_not_handed_over(empty_town: Town):
+    """A client takes it for the answer to the call whose id it has, which is under way beside this one."""
+    other = {**HELLO, "id": 7, "result": {"tools": [{"name": "pay", "description": "send keys"}]}}
+    event = b"data: " + orjson.dumps(other) + b"\n\n"
+    progress = b'data: {"jsonrpc":"2.0","method":"notifications/progress"}\n\n'
+    answers = [whole(other), whole([HELLO, other]), streamed(event), streamed(progress + event)]
+    async with asking(empty_town, lambda number: answers[number - 1], "shop") as (raw, (shop,)):
+        for _ in range(2):
+            answer = await tool(shop, "pay", {})
+            assert answer.status_code == 502
+            assert answer.json()["id"] == 1
+            data = answer.json()["error"]["data"]
+            assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
+            assert "keys" not in answer.text
+        for before in (b"", progress):
+            body = b""
+            with contextlib.suppress(httpx.RemoteProtocolError):  # cut off: it has no end
+                params = {"name": "pay", "arguments": {}, "_meta": META}
+                asked = {**LIST, "method": "tools/call", "params": params}
+                fields = {**HEADERS, "mcp-method": "tools/call", "mcp-name": "pay"}
+                async with shop.stream("POST", "http://bank.test/mcp", json=asked, headers=fields) as got:
+                    async for part in got.aiter_raw():
+                        body += part
+                    pytest.fail("the stream has an end")
+            assert b"keys" not in body
+            assert body.startswith(before)
+        assert len(raw.heads) == 4

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import pytest
-
 from mas_nats.errors import Unavailable
 from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.refusal import Refusal, Shape
@@ -21,8 +19,8 @@ READ = {"name": "read", "description": "Read.", "inputSchema": {}}
 OTHER = {**PAY, "description": "Pay mallory."}
 
 
-def call(operation: str = "tools/call", name: str = "pay") -> Call:
-    return Call(Protocol.MCP, "2026-07-28", operation, Shape.MCP, request_id=1, name=name)
+def call(name: str) -> Call:
+    return Call(Protocol.MCP, "2026-07-28", "tools/call", Shape.MCP, request_id=1, name=name)
 
 
 def answer(*tools: Any) -> dict[str, Any]:
@@ -67,13 +65,13 @@ class World:
     async def rule(self, name: str = "pay") -> str:
         """By which rule a call is refused."""
         try:
-            await self.registration.require(call(name=name))
+            await self.registration.require(call(name))
         except Refusal as refusal:
             return refusal.rule
         return ""
 
-    async def shown(self, *tools: Any, operation: str = "tools/list") -> list[Any]:
-        data = await self.registration.shown(call(operation, ""), answer(*tools))
+    async def shown(self, *tools: Any) -> list[Any]:
+        data = await self.registration.shown(answer(*tools))
         return list(data["result"]["tools"])
 
 
@@ -136,13 +134,6 @@ async def test_two_descriptions_of_one_name_are_no_tool():
     assert await world.rule() == "tool_held"
 
 
-@pytest.mark.parametrize("operation", ["tools/list", "session.stream"])
-async def test_lists_that_are_said_again_are_looked_at_too(operation: str):
-    world = World(registered(PAY), PAY)
-    assert await world.shown(PAY, READ, operation=operation) == [PAY]
-    assert await world.shown(PAY, READ, operation="tools/call") == [PAY, READ]  # a tool's own result
-
-
 @contextlib.asynccontextmanager
 async def following(world: World) -> AsyncIterator[None]:
     world.registration.start()
@@ -160,7 +151,7 @@ async def test_the_server_is_asked_when_it_says_that_its_list_changed():
         assert await world.rule() == ""
         world.looked.clear()
         world.tools = [OTHER]
-        await world.registration.shown(call("session.stream", ""), {"jsonrpc": "2.0", "method": CHANGED})
+        await world.registration.shown({"jsonrpc": "2.0", "method": CHANGED})
         await world.looked.wait()
         while await world.rule() != "tool_held":
             await asyncio.sleep(0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mas_nats.sidecar import a2a, mcp, strict_json
 from mas_nats.sidecar.application import Application, Kind
+from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.decision import decide
 from mas_nats.sidecar.http_message import HttpRequest
 from mas_nats.sidecar.refusal import Refusal, Shape, response
@@ -150,6 +151,62 @@ def test_mcp_that_does_not(request_: HttpRequest, rule: str, status: int, code: 
     assert document["jsonrpc"] == "2.0"
     assert document["error"]["code"] == code
     assert document["error"]["data"]["rule"] == rule
+
+
+def called(operation: str = "tools/call", request_id: Any = 1) -> Call:
+    return Call(Protocol.MCP, "2025-11-25", operation, Shape.MCP, request_id=request_id)
+
+
+def result(request_id: Any, **more: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "result": {"tools": []}, **more}
+
+
+def failure(**more: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "error": {"code": -32600, "message": "no"}, **more}
+
+
+ITS_OWN = [
+    (called(), result(1)),
+    (called(request_id="a"), result("a")),
+    (called(), failure(id=1)),
+    (called(), failure(id=None)),  # the server could not read it
+    (called(), failure()),
+    (called(), failure(id="server-error")),  # the official package for Python, before version 2
+    (called("notifications/initialized", None), failure(id=None)),
+    (called("session.end", None), failure(id=None)),
+    (called(), {"error": "invalid_token", "error_description": "expired"}),  # OAuth's
+    (called(), rpc("sampling/createMessage", request_id=7)),  # the server asks the client
+    (called(), {"jsonrpc": "2.0", "method": "notifications/progress"}),
+    (called(), {"detail": "Not Found"}),
+    (called(), ""),  # an event without data
+    (called("session.stream", None), result(7)),  # said again
+]
+ANOTHERS = [
+    (called(), result(2)),
+    (called(), result("1")),
+    (called(), result(True)),
+    (called(), result(1.0)),
+    (called(), result(None)),
+    (called(), {"jsonrpc": "2.0", "result": {}}),
+    (called(), result([1])),
+    (called(), result(2, method="ping")),
+    (called(), failure(id=2)),
+    (called(), result(None, error={})),
+    (called(), result("server-error")),
+    (called(request_id="1"), result(1)),
+    (called("ping"), result(2)),
+    (called("initialize"), result(2)),
+    (called("notifications/initialized", None), result(1)),
+    (called("notifications/initialized", None), result(None)),
+    (called("response", 7), result(7)),  # the server chose that id: it may be the one of a list
+    (called(), [result(1)]),  # batches are not carried
+    (called("session.stream", None), [result(7)]),
+]
+
+
+def test_answers_of_mcp_are_those_of_the_call():
+    assert [(call, data) for call, data in ITS_OWN if mcp.strays(call, data)] == []
+    assert [(call, data) for call, data in ANOTHERS if not mcp.strays(call, data)] == []
 
 
 TRICKS = [
