@@ -23,6 +23,9 @@ from mas_nats.sidecar.refusal import (
     Shape,
 )
 
+_PUSHES = frozenset({"pushnotification", "pushnotificationconfig", "taskpushnotificationconfig"})
+"""Members of a message's configuration, in any version and spelling, that name an address to call."""
+
 CARD_PATH = "/.well-known/agent-card.json"
 VERSIONS = ("0.3", "1.0")
 
@@ -198,10 +201,17 @@ def _checked(call: Call, kind: _Kind, params: dict[str, Any]) -> Call:
 
 
 def _asks_for_push(params: dict[str, Any]) -> bool:
-    configuration = params.get("configuration")
-    return isinstance(configuration, dict) and any(
-        configuration.get(name) for name in ("pushNotificationConfig", "taskPushNotificationConfig")
+    """Whether a message names an address to call: in JSON of protocol buffers a field has two names each."""
+    return any(
+        value and _bare(name) in _PUSHES
+        for member, configuration in params.items()
+        if _bare(member) == "configuration" and isinstance(configuration, dict)
+        for name, value in configuration.items()
     )
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("_", "")
 
 
 def _said_version(request: HttpRequest, shape: Shape, request_id: str | int | None = None) -> str:

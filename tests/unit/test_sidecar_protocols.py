@@ -266,6 +266,18 @@ def test_a2a_that_passes(request_: HttpRequest, version: str, operation: str, ac
 
 
 PUSH = {"configuration": {"taskPushNotificationConfig": {"url": "http://x"}}}
+PUSHES = [
+    {configuration: {name: {"url": "http://x"}}}
+    for configuration in ("configuration", "Configuration", "_configuration")
+    for name in (
+        "pushNotification",  # HTTP+JSON of 0.3
+        "push_notification",
+        "pushNotificationConfig",
+        "taskPushNotificationConfig",
+        "task_push_notification_config",  # as the official server of 1.0 takes it, too
+        "TaskPushNotificationConfig",
+    )
+]
 NO_A2A = [
     (post(A2A, [rpc("message/send")], "/"), "batch", 400),
     (post(A2A, rpc("message/steal"), "/"), "unknown_method", 404),
@@ -300,6 +312,22 @@ def test_a2a_that_does_not(request_: HttpRequest, rule: str, status: int):
     assert (refusal.rule, refusal.status) == (rule, status)
     document = orjson.loads(response(refusal).body)
     assert "error" in document
+
+
+@pytest.mark.parametrize("said", PUSHES)
+def test_push_notifications_are_refused_by_every_name(said: dict[str, Any]):
+    for request in (
+        post(ONE, rpc("SendMessage", said), "/"),
+        post(A2A, rpc("message/send", said), "/"),
+        post(ONE, said, "/message:send"),
+        post(A2A, said, "/v1/message:stream"),
+    ):
+        assert refused(request, target=AGENT).rule == "push_notifications"
+
+
+def test_a_configuration_without_push_notifications_passes():
+    for said in ({"blocking": True}, {"pushNotificationConfig": None}, [], None):
+        decide(post(ONE, {"configuration": said}, "/message:send"), caller=CLIENT, target=AGENT)
 
 
 KINDS = {Kind.AGENT: AGENT, Kind.MCP_SERVER: SERVER, Kind.CLIENT: CLIENT}
