@@ -87,9 +87,9 @@ class AtApplication:
             text = "the application does not listen; the call was not run"
             raise Refusal("application_away", text, "Start it", 502, UNAVAILABLE) from None
         except httpx2.HTTPError as error:
-            raise _unknown(f"the application gave no answer ({type(error).__name__})") from None
+            raise unknown(f"the application gave no answer ({type(error).__name__})") from None
         except TimeoutError:
-            raise _unknown(f"the application did not answer within {limit:g} s", 504) from None
+            raise unknown(f"the application did not answer within {limit:g} s", 504) from None
         try:
             yield answer
         finally:
@@ -102,16 +102,19 @@ class AtApplication:
             Refusal: the answer cannot be carried.
 
         """
-        if answer.status_code < 200 or (300 <= answer.status_code < 400 and answer.status_code != 304):
-            raise _unknown("the application answered with a redirect, which nobody could follow")
+        status = answer.status_code
+        if not 200 <= status < 600:
+            raise unknown("the application answered with a status that HTTP does not have")
+        if 300 <= status < 400 and status != 304:
+            raise unknown("the application answered with a redirect, which nobody could follow")
         if answer.headers.get("content-encoding", "identity") != "identity":
-            raise _unknown("the application compressed its answer, though it was asked not to")
+            raise unknown("the application compressed its answer, though it was asked not to")
         kept = {
             name: value
             for name, value in answer.headers.items()
             if name in RESPONSE_HEADERS and len(value) < 2048
         }
-        return Head(status=answer.status_code, headers=kept)
+        return Head(status=status, headers=kept)
 
     async def whole(
         self, answer: httpx2.Response, head: Head, call: Call, alive: SignsOfLife, see: See
@@ -127,11 +130,11 @@ class AtApplication:
         try:
             document = await see(self._homed(strict_json.parse(raw), call))
         except NotStrict as error:
-            raise _unknown(f"the application's answer cannot be taken: {error}") from None
+            raise unknown(f"the application's answer cannot be taken: {error}") from None
         except Stray:
-            raise _unknown("the application's answer is to another call") from None
+            raise unknown("the application's answer is to another call") from None
         except card.NoWay:
-            raise _unknown("the agent card names no address of this application") from None
+            raise unknown("the agent card names no address of this application") from None
         written = orjson.dumps(document)
         if len(written) + 2 * FRAME_BYTES <= self._max_payload():
             return [begin, Part(json=[document]).payload()]
@@ -176,7 +179,7 @@ class AtApplication:
                     raise Refusal("response_bytes", text, "Ask for less", 502, TOO_LARGE, ran="yes")
                 parts.append(part)
         except httpx2.HTTPError as error:
-            raise _unknown(f"the application's answer broke off ({type(error).__name__})") from None
+            raise unknown(f"the application's answer broke off ({type(error).__name__})") from None
         return b"".join(parts)
 
     async def events(
@@ -218,7 +221,8 @@ async def _seen(event: Event, see: See) -> dict[str, Any]:
     return Part(event=event.model_copy(update={"data": await see(event.data)})).payload()
 
 
-def _unknown(text: str, status: int = 502) -> Refusal:
+def unknown(text: str, status: int = 502) -> Refusal:
+    """The refusal of a call that the application may have run."""
     return Refusal(
         "outcome_unknown",
         f"{text}: whether the call was run is not known",

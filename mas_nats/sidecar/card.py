@@ -30,17 +30,17 @@ def leading_home(card: dict[str, Any], authorities: Collection[str]) -> dict[str
     if isinstance(capabilities, dict) and capabilities.get("pushNotifications"):
         found["capabilities"] = {**capabilities, "pushNotifications": False}
     for name, binding in (("supportedInterfaces", "protocolBinding"), ("additionalInterfaces", "transport")):
-        if isinstance(interfaces := found.get(name), list):
+        if (interfaces := found.get(name)) is not None:
             found[name] = [
                 {**each, "url": path}
-                for each in interfaces
+                for each in (interfaces if isinstance(interfaces, list) else ())
                 if isinstance(each, dict)
-                and each.get(binding) in _CARRIED
+                and _is_carried(each.get(binding))
                 and (path := _path(each.get("url"), authorities)) is not None
             ]
     if "url" in found:
         preferred = found.get("preferredTransport", "JSONRPC")
-        path = _path(found["url"], authorities) if preferred in _CARRIED else None
+        path = _path(found["url"], authorities) if _is_carried(preferred) else None
         if path is None:
             others = found.get("additionalInterfaces") or []
             if not others:
@@ -66,6 +66,10 @@ def reachable(card: dict[str, Any], authority: str) -> dict[str, Any]:
                 if isinstance(each, dict) and isinstance(each.get("url"), str)
             ]
     return found
+
+
+def _is_carried(binding: object) -> bool:
+    return isinstance(binding, str) and binding in _CARRIED
 
 
 def _path(url: object, authorities: Collection[str]) -> str | None:

@@ -15,6 +15,9 @@ ALIVE = b": alive\n\n"
 """A comment: keeps a quiet connection from looking dead."""
 
 
+_RETRY = re.compile(r"[0-9]{1,9}")
+"""Milliseconds, eleven days at most; anything else is passed over, as the standard has it."""
+
 _END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -114,7 +117,7 @@ def _event(lines: list[bytes]) -> Event | None:
         return Event(
             event=said.get("event", ""),
             id=said.get("id"),
-            retry=int(retry) if retry.isascii() and retry.isdecimal() else None,
+            retry=int(retry) if _RETRY.fullmatch(retry) else None,
             data=strict_json.parse(text) if text else "",
         )
     except NotStrict as error:

@@ -16,7 +16,7 @@ from mas_nats.errors import OutcomeUnknown, Refused, Reject, StreamCancelled, Un
 from mas_nats.message import AgentMessage, ReplyWriter
 from mas_nats.sidecar import carriage, mcp
 from mas_nats.sidecar.application import Settings
-from mas_nats.sidecar.at_application import AtApplication, Stray
+from mas_nats.sidecar.at_application import AtApplication, Stray, unknown
 from mas_nats.sidecar.authority import Authority
 from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.carriage import Carried, Part
@@ -95,6 +95,14 @@ class Inbound:
             await self._refuse(message, refused)
         except Broken as error:
             logger.warning("call %s: %s", message.message_id, error)
+        except Exception as error:
+            if not message.course.acknowledged:
+                raise  # it is delivered again, as the settings want it
+            # Not its text, which may hold content.
+            name = type(error).__name__
+            logger.error("call %s could not be brought to its end: %s", message.message_id, name)
+            if not message.course.told:
+                await self._refuse(message, unknown(f"the sidecar of the application failed ({name})"))
 
     # -- before it is run --------------------------------------------------------------------------
     async def _judge(self, message: AgentMessage) -> tuple[Carried, Call]:

@@ -13,7 +13,10 @@ import httpx
 import orjson
 import pytest
 
-from tests.sidecar.conftest import Town
+from mas_nats.sidecar.at_application import AtApplication
+from mas_nats.sidecar.carriage import Head
+from mas_nats.sidecar.signs_of_life import SignsOfLife
+from tests.sidecar.conftest import LIMITS, Town
 from tests.sidecar.test_at_most_once import HEADERS, META, tool
 
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}
@@ -124,3 +127,57 @@ async def test_an_answer_to_another_call_is_not_handed_over(empty_town: Town):
             assert b"keys" not in body
             assert body.startswith(before)
         assert len(raw.heads) == 4
+
+
+# -- answers that are none -------------------------------------------------------------------------------
+def retrying(digits: int) -> bytes:
+    return streamed(b"retry: " + b"9" * digits + b"\ndata: " + orjson.dumps(HELLO) + b"\n\n")
+
+
+@pytest.mark.parametrize("status", ["999 Denied", "600 More"])
+async def test_a_status_that_nobody_has(empty_town: Town, status: str):
+    """Told at once, to whoever asks for what may be run once and for what may be repeated."""
+    async with asking(empty_town, lambda _: whole({}, status=status), "shop") as (raw, (shop,)):
+        before = time.monotonic()
+        for answer in (await tool(shop, "pay", {}), await listed(shop)):
+            assert answer.status_code == 502
+            data = answer.json()["error"]["data"]
+            assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
+            assert "a status that HTTP does not have" in answer.text
+        assert time.monotonic() - before < LIMITS["begin"]
+        assert len(raw.heads) == 2
+
+
+async def test_a_stream_that_asks_for_long_patience(empty_town: Town):
+    async with asking(empty_town, lambda _: retrying(5000), "shop") as (raw, (shop,)):
+        answer = await listed(shop)
+        assert answer.status_code == 200
+        assert answer.text == f"data: {orjson.dumps(HELLO).decode()}\n\n"
+        assert len(raw.heads) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_failure_of_the_sidecar_is_told(
+    empty_town: Town, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: bool
+):
+    """Whatever it stumbles over in an answer: its caller learns it at once, where the call is not run again."""
+
+    async def stumbles(*given: Any) -> None:
+        if begun:
+            [alive] = (each for each in given if isinstance(each, SignsOfLife))
+            await alive.during(asyncio.sleep(1.5))
+            assert alive.said
+        raise ValueError("secret")
+
+    monkeypatch.setattr(AtApplication, "head", lambda *_: Head(status=200))
+    monkeypatch.setattr(AtApplication, "whole", stumbles)
+    async with asking(empty_town, lambda _: whole({}), "shop") as (raw, (shop,)):
+        before = time.monotonic()
+        answer = await tool(shop, "pay", {})
+        assert time.monotonic() - before < LIMITS["begin"]
+        assert answer.status_code == 502
+        data = answer.json()["error"]["data"]
+        assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
+        assert "ValueError" in answer.text
+        assert "secret" not in answer.text + caplog.text
+        assert len(raw.heads) == 1

@@ -61,6 +61,23 @@ def test_events_that_are_not_carried(raw: bytes):
         events.EventReader(1000).feed(raw)
 
 
+@pytest.mark.parametrize(
+    ("said", "retry"),
+    [
+        ("0", 0),
+        ("999999999", 999_999_999),
+        ("1" * 10, None),
+        ("9" * 5000, None),  # more than int() takes
+        ("-1", None),
+        ("\u0661", None),
+    ],
+)
+def test_how_long_to_wait_before_a_stream_is_opened_again(said: str, retry: int | None):
+    assert events.EventReader(10_000).feed(f"retry: {said}\ndata: 1\n\n".encode()) == [
+        Event(retry=retry, data=1)
+    ]
+
+
 NEW_CARD = {
     "name": "a",
     "supportedInterfaces": [
@@ -96,6 +113,25 @@ def test_a_card_that_leads_nowhere():
     with pytest.raises(card.NoWay):
         card.leading_home({"name": "a"}, {"other:1"})
     assert card.reachable({"url": "//evil.example/x"}, "a.test")["url"] == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "http://a:1/", "preferredTransport": ["JSONRPC"]},
+        {"url": "http://a:1/", "preferredTransport": {"a": 1}},
+        {"url": ["http://a:1/"]},
+        {"url": "http://b:1/", "additionalInterfaces": "http://a:1/"},
+        {"url": "http://b:1/", "additionalInterfaces": {"url": "http://a:1/"}},
+        {"url": "http://b:1/", "additionalInterfaces": [{"url": "http://a:1/", "transport": ["JSONRPC"]}]},
+        {"supportedInterfaces": [{"url": "http://a:1/", "protocolBinding": {"a": 1}}]},
+        {"supportedInterfaces": [{"url": 1, "protocolBinding": "JSONRPC"}, "JSONRPC", None]},
+        {"supportedInterfaces": {"url": "http://b:1/"}},
+    ],
+)
+def test_a_card_that_is_none(wrong: dict[str, object]):
+    with pytest.raises(card.NoWay):
+        card.leading_home(wrong, {"a:1"})
 
 
 def test_what_made_the_application_call():
