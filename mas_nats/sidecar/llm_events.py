@@ -16,7 +16,14 @@ from typing import Any
 import orjson
 
 from mas_nats.sidecar.llm_api import Interface
-from mas_nats.sidecar.llm_search import Object, Passed, nonsense, too_many_texts, without_logprobs
+from mas_nats.sidecar.llm_search import (
+    Object,
+    Passed,
+    no_object,
+    nonsense,
+    too_many_texts,
+    without_logprobs,
+)
 from mas_nats.sidecar.llm_texts import TEXTS, Text
 from mas_nats.wire.frames import WHOLE
 
@@ -31,6 +38,7 @@ _MOST_KNOWN, _LONGEST_KNOWN = 10_000, 256
 _MOST_TEXTS = 1_000
 """Texts of one answer."""
 _NOTHING = object()
+_PLACE = "place"
 
 Member = tuple[str, object]
 
@@ -81,16 +89,19 @@ class Events:
         """Take one more event; what comes after the end is dropped, but for the mark of the end itself.
 
         Raises:
-            Refusal: it is one text too many.
+            Refusal: it is no object, or one text too many.
 
         """
         if self.ended and event.data != DONE:
             return
         self._waiting.append(event)
         self.held += event.size
+        if event.data is None:
+            return
         if not isinstance(event.data, dict):
-            if event.data == DONE:
-                self.end()
+            if event.data != DONE:
+                raise no_object()
+            self.end()
             return
         event.data.pop(_PADDING, None)
         said = TEXTS[self.interface](event.data)
@@ -103,9 +114,7 @@ class Events:
             if text.arguments:
                 self._argue(event, text)
             else:
-                key = self._texts.setdefault(text.channel, f"t{len(self._texts)}")
-                if len(self._texts) > _MOST_TEXTS or len(text.channel) > _LONGEST_KNOWN:
-                    raise too_many_texts()
+                key = self._key(event, text.channel)
                 self._show({key: text.value}, _Shown(key, [(event, text)]))
         for channel in [each for each in self._arguments if said.complete and each.startswith(said.complete)]:
             self._close(channel)
@@ -157,6 +166,20 @@ class Events:
             self.held -= event.size
             yield event
 
+    def _key(self, event: LlmEvent, channel: str) -> str:
+        """The member as which a text is shown. Its place is shown once, before it: names say something, too.
+
+        Raises:
+            Refusal: it is one text too many.
+
+        """
+        if channel not in self._texts:
+            if len(self._texts) >= _MOST_TEXTS or len(channel) > _LONGEST_KNOWN:
+                raise too_many_texts()
+            self._texts[channel] = f"t{len(self._texts)}"
+            self._show({WHOLE: True, _PLACE: channel}, _Shown(_PLACE, [(event, None)]))
+        return self._texts[channel]
+
     def _show(self, chunk: Object, shown: _Shown) -> None:
         for event, _ in shown.places:
             event.unseen += 1
@@ -178,7 +201,7 @@ class Events:
             event.unseen -= 1
         self._show({WHOLE: True, "arguments": text}, _Shown("arguments", list(parts)))
 
-    def _new(self, value: Any, path: str, texts: set[tuple[int, str]], members: list[Member]) -> Any:
+    def _new(self, value: Any, path: str, texts: set[tuple[int, str | int]], members: list[Member]) -> Any:
         """``value`` without its texts and what is known to be clean at its place; ``_NOTHING``: that is all.
 
         ``members`` gets what is shown. A list is shown by its places, so that it can be put back.
@@ -186,7 +209,9 @@ class Events:
         if isinstance(value, dict) and value:
             inner = ((key, each) for key, each in value.items() if (id(value), key) not in texts)
         elif isinstance(value, list) and value:
-            inner = ((str(number), each) for number, each in enumerate(value))
+            inner = (
+                (str(number), each) for number, each in enumerate(value) if (id(value), number) not in texts
+            )
         else:
             searched = (isinstance(value, str) and value) or (
                 isinstance(value, int | float) and abs(value) >= _LONG_NUMBER
@@ -207,6 +232,8 @@ class Events:
 
 def _put_back(shown: _Shown, made: Mapping[str, Any]) -> None:
     """Put what an object has become where it came from; of a text in parts the first one gets all."""
+    if shown.key == _PLACE:
+        raise ValueError("the name of a member has become something else")
     for event, _ in shown.places:
         event.changed = True
     if not shown.key:

@@ -112,6 +112,11 @@ def too_many_texts() -> Refusal:
     return _kept_back("the language model's answer has too many texts")
 
 
+def no_object() -> Refusal:
+    """An event of an answer is something that no interface has, and that nobody would search."""
+    return _kept_back("an event of the language model's answer is no JSON object")
+
+
 def _too_large(asked: str) -> Refusal:
     text = "the language model's answer, or what of it waits to be searched, is larger than one message"
     return _kept_back(text, "Ask for less, or raise limits.max_payload of the namespace", asked)

@@ -5,7 +5,8 @@ Sources: those of ``selection``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,22 @@ from mas_nats.sidecar.llm_api import Interface
 
 _ARGUMENTS = (".function_call_arguments.delta", ".custom_tool_call_input.delta", ".mcp_call_arguments.delta")
 _COMPLETE = (".function_call_arguments.done", ".custom_tool_call_input.done", ".output_item.done")
+_LABELS = frozenset({"role", "type", "id", "name", "format"})
+"""Members that say the same in each event, or once: nothing that goes on."""
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A part of the text ``channel``: ``place[member]``.
+    """A part of the text ``channel``: ``place[member]``, of an object or a list.
 
+    Names of members stand in the channel as words, so that they are searched as such.
     ``arguments``: it is one of arguments, of the call ``call`` where that is said.
     """
 
     channel: str
-    place: dict[str, Any]
-    member: str
+    place: Any
+    member: str | int
     arguments: bool = False
     call: str = ""
 
@@ -53,11 +57,30 @@ def _chat(data: dict[str, Any]) -> Texts:
     for choice in _objects(data.get("choices")):
         number, delta = choice.get("index", 0), choice.get("delta")
         if isinstance(delta, dict):
-            texts += _members(delta, f"{number}.", but=("role",))
-            texts += _called(delta, f"{number}/")
+            arguments = list(_called(delta, f"{number}/"))
+            texts += _within(delta, f"{number}", {(id(each.place), each.member) for each in arguments})
+            texts += arguments
         if isinstance(choice.get("finish_reason"), str):
             complete.append(f"{number}/")
     return Texts(tuple(texts), tuple(complete))
+
+
+def _within(value: Any, path: str, but: AbstractSet[tuple[int, str | int]]) -> Iterator[Text]:
+    """The texts in a delta, however deep: in its ``audio``, in the parts of a ``content`` or of a reasoning.
+
+    Those of a list are one text: a part need not stand at the same place in the next event.
+    """
+    named: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        named = value.items()
+    elif isinstance(value, list):
+        named = enumerate(value)
+    for member, each in named:
+        where = f"{path} {member}" if isinstance(member, str) else f"{path} []"
+        if not isinstance(each, str):
+            yield from _within(each, where, but)
+        elif member not in _LABELS and (id(value), member) not in but:
+            yield Text(where, value, member)
 
 
 def _called(delta: dict[str, Any], before: str) -> Iterator[Text]:
@@ -89,7 +112,7 @@ def _responses(data: dict[str, Any]) -> Texts:
 
 
 def _messages(data: dict[str, Any]) -> Texts:
-    number, kind = f"{data.get('index')}/", data.get("type")
+    number, kind = f"{data.get('index')}/ ", data.get("type")
     match kind:
         case "content_block_start":
             block = data.get("content_block")

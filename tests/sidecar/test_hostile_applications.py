@@ -160,7 +160,7 @@ async def test_a_stream_that_asks_for_long_patience(empty_town: Town):
 async def test_a_failure_of_the_sidecar_is_told(
     empty_town: Town, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: bool
 ):
-    """Whatever it stumbles over in an answer: its caller learns it at once, where the call is not run again."""
+    """Whatever it stumbles over in an answer: the caller learns it at once, where it is not run again."""
 
     async def stumbles(*given: Any) -> None:
         if begun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Model:
     written: list[bytes] = field(default_factory=list)
     paced: asyncio.Event | None = None
     """Waited for before the last event."""
+    raw: bytes = b""
+    """Bytes of events, before those that are ``said``."""
 
     async def serve(self, request: Request) -> Response:
         await request.body()
@@ -54,7 +56,7 @@ class Model:
         return Response(self.written[0], media_type="application/json")
 
     async def _events(self) -> AsyncIterator[bytes]:
-        self.written = [_written(each) for each in self.said]
+        self.written = [*([self.raw] if self.raw else []), *map(_written, self.said)]
         for each in self.written[:-1]:
             yield each
         if self.paced is not None:
@@ -346,6 +348,82 @@ async def test_what_is_large(empty_town: Town, model: Model, stream: bool):
     assert error["error"]["code"] == "llm_answer"
     assert status == (200 if stream else 502)
     assert b"words" not in body
+
+
+# -- where providers of OpenAI's interface say texts, too ------------------------------------------------
+DEEP: dict[str, Callable[[str], dict[str, Any]]] = {
+    "audio": lambda text: {"audio": {"id": "a", "transcript": text}},
+    "parts": lambda text: {"content": [{"type": "text", "text": text}]},
+    "the second part": lambda text: {"content": [{"type": "thinking", "thinking": []}, text]},
+    "parts of a part": lambda text: {"content": [{"type": "thinking", "thinking": [{"text": text}]}]},
+    "reasoning": lambda text: {"reasoning_details": [{"type": "t", "format": "f-1", "text": text}]},
+    "beside arguments": lambda text: {"tool_calls": [{"index": 0, "extra": {"signature": text}}]},
+}
+
+
+@pytest.mark.parametrize("where", DEEP)
+@pytest.mark.parametrize(
+    "parts", [["the SSN is 219-0", "9-9999, yes"], ["it is AKIAIOSF", "ODNN7EXAMPLE, yes"]]
+)
+async def test_a_secret_split_over_texts_that_are_deep_in_a_delta(
+    empty_town: Town, model: Model, where: str, parts: list[str]
+):
+    """No part of it is handed over, as of one in the ``content``."""
+    said = [_choice(DEEP[where](part), None) for part in parts]
+    model.said = [*said, _choice({}, "stop"), "[DONE]"]
+    status, body = await asked(empty_town, "chat", stream=True)
+    assert status == 200
+    for part in (b"219-0", b"9-9999", b"AKIA", b"ODNN7"):
+        assert part not in body
+    found = heard(body)
+    if "SSN" in parts[0]:
+        assert found[0] == _choice(DEEP[where](f"the SSN is {REDACTED}"), None)
+        assert found[1] == _choice(DEEP[where](", yes"), None)
+    else:
+        assert found[-1]["error"]["code"].startswith("policy.dlp:")
+
+
+async def test_a_secret_split_over_parts_at_different_places_of_a_list(empty_town: Town, model: Model):
+    one = {"content": [{"type": "text", "text": "the SSN "}, {"type": "text", "text": "is 219-"}]}
+    two = {"content": [{"type": "text", "text": "09-9999, yes"}]}
+    model.said = [_choice(one, None), _choice(two, None), _choice({}, "stop"), "[DONE]"]
+    _, body = await asked(empty_town, "chat", stream=True)
+    assert b"219-" not in body
+    assert b"9999" not in body
+    assert REDACTED.encode() in body
+
+
+async def test_clean_texts_that_are_deep_in_a_delta_are_the_same(empty_town: Town, model: Model):
+    said = [_choice(make(text), None) for make in DEEP.values() for text in ("all is ", "well, ", "at 12")]
+    model.said = [*said, *streamed("chat", ["and here"])]
+    status, body = await asked(empty_town, "chat", stream=True)
+    assert (status, body) == (200, b"".join(model.written))
+
+
+@pytest.mark.parametrize("delta", [{KEY: "text"}, {"audio": {KEY: "text"}}, {"content": [{KEY: ["text"]}]}])
+async def test_the_names_of_texts_are_searched(empty_town: Town, model: Model, delta: dict[str, Any]):
+    model.said = [_choice({"content": "well"}, None), _choice(delta, None), "[DONE]"]
+    _, body = await asked(empty_town, "chat", stream=True)
+    assert b"AKIA" not in body
+    assert heard(body)[-1]["error"]["code"].startswith("policy.dlp:")
+
+
+@pytest.mark.parametrize("delta", [{SSN: "text"}, {"audio": {SSN: "text"}}])
+async def test_a_name_that_would_be_redacted_is_not_handed_over(
+    empty_town: Town, model: Model, delta: dict[str, Any]
+):
+    model.said = [_choice(delta, None), "[DONE]"]
+    _, body = await asked(empty_town, "chat", stream=True)
+    assert SSN.encode() not in body
+
+
+@pytest.mark.parametrize("data", [[_choice({"content": KEY}, None)], f"take {KEY}"])
+async def test_events_that_are_no_objects_are_not_handed_over(empty_town: Town, model: Model, data: Any):
+    model.raw = b"data: " + orjson.dumps(data) + b"\n\n"
+    model.said = []
+    _, body = await asked(empty_town, "chat", stream=True)
+    assert b"AKIA" not in body
+    assert heard(body)[-1]["error"]["code"] == "llm_answer"
 
 
 # -- controls and failures -------------------------------------------------------------------------------
