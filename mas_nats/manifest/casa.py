@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -45,10 +46,14 @@ def require_host(value: str) -> str:
         ValueError: it is not.
 
     """
-    match = _HOST.fullmatch(value)
-    if match is None or not 0 < int(match["port"] or 1) < 65536:
+    if not _is_host(value):
         raise ValueError("this is no host: write a name, or name:port, such as my-agent:8000")
     return value
+
+
+def _is_host(value: str) -> bool:
+    match = _HOST.fullmatch(value)
+    return match is not None and 0 < int(match["port"] or 1) < 65536
 
 
 def _path(value: str) -> str:
@@ -76,7 +81,7 @@ def require_llm_url(value: str) -> str:
 
     """
     parts = urlsplit(value)
-    if parts.scheme not in _PORTS or not _HOST.fullmatch(parts.netloc) or parts.path or parts.query:
+    if parts.scheme not in _PORTS or not _is_host(parts.netloc) or parts.path or parts.query:
         raise ValueError("must be https://name:port, or http://name:port, without a path")
     return value
 
@@ -337,6 +342,13 @@ class LlmEndpoint(_Casa):
 
     fqdn: Host = Field(description="Its host")
     port: int = Field(443, ge=1, le=65535, description="Its port")
+
+    @field_validator("port")
+    @classmethod
+    def _said_once(cls, value: int, info: ValidationInfo) -> int:
+        if ":" in info.data.get("fqdn", ""):
+            raise ValueError("fqdn has a port, too: write it once")
+        return value
 
 
 class PolicySpec(_Casa):

@@ -6,7 +6,7 @@ import ipaddress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -51,9 +51,18 @@ def _loopback(value: str) -> str:
 
 def _base_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"} or parts.query:
+    plain = parts.scheme == "http" and parts.path in {"", "/"} and not parts.query
+    if not plain or not parts.hostname or not _has_port(parts):
         raise ValueError("must be http://host:port without a path: its application listens there")
     return value.rstrip("/")
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is one, where there is one."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _host(value: str) -> str:

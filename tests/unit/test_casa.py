@@ -487,6 +487,11 @@ def test_a_mistake_in_a_system_is_named(tmp_path: Path, text: str, words: str) -
         ("planner", "allowedProtocols: [mpc]", "allowedProtocols.0: .*'mcp', 'a2a' or 'http'.*found 'mpc'"),
         ("planner", "llmEndpoint: {fqdn: 'a b'}", "llmEndpoint.fqdn: .*this is no host"),
         ("planner", "llmEndpoint: {port: 443}", "llmEndpoint.fqdn: Field required"),
+        (
+            "planner",
+            "llmEndpoint: {fqdn: 'a:8000', port: 8443}",
+            r"line \d+, spec.llmEndpoint.port: .*fqdn has a port, too",
+        ),
     ],
 )
 def test_a_mistake_in_a_policy_is_named(tmp_path: Path, app: str, said: str, words: str) -> None:

@@ -232,6 +232,10 @@ def test_settings(tmp_path: Path):
         path.write_text(GOOD.replace("shop: {type: client}", line))
         with pytest.raises(ConfigurationError, match=text):
             load(path, "bank")
+    for port in ("80800", "0", "http"):
+        path.write_text(GOOD.replace("127.0.0.1:9", f"127.0.0.1:{port}"))
+        with pytest.raises(ConfigurationError, match=r"line 4.*base_url: .*must be http://host:port"):
+            load(path, "bank")
     path.write_text(GOOD.replace(', base_url: "http://127.0.0.1:9"', ""))
     with pytest.raises(ConfigurationError, match="base_url"):
         load(path, "bank")

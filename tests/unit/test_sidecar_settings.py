@@ -116,6 +116,10 @@ def test_where_the_language_model_is_reached(tmp_path: Path):
     assert read(tmp_path, system(llm=said), own).settings.llm_url == "https://other.example"
     with pytest.raises(ConfigurationError, match=r"line 9, spec.llmBaseUrl: .*must be https"):
         read(tmp_path, system(llm="llm.test\n  llmBaseUrl: ftp://x"))
+    with pytest.raises(ConfigurationError, match=r"line 9, spec.llmBaseUrl: .*must be https"):
+        read(tmp_path, system(llm="llm.test\n  llmBaseUrl: https://x:99999"))
+    ported = policy("planner", "llmEndpoint: {fqdn: 'other.example:8000'}")
+    assert read(tmp_path, system(), ported).settings.llm_url == "https://other.example:8000"
 
 
 def test_applications_of_other_namespaces_are_known_where_a_policy_names_them(tmp_path: Path):
