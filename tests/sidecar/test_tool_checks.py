@@ -198,6 +198,30 @@ def _told(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, rule(answer)
 
 
+async def test_what_goes_on_after_the_answer_is_not_done_in_the_name_of_the_next_request(guarded: Town):
+    """The agent works on for the first client's request while it works on a second one, and only on that."""
+    town = guarded
+    told: list[tuple[int, str]] = []
+
+    async def think(text: str) -> str:
+        if text == "second":
+            late = town.echo.traces["first"]
+            await authority(town).selected(cause(town), ["transfer_money"])
+            told.append(_told(await call_tool(town, "transfer_money", traceparent=late)))
+            own = town.echo.traces["second"]
+            told.append(_told(await call_tool(town, "transfer_money", traceparent=own)))
+        return ""
+
+    town.echo.think = think
+    await prompted(town, "first")
+    late = town.echo.traces["first"]
+    alone = _told(await call_tool(town, "transfer_money", traceparent=late))
+    assert alone == (403, "policy.ABSTAIN:DETERMINISTIC_TOOL_SELECTED")
+    await prompted(town, "second")
+    assert told == [(403, "correlation"), (200, "")]
+    assert town.bank.transfers == [1]
+
+
 async def test_a_tool_that_the_users_token_does_not_allow(guarded: Town):
     """Registered after the request came, or withdrawn since: either way it is not called."""
     town = guarded

@@ -153,11 +153,75 @@ def test_what_made_the_application_call():
     assert flight.cause("", needed=True) == ""
 
 
+def test_what_an_ended_request_makes_the_application_call_is_of_no_other():
+    """Also where that is the only one in flight; one trace may be that of many requests."""
+    flight = InFlight()
+    one, two = new_traceparent(), new_traceparent()
+    for _ in range(2):
+        with flight.working_on("m1", one), flight.working_on("m2", one):
+            pass
+        assert flight.cause(one, needed=True) == ""  # nothing is in flight
+        with flight.working_on("m3", two):
+            with pytest.raises(Refusal) as caught:
+                flight.cause(f"00-{trace_of(one)}-{'1' * 16}-00", needed=True)
+            assert (caught.value.rule, caught.value.status) == ("correlation", 403)
+            assert "has ended" in caught.value.text
+            assert flight.cause(one, needed=False) == ""
+            assert flight.cause(two, needed=True) == flight.cause("", needed=True) == "m3"
+            with flight.working_on("m4", one):  # the same client's next one
+                assert flight.cause(one, needed=True) == "m4"
+        with flight.working_on("m5", two):
+            assert flight.cause(two, needed=True) == "m5"
+
+
+def test_ended_requests_are_known_as_long_as_their_tokens_live_or_nothing_is_taken_for_new():
+    at = [0.0]
+    flight = InFlight(now=lambda: at[0], most=3)
+    old = [new_traceparent() for _ in range(4)]
+    for each in old[:3]:
+        with flight.working_on("m", each):
+            pass
+    with flight.working_on("m", new_traceparent()):
+        at[0] = 1000.0
+        assert flight.cause(new_traceparent(), needed=True) == "m"
+        with pytest.raises(Refusal):  # as long as there is room they are known for longer
+            flight.cause(old[0], needed=True)
+        with flight.working_on("m2", old[3]):
+            pass
+        assert len(flight._ended) == 3
+        assert (
+            flight.cause(new_traceparent(), needed=True) == "m"
+        )  # what was forgotten had been known for long
+        for each in old[:3]:
+            with flight.working_on("m2", each):
+                pass
+        assert len(flight._ended) == 3
+        for unknown in (old[3], new_traceparent()):  # one of these has ended: which is not known
+            with pytest.raises(Refusal):
+                flight.cause(unknown, needed=True)
+        assert flight.cause("", needed=True) == "m"
+        at[0] += 310.0
+        assert flight.cause(new_traceparent(), needed=True) == "m"
+
+
 @pytest.mark.parametrize(
-    "value", ["", "00-0-0-00", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 32}-{'1' * 16}-01"]
+    "value",
+    [
+        "",
+        "00-0-0-00",
+        f"00-{'0' * 32}-{'1' * 16}-01",
+        f"ff-{'1' * 32}-{'1' * 16}-01",
+        f"00-{'1' * 32}-{'1' * 16}-01-more",
+    ],
 )
 def test_no_trace(value: str):
     assert trace_of(value) == ""
+
+
+def test_a_later_version_may_have_more():
+    assert (
+        trace_of(f"01-{'1' * 32}-{'2' * 16}-01-more") == trace_of(f"00-{'1' * 32}-{'2' * 16}-01") == "1" * 32
+    )
 
 
 def test_a_session_is_of_whoever_opened_it():
