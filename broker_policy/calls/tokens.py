@@ -56,7 +56,7 @@ class _Asked:
     @property
     def unchecked(self) -> bool:
         """Whether the manifest says that nothing is checked."""
-        return self.table.document.tokens.checks == ()
+        return _unchecked(self.table)
 
 
 class TokenCalls:
@@ -129,11 +129,12 @@ class TokenCalls:
         call = asked.call
         there, agent = self._side(asked, wanted.target)
         input_ = self._input(asked, _unspelled(wanted.given))
-        if input_ is None and asked.type is not ApplicationType.CLIENT and not asked.unchecked:
+        lax = asked.unchecked and _unchecked(there)  # both namespaces have their say
+        if not lax and not self._of_a_user(asked, input_):
             raise _no(
                 "no_input",
                 f"{call.sender} is no client, so what it says is no user's input",
-                "An agent calls others while it works on a request, and within five minutes",
+                "An agent calls others while it works on a user's request, and within five minutes",
             )
         tokens = there.document.tokens
         if tokens.type_of(agent) is not ApplicationType.AGENT:
@@ -282,7 +283,9 @@ class TokenCalls:
     ) -> Claims:
         now = self._deciding.clock() // 1000
         expires = now + LIFETIME
-        if given is not None and purpose is Purpose.TOOL_CALL:
+        # What is given because of a user's input ends with it. Only a T2 may end later: what a slow answer
+        # selected is recorded with it, else the answer is lost; it is exchanged for nothing.
+        if given is not None and purpose is not Purpose.LLM_ACCESS:
             expires = min(expires, given.expires)
         return Claims(
             issuer=f"mas/{self._deciding.namespace}",
@@ -371,6 +374,17 @@ class TokenCalls:
             raise _no("audience", "the token is for another application than the one that exchanges it")
         return claims
 
+    def _of_a_user(self, asked: _Asked, input_: Claims | None) -> bool:
+        """Whether what ``asked`` gives on, or says itself, comes from a user's own application.
+
+        An agent's token may begin with an agent, where its namespace checks nothing.
+        """
+        if input_ is None or asked.type is ApplicationType.CLIENT:
+            return asked.type is ApplicationType.CLIENT
+        home = self._deciding.follower.table(namespace_of(input_.subject))
+        subject = agent_of(input_.subject)
+        return home is not None and home.document.tokens.type_of(subject) is ApplicationType.CLIENT
+
     def _registered(self) -> frozenset[str]:
         """The names of all tools there are: nobody fills the bucket, or the audit, with others."""
         policies = [table.document.tokens for table in self._deciding.follower.tables()]
@@ -390,6 +404,10 @@ class TokenCalls:
         if there is None or not there.accepts(asked.me, agent):
             raise _No(refusals.not_accepted(asked.me, target))
         return there, agent
+
+
+def _unchecked(table: Table) -> bool:
+    return table.document.tokens.checks == ()
 
 
 def _unspelled(given: str) -> str:

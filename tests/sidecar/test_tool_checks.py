@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from mas_nats import Agent
-from mas_nats.policy.applications import ToolCheck
+from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy, ToolCheck
 from mas_nats.policy.token_call import Exchange, Issue, Present, Selected
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.tokens import jwt
@@ -42,6 +43,7 @@ from tests.sidecar.guarded import (
     tool_call,
 )
 from tests.sidecar.test_official_a2a import request
+from tests.system import new_namespace, wanted
 
 EVERYONE = ("bank", "echo", "shop")
 
@@ -419,10 +421,78 @@ async def test_an_agent_that_calls_another(guarded: Town):
         assert (await ask(echo, Issue(target="echo", given=spelled(plain)))).rule == "token:purpose"
 
 
+async def test_a_users_input_is_not_renewed_by_passing_it_on(guarded: Town):
+    """What is given because of it ends with it; a T2 alone may end later, for a slow answer."""
+    town = guarded
+    await guard(town, policy(BOTH), {**ALLOW, "echo": ["bank", "echo"]})
+    here, at, echo = town.namespace, int(time.time()), town.sidecars["echo"]
+    end = at + 30
+    token = Mint.of(town).t3(
+        town,
+        new_id(),
+        purpose=Purpose.USER_INPUT,
+        audience=f"{here}/echo",
+        issued=at - 270,
+        expires=end,
+    )
+    for _ in range(3):
+        given = await ask(echo, Issue(target="echo", prompt="pay", given=spelled(token)))
+        token = str(given.result["token"])
+        assert read(town, f"Bearer {token}").expires == end
+    slow = await ask(echo, Exchange(purpose=Purpose.LLM_ACCESS, token=token))
+    access = str(slow.result["token"])
+    assert read(town, f"Bearer {access}").expires >= at + 300
+    assert (await ask(echo, Selected(token=access, tools=("transfer_money",)))).ok
+    assert read(town, f"Bearer {(await t3(echo, new_id(), token=token)).result['token']}").expires == end
+    for purpose in (Purpose.LLM_ACCESS, Purpose.TOOL_CALL):  # it is exchanged for nothing
+        body = Exchange(purpose=purpose, token=access, target="bank", tool="transfer_money")
+        assert (await ask(echo, body)).rule == "token:purpose"
+
+
 def cause_of(town: Town, prompt: str) -> str:
     """The newest request that the agent works on; ``prompt`` is what it was told."""
     assert town.echo.told[-1] == prompt
     return list(town.sidecars["echo"]._inbound._in_flight._traces)[-1]  # type: ignore[union-attr]
+
+
+async def test_a_namespace_that_checks_nothing_vouches_for_no_user_in_another(guarded: Town):
+    """Neither its agent nor one to whom that passes something on says what a user said; its client does."""
+    town, lax = guarded, new_namespace()
+    here, system = town.namespace, town.system
+    names = ("bot", "next", "app")
+    types = {each: ApplicationPolicy(type=ApplicationType.AGENT) for each in ("bot", "next")}
+    types["app"] = ApplicationPolicy(type=ApplicationType.CLIENT)
+
+    async def say(checks: tuple[ToolCheck, ...]) -> None:
+        near = wanted(
+            here, ["shop", "echo", "bank"], {**ALLOW, **{f"{lax}/{name}": ["echo"] for name in names}}
+        )
+        await system.apply(replace(near, tokens=policy(checks)))
+        allow = {"bot": ["next", f"{here}/echo"], "next": [f"{here}/echo"], "app": ["next", f"{here}/echo"]}
+        await system.apply(
+            replace(wanted(lax, names, allow), tokens=TokenPolicy(checks=(), applications=types))
+        )
+
+    await say(BOTH)
+    async with contextlib.AsyncExitStack() as stack:
+        bot, then, app = [
+            await stack.enter_async_context(
+                Agent(name, server_addr=system.broker.url, tls=system.tls(name, lax), receive=False)
+            )
+            for name in names
+        ]
+        there = Issue(target=f"{here}/echo", prompt="pay")
+        assert (await ask(bot, there)).rule == "token:no_input"
+        inside = [await ask(each, Issue(target="next", prompt="pay")) for each in (bot, app)]
+        passed = [
+            spelled(str(each.result["token"])) for each in inside
+        ]  # in its own affairs nothing is checked
+        assert (await ask(then, there.model_copy(update={"given": passed[0]}))).rule == "token:no_input"
+        assert (await ask(then, there.model_copy(update={"given": passed[1]}))).ok
+        assert (await ask(app, there)).ok
+        await say(())
+        assert (await ask(bot, there)).ok
+        assert (await ask(then, there.model_copy(update={"given": passed[0]}))).ok
 
 
 @pytest.mark.parametrize("streaming", [False, True])
