@@ -80,8 +80,10 @@ from broker_policy.screen import Aside, Screen
 from broker_policy.sealing import Sealer
 from broker_policy.telemetry.watching import Watch
 from broker_policy.tenants.sealing_ring import SealingRing
+from broker_policy.tenants.streams import MOST_MARKS, TOKENS_AGE
 from broker_policy.tokens.keys import TokenKeys
 from broker_policy.tokens.marks import Marks
+from broker_policy.tokens.shares import Shares
 from mas_nats.policy import refusals
 from mas_nats.policy.governance import CircuitBreaker
 from mas_nats.resilient import ResilientClient
@@ -105,6 +107,7 @@ class NamespaceService:
     """One namespace's policy service in one worker."""
 
     _stopping = False
+    _subscription: Any = None
 
     def __init__(
         self,
@@ -153,7 +156,8 @@ class NamespaceService:
 
         counters = counters or Counters(None)
         recent = RecentIds()
-        self._census = Census(nc, worker, needed=self._limited, urgent=lambda: counters.away)
+        self._shares = Shares(MOST_MARKS, TOKENS_AGE, workers=lambda: self._census.workers)
+        self._census = Census(nc, worker, needed=self._shared_out, urgent=lambda: counters.away)
         self._breaker = Breaker(
             nc,
             namespace,
@@ -286,11 +290,10 @@ class NamespaceService:
             Op.HELLO: lambda call: self._asides.take(call, presence.hello),
             Op.BYE: lambda call: self._asides.take(call, presence.bye),
             Op.TOKEN: TokenCalls(
-                TokenKeys(token_ring, clock), Marks(nc), deciding, acting, self._asides
+                TokenKeys(token_ring, clock), Marks(nc, self._shares), deciding, acting, self._asides
             ).take,
             Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
-        self._subscription: Any = None
         self._lanes: list[asyncio.Task[None]] = []
         self._followers: list[asyncio.Task[None]] = []
 
@@ -493,6 +496,10 @@ class NamespaceService:
     def _limited(self) -> bool:
         table = self._follower.table(self._namespace)
         return table is not None and table.limited
+
+    def _shared_out(self) -> bool:
+        """Whether it matters how many workers there are."""
+        return self._limited() or self._shares.used
 
     def _breaking(self) -> CircuitBreaker | None:
         table = self._follower.table(self._namespace)

@@ -25,7 +25,7 @@ from broker_policy.policy.store import PolicyStore
 from broker_policy.screen import Screen
 from broker_policy.sealing import Sealer
 from broker_policy.service import NamespaceService
-from broker_policy.tenants.sealing_ring import SealingKey
+from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
 from mas_nats.policy.governance import Governance
 from mas_nats.resilient import ResilientClient
@@ -137,6 +137,7 @@ async def serving(
     screen: Screen | None = None,
     apart: Apart | None = None,
     counters: Counters | None = None,
+    token_ring: SealingRing | None = None,
 ) -> AsyncIterator[Serving]:
     """Serve ``policy`` (or one in which alice and bob may talk) for the length of the block.
 
@@ -163,6 +164,7 @@ async def serving(
         screen=screen,
         apart=apart,
         counters=counters,
+        token_ring=lambda: token_ring,
     )
     await service.start()
     try:

@@ -19,6 +19,7 @@ from broker_policy.tokens.checks import ToolDecision, ToolFacts, judge
 from broker_policy.tokens.keys import NoKey, TokenKeys
 from broker_policy.tokens.marks import Marks
 from broker_policy.tokens.scopes import NoScope, granted
+from broker_policy.tokens.shares import NoRoom
 from mas_nats.policy import refusals, token_call
 from mas_nats.policy.applications import ApplicationType, ToolCheck
 from mas_nats.policy.shape import well_formed
@@ -103,6 +104,8 @@ class TokenCalls:
                     return await self._selected(asked, wanted)
         except _No as no:
             return await self._acting.refused(asked.call, no.refusal)
+        except NoRoom as full:
+            return await self._acting.refused(asked.call, _too_many(full))
 
     # -- T1 ----------------------------------------------------------------------------------------
     def _issue(self, asked: _Asked, wanted: Issue) -> None:
@@ -166,6 +169,7 @@ class TokenCalls:
                 raise _no("application_type", f"{call.sender} is no application of type agent")
             if input_ is None and not asked.unchecked:
                 raise _no("no_input", "no user's input is known that made the application ask the model")
+            self._marks.require_room(asked.me)  # before the model is asked: else its answer would be lost
             claims = self._claims(asked, Purpose.LLM_ACCESS, audience=LLM, given=input_)
             return await self._given(asked, claims, wanted.purpose)
         if wanted.target is None or wanted.tool is None:
@@ -248,7 +252,7 @@ class TokenCalls:
         needed = asked.table.document.tokens.scopes_of(call.sender)
         if needed and needed.isdisjoint(claims.scopes):  # policy may have changed since it was given
             raise _no("scope", f"the token has none of the scopes {' '.join(sorted(needed))}")
-        if not await self._marks.use(claims.token_id, wanted.presentation):
+        if not await self._marks.use(claims.token_id, wanted.presentation, claims.holder):
             raise _no("used", "the token was used before")
         return await self._settled(asked, wanted.token, str(claims.purpose))
 
@@ -259,11 +263,11 @@ class TokenCalls:
             raise _no("purpose", f"the token is for {claims.purpose}, not for the language model")
         if claims.holder != asked.me:
             raise _no("holder", "the token was given to another application")
-        if not await self._marks.use(claims.token_id, call.message_id):
+        if not await self._marks.use(claims.token_id, call.message_id, asked.me):
             raise _no("used", "the token was used before")
         registered = self._registered()
         tools = tuple(tool for tool in wanted.tools if tool in registered)
-        await self._marks.answered(call.sender, claims.cause, tools)
+        await self._marks.answered(call.sender, claims.cause, tools, asked.me)
         others = len(wanted.tools) - len(tools)
         call.type = "selected:" + ",".join((*tools, *([f"+{others}"] if others else ())))
         call.message_id = claims.cause or call.message_id  # what the audit is asked for
@@ -419,6 +423,18 @@ def _unspelled(given: str) -> str:
 
 def _no(rule: str, reason: str, fix: str = "Call through the application's sidecar") -> _No:
     return _No(Refusal(Decision.AUTHZ_DENIED, STEP, f"token:{rule}", reason, fix))
+
+
+def _too_many(full: NoRoom) -> Refusal:
+    return Refusal(
+        Decision.RATE_LIMITED,
+        STEP,
+        "token:marks",
+        "whoever got the token has used, in five minutes, as many as one agent may",
+        f"Retry in {full.wait:.3g} s, with fewer calls of tools and of language models",
+        retry=True,
+        retry_after=full.wait,
+    )
 
 
 def _no_key() -> Refusal:

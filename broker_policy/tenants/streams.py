@@ -43,7 +43,7 @@ LEASE_AGE = 4.0
 TOKENS_AGE = float(LIFETIME + 2 * TOLERANCE)
 """Seconds for which is known what became of a token: it lives no longer, whoever's clock one goes by."""
 MOST_MARKS = 200_000
-"""Marks of tokens in a namespace, of at most some 300 bytes each."""
+"""Marks of tokens in a namespace, of at most some 300 bytes each; one agent leaves no more than its share."""
 STATE_HISTORY = 64
 """Revisions kept of each agent's state; so many can a worker be behind with the audit of a direct one."""
 STATE_HEADERS = 4096

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from broker_policy.tokens.marks import Marks
+from broker_policy.tokens.shares import Shares
 from mas_nats import Agent, DataBlocked
 from mas_nats.policy.token_call import Exchange, Present
 from mas_nats.sidecar.refusal import HEADER_MISMATCH, REFUSED
@@ -203,12 +204,12 @@ async def test_a_mark_is_made_by_one_worker(guarded: Town):
     """Workers share nothing but the bucket: of many that are shown a token at once, one takes it."""
     system, here = guarded.system, guarded.namespace
     async with system.tenant(here) as one, system.tenant(here) as two:
-        marks = [Marks(one), Marks(two)]
+        marks = [Marks(each, Shares(100, 310.0)) for each in (one, two)]
         for _ in range(5):
             token_id = new_id()
-            taken = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}") for n in range(8)))
+            taken = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}", "a/b") for n in range(8)))
             assert sorted(taken) == [*[False] * 7, True]
-            again = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}") for n in range(8)))
+            again = await asyncio.gather(*(marks[n % 2].use(token_id, f"p{n}", "a/b") for n in range(8)))
             assert again == taken
 
 
