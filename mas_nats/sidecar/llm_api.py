@@ -49,6 +49,8 @@ HEADERS = frozenset(
     }
 )
 """What of a request may go to a language model; ``traceparent`` is read and stays here."""
+_UNSHOWN = frozenset({"api-key", "authorization", "traceparent", "x-api-key"})
+"""What of these policy is not shown: the application's key, and what does not leave."""
 ANSWER_HEADERS = frozenset(
     {
         "cache-control",
@@ -100,6 +102,16 @@ def read(request: HttpRequest) -> Asked:
         fix = "Give the model functions, and call the servers from the application"
         raise Refusal("llm_outside_tools", text, fix, status=403, code=REFUSED)
     return Asked(operation, Interface(operation) if operation in list(Interface) else None, document)
+
+
+def shown(request: HttpRequest) -> dict[str, Any]:
+    """What leaves beside the body, but for the application's key: it has to pass policy as it is."""
+    said: dict[str, Any] = {"path": request.path}
+    if request.query:
+        said["query"] = request.query
+    if fields := {name: value for name, value in request.headers.items() if name not in _UNSHOWN}:
+        said["headers"] = fields
+    return said
 
 
 def _document(request: HttpRequest) -> dict[str, Any]:

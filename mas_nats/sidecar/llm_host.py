@@ -30,7 +30,7 @@ from mas_nats.sidecar.llm_api import Asked
 from mas_nats.sidecar.llm_events import DONE, Events, LlmEvent
 from mas_nats.sidecar.llm_search import Object, Said, Search, Searching, nonsense
 from mas_nats.sidecar.no_cookies import no_cookies
-from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, REFUSED, TOO_LARGE, UNAVAILABLE, Refusal
 from mas_nats.sidecar.selection import Answer, TooMany
 from mas_nats.sidecar.strict_json import NotStrict
 from mas_nats.sidecar.told import told
@@ -53,7 +53,10 @@ _NAME = re.compile(r"[a-z_.]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What is about to leave for the language model at ``host``: its path, and its body where it has one."""
+    """What is about to leave for the language model at ``host``.
+
+    ``body`` has its path, query and headers (but for the application's key), and its body where it has one.
+    """
 
     message_id: str
     host: str
@@ -138,9 +141,8 @@ class LlmHost:
             Refusal: nothing may.
 
         """
-        body: dict[str, Any] = {"path": request.path}
-        if asked.document is not None:
-            body["body"] = asked.document
+        beside = llm_api.shown(request)
+        body = beside if asked.document is None else {**beside, "body": asked.document}
         trace = request.header("traceparent")
         try:
             allowed = await self._ask(Asking(message_id, self._host, asked.operation, body, trace))
@@ -149,12 +151,15 @@ class LlmHost:
             raise Refusal("unavailable", text, "", 503, UNAVAILABLE, retry_after=1) from None
         except MasError as error:
             raise told(error, message_id) from None
-        if asked.document is None:
-            return None
-        if not isinstance(allowed, dict) or not isinstance(allowed.get("body"), dict):
+        document: Any = allowed.get("body") if isinstance(allowed, dict) else None
+        if not isinstance(allowed, dict) or isinstance(document, dict) is (asked.document is None):
             raise Refusal("carriage", "what policy lets pass is no request any more", "", 502, UNAVAILABLE)
-        document: dict[str, Any] = allowed["body"]
-        return document
+        if {name: value for name, value in allowed.items() if name != "body"} != beside:
+            text = "policy redacts something in the path, the query or a header, and these leave as they are"
+            fix = "Put nothing but names into them"
+            raise Refusal("llm_header", text, fix, 403, REFUSED, message_id=message_id)
+        allowed_: dict[str, Any] | None = document
+        return allowed_
 
     async def _sent(
         self, request: HttpRequest, document: dict[str, Any] | None, end: float

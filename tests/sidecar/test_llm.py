@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -125,6 +126,35 @@ async def test_a_prompt_is_searched(empty_town: Town, model: Model):
     message_id = orjson.loads(refused[4:])["message_id"]
     [decision] = await decisions(empty_town, "--message-id", message_id)
     assert decision["decision"] == "DLP_BLOCKED"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "decision"),
+    [
+        ("AKIAIOSFODNN7EXAMPLE", "policy.", "DLP_BLOCKED"),
+        ("the number is 219-09-9999", "llm_header", "DLP_REDACTED"),
+    ],
+)
+async def test_its_headers_are_searched_too(
+    empty_town: Town, model: Model, name: str, rule: str, decision: str
+):
+    """What would be redacted does not leave either: half an id is another one."""
+    thinks(empty_town, **{"idempotency-key": name})
+    refused = await ask(empty_town, "go on")
+    assert refused.startswith("403 ")
+    document = orjson.loads(refused[4:])
+    assert document["rule"].startswith(rule)
+    assert name not in refused
+    [found] = await decisions(empty_town, "--message-id", document["message_id"])
+    assert found["decision"] == decision
+    assert model.asked == []
+    names = {
+        "idempotency-key": f"stainless-node-retry-{uuid.uuid4()}",
+        "openai-project": "proj_5uVkcn3YdxHqUW",
+    }
+    thinks(empty_town, **names, **{"openai-organization": "org-Tx9CDbpS8GzEPqTnkV2mBYwA"})
+    assert (await ask(empty_town, "and on")).startswith("200 ")
+    assert model.asked[0].headers.items() >= names.items()
 
 
 async def test_the_key_is_in_no_message_record_or_log(

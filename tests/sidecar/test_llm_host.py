@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from broker_policy.identity.pki import CertificatePaths
 from mas_nats.errors import OutcomeUnknown, Unavailable
-from mas_nats.sidecar import Settings
+from mas_nats.sidecar import Settings, llm_api
 from mas_nats.sidecar.http_message import HttpRequest, HttpResponse
 from mas_nats.sidecar.llm_host import Asking, LlmHost
 from mas_nats.sidecar.llm_search import Passed, Said
@@ -145,7 +145,8 @@ async def test_what_leaves_is_what_policy_lets_pass():
     assert model.asked == [{"messages": ["[REDACTED]"]}]
     [searched] = model.searched
     assert (searched.host, searched.operation) == ("llm.test", "chat/completions")
-    assert searched.body == {"path": CHAT, "body": {"messages": ["secret"]}}
+    shown = {"content-type": "application/json"}
+    assert searched.body == {"path": CHAT, "headers": shown, "body": {"messages": ["secret"]}}
     assert model.told == [("m", []), ("m", ["pay"])]
 
 
@@ -174,6 +175,47 @@ async def test_cookies_of_a_model_are_not_sent_back():
         for _ in range(2):
             assert (await gathered(host, request()))[0] == 200
     assert [("cookie" in headers) for headers in model.headers] == [False, False]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_policy_is_shown_everything_that_leaves_but_the_key(method: str):
+    model = Model()
+    said = dict.fromkeys(llm_api.HEADERS, "a name")
+    said["content-type"] = "application/json"
+    path, body = (CHAT, b"{}") if method == "POST" else ("/v1/models", b"")
+    async with reaching(model) as host:
+        await gathered(host, HttpRequest(method, path, "api-version=2025-01-01", said, body))
+    keys = {"authorization", "api-key", "x-api-key"}
+    assert model.headers[0].items() >= {name: said[name] for name in said if name != "traceparent"}.items()
+    own = {"host", "connection", "accept-encoding", "user-agent", "content-length"}
+    assert model.headers[0].keys() - own == llm_api.HEADERS - {"traceparent"}
+    [searched] = model.searched
+    assert searched.body == {
+        "path": path,
+        "query": "api-version=2025-01-01",
+        "headers": {name: value for name, value in said.items() if name not in {*keys, "traceparent"}},
+        **({"body": {}} if method == "POST" else {}),
+    }
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("place", ["path", "query", "headers"])
+async def test_what_policy_redacts_beside_the_body_does_not_leave(method: str, place: str):
+    """A part of a path or of an id would be another one: nothing is sent."""
+
+    def redacts(asking: Asking) -> Any:
+        said = asking.body[place]
+        redacted = "[REDACTED]" if isinstance(said, str) else dict.fromkeys(said, "[REDACTED]")
+        return {**asking.body, place: redacted}
+
+    model = Model(policy=redacts)
+    fields = {**HEADERS, "idempotency-key": "secret"}
+    path, body = (CHAT, b"{}") if method == "POST" else ("/v1/models", b"")
+    async with reaching(model) as host:
+        found = await refused(host, HttpRequest(method, path, "beta=true", fields, body))
+    assert (found.rule, found.status, found.ran) == ("llm_header", 403, "no")
+    assert found.message_id == model.searched[0].message_id
+    assert model.asked == []
 
 
 @pytest.mark.parametrize(
