@@ -47,9 +47,8 @@ class Marks:
         try:
             await publish(self._nc, subject, mark, {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"})
         except JetStreamError as error:
-            self._shares.give_back(
-                holder
-            )  # whoever shows a token again and again does not use up its holder's
+            # Whoever shows a token again and again does not use up what its holder may leave.
+            self._shares.give_back(holder)
             if error.code not in WRONG_LAST_SEQUENCE:
                 raise
             stored = await get_last(self._nc, _STREAM, subject)
