@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
 from broker_policy.admission.admission import Admission
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 256
 """Calls whose limits are asked about together."""
+_FRAMES = 6
+"""Of a fault the innermost so many frames are logged: anybody may cause one that is deep."""
 
 
 class Admitting:
@@ -57,16 +60,27 @@ class Admitting:
 
     async def _admit(self) -> None:
         """Ask about all that waits at once, until nothing does."""
-        while self._waiting:
-            calls = [self._waiting.take() for _ in range(min(len(self._waiting), _AT_ONCE))]
-            try:
-                refused = await self._ask(calls)
-            except Exception:
-                log.exception("%s could not be judged", self._what)
-                refused = [refusals.unavailable()] * len(calls)
-            for call, refusal in zip(calls, refused, strict=True):
-                self._decide(call, refusal)
-        self._admitting = None
+        try:
+            while self._waiting:
+                calls = [self._waiting.take() for _ in range(min(len(self._waiting), _AT_ONCE))]
+                try:
+                    refused = await self._ask(calls)
+                except Exception:
+                    log.exception("%s could not be judged", self._what)
+                    refused = [refusals.unavailable()] * len(calls)
+                for call, refusal in zip(calls, refused, strict=True):
+                    self._decided(call, refusal)
+        finally:
+            self._admitting = None  # else nothing would ever be asked about again
+
+    def _decided(self, call: Call, refusal: Refusal | None) -> None:
+        """Have ``call`` decided; what goes wrong with it costs no other."""
+        try:
+            self._decide(call, refusal)
+        except Exception as error:  # noqa: BLE001 - logged with its end: a whole one may be a thousand frames
+            end = "".join(traceback.format_exception(error, limit=-_FRAMES))
+            log.error("a %s of %s could not be decided: %s", call.op, call.sender, end)
+            self._asides.tell(call, refusals.unavailable())
 
 
 class Limited:

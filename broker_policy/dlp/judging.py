@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker_policy.dlp import forms
 from broker_policy.dlp.ruleset import Ruleset
-from broker_policy.dlp.scanning import Place, Scan, TooDeep, cut, dumps, loads, strictness
+from broker_policy.dlp.scanning import Place, Scan, TooDeep, cut, dumps, loads, placeholder, strictness
 from mas_nats.policy.call import Finding
 from mas_nats.policy.governance import DlpAction
 from mas_nats.wire.verdict import Decision
@@ -22,6 +22,8 @@ COST = "cost"
 """Stands there where it would take too long."""
 LARGE = 8_192
 """Bytes of content that are searched in place; more go to a process of its own (``Apart``)."""
+UNREADABLE = (TooDeep, RecursionError)
+"""What a search raises that cannot go so deep; the second where others have used up the stack before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def judge(rules: Ruleset, body: bytes) -> Judgement | None:
     scan = Scan(rules, hits)
     try:
         made = scan.value(loads(body))
-    except TooDeep:
+    except UNREADABLE:
         return Judgement(Decision.DLP_BLOCKED, (NESTING,), b"")
     if not scan.found:
         return None
@@ -110,16 +112,25 @@ def places(rules: Ruleset, raw: bytes) -> list[Place]:
         value = loads(raw)
     except ValueError:
         value = raw.decode(errors="replace")
-    scan.value(value)
+    try:
+        scan.value(value)
+    except RecursionError:
+        raise TooDeep from None
     return scan.places
 
 
 def redact_text(rules: Ruleset, text: str) -> str:
-    """``text`` for a log, a header or a dead letter: without anything that may not be delivered as it is."""
+    """``text`` for a log, a header or a dead letter: without anything that may not be delivered as it is.
+
+    What cannot be searched, since it is nested too deeply, is taken out as a whole.
+    """
     if rules.idle:
         return text
     raw = text.encode(errors="replace")
     if not (hits := possible(rules, raw)):
         return text
-    finds = Scan(rules, hits, all_of_them=True).finds(text)
+    try:
+        finds = Scan(rules, hits, all_of_them=True).finds(text)
+    except UNREADABLE:
+        return placeholder(NESTING)
     return cut(text, [find for find in finds if find.rule.action is not DlpAction.ALERT])

@@ -16,7 +16,10 @@ from broker_policy.dlp.ruleset import Rule, Ruleset
 from mas_nats.policy.governance import DlpAction
 
 MAX_DEPTH = 200
-"""Levels of objects and lists. What is nested deeper is refused where it would have to be judged."""
+"""Levels of objects and lists, also of those in strings of others. What is nested deeper is refused where it
+would have to be judged."""
+_STRING = 8
+"""As many levels JSON in a string or in base64 counts for: reading into it takes as much of the stack."""
 ENOUGH = 1_000
 """Finds of one rule that redacts nothing, after which it is not asked again: more change nothing."""
 _SIGNS = re.compile(r"[^a-z0-9]")
@@ -91,7 +94,7 @@ class Scan:
         if depth > MAX_DEPTH:
             raise TooDeep
         if isinstance(value, str):
-            return self.text(value, path, named)
+            return self.text(value, path, named, depth=depth)
         if isinstance(value, Number):
             return self._number(value, path, named)
         if isinstance(value, Object):
@@ -107,7 +110,7 @@ class Scan:
         out: dict[str, Any] = {}
         for key, inner in value.pairs:
             before = len(self.places)
-            made = self.text(key, f"{path}.(name)")
+            made = self.text(key, f"{path}.(name)", depth=depth)
             shown = key if len(self.places) == before else "(name)"
             named = pair_name if pair_name and key.lower() in _VALUED else key
             new = self.value(inner, f"{path}.{shown}", named, depth + 1)
@@ -139,27 +142,23 @@ class Scan:
         return value
 
     # -- text ----------------------------------------------------------------------------------------
-    def text(self, text: str, path: str = "$", named: str = "", level: int = 0) -> str:
-        """``text`` redacted; what is found in it is noted."""
+    def text(self, text: str, path: str = "$", named: str = "", level: int = 0, depth: int = 0) -> str:
+        """``text``, which stands ``depth`` levels deep, redacted; what is found in it is noted."""
         if level < forms.MAX_LEVELS and text[:64].lstrip()[:1] in ("{", "["):
             inner = _nested(text)
             if inner is not None:
                 before = len(self.places)
-                made = self.value_nested(inner, f"{path}(json)", level + 1)
+                made = self.value(inner, f"{path}(json)", depth=depth + _STRING)
                 return text if len(self.places) == before or made is inner else dumps(made)
-        kept = self.note(self.finds(text, named, level), path)
+        kept = self.note(self.finds(text, named, level, depth), path)
         return cut(text, [find for find in kept if find.rule.action is DlpAction.REDACT])
 
-    def finds(self, text: str, named: str = "", level: int = 0) -> list[Find]:
+    def finds(self, text: str, named: str = "", level: int = 0, depth: int = 0) -> list[Find]:
         """What is found in ``text``, which is no JSON."""
         text = forms.whole(text)
-        return [*self._by_name(text, named), *self._in_all_forms(text, level)]
+        return [*self._by_name(text, named), *self._in_all_forms(text, level, depth)]
 
-    def value_nested(self, value: Any, path: str, level: int) -> Any:
-        """JSON that stood in a string."""
-        return self.value(value, path, depth=level * 8)
-
-    def _in_all_forms(self, text: str, level: int) -> Iterator[Find]:
+    def _in_all_forms(self, text: str, level: int, depth: int) -> Iterator[Find]:
         yield from self._matches(text)
         for make in (forms.plain_view, forms.percent_view):
             if (view := make(text)) is not None:
@@ -168,7 +167,7 @@ class Scan:
         if level < forms.MAX_LEVELS and len(text) >= 20:
             for start, end, said in forms.base64_runs(text):
                 inner = Scan(self.ruleset, self.hits)
-                inner.text(said, level=level + 1)
+                inner.text(said, level=level + 1, depth=depth + _STRING)
                 for rule in inner.rules_found():
                     yield Find(start, end, rule)
 

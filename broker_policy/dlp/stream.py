@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import orjson
 
 from broker_policy.dlp.apart import Apart
-from broker_policy.dlp.judging import LARGE, NESTING, Judgement, judge, possible
+from broker_policy.dlp.judging import LARGE, NESTING, UNREADABLE, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Find, Scan, placeholder, worse
 from broker_policy.passed import Passed, Path, parted, together
@@ -102,7 +102,10 @@ def screened(
 ) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...], Judgement | None, Finding | None]:
     """``held`` and ``new`` divided: what may go, what waits, why all is refused, what was found."""
     passed, waiting = parted(held)
-    pass_ = _Pass(rules, passed, joined([*waiting, *new]))
+    try:
+        pass_ = _Pass(rules, passed, joined([*waiting, *new]))
+    except UNREADABLE:
+        return (), (), Judgement(Decision.DLP_BLOCKED, (NESTING,), b""), None
     if pass_.action is DlpAction.BLOCK:
         return (), (), Judgement(Decision.DLP_BLOCKED, tuple(sorted(pass_.types)), b""), None
     out, kept = pass_.divide(final=final)

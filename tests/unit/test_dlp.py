@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from broker_policy.dlp import judge, redact_text, ruleset
 from broker_policy.dlp.judging import places
 from broker_policy.dlp.ruleset import Ruleset
+from broker_policy.dlp.scanning import Scan, TooDeep
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
 from mas_nats.wire.verdict import Decision
@@ -289,6 +290,51 @@ def test_deep_nesting_ends_in_a_refusal_where_it_matters():
     assert found is not None
     assert (found.decision, found.types) == (Decision.DLP_BLOCKED, ("nesting",))
     assert judge(DEFAULT, b'{"a":' * 900 + b"1" + b"}" * 900) is None
+
+
+def nested(*levels: int) -> str:
+    """An address in lists, that stand in a string in lists, and so on; so many of them from within."""
+    text = "a@b.example.com"
+    for count in levels:
+        text = "[" * count + orjson.dumps(text).decode() + "]" * count
+    return text
+
+
+def encoded(times: int) -> str:
+    """The same in lists in base64 in a list, over and over."""
+    text = nested(1)
+    for _ in range(times):
+        text = "[" * 30 + f'"{base64.b64encode(text.encode()).decode()}"' + "]" * 30
+    return text
+
+
+@pytest.mark.parametrize("text", [nested(150, 185, 190), nested(*[150] * 6), encoded(12)])
+def test_what_is_deep_in_all_its_strings_together_is_nested_too_deeply(text: str):
+    found = judge(DEFAULT, b'{"a":' + text.encode() + b"}")
+    assert found is not None
+    assert (found.decision, found.types) == (Decision.DLP_BLOCKED, ("nesting",))
+
+
+def test_what_is_not_is_searched_and_redacted():
+    assert types({"a": nested(50, 50, 50)}) == ("email",)
+    assert types({"a": encoded(2)}) == ("email",)
+
+
+def test_text_that_cannot_be_searched_is_left_out_of_a_header():
+    deep = base64.b64encode(nested(100, 150).encode()).decode()
+    assert redact_text(DEFAULT, f"a@b.example.com {deep}") == "[REDACTED:nesting]"
+
+
+def test_a_stack_that_is_used_up_is_the_same_as_too_deep(monkeypatch: pytest.MonkeyPatch):
+    def deeper(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(Scan, "text", deeper)
+    found = judge(DEFAULT, b'{"a":"219-09-9999"}')
+    assert found is not None
+    assert found.types == ("nesting",)
+    with pytest.raises(TooDeep):
+        places(DEFAULT, b'{"a":"219-09-9999"}')
 
 
 @pytest.mark.parametrize(

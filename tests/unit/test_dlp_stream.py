@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from typing import Any
 
@@ -129,6 +130,14 @@ def test_prose_does_not_wait(words: list[str]):
         step = screen()(held, [word], final=False)
         assert (step.out, step.held) == ((word,), ())
         held = step.held
+
+
+def test_text_that_cannot_be_searched_ends_the_stream():
+    deep = base64.b64encode(b"[" * 300 + b'"a@b.example.com"' + b"]" * 300).decode()
+    for chunk in (f"see {deep} ", {"a": f"see {deep} "}):
+        step = screen()((), [chunk], final=True)
+        assert step.refusal is not None
+        assert step.refusal.rule == "dlp:nesting"
 
 
 def test_objects_without_secrets_do_not_wait():

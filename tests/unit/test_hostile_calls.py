@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import orjson
 import pytest
@@ -14,7 +14,8 @@ from broker_policy.audit.record import Outcome
 from broker_policy.calls import asides
 from broker_policy.commit.waiting import Waiting
 from mas_nats.policy import instances
-from mas_nats.policy.call import Call
+from mas_nats.policy.call import Call, Refusal
+from mas_nats.policy.governance import Governance, RateLimits
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
@@ -100,6 +101,94 @@ async def test_every_header_is_answered(here: Serving):
                 assert len(verdict.message_id) <= headers.MAX_VALUE_BYTES
             verdict = await here.call("mallory", op, {}, **dict.fromkeys(NAMES, value))
             assert not verdict.ok or op in ("hello", "discover")
+
+
+# -- content that goes deep ----------------------------------------------------------------------------------
+LIMITED = Governance(rate_limit=RateLimits(per_minute=1_000))
+
+
+def deep() -> bytes:
+    """An address in lists in a string in lists in a string in lists: little, and none of them too deep."""
+    text = '"a@b.example.com"'
+    for count in (150, 185, 190):
+        lists = "[" * count + text + "]" * count
+        text = orjson.dumps(lists).decode()
+    return b'{"a":' + lists.encode() + b"}"
+
+
+def named(message_id: str, **more: str) -> dict[str, str]:
+    return {headers.MSG_ID: message_id, headers.TARGET: "bob", headers.TYPE: "work", **more}
+
+
+def later(message_id: str) -> dict[str, str]:
+    return named(message_id, **{headers.DELAY: "60000"})
+
+
+async def test_what_is_too_deep_to_be_searched_is_refused_and_audited(
+    here: Serving, caplog: pytest.LogCaptureFixture
+):
+    sent = (here.call("mallory", op, deep(), **later(op)) for op in ("send", "delay"))
+    for verdict in await asyncio.gather(*sent):
+        assert (verdict.decision, verdict.rule) == (Decision.DLP_BLOCKED, "dlp:nesting")
+    lines = {line.message_id: line.decision for each in await here.records() for line in each.decisions}
+    assert lines == dict.fromkeys(("send", "delay"), Decision.DLP_BLOCKED)
+    assert "Traceback" not in caplog.text
+
+
+async def test_where_limits_are_set_it_stops_nobody(nc: Client):
+    async with serving(nc, document(("alice", "bob", "mallory"), governance=LIMITED)) as here:
+        assert (await here.call("mallory", "delay", deep(), **later("p"))).rule == "dlp:nesting"
+        assert (await here.call("alice", "delay", {}, **later("m1"))).ok
+
+
+def failing(decide: Callable[..., None]) -> Callable[..., None]:
+    """``decide``, with a fault that is met a thousand calls deep where mallory calls."""
+
+    def fail(level: int) -> None:
+        if level:
+            fail(level - 1)
+        raise LookupError("some step")
+
+    def decided(call: Call, refusal: Refusal | None) -> None:
+        if call.sender == "mallory":
+            fail(600)
+        decide(call, refusal)
+
+    return decided
+
+
+async def test_a_fault_in_deciding_costs_only_its_call(nc: Client, caplog: pytest.LogCaptureFixture):
+    async with serving(nc, document(("alice", "bob", "mallory"), governance=LIMITED)) as here:
+        admitting = here.service._delayed._limited._admitting
+        admitting._decide = failing(admitting._decide)
+        calls = [
+            here.call(sender, "delay", {}, timeout=5, **later(f"m{number}"))
+            for number, sender in enumerate(("alice", "mallory", "alice"))
+        ]
+        verdicts = await asyncio.gather(*calls)
+        assert [verdict.decision for verdict in verdicts] == [
+            Decision.ALLOWED,
+            Decision.UNAVAILABLE,
+            Decision.ALLOWED,
+        ]
+        assert "LookupError: some step" in caplog.text
+        assert len(caplog.text) < 4_000
+        assert (await here.call("alice", "delay", {}, timeout=5, **later("m3"))).ok
+
+
+async def test_who_stops_after_such_a_fault_finishes_what_was_taken(nc: Client):
+    async with serving(nc, document(("alice", "bob", "mallory"), governance=LIMITED)) as here:
+        admitting = here.service._delayed._limited._admitting
+        admitting._decide = failing(admitting._decide)
+        calls = [
+            asyncio.create_task(here.call(sender, "delay", {}, timeout=5, **later(f"m{number}")))
+            for number, sender in enumerate(("mallory", "alice"))
+        ]
+        async with asyncio.timeout(5):
+            while not admitting._waiting:
+                await asyncio.sleep(0)
+        await here.service.stop()  # and again at the end: both without an error
+        assert [(await call).ok for call in calls] == [False, True]
 
 
 # -- the registry ------------------------------------------------------------------------------------------
