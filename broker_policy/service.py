@@ -53,6 +53,7 @@ from broker_policy.commit.disk_room import DiskRoom
 from broker_policy.commit.inbox_lane import InboxLane
 from broker_policy.commit.lines import line_of
 from broker_policy.commit.log_room import LogRoom
+from broker_policy.commit.pressing import Pressing
 from broker_policy.commit.suspects import Suspects
 from broker_policy.commit.writer import RecordWriter
 from broker_policy.dead_letters.advisories import AdvisoryFollower
@@ -187,6 +188,7 @@ class NamespaceService:
         self._slow = InboxLane(nc, writer("s", messages=True), slow=None, **lanes)
         self._inbox = InboxLane(nc, writer("i", messages=True), slow=self._slow, **lanes)
         self._acts = ActLane(writer("a"))
+        self._connections = Pressing(self._acts)
         marker = Marker(namespace, record_key)
         self._direct_states = DirectStateAudit(
             nc,
@@ -352,6 +354,8 @@ class NamespaceService:
         await self._searching.stop(_PATIENCE)
         await self._asides.stop(_PATIENCE)  # before the lanes, which they may need
         await self._crossing.stop()
+        if left := await self._connections.stop(_PATIENCE):
+            log.error("%d connections to %s are not audited: too much was under way", left, self._namespace)
         away, home = self._lanes[-2:], self._lanes[:-2]
         self._leaving.close()
         self._returning.close()
@@ -399,7 +403,8 @@ class NamespaceService:
                     await self._registry.authenticated(agent, fingerprint)
             return Outcome.APPLIED
 
-        self._acts.put(Act(perform, line, self._follower.revision))
+        if not self._connections.put(Act(perform, line, self._follower.revision)):
+            log.error("a connection of %s is not audited: too much is under way", call.sender)
 
     async def _take(self, message: Any) -> None:
         try:

@@ -30,7 +30,7 @@ class Act:
 
     ``perform`` gets the name of the decision's record and says what became of it. It is called with None
     when the log is full: then nothing may be done but telling the caller. ``sender`` and ``size`` (in bytes)
-    say whose room it takes while it waits.
+    say whose room it takes until it has been performed.
     """
 
     perform: Callable[[str | None], Awaitable[Outcome]]
@@ -51,13 +51,16 @@ class ActLane:
         self._waiting: Waiting[Act] = Waiting(lambda act: (act.sender, act.size + 1024))
         self._wake = asyncio.Event()
         self._closing = False
-        self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._running: dict[asyncio.Task[None], Act] = {}
 
     def put(self, act: Act) -> bool:
-        """Take an act; False when too many wait or are under way already, or wait for this sender."""
+        """Take an act; False when too many wait or are under way already, in all or of this sender."""
+        if self._closed:
+            return False
         if act.watched is not None and act.line is not None:
             act.watched.decided(act.line)
-        taken = self._waiting.put(act, beside=len(self._running))
+        taken = self._waiting.put(act)
         self._wake.set()
         return taken
 
@@ -73,7 +76,7 @@ class ActLane:
         return self.put(Act(perform, report=report, sender=report.agent)) and await done
 
     def close(self) -> None:
-        """Finish what waits, then end ``run``."""
+        """Finish what waits or is under way, and what that puts here in turn, then end ``run``."""
         self._closing = True
         self._wake.set()
 
@@ -84,40 +87,49 @@ class ActLane:
             LogUnreachable: the log did not answer for minutes.
 
         """
-        while not (self._closing and not self._waiting):
+        try:
+            await self._until_closed()
+        except asyncio.CancelledError:
+            if self._closing:  # it took too long
+                for running in self._running:
+                    running.cancel()
+            raise
+        self._closed = True
+        if self._writer.opened:
+            await self._writer.close()
+
+    async def _until_closed(self) -> None:
+        while not self._closing or self._waiting or self._running:
+            self._wake.clear()
             if not self._writer.opened and (self._at_once or self._waiting):
                 with contextlib.suppress(LogFull):
                     await self._writer.write(RecordKind.OPEN)
             if self._waiting:
                 await self._group()
                 continue
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MARK_AFTER if self._writer.owes else None):
                     await self._wake.wait()
                 continue
             with contextlib.suppress(LogFull):
                 await self._writer.write(RecordKind.MARK)
-        await asyncio.gather(*self._running, return_exceptions=True)
-        if self._writer.opened:
-            await self._writer.close()
 
     async def _group(self) -> None:
         acts: list[Act] = []
         room = OWN_BYTES
         while self._waiting and len(acts) < MAX_GROUP and room > 0:
-            acts.append(act := self._waiting.take())
+            acts.append(act := self._waiting.begin())
             room -= weight(act.line) if act.line is not None else 0
         prepared = await self._record(acts)
         if prepared is None:
             self._writer.carry(_not_done(act.line) for act in acts if act.line is not None)
             for act in acts:
-                self._start(self._run(act, None, 0, 0))
+                self._start(act, None, 0, 0)
             return
         position = 0
         for act in acts:
             reference = prepared.reference(position)
-            self._start(self._run(act, reference, prepared.record.number, position))
+            self._start(act, reference, prepared.record.number, position)
             position += act.line is not None
 
     async def _record(self, acts: Sequence[Act]) -> Prepared | None:
@@ -133,10 +145,15 @@ class ActLane:
         except LogFull:
             return None
 
-    def _start(self, running: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(running)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+    def _start(self, act: Act, reference: str | None, number: int, position: int) -> None:
+        task = asyncio.create_task(self._run(act, reference, number, position))
+        self._running[task] = act
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._waiting.release(self._running.pop(task))
+        if self._closing:
+            self._wake.set()
 
     async def _run(self, act: Act, reference: str | None, number: int, position: int) -> None:
         if act.watched is not None and reference is not None:

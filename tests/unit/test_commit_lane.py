@@ -19,6 +19,7 @@ from broker_policy.audit.numbering import WriterState, follow, receive
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.calls.messages import Messages
 from broker_policy.commit import writer
+from broker_policy.commit.act_lane import Act
 from broker_policy.commit.ahead import Ahead
 from broker_policy.commit.answered import LogUnreachable, publish_until_answered
 from broker_policy.commit.inbox_lane import LONE_MAX
@@ -436,6 +437,34 @@ async def test_a_store_that_fills_up_within_a_batch(
     torn = [each for each in range(number - 60, number) if f"new{each}" in accepted]
     assert torn, "no message of the batch that was stored in part was told so"
     assert len(told) == number, "somebody was told nothing"
+
+
+async def test_a_lane_that_closes_takes_what_an_act_of_its_own_puts(here: Serving):
+    """As a message to another namespace does that is refused there: its sender waits for the answer."""
+    lane = here.service._acts
+    begun, go, told = (asyncio.Event() for _ in range(3))
+
+    async def refuse(_: str | None) -> Outcome:
+        told.set()
+        return Outcome.REFUSED
+
+    async def act(_: str | None) -> Outcome:
+        begun.set()
+        await go.wait()
+        assert lane.put(Act(refuse))
+        await told.wait()
+        return Outcome.APPLIED
+
+    assert lane.put(Act(act))
+    await begun.wait()
+    stopping = asyncio.create_task(here.service.stop())
+    while not lane._closing:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # long enough to come to what is under way
+    go.set()
+    await asyncio.wait_for(stopping, 5)
+    assert told.is_set()
+    assert not lane.put(Act(refuse)), "nobody would perform it"
 
 
 # -- floods -------------------------------------------------------------------------------------------------

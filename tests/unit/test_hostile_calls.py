@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import orjson
 import pytest
@@ -278,7 +279,87 @@ def test_waiting_is_bounded_in_number_bytes_and_share():
     queue.put_back(taken)
     assert [queue.take() for _ in range(len(queue))] == [*taken, ("d", 200), ("e", 190)]
     assert queue.put(("a", 200))
-    assert not queue.put(("g", 1), beside=7)
+    assert not queue.put(("a", 1))
+    assert (queue.begin(), len(queue)) == (("a", 200), 0)
+    assert not queue.put(("a", 1)), "it still takes room"
+    queue.release(("a", 200))
+    assert queue.put(("a", 200))
+
+
+class Held(Lossy):
+    """States are not written until they may be."""
+
+    def __init__(self, nc: Client) -> None:
+        super().__init__(nc)
+        self.free = asyncio.Event()
+
+    async def request(self, subject: str, *args: Any, **more: Any) -> Any:
+        if subject.startswith("$KV.state."):
+            await self.free.wait()
+        return await super().request(subject, *args, **more)
+
+
+@pytest.fixture
+def held(nc: Client) -> Held:
+    return Held(nc)
+
+
+@pytest.fixture
+async def stuck(nc: Client, held: Held) -> AsyncIterator[Serving]:
+    async with serving(nc, document(("alice", "bob", "carol", "mallory")), through=held) as up:
+        yield up
+        held.free.set()
+
+
+def put_states(here: Serving, agent: str, count: int, size: int = 1) -> list[asyncio.Task[Verdict]]:
+    """States that ``agent`` asks to be written, all at once."""
+    put = {"op": "put", "revision": 0, "value": {"x": "y" * size}}
+    calls = (here.call(agent, "state", put, **{headers.MSG_ID: f"{agent}{n}"}) for n in range(count))
+    return [asyncio.create_task(call) for call in calls]
+
+
+async def answered(calls: list[asyncio.Task[Verdict]], count: int) -> set[str]:
+    """The rules by which those were answered that are, once there are ``count``."""
+    async with asyncio.timeout(10):
+        while sum(call.done() for call in calls) < count:
+            await asyncio.sleep(0.01)
+    return {call.result().rule for call in calls if call.done()}
+
+
+@pytest.mark.parametrize(("size", "room"), [(1, ("_most", 40)), (20_000, ("_most_bytes", 40 * 21_100))])
+async def test_what_one_agent_has_under_way_leaves_room_for_others(
+    stuck: Serving, held: Held, size: int, room: tuple[str, int]
+):
+    lane = stuck.service._acts
+    setattr(lane._waiting, *room)
+    flood = put_states(stuck, "mallory", 10, size)
+    async with asyncio.timeout(10):
+        while len(lane._running) < 10:
+            await asyncio.sleep(0.01)
+    flood += put_states(stuck, "mallory", 50, size)
+    assert await answered(flood, 50) == {"busy"}
+    assert (await stuck.call("alice", "withdraw", **named("m1"))).ok
+    held.free.set()
+    verdicts = await asyncio.gather(*flood)
+    assert sum(verdict.rule != "busy" for verdict in verdicts) == 10
+    assert (await asyncio.gather(*put_states(stuck, "mallory", 1)))[0].rule != "busy"
+
+
+async def test_a_connection_is_audited_also_when_there_is_no_room_at_first(stuck: Serving, held: Held):
+    stuck.service._acts._waiting._most = 4
+    for agent in ("alice", "bob", "carol", "mallory"):
+        await answered(put_states(stuck, agent, 2), 1)
+    stuck.service.connected("spiffe://x/eve", "f1", agent="", refused="policy knows no such identity")
+    stuck.service.connected("spiffe://x/alice", "f2", agent="alice")
+    held.free.set()
+    async with asyncio.timeout(5):
+        while stuck.service._registry.fingerprint("alice") != "f2":
+            await asyncio.sleep(0.02)
+    lines = [line for record in await stuck.records("a") for line in record.decisions if line.op == "connect"]
+    assert [(line.sender, line.decision) for line in lines] == [
+        ("spiffe://x/eve", Decision.AUTHZ_DENIED),
+        ("alice", Decision.ALLOWED),
+    ]
 
 
 # -- stores that do not answer -------------------------------------------------------------------------------
