@@ -38,15 +38,21 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 128
 """Releases under way at once."""
+_SHARE = 4
+"""To one other namespace a quarter of them at most, and a quarter is left to what stays at home: another
+namespace may not answer for as long as anybody waits."""
 _ANSWER_WITHIN = 60.0
 """Seconds after which a release that was not answered is tried again."""
 _PAUSE = (0.5, 30.0)
-"""Seconds, first and longest, for which a full inbox, or everything while the log is full, is left alone."""
+"""Seconds, first and longest, for which a full inbox, a namespace that does not answer, or everything while
+the log is full, is left alone."""
 _LATER = 30_000
 """Milliseconds until a message is tried again that could not be decided, or that meets what only it meets."""
 _SPARE = 10_000
 """Messages that may be queued, though they were cancelled, before it is looked how many there are."""
 _WHILE_TRYING = 0.1
+_LOOK = 0.0003
+"""Seconds by which each queued message puts off the next look at those for a namespace that is slow."""
 _STOPPING = 5.0
 _ALL = (Decision.LOG_FULL, Decision.POLICY_STALE)
 """Refusals for now that every message would meet. Others must not hold up anybody else's."""
@@ -88,9 +94,10 @@ class Releaser:
         self._loaded = False  # what waited before has been heard, so that the oldest is known
         self._look_at = _SPARE  # when so many are queued it is looked how many of them still wait
         self._wake = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
-        self._trying: dict[str, Waiting] = {}  # by target, "" for all: what tries whether a pause is over
-        self._pauses: dict[str, tuple[float, float]] = {}  # by target, "" for all: until when, how long
+        self._running: dict[asyncio.Task[None], str] = {}  # to which other namespace, "" for this one
+        # By target, "billing/" for all of a namespace, "" for all:
+        self._trying: dict[str, Waiting] = {}  # what tries whether a pause is over
+        self._pauses: dict[str, tuple[float, float]] = {}  # until when, how long
 
     async def run(self) -> None:
         """Release for ever, whenever this worker holds the lease."""
@@ -170,7 +177,7 @@ class Releaser:
                 await asyncio.sleep(0)
                 continue
             task = asyncio.create_task(self._release(one))
-            self._running.add(task)
+            self._running[task] = namespace_of(one.target)
             task.add_done_callback(self._ended)
             # A tenth of a second's worth may catch up after a wait.
             free = max(free, loop.time() - 0.1) + 1 / self._rate()
@@ -182,19 +189,37 @@ class Releaser:
         return free and self._loaded and self._confirmed() and not self._paused("")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._wake.set()
 
     def _held_up(self, one: Waiting) -> float:
         """Seconds that ``one`` has to wait: after a pause a single message tries whether it is over."""
-        if wait := self._paused(one.target):
+        if wait := self._paused_for(one):
             return wait
-        doubtful = [target for target in ("", one.target) if target in self._pauses]
-        if any(target in self._trying for target in doubtful):
-            return _WHILE_TRYING
+        if self._crowded(namespace_of(one.target)):
+            return self._later()
+        doubtful = [target for target in _places(one.target) if target in self._pauses]
+        if trying := [target for target in doubtful if target in self._trying]:
+            return self._later() if any(target.endswith("/") for target in trying) else _WHILE_TRYING
         for target in doubtful:
             self._trying[target] = one
         return 0.0
+
+    def _crowded(self, namespace: str) -> bool:
+        """Whether as much is under way to another namespace as may be."""
+        if not namespace:
+            return False
+        away = [each for each in self._running.values() if each]
+        share = AT_ONCE // _SHARE
+        return away.count(namespace) >= share or len(away) >= AT_ONCE - share
+
+    def _later(self) -> float:
+        """Seconds until it is looked again at what waits for a namespace that may not answer for a minute."""
+        return min(max(_WHILE_TRYING, _LOOK * len(self._queue)), _PAUSE[1])
+
+    def _paused_for(self, one: Waiting) -> float:
+        """Seconds for which ``one`` is not released."""
+        return max(self._paused(target) for target in _places(one.target))
 
     def _paused(self, target: str) -> float:
         """Seconds for which nothing is released to ``target`` ("": to anybody)."""
@@ -224,7 +249,7 @@ class Releaser:
         if done:
             self._queue.done(one)
         else:
-            pause = max(self._paused(""), self._paused(one.target))
+            pause = self._paused_for(one)
             self._queue.put_back(one, int(self._clock() * 1000) + (int(1000 * pause) or _LATER))
 
     async def _attempt(self, one: Waiting) -> bool:
@@ -240,21 +265,24 @@ class Releaser:
             await self._delayed.remove(one.sequence)
             return True
         verdict = await self._decide(one, stored)
+        elsewhere = namespace_of(one.target)
         if verdict is None:
+            if elsewhere:
+                self._pause(f"{elsewhere}/")
             return False
         if not verdict.ok:
             given_up = verdict.rule == refusals.GIVEN_UP  # the id is free again in some minutes
             if verdict.retry or given_up:
                 if claim.new and verdict.decision in _NOT_STORED:
                     await self._delayed.claims.drop(claim)  # it can still be cancelled
-                elsewhere = bool(namespace_of(one.target))  # where it is full, this namespace is not
+                # Where the other namespace is full, this one is not.
                 if verdict.decision in _OF_TARGET or (elsewhere and verdict.retry):
                     self._pause(one.target, verdict.retry_after)
                 elif verdict.decision in _ALL:
                     self._pause("")
                 return False
             await bury(self._nc, self._namespace, one, stored, verdict, int(self._clock() * 1000))
-        for paused in ("", one.target):
+        for paused in _places(one.target):
             self._pauses.pop(paused, None)
         await self._delayed.remove(one.sequence)
         return True
@@ -280,3 +308,9 @@ class Releaser:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(answer, _ANSWER_WITHIN)
         return None
+
+
+def _places(target: str) -> tuple[str, ...]:
+    """What may be paused so that nothing is released to ``target``: all, all of its namespace, itself."""
+    namespace = namespace_of(target)
+    return ("", f"{namespace}/", target) if namespace else ("", target)

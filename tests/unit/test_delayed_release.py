@@ -321,6 +321,46 @@ async def test_what_only_one_message_meets_holds_up_nobody_else(nc: Client):
         await until(lambda: _equal(held(nc), len(names)))
 
 
+async def away(nc: Client, count: int, sender: str = "alice") -> None:
+    """Messages that are due to other namespaces, each in turn to one of two."""
+    now = str(int(time.time() * 1000))
+    for number in range(count):
+        fields = {headers.MESSAGE_ID: f"away{number}", headers.SENDER: sender, headers.TYPE: "work"}
+        fields |= {headers.TARGET: f"there{number % 2}/desk{number}", headers.SENT: now, headers.DUE: now}
+        await publish(nc, subjects.delayed(sender, correlation(f"away{number}")), b"{}", fields)
+
+
+async def test_a_namespace_that_does_not_answer_holds_up_no_other(
+    here: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    stuck: list[str] = []
+    monkeypatch.setattr(here.service._crossing, "take", lambda call: stuck.append(call.target))
+    monkeypatch.setattr(releaser, "AT_ONCE", 8)
+    await away(here.nc, 30)
+    await until(lambda: _counts(_now(stuck), 4))
+    assert (await delay(here, "m1", 0, sender="bob", fields={headers.TARGET: "alice"})).ok
+    await until(lambda: _equal(inbox(here.nc, "alice"), ["m1"]))
+    assert sorted(target[:6] for target in stuck) == ["there0"] * 2 + ["there1"] * 2
+
+
+async def test_a_namespace_that_does_not_answer_is_tried_by_one_message_at_a_time(
+    here: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    stuck: list[str] = []
+    monkeypatch.setattr(here.service._crossing, "take", lambda call: stuck.append(call.target))
+    monkeypatch.setattr(releaser, "AT_ONCE", 8)
+    monkeypatch.setattr(releaser, "_ANSWER_WITHIN", 0.3)
+    await away(here.nc, 30)
+    await until(lambda: _counts(_now(stuck), 4))
+    await until(lambda: _counts(_now(stuck), 6))  # one to each, after the first pause
+    assert len(here.service._releaser._running) <= 2
+    assert set(here.service._releaser._pauses) == {"there0/", "there1/"}
+
+
+async def _now(stuck: list[str]) -> list[str]:
+    return list(stuck)
+
+
 async def test_full_dead_letters_hold_up_only_what_is_refused(nc: Client):
     names = [f"m{number}" for number in range(30)]
     limits = Limits(log_bytes=400_000, release_rate=40)
