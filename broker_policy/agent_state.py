@@ -13,7 +13,7 @@ from nats.aio.client import Client
 
 from broker_policy.direct_state.changes import History
 from broker_policy.direct_state.mark import Marker
-from broker_policy.jetstream import JetStreamError, get_last, publish
+from broker_policy.jetstream import JetStreamError, get_last, get_message, publish
 from mas_nats.policy.state_call import StateCall
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
@@ -21,6 +21,10 @@ from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 class Conflict(Exception):
     """Another instance wrote first."""
+
+
+class Reused(Exception):
+    """Something else was written under this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class StateBucket:
 
         Raises:
             Conflict: it is not.
+            Reused: the id was used for another write; nothing was stored.
 
         """
         fields = {
@@ -76,7 +81,7 @@ class StateBucket:
         if call.op == "delete":
             fields[headers.KV_OPERATION] = "DEL"
         try:
-            return (await publish(self._nc, _key(agent), call.value, fields)).sequence
+            ack = await publish(self._nc, _key(agent), call.value, fields)
         except JetStreamError as error:
             if error.code not in WRONG_LAST_SEQUENCE:
                 raise
@@ -85,7 +90,28 @@ class StateBucket:
             following = await self._history.first(agent, call.revision + 1) if call_id else None
             if following is None or following.message_id != fields[headers.MSG_ID]:
                 raise Conflict from error
+            if following.body != call.value:
+                raise Reused from error
             return following.revision
+        if ack.duplicate:
+            await self._require_same(_key(agent), call, ack.sequence)
+        return ack.sequence
+
+    async def _require_same(self, key: str, call: StateCall, sequence: int) -> None:
+        """Raise ``Reused`` unless the message that the server knows by the id is this very write.
+
+        The server stores nothing then. Where it looks at the id before the revision it says so of any
+        repetition, else of what expects the right revision: a new write under an old id.
+        """
+        there = await get_message(self._nc, self._stream, sequence)
+        expected = headers.EXPECTED_LAST_SUBJECT_SEQUENCE
+        if (
+            there is None
+            or there.subject != key
+            or there.data != call.value
+            or there.headers.get(expected) != str(call.revision)
+        ):
+            raise Reused
 
 
 def _key(agent: str) -> str:

@@ -5,7 +5,7 @@ An operator's are the same, in the agent's stead: judged alike, with the operato
 
 from __future__ import annotations
 
-from broker_policy.agent_state import Conflict, StateBucket
+from broker_policy.agent_state import Conflict, Reused, StateBucket
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.calls.acting import Acting
 from broker_policy.calls.asides import Asides
@@ -79,4 +79,6 @@ class StateCalls:
             revision = await self._states.write(call.sender, wanted, call.message_id, reference)
         except Conflict:
             return refusals.state_conflict(call.sender).verdict(call.message_id), Outcome.FAILED
+        except Reused:
+            return refusals.id_reused().verdict(call.message_id), Outcome.FAILED
         return accepted(call.message_id, revision=revision), Outcome.APPLIED

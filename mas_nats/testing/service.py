@@ -25,7 +25,7 @@ from mas_nats.testing.deciding import ROOM, Deciding, seen
 from mas_nats.testing.delayed import Delayed
 from mas_nats.testing.graves import Graves
 from mas_nats.testing.replies import Replies
-from mas_nats.testing.states import Conflict, StateBucket
+from mas_nats.testing.states import Conflict, Reused, StateBucket
 from mas_nats.transport import Incoming
 from mas_nats.wire import headers
 from mas_nats.wire.subjects import Op
@@ -216,4 +216,6 @@ class MemoryService:
             revision = self.states.mediated(call.sender, wanted, call.message_id)
         except Conflict:
             return refusals.state_conflict(call.sender).verdict(call.message_id)
+        except Reused:
+            return refusals.id_reused().verdict(call.message_id)
         return accepted(call.message_id, revision=revision)

@@ -22,6 +22,10 @@ class Conflict(Exception):
     """Somebody else wrote first."""
 
 
+class Reused(Exception):
+    """Something else was written under this id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """One stored state; an empty body is a deletion."""
@@ -73,16 +77,19 @@ class StateBucket:
 
         Raises:
             Conflict: another revision is there.
+            Reused: the id was used for another write; nothing was stored.
 
         """
         fields = {headers.MSG_ID: f"{agent}.{call_id}"} if call_id else {}
-        try:
-            return self.put(agent, call.value, fields, call.revision).number
-        except Conflict:
-            later = [each for each in self._revisions.get(agent, ()) if each.number > call.revision]
-            if not call_id or not later or later[0].message_id != fields[headers.MSG_ID]:
-                raise
+        revisions = self._revisions.get(agent, [])
+        later = [each for each in revisions if each.number > call.revision]
+        if call_id and later and later[0].message_id == fields[headers.MSG_ID]:
+            if later[0].body != call.value:
+                raise Reused
             return later[0].number
+        if call_id and not later and any(each.message_id == fields[headers.MSG_ID] for each in revisions):
+            raise Reused
+        return self.put(agent, call.value, fields, call.revision).number
 
     def direct(self, agent: str, body: bytes, fields: Mapping[str, str], limits: Limits) -> bytes:
         """The bucket's acknowledgement of what ``agent`` writes to its own key."""

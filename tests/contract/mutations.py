@@ -173,6 +173,12 @@ MUTATIONS = (
         "if False:",
     ),
     Mutation(
+        "id-stands-for-two-states",
+        "states.py",
+        "if call_id and not later and any(",
+        "if call_id and later and any(",
+    ),
+    Mutation(
         "one-state-for-all",
         "states.py",
         "self._revisions.setdefault(agent, []).append(revision)",

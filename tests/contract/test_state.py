@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import BaseModel
 
-from mas_nats import Agent, AgentMessage, StateConflict, StateCorrupt, StateInvalid
+from mas_nats import Agent, AgentMessage, IdReused, StateConflict, StateCorrupt, StateInvalid
 from mas_nats.wire.state_mode import StateMode
 from tests.contract.broker import LIMITS, Broker
 from tests.contract.conftest import AGENTS, ALLOW, Stage
@@ -68,6 +68,23 @@ async def test_a_lost_race_raises(stage: Stage):
         await two.update_state({"name": "two"})
     await two.update_state({"name": "two"})
     assert await one.refresh_state() == DeskState(answered=1, name="two")
+
+
+async def test_an_id_that_stands_for_another_update_is_refused(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+):
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, LIMITS))
+    desk = await stage.start(Desk, "b")
+    monkeypatch.setattr("mas_nats.state_access.new_message_id", lambda: "same")
+    await desk.update_state({"answered": 1})
+    for _ in range(2):
+        with pytest.raises(IdReused):
+            await desk.update_state({"answered": 2})
+        assert (await desk.refresh_state()).answered == 1
+    monkeypatch.setattr("mas_nats.state_access.new_message_id", lambda: "another")
+    await desk.update_state({"answered": 2})
+    assert (await desk.refresh_state()).answered == 2
+    await stage.close()
 
 
 async def test_without_a_model(stage: Stage):
