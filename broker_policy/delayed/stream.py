@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nats.aio.client import Client
@@ -24,8 +28,8 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 
 COUNT_EVERY = 0.5
-"""Seconds between two counts of one sender's messages. By what other workers take meanwhile, a sender can
-exceed its limit."""
+"""Seconds between two counts of one sender's messages. By what other workers take meanwhile, and no more, a
+sender can exceed its limit."""
 _SENDERS = 10_000
 _PATIENCE = 20.0
 """Seconds for which a publish that is not answered is repeated: less than its sender waits."""
@@ -41,6 +45,21 @@ class Held(Enum):
     NO_ROOM = 5  # for anybody
 
 
+@dataclass(slots=True)
+class _Count:
+    """The messages of one sender."""
+
+    stored: int = 0  # when they were counted, and since then
+    counted: float = -math.inf  # when that was
+    storing: Counter[str] = field(default_factory=Counter)  # on their way into the stream, by token
+    counting: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody who uses it waits."""
+        return bool(self.storing or self.counting)
+
+
 class DelayedStream:
     """The delayed messages of one namespace."""
 
@@ -48,7 +67,7 @@ class DelayedStream:
         self._nc = nc
         self._clock = clock
         self.claims = Claims(nc)
-        self._counts: dict[str, tuple[int, float]] = {}  # by sender: how many, counted when
+        self._counts: dict[str, _Count] = {}  # by sender
 
     async def hold(
         self, sender: str, message_id: str, body: bytes, fields: dict[str, str], most: int
@@ -63,12 +82,29 @@ class DelayedStream:
         """
         token = correlation(message_id)
         subject = subjects.delayed(sender, token)
-        if await self._count(sender) >= most:
+        count = await self._counted(sender)
+        repeated = token in count.storing  # takes no room of its own
+        if not repeated and count.stored + len(count.storing) >= most:
             return (
                 await self._compare(subject, body, fields)
                 or await self._released(sender, token, body, fields)
                 or Held.TOO_MANY
             )
+        count.storing[token] += 1  # before anything is waited for, so that those that come now see it
+        held: Held | None = None
+        try:
+            held = await self._store(sender, token, body, fields)
+        finally:
+            count.storing[token] -= 1
+            if not count.storing[token]:
+                del count.storing[token]
+            if held in (None, Held.STORED):  # without an answer it may be: the next count says so
+                count.stored += 1
+        return held
+
+    async def _store(self, sender: str, token: str, body: bytes, fields: dict[str, str]) -> Held:
+        """Store a message for which there is room; returns and raises as ``hold``."""
+        subject = subjects.delayed(sender, token)
         # A try that was not answered may be stored and cancelled since: repeated, it must not be held anew.
         named = {**fields, headers.MSG_ID: fields[headers.AUDIT]}
         try:
@@ -86,8 +122,6 @@ class DelayedStream:
         if released := await self._released(sender, token, body, fields, before=ack.sequence):
             await self.remove(ack.sequence)
             return released
-        count, counted = self._counts.get(sender, (0, -COUNT_EVERY))
-        self._counts[sender] = (count + 1, counted)
         return Held.STORED
 
     async def get(self, sequence: int) -> StoredMessage | None:
@@ -135,13 +169,26 @@ class DelayedStream:
         same = claim.content == content_of(fields[headers.TARGET], fields[headers.TYPE], body)
         return Held.KNOWN if same else Held.OTHER
 
-    async def _count(self, sender: str) -> int:
-        count, counted = self._counts.get(sender, (0, -COUNT_EVERY))
-        now = self._clock()
-        if now - counted >= COUNT_EVERY:
+    async def _counted(self, sender: str) -> _Count:
+        """What is known of ``sender``, counted lately: once for all who ask at the same moment."""
+        count = self._counts.get(sender)
+        if count is None:
             if len(self._counts) >= _SENDERS:
-                self._counts.clear()
-            pattern = subjects.delayed(sender)
-            count = await count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
-            self._counts[sender] = (count, now)
+                self._counts = {name: each for name, each in self._counts.items() if each.busy}
+            count = self._counts[sender] = _Count()
+        if count.counting is None and self._clock() - count.counted >= COUNT_EVERY:
+            count.counting = asyncio.create_task(self._count(sender, count))
+        if count.counting is not None:
+            await asyncio.shield(count.counting)
         return count
+
+    async def _count(self, sender: str, count: _Count) -> None:
+        now, before = self._clock(), count.stored
+        try:
+            pattern = subjects.delayed(sender)
+            found = await count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
+        finally:
+            count.counting = None
+        # What was stored meanwhile may be counted twice until the next time: rather than not at all.
+        count.stored = found + count.stored - before
+        count.counted = now

@@ -413,6 +413,53 @@ async def test_what_was_cancelled_is_not_held_again_by_a_try_that_was_not_answer
         assert await held(nc) == 1
 
 
+async def test_many_at_once_are_held_to_the_limit_and_counted_once(nc: Client):
+    counted: list[str] = []
+
+    class Counting(Lossy):
+        async def publish(self, subject: str, *args: Any, **more: Any) -> None:
+            if subject.startswith(f"$JS.API.DIRECT.GET.{subjects.DELAYED_STREAM}"):
+                counted.append(subject)
+            await self.nc.publish(subject, *args, **more)
+
+    async with serving(nc, document(limits=Limits(delayed_messages=10)), through=Counting(nc)) as here:
+        counted.clear()
+        calls = [delay(here, f"m{number}", 60_000) for number in range(100)]
+        verdicts = await asyncio.gather(*calls)
+        refused = [verdict.decision for verdict in verdicts if not verdict.ok]
+        assert refused == [Decision.DELAYED_FULL] * 90
+        assert await held(nc) == 10
+        assert len(counted) < 10
+        assert (await delay(here, "another", 60_000, sender="bob")).ok
+
+
+async def test_what_was_not_held_leaves_its_room(nc: Client, lossy: Lossy):
+    policy = document(limits=Limits(delayed_messages=2))
+    async with serving(nc, policy, through=lossy) as here:
+        assert (await delay(here, "m1", 60_000)).ok
+        for _ in range(3):  # the same again, and another under its id: neither takes room
+            assert (await delay(here, "m1", 60_000)).duplicate
+            assert (await delay(here, "m1", 60_000, body={"n": 2})).decision is Decision.ID_REUSED
+        lossy.refuse(to("mas.delayed."))
+        assert not (await delay(here, "m2", 60_000)).ok
+        assert (await delay(here, "m2", 60_000)).ok
+        assert (await delay(here, "m3", 60_000)).decision is Decision.DELAYED_FULL
+        assert (await delay(here, "m2", 60_000)).duplicate
+
+
+async def test_a_repetition_of_what_is_on_its_way_is_not_too_many(nc: Client, lossy: Lossy):
+    async with serving(nc, document(limits=Limits(delayed_messages=1)), through=lossy) as here:
+        release = lossy.hold(to("mas.delayed."))
+        first = asyncio.create_task(delay(here, "m1", 60_000))
+        await lossy.happened.wait()
+        second = await delay(here, "m1", 60_000)
+        assert second.ok
+        assert (await delay(here, "m2", 60_000)).decision is Decision.DELAYED_FULL
+        release()
+        assert (await first).ok
+        assert await held(nc) == 1
+
+
 async def test_the_stream_takes_no_more_than_its_bytes(nc: Client):
     async with serving(nc, document(limits=Limits(log_bytes=100_000))) as here:
         body = {"text": "x" * 30_000}
