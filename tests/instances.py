@@ -81,7 +81,9 @@ class Instances:
 def instances(system: System, namespace: str, agent: str, log: Path) -> Iterator[Instances]:
     """None at first; whatever runs at the end is killed."""
     made = Instances(system, namespace, agent, log)
-    yield made
-    for process in made.processes:
-        process.kill()
-        process.wait(10)
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            process.kill()
+            process.wait(10)
