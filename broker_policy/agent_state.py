@@ -104,6 +104,12 @@ class StateBucket:
         repetition, else of what expects the right revision: a new write under an old id.
         """
         there = await get_message(self._nc, self._stream, sequence)
+        if (
+            there is None
+        ):  # so much was written since; had this write not been stored, nothing would have been
+            last = await get_last(self._nc, self._stream, key)
+            if last is not None and last.sequence > call.revision:
+                return
         expected = headers.EXPECTED_LAST_SUBJECT_SEQUENCE
         if (
             there is None

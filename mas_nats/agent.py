@@ -38,6 +38,8 @@ START_TIMEOUT = 10.0
 """Seconds that ``start`` waits for a broker and a policy worker."""
 DRAIN_TIMEOUT = 30.0
 """Seconds that ``stop`` gives running handlers."""
+_LAST_WRITES = 5.0
+"""Seconds that it gives updates of the state that are under way."""
 M = TypeVar("M", bound=BaseModel)
 _OPTIONS = ("capabilities", "metadata", "state_model", "server_addr", "tls", "receive", "transport")
 
@@ -199,6 +201,8 @@ class Agent(Generic[S]):
             StateCorrupt: the stored state does not fit the model; see ``reset_state``.
 
         """
+        if self._stopped is not None:
+            await self._stopped.wait()
         if self._running is not None:
             return
         self._finished = asyncio.Event()
@@ -222,14 +226,15 @@ class Agent(Generic[S]):
         the handlers at once and disconnects. In a handler it returns at once, as ``finish`` does, since it
         would wait for itself: that handler still finishes.
         """
-        if self._running is None:
-            return
+        await asyncio.sleep(0)  # a handler that was begun at once is known as such only then
         if self._inbox is not None and self._inbox.handling():
             if self._stopped is None and self._stopping_later is None:
                 self._stopping_later = asyncio.create_task(self._stop_later(timeout))
             return
         if self._stopped is not None:
             await self._stopped.wait()
+            return
+        if self._running is None:
             return
         self._stopped = stopped = asyncio.Event()
         try:
@@ -245,9 +250,12 @@ class Agent(Generic[S]):
             await self.on_stop()
         finally:
             self._inbox = None
-            if self._running is not None:
-                self._last_state = self._running.state.state
-            await self._close()
+            if (running := self._running) is not None:
+                self._last_state = running.state.state
+                try:
+                    await self._close()
+                finally:
+                    self._last_state = running.state.state  # without what could not be written any more
 
     async def _stop_later(self, timeout: float) -> None:
         try:
@@ -506,9 +514,10 @@ class Agent(Generic[S]):
 async def _disconnect(running: _Running[Any]) -> None:
     try:
         await running.messenger.close()
+        await running.state.settle(_LAST_WRITES)
         with contextlib.suppress(MasError):
             await running.session.close()
     finally:
         await running.connection.close()
-    if running.telemetry is not None:
-        await running.telemetry.flush()
+        if running.telemetry is not None:
+            await running.telemetry.flush()

@@ -98,11 +98,13 @@ async def dispatch(agent: Any, handlers: dict[str, Handler], message: AgentMessa
     method = getattr(agent, handler.method)
     if handler.model is not None:
         try:
-            payload = handler.model.model_validate_json(orjson.dumps(message.data))
-        except ValidationError as error:
-            raise NotHandled(describe(error)) from None
+            body = orjson.dumps(message.data)
         except TypeError:  # orjson reads more levels than it writes
             raise NotHandled("payload: nested too deeply") from None
+        try:
+            payload = handler.model.model_validate_json(body)
+        except ValidationError as error:
+            raise NotHandled(describe(error)) from None
         await method(message, payload)
     elif handler.takes_payload:
         await method(message, message.data)

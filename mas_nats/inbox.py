@@ -152,11 +152,13 @@ class Inbox:
 
     def handling(self) -> bool:
         """Whether this is asked by a handler."""
-        return asyncio.current_task() in self._tasks()
+        current = asyncio.current_task()
+        return any(each.task is current for each in (*self._running.values(), *self._replaced))
 
     def _tasks(self) -> list[asyncio.Task[None]]:
+        current = asyncio.current_task()
         in_hand = (*self._running.values(), *self._replaced)
-        return [each.task for each in in_hand if each.task is not None]
+        return [each.task for each in in_hand if each.task is not None and each.task is not current]
 
     async def _end(self) -> None:
         late = self._tasks()

@@ -14,7 +14,7 @@ import orjson
 
 from mas_nats.calls import Calls
 from mas_nats.due import Due
-from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, Unavailable, error_of
+from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
 from mas_nats.gathered_reply import GatheredReply
 from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
 from mas_nats.payload import encode, invalid
@@ -37,6 +37,10 @@ MAX_REQUEST_TIMEOUT = 3600.0
 _REPLY_CALL_TIMEOUT = 30.0
 _MISSED_TIMEOUT, _MISSED_PAUSE = 5.0, 0.25
 _TOKEN = re.compile(r"[!-~]{1,128}")
+
+
+class _Stopped(Exception):
+    """Nobody waits any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,9 @@ class Messenger:
             sending.accepted()
             async with asyncio.timeout_at(end):
                 return await reply
+        except _Stopped:
+            text = "this agent was stopped before the reply came; it may be handled, and repeating it is safe"
+            raise OutcomeUnknown(message_id, text) from None
         except TimeoutError:
             raise RequestTimeout(
                 f"{target} did not answer {fields[headers.TYPE]!r} within {timeout:g} s "
@@ -210,7 +217,7 @@ class Messenger:
             looking.cancel()
         for reply in self._waiting.values():
             if not reply.done():
-                reply.set_exception(Unavailable("this agent was stopped before the reply came"))
+                reply.set_exception(_Stopped())
         await self._streams.close()
 
     async def reply(self, message: AgentMessage, message_type: str, data: Payload) -> ReplyResult:

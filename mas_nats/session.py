@@ -105,7 +105,7 @@ class Session:
                 await self.hello(max(0.0, end - asyncio.get_running_loop().time()))
                 break
             except OutcomeUnknown as error:  # of a hello that is all the same: it changes nothing that lasts
-                raise Unavailable(f"no policy worker answered within {timeout:g} s") from error
+                raise Unavailable(f"no policy worker answered within {max(timeout, 0.0):g} s") from error
             except Unavailable:
                 if asyncio.get_running_loop().time() + _START_PAUSE >= end:
                     raise

@@ -190,6 +190,14 @@ class StateStore(Generic[S]):
             await self._refresh(timeout)
         return self._current.state
 
+    async def settle(self, timeout: float) -> None:
+        """Wait for what was begun, ``timeout`` seconds at most; what is not written then is given up."""
+        if self._under_way:
+            _, late = await asyncio.wait(self._under_way, timeout=timeout)
+            for writing in late:
+                writing.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
     async def reset(self, *, timeout: float) -> S:
         """Delete what is stored, whether it fits the model or not."""
         async with self._writing:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from mas_nats.calls import Calls
-from mas_nats.errors import MasError, Unavailable
+from mas_nats.errors import MasError, OutcomeUnknown
 from mas_nats.message import AgentMessage
 from mas_nats.payload import invalid
 from mas_nats.reply_stream import FramedReply
@@ -144,7 +144,8 @@ class Streams:
     async def close(self) -> None:
         """The instance stops: readers end, and cancellations under way are waited for."""
         for reader in tuple(self._readers.values()):
-            reader.fail(Unavailable("this agent was stopped while it read a streamed reply"))
+            text = "this agent was stopped while it read a streamed reply"
+            reader.fail(OutcomeUnknown(reader.asked.message_id, text))
             reader.close()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_WORDS)

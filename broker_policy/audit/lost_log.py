@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from broker_policy.audit import entry, log
 from broker_policy.audit.draft import Draft
 from broker_policy.audit.entry import Alarm
-from broker_policy.audit.outcomes import add_without_decision, decode_pending
+from broker_policy.audit.outcomes import add_without_decision, decode_pending, pairs_of
 from broker_policy.audit.projection import decode_reports
 from broker_policy.audit.record import Outcome, Way
 from broker_policy.audit.settled import Settled
@@ -36,7 +36,7 @@ async def begin_anew(tail: Tail, end: log.End) -> None:
 
     Raises: as ``Projector.project_once``.
     """
-    before = tail.head.sequence
+    before, layout = tail.head.sequence, tail.store.layout
     newest = max((state.seen for state in tail.writers.values()), default=0)
     made_anew = not end.sequence or end.made + _CLOCKS > newest
     draft, settled, room = tail.draft(), Settled(), AT_ONCE
@@ -55,8 +55,9 @@ async def begin_anew(tail: Tail, end: log.End) -> None:
         entry.alarm(draft.next_index, before, tail.now(), Alarm.LOG_RESTARTED, "", before, end.sequence)
     )
     settled.write(draft, tail.now())
+    await _drop_reports(tail, draft, 0 if made_anew else end.sequence)
     if made_anew:
-        await _drop_places(tail, draft)
+        draft.command("DEL", layout.opened, layout.batches)
     draft.sequence = 0
     await tail.append(draft)
 
@@ -79,10 +80,12 @@ async def _waiting(tail: Tail, end: int) -> AsyncIterator[_Lost]:
         yield "HDEL", key, lone  # an act has no place in the log: its worker may still say what became of it
 
 
-async def _drop_places(tail: Tail, draft: Draft) -> None:
-    """Forget what else names places in the log; a report without a decision finds none any more."""
-    layout = tail.store.layout
-    [early] = await tail.pipeline([("HVALS", layout.early)])
-    for raw in early:
-        add_without_decision(draft, decode_reports(raw), tail.now())
-    draft.command("DEL", layout.opened, layout.early, layout.batches)
+async def _drop_reports(tail: Tail, draft: Draft, end: int) -> None:
+    """Reports without a decision about places behind ``end`` find none any more."""
+    early = tail.store.layout.early
+    [raw] = await tail.pipeline([("HGETALL", early)])
+    for field, value in pairs_of(raw):
+        reports = decode_reports(value)
+        if reports[0].sequence > end:
+            add_without_decision(draft, reports, tail.now())
+            draft.command("HDEL", early, field.decode())

@@ -306,7 +306,7 @@ class Settler:
         [raw] = await self._tail.pipeline([("HGETALL", self._layout.shard(shard))])
         others = [
             int(other)
-            for other, found in _pairs(raw)
+            for other, found in pairs_of(raw)
             if found == fragment.encode() and int(other) != one.index
         ]
         entries = await self._tail.store.entries_at(others)
@@ -348,7 +348,7 @@ class Settler:
         [raw] = await self._tail.pipeline([("HGETALL", self._layout.early)])
         oldest = self._tail.now() - EARLY_FOR * 1000
         draft = self._tail.draft()
-        for field, value in _pairs(raw):
+        for field, value in pairs_of(raw):
             reports = decode_reports(value)
             if reports[0].time > oldest:
                 continue
@@ -390,7 +390,7 @@ class _Answer:
     since: float = math.inf  # unix milliseconds: only true if the server has known all ids since then
 
 
-def _pairs(raw: object) -> list[tuple[bytes, bytes]]:
+def pairs_of(raw: object) -> list[tuple[bytes, bytes]]:
     """The pairs of a hash, whether the client has made a dict of them or not."""
     if isinstance(raw, dict):
         return list(raw.items())
@@ -400,4 +400,4 @@ def _pairs(raw: object) -> list[tuple[bytes, bytes]]:
 
 def decode_pending(raw: object) -> dict[str, Pending]:
     """A writer's decisions without an outcome, as they came from Redis, by record and position."""
-    return {name.decode(): Pending.decode(value) for name, value in _pairs(raw)}
+    return {name.decode(): Pending.decode(value) for name, value in pairs_of(raw)}

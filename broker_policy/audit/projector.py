@@ -57,6 +57,8 @@ DECISIONS = 500
 SETTLE_EVERY = 0.7
 LONGEST_INTERVAL = 1.5
 """Seconds between two looks at a log in which nothing happens; less than a lease holds."""
+_SURE = 2.0
+"""Seconds until a log that ends below what is projected is believed: its leader may lag behind a copy."""
 ASK_EVERY = 1.0
 """Seconds after which a worker that does not project asks again whether it may."""
 REMOVE_EVERY = 1.0
@@ -112,6 +114,7 @@ class Projector:
         self._settler = Settler(self._tail, nc, prober, self._reach_end, alive=alive, remember=remember)
         self._removal = Removal(nc, clock=clock)
         self._next: dict[str, float] = {}
+        self._made = 0  # when the log was made that is projected; 0: not known
 
     # -- for ever ------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -134,6 +137,7 @@ class Projector:
                         away = False
                         logger.info("audit of %s: projecting again", self.namespace)
                 except Overtaken:
+                    self._forget_log()
                     pause = 0.05
                 except AWAY as error:
                     leading = False
@@ -175,6 +179,12 @@ class Projector:
         """Begin, or begin again: what was known may be out of date."""
         self._tail.forget()
         self._settler.interrupted()
+        self._forget_log()
+
+    def _forget_log(self) -> None:
+        """Another projector may have begun with another log."""
+        self._made = 0
+        self._removal.forget()
 
     async def _round(self) -> int:
         """One look at everything; how many records were found."""
@@ -240,6 +250,8 @@ class Projector:
             if self._due("restart", _RESTART_CHECK_EVERY):
                 await self._notice_restart()
             return page
+        if await self._is_another():
+            return await self._project_page()
         received, newer = await self._received(page.messages)
         if received and received[-1].end == NO_END:
             received[-1] = await self._ended(received[-1])
@@ -363,12 +375,29 @@ class Projector:
         )
         return {name: one for (name, one), score in zip(batched.items(), open_, strict=True) if score}
 
-    async def _notice_restart(self) -> bool:
-        """A log that ends below what is projected was made anew: say so, and project it from its start."""
-        end = await log.end(self._nc)
-        if end.sequence >= self._tail.head.sequence:
+    async def _is_another(self) -> bool:
+        """Whether what was read is of another log than what is projected; that one is begun then."""
+        if self._made != 0 and (await log.end(self._nc)).made == self._made:
             return False
+        return await self._notice_restart()
+
+    async def _notice_restart(self) -> bool:
+        """A log that ends below what is projected was made anew: say so, and project it from its start.
+
+        So was one that is younger than the one that this projector has projected, however long it is.
+        """
+        end = await log.end(self._nc)
+        if self._made in (0, end.made):
+            self._made = end.made
+            if end.sequence >= self._tail.head.sequence:
+                return False
+            # A copy may have given out a record that the leader, which is asked here, has not applied yet.
+            await asyncio.sleep(_SURE)
+            end = await log.end(self._nc)
+            if end.made == self._made and end.sequence >= self._tail.head.sequence:
+                return False
         await begin_anew(self._tail, end)
+        self._made = end.made
         self._removal.forget()
         return True
 

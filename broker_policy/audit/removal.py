@@ -40,6 +40,7 @@ class Removal:
 
     def forget(self) -> None:
         """Begin again: the log was made anew, or may have been."""
+        self._log = 0
         self._newest.clear()
         self._marks.clear()
         self._began = False
@@ -83,17 +84,14 @@ class Removal:
     async def _has_log(self, tail: Tail) -> bool:
         """Whether the log that is there is the one whose records are in the chain up to the head.
 
-        Another projector may have begun with a new one while this one did not project; what lies where in
-        the one before is forgotten then. Or nobody has noticed yet: then nothing of it is projected.
+        Where it is another, nothing of it is projected until the projector has noticed, and has this forget.
         """
         end = await log.end(self._nc)
-        if self._log != end.made:
-            if self._log:
-                self.forget()
+        if not self._log:
             self._log = end.made
             tail.forget()
             await tail.refresh()
-        return end.sequence >= tail.head.sequence
+        return self._log == end.made and end.sequence >= tail.head.sequence
 
     async def _remove_old(self, last: int) -> int:
         """Remove everything that is old enough, probes included."""

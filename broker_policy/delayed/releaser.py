@@ -202,7 +202,8 @@ class Releaser:
         if trying := [target for target in doubtful if target in self._trying]:
             return self._later() if any(target.endswith("/") for target in trying) else _WHILE_TRYING
         for target in doubtful:
-            self._trying[target] = one
+            if target or not namespace_of(one.target):  # one that may wait for a minute tries for nobody else
+                self._trying[target] = one
         return 0.0
 
     def _crowded(self, namespace: str) -> bool:

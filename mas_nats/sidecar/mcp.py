@@ -62,9 +62,9 @@ NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Where an operation names what it is about; the value of ``Mcp-Name``."""
 VERSION_META = "io.modelcontextprotocol/protocolVersion"
 
-_NOT_READ = (None, "server-error")
-"""Ids of errors about a request whose id was not read: that of JSON-RPC, and that of the official package for
-Python before version 2."""
+_NOT_READ = (None, "", "server-error")
+"""Ids of errors about a request whose id was not read: that of JSON-RPC, that of the official packages for C#
+and PHP, and that of the one for Python before version 2."""
 
 _SESSION = re.compile(r"[\x21-\x7e]{1,256}")
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]{1,2048}")

@@ -1226,6 +1226,47 @@ async def test_a_lost_log_with_much_in_it_is_left_step_by_step(nc, redis, projec
     assert sorted(settled) == sorted(set(settled))
 
 
+async def test_a_leader_that_lags_behind_a_copy_has_lost_nothing(nc, redis, projector, monkeypatch):
+    """The record was read from a node that had applied it already."""
+    writer = await with_a_long_past(nc)
+    await writer.batch([line(Way.BATCH)])
+    await notice(projector)
+    there, asked = await log.end(nc), 0
+
+    async def lagging(_: Client) -> log.End:
+        nonlocal asked
+        asked += 1
+        return log.End(there.sequence - 2, there.made) if asked == 1 else there
+
+    monkeypatch.setattr("broker_policy.audit.projector._SURE", 0.0)
+    monkeypatch.setattr(log, "end", lagging)
+    await projector.settle_once()
+    assert asked > 1
+    assert await alarms(redis) == []
+    assert await outcomes(redis, sender="alice") == ["c"]
+
+
+async def test_a_report_behind_a_cut_finds_no_other_message(nc, redis, projector, monkeypatch):
+    monkeypatch.setattr("broker_policy.audit.lost_log._CLOCKS", 0)
+    monkeypatch.setattr("broker_policy.audit.projector._SURE", 0.0)
+    record = await (await LogWriter(nc).open()).batch([line(Way.BATCH)])
+    writer = await LogWriter(nc).open()
+    await writer.report("bob", record + 1, Outcome.REDELIVERED)
+    await writer.report("bob", record + 40, Outcome.DEAD)
+    await project(projector)
+    made = (await log.end(nc)).made
+
+    async def cut_off(_: Client) -> log.End:
+        return log.End(record + 1, made)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "end", cut_off)
+        await projector._notice_restart()
+    assert await redis.hlen(projector.store.layout.early) == 0
+    told = [entry async for stored in projector.store.entries() if (entry := stored.entry()).get("g")]
+    assert [(entry["o"], entry["q"]) for entry in told] == [("d", [record + 40])]
+
+
 async def test_a_log_that_was_cut_off_still_has_what_lies_before(nc, redis, monkeypatch):
     """By a power cut, where the server may flush late."""
     monkeypatch.setattr("broker_policy.audit.lost_log._CLOCKS", 0)
@@ -1266,11 +1307,13 @@ async def test_nothing_is_removed_from_a_new_log_that_is_not_projected(nc, redis
     if noticed_by != "nobody":
         await notice(projector if noticed_by == "this" else Projector(NAMESPACE, nc, redis, KEY))
     writers = [writer, await LogWriter(nc).open()]
-    lines = [line() for _ in range(60 if noticed_by == "another" else 20)]
+    lines = [line() for _ in range(20 if noticed_by == "this" else 60)]
     for place, each in enumerate(lines):
         await writers[place % 2].write(RecordKind.DECISIONS, decisions=(each,))
     ahead[0] = 800.0
     assert await projector.remove_projected() == 0
+    if noticed_by == "another":
+        projector._lead()  # as it does when it takes over
     with contextlib.suppress(Overtaken):
         await notice(projector)
     await notice(projector)

@@ -12,7 +12,7 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome
-from broker_policy.jetstream import publish
+from broker_policy.jetstream import delete_message, publish
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
@@ -102,6 +102,17 @@ async def test_where_the_server_looks_at_the_id_first_only_the_same_write_is_a_r
         assert (await write(here, "i1", 0, n=1)).result == first.result
         assert (await write(here, "i1", 0, n=2)).decision is Decision.ID_REUSED
         assert (await write(here, "i1", first.result["revision"] + 1, n=1)).decision is Decision.ID_REUSED
+
+
+async def test_a_repetition_of_a_write_that_is_not_kept_any_more_is_no_new_one(nc: Client):
+    """The bucket keeps so many revisions; ids are known for longer."""
+    async with serving(nc, through=IdFirst(nc)) as here:
+        first = await write(here, "i1", 0, n=1)
+        second = await write(here, "i2", first.result["revision"], n=2)
+        stream = subjects.kv_stream(subjects.STATE_BUCKET)
+        await delete_message(nc, stream, first.result["revision"])
+        assert (await write(here, "i1", 0, n=1)).result == first.result
+        assert (await write(here, "i1", second.result["revision"], n=3)).decision is Decision.ID_REUSED
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[1]", b"\xff", b"1"])

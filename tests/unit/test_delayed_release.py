@@ -357,6 +357,18 @@ async def test_a_namespace_that_does_not_answer_is_tried_by_one_message_at_a_tim
     assert set(here.service._releaser._pauses) == {"there0/", "there1/"}
 
 
+async def test_a_namespace_that_does_not_answer_does_not_try_for_all_after_a_pause(
+    here: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    stuck: list[str] = []
+    monkeypatch.setattr(here.service._crossing, "take", lambda call: stuck.append(call.target))
+    here.service._releaser._pauses[""] = (0.0, 0.2)  # over: the next message shows whether all is well
+    await away(here.nc, 1)
+    await until(lambda: _counts(_now(stuck), 1))
+    assert (await delay(here, "m1", 0, sender="bob", fields={headers.TARGET: "alice"})).ok
+    await until(lambda: _equal(inbox(here.nc, "alice"), ["m1"]))
+
+
 async def _now(stuck: list[str]) -> list[str]:
     return list(stuck)
 

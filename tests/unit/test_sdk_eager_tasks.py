@@ -84,6 +84,26 @@ async def test_handlers_that_do_not_wait_leave_room_for_the_next(eager: Callable
         await desk.stop()
 
 
+async def test_a_handler_that_stops_its_agent_at_once_does_not_wait_for_itself(eager: Callable[[], None]):
+    class Leaving(Agent[Any]):
+        async def on_message(self, message: AgentMessage) -> None:
+            await self.stop()
+
+    async with MemoryBroker(["a", "b"], allow={"a": ["b"]}) as broker:
+        leaving, asker = broker.agent(Leaving, "b"), broker.agent(Agent, "a")
+        await leaving.start()
+        await asker.start()
+        eager()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await asker.send("b", "leave", {})
+        await eventually(lambda: leaving._running is None and leaving._stopped is None)
+        assert loop.time() - begun < 10
+        assert not broker.waiting("b"), "it comes again, and would stop the next one"
+        loop.set_task_factory(None)
+        await asker.stop()
+
+
 async def test_what_is_refused_at_once_does_not_end_the_gathering(eager: Callable[[], None]):
     one = Instance()
     one.wire.answer = failing(DENIED)

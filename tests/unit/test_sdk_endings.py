@@ -129,6 +129,24 @@ async def test_a_stop_that_is_cancelled_leaves_nothing_running():
         assert not agent.handled
 
 
+async def test_an_agent_is_stopped_when_its_last_word_was_said():
+    async with broker() as up:
+        agent = up.agent(Worker, "a")
+        await agent.start()
+        with up.no_workers():
+            first = asyncio.create_task(agent.stop())
+            await asyncio.sleep(0.1)
+            assert agent._running is None, "it says bye"
+            await agent.stop()
+            assert first.done()
+            again = asyncio.create_task(agent.start(timeout=60))
+        await again
+        await agent.send("b", "work", {})
+        await agent.stop()
+        with pytest.raises(Unavailable):
+            await agent.send("b", "work", {})
+
+
 async def test_a_stop_that_is_cancelled_while_it_says_bye_disconnects():
     async with broker() as up:
         agent = up.agent(Worker, "a")
@@ -143,11 +161,12 @@ async def test_who_waits_for_a_reply_is_told_when_its_agent_stops():
     async with broker() as up:
         agent = up.agent(Worker, "a")
         await agent.start()
-        asking = asyncio.create_task(agent.request("b", "ask", {}, timeout=600))
+        asking = asyncio.create_task(agent.request("b", "ask", {}, id="x", timeout=600))
         await asyncio.sleep(1)
         await agent.stop()
-        with pytest.raises(Unavailable, match="stopped"):
+        with pytest.raises(OutcomeUnknown, match="stopped") as told:  # it may be handled all the same
             await asyncio.wait_for(asking, 5)
+        assert told.value.message_id == "x"
 
 
 async def test_a_request_that_is_repeated_after_its_reply_gets_it():
@@ -256,6 +275,25 @@ async def test_an_update_whose_maker_was_cancelled_is_made_all_the_same():
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(agent.update_state({"n": 2}), 0.1)
         assert await agent.refresh_state() == {"n": 2} == up.state_of("a")
+
+
+async def test_a_stop_waits_for_updates_that_are_under_way():
+    """Their makers were handlers that were ended."""
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Worker, "b")
+        made = asyncio.Event()
+
+        async def update(_: AgentMessage) -> None:
+            up.lose_answers("state", times=1)
+            made.set()
+            await asyncio.gather(agent.update_state({"n": 1}), agent.update_state({"m": 1}))
+
+        agent.work = update
+        await agent.start()
+        await sender.send("b", "work", {})
+        await made.wait()
+        await agent.stop(timeout=0.1)
+        assert agent.state == {"n": 1, "m": 1} == up.state_of("b")
 
 
 async def test_an_update_that_was_cancelled_before_its_answer_spoils_no_other():

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from mas_nats import Agent, AgentMessage, ConfigurationError
 from mas_nats.handlers import NotHandled, dispatch, handlers_of
@@ -65,6 +65,27 @@ async def test_wrong_payload_never_reaches_the_handler():
     with pytest.raises(NotHandled, match=r"^question: string_type$"):
         await run(desk, "ask", {"question": 1})
     assert desk.seen == []
+
+
+class Faulty(BaseModel):
+    question: str
+
+    @field_validator("question")
+    @classmethod
+    def looked_up(cls, value: str) -> str:
+        """Fails as a program does."""
+        return value + None  # type: ignore[operator]
+
+
+class FaultyDesk(Desk):
+    @Agent.on("look", model=Faulty)
+    async def look(self, message: AgentMessage, payload: Faulty) -> None:
+        self.seen.append(payload)
+
+
+async def test_a_fault_of_a_models_own_is_a_failure_of_the_handler():
+    with pytest.raises(TypeError):
+        await run(FaultyDesk(), "look", {"question": "q"})
 
 
 async def test_payload_that_is_nested_too_deeply_never_reaches_the_handler():

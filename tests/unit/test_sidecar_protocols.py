@@ -171,6 +171,7 @@ ITS_OWN = [
     (called(), failure(id=1)),
     (called(), failure(id=None)),  # the server could not read it
     (called(), failure()),
+    (called(), failure(id="")),  # the official packages for C# and PHP: a session that is not there
     (called(), failure(id="server-error")),  # the official package for Python, before version 2
     (called("notifications/initialized", None), failure(id=None)),
     (called("session.end", None), failure(id=None)),
