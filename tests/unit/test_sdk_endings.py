@@ -285,8 +285,11 @@ async def test_a_stop_waits_for_updates_that_are_under_way():
 
         async def update(_: AgentMessage) -> None:
             up.lose_answers("state", times=1)
+            first = asyncio.create_task(agent.update_state({"n": 1}))
+            await asyncio.sleep(0.01)
             made.set()
-            await asyncio.gather(agent.update_state({"n": 1}), agent.update_state({"m": 1}))
+            await agent.update_state({"m": 1})  # when the first was written
+            await first
 
         agent.work = update
         await agent.start()
