@@ -104,11 +104,9 @@ class StateBucket:
         repetition, else of what expects the right revision: a new write under an old id.
         """
         there = await get_message(self._nc, self._stream, sequence)
-        if (
-            there is None
-        ):  # so much was written since; had this write not been stored, nothing would have been
+        if there is None:  # more was written since than is kept
             last = await get_last(self._nc, self._stream, key)
-            if last is not None and last.sequence > call.revision:
+            if last is not None and last.sequence > call.revision:  # on top of this very write
                 return
         expected = headers.EXPECTED_LAST_SUBJECT_SEQUENCE
         if (

@@ -12,7 +12,8 @@ import pytest
 from nats.aio.client import Client
 
 from broker_policy.audit.record import Outcome
-from broker_policy.jetstream import delete_message, publish
+from broker_policy.jetstream import publish
+from broker_policy.tenants.streams import STATE_HISTORY
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.lossy import Lossy
@@ -108,11 +109,11 @@ async def test_a_repetition_of_a_write_that_is_not_kept_any_more_is_no_new_one(n
     """The bucket keeps so many revisions; ids are known for longer."""
     async with serving(nc, through=IdFirst(nc)) as here:
         first = await write(here, "i1", 0, n=1)
-        second = await write(here, "i2", first.result["revision"], n=2)
-        stream = subjects.kv_stream(subjects.STATE_BUCKET)
-        await delete_message(nc, stream, first.result["revision"])
+        last = first.result["revision"]
+        for number in range(STATE_HISTORY):
+            last = (await write(here, f"more{number}", last, n=number)).result["revision"]
         assert (await write(here, "i1", 0, n=1)).result == first.result
-        assert (await write(here, "i1", second.result["revision"], n=3)).decision is Decision.ID_REUSED
+        assert (await write(here, "i1", last, n=3)).decision is Decision.ID_REUSED
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[1]", b"\xff", b"1"])
