@@ -104,17 +104,13 @@ class StateBucket:
         repetition, else of what expects the right revision: a new write under an old id.
         """
         there = await get_message(self._nc, self._stream, sequence)
-        if there is None:  # more was written since than is kept
+        if there is None:  # more was written since than is kept, if it was on top of this very write
             last = await get_last(self._nc, self._stream, key)
-            if last is not None and last.sequence > call.revision:  # on top of this very write
-                return
-        expected = headers.EXPECTED_LAST_SUBJECT_SEQUENCE
-        if (
-            there is None
-            or there.subject != key
-            or there.data != call.value
-            or there.headers.get(expected) != str(call.revision)
-        ):
+            same = last is not None and last.sequence > call.revision
+        else:
+            expected = there.headers.get(headers.EXPECTED_LAST_SUBJECT_SEQUENCE)
+            same = (there.subject, there.data, expected) == (key, call.value, str(call.revision))
+        if not same:
             raise Reused
 
 

@@ -130,15 +130,14 @@ class Calls:
         return verdict
 
 
-def _nothing_happened(error: Exception) -> MasError:
+def _nothing_happened(error: NotSent | NoResponders | PermissionDenied) -> MasError:
     """What to tell of a try that did not arrive."""
+    if isinstance(error, PermissionDenied):
+        return error
     if isinstance(error, NotSent):
         why = unreachable(error)
-    elif isinstance(error, NoResponders):
-        why = Unavailable("no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat")
     else:
-        assert isinstance(error, MasError)  # noqa: S101 - what a server refused says so itself
-        return error
+        why = Unavailable("no policy worker answers, so nothing was sent. Start one (`mas up`), then repeat")
     why.__cause__ = error
     return why
 

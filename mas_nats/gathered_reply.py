@@ -8,7 +8,7 @@ from typing import Any, Self
 import orjson
 
 from mas_nats.message import AgentMessage, Payload, ReplyResult
-from mas_nats.payload import encode, invalid
+from mas_nats.payload import encode, invalid, size_of_text
 from mas_nats.pending import size_of
 from mas_nats.wire.frames import Chunk, joined
 from mas_nats.wire.verdict import Decision
@@ -36,12 +36,7 @@ class GatheredReply:
     async def write(self, chunk: str | Payload) -> None:
         """Add a chunk; see ``message.ReplyWriter``."""
         taken: Chunk = chunk if isinstance(chunk, str) else orjson.loads(encode(chunk))
-        try:
-            self._size += size_of(taken)
-        except UnicodeEncodeError:
-            raise invalid(
-                "json", "the text holds half of a surrogate pair", "Send whole characters"
-            ) from None
+        self._size += size_of_text(taken) if isinstance(taken, str) else size_of(taken)
         if self._size > self._max_payload:
             raise invalid(
                 "max_payload",

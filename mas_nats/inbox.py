@@ -142,8 +142,8 @@ class Inbox:
         self._stopping = True
         try:
             await self._pull.stop()
-            if tasks := self._tasks():
-                await asyncio.wait(tasks, timeout=timeout)
+            if others := self._tasks() - {asyncio.current_task()}:
+                await asyncio.wait(others, timeout=timeout)
         finally:
             try:
                 await self._end()
@@ -152,16 +152,14 @@ class Inbox:
 
     def handling(self) -> bool:
         """Whether this is asked by a handler."""
-        current = asyncio.current_task()
-        return any(each.task is current for each in (*self._running.values(), *self._replaced))
+        return asyncio.current_task() in self._tasks()
 
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        current = asyncio.current_task()
+    def _tasks(self) -> set[asyncio.Task[None]]:
         in_hand = (*self._running.values(), *self._replaced)
-        return [each.task for each in in_hand if each.task is not None and each.task is not current]
+        return {each.task for each in in_hand if each.task is not None}
 
     async def _end(self) -> None:
-        late = self._tasks()
+        late = self._tasks() - {asyncio.current_task()}
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

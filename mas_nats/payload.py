@@ -50,6 +50,19 @@ def encode(data: Payload) -> bytes:
     return body
 
 
+def size_of_text(text: str) -> int:
+    """Bytes of a text in a reply.
+
+    Raises:
+        InvalidMessage: it cannot be sent.
+
+    """
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise invalid("text", "the text is no Unicode", "Write text without lone surrogates") from None
+
+
 def too_large_integer(body: bytes) -> bool:
     """Whether JSON has an integer that is not read as it was written, since it has more than 64 bits."""
     # Digits in a row are found at the speed of memory; only where there are so many is the JSON read.

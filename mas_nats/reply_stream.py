@@ -16,7 +16,7 @@ from mas_nats.calls import Calls
 from mas_nats.errors import MasError, StreamCancelled, Unavailable, error_of
 from mas_nats.interruptible import Interruptible
 from mas_nats.message import AgentMessage, Payload
-from mas_nats.payload import encode, invalid
+from mas_nats.payload import encode, invalid, size_of_text
 from mas_nats.pending import Pending, size_of
 from mas_nats.telemetry.watching import Sending
 from mas_nats.wire import headers
@@ -148,12 +148,7 @@ class FramedReply:
     # -- sending ---------------------------------------------------------------------------------------
     def _checked(self, chunk: str | Payload) -> tuple[Chunk, int]:
         if isinstance(chunk, str):
-            try:
-                return chunk, len(chunk.encode())
-            except UnicodeEncodeError:
-                raise invalid(
-                    "text", "the text is no Unicode", "Write text without lone surrogates"
-                ) from None
+            return chunk, size_of_text(chunk)
         body = encode(chunk)
         if len(body) + FRAME_BYTES > self._max_payload:
             raise invalid(

@@ -17,7 +17,7 @@ import orjson
 from nats.aio.client import Client
 
 from broker_policy.admission.counters import Counters
-from broker_policy.audit.record import Record, RecordKind
+from broker_policy.audit.record import Outcome, Record, RecordKind
 from broker_policy.dlp import Apart
 from broker_policy.jetstream import direct_get_page
 from broker_policy.policy.follower import PolicyFollower
@@ -109,6 +109,15 @@ class Serving:
             Record.decode(each.data) for each in await self.log() if each.subject.startswith("mas.audit.")
         ]
         return [record for record in found if record.writer.endswith(writer)]
+
+    async def outcomes_of_acts(self, count: int = 1) -> list[Outcome]:
+        """Wait until so many acts are settled, at least; the outcomes of all that are, in their order."""
+        async with asyncio.timeout(5):
+            while True:
+                found = [each.outcome for record in await self.records("a") for each in record.settlements]
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.02)
 
     async def recorded(self, kind: RecordKind, timeout: float = 5) -> None:
         """Wait until some record is of ``kind``."""

@@ -98,9 +98,8 @@ class Known:
     """What Redis holds of the decisions and messages that a portion of the log speaks of."""
 
     pending: dict[DecisionName, Pending] = field(default_factory=dict)
-    open: dict[MessageName, list[int]] = field(
-        default_factory=dict
-    )  # several, where a message was released by two
+    # Several decisions where a message was released by two.
+    open: dict[MessageName, list[int]] = field(default_factory=dict)
     early: dict[MessageName, list[Report]] = field(default_factory=dict)
     states: dict[str, StateMark] = field(default_factory=dict)
     batched: dict[DecisionName, Batched] = field(default_factory=dict)

@@ -151,15 +151,14 @@ class LlmHost:
             raise Refusal("unavailable", text, "", 503, UNAVAILABLE, retry_after=1) from None
         except MasError as error:
             raise told(error, message_id) from None
-        document: Any = allowed.get("body") if isinstance(allowed, dict) else None
+        document: dict[str, Any] | None = allowed.get("body") if isinstance(allowed, dict) else None
         if not isinstance(allowed, dict) or isinstance(document, dict) is (asked.document is None):
             raise Refusal("carriage", "what policy lets pass is no request any more", "", 502, UNAVAILABLE)
         if {name: value for name, value in allowed.items() if name != "body"} != beside:
             text = "policy redacts something in the path, the query or a header, and these leave as they are"
             fix = "Put nothing but names into them"
             raise Refusal("llm_header", text, fix, 403, REFUSED, message_id=message_id)
-        allowed_: dict[str, Any] | None = document
-        return allowed_
+        return document
 
     async def _sent(
         self, request: HttpRequest, document: dict[str, Any] | None, end: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import types
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,16 +42,6 @@ async def test_what_is_no_repetition_is_a_conflict(here: Serving):
     assert (await write(here, "i2", 0, n=1)).decision is Decision.STATE_CONFLICT
 
 
-async def outcomes(here: Serving, count: int) -> list[Outcome]:
-    """What became of so many writes."""
-    async with asyncio.timeout(5):
-        while True:
-            found = [each.outcome for record in await here.records("a") for each in record.settlements]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.05)
-
-
 @pytest.mark.parametrize("again", [{"n": 2}, {"n": 1}])
 async def test_an_id_that_was_used_over_another_revision_stores_nothing(here: Serving, again: dict[str, int]):
     first = await write(here, "i1", 0, n=1)
@@ -60,7 +49,7 @@ async def test_an_id_that_was_used_over_another_revision_stores_nothing(here: Se
     assert (verdict.decision, verdict.ok) == (Decision.ID_REUSED, False)
     stored = await here.call("alice", "state", {"op": "get"}, **{headers.MSG_ID: "i2"})
     assert stored.result["revision"] == first.result["revision"]
-    assert await outcomes(here, 2) == [Outcome.APPLIED, Outcome.FAILED]
+    assert await here.outcomes_of_acts(2) == [Outcome.APPLIED, Outcome.FAILED]
 
 
 async def test_nor_does_one_with_another_value_over_the_same(here: Serving):

@@ -381,17 +381,8 @@ async def test_a_reply_that_cannot_be_stored_is_answered(here: Serving, nc: Clie
     await js.update_stream(config)
     verdict = await here.call("bob", "reply", {"n": 1}, **reply)
     assert (verdict.ok, verdict.duplicate) == (True, False)
-    outcomes = await settled_acts(here, 2)
+    outcomes = await here.outcomes_of_acts(2)
     assert outcomes == [Outcome.FAILED, Outcome.APPLIED]
-
-
-async def settled_acts(here: Serving, count: int) -> list[Outcome]:
-    async with asyncio.timeout(5):
-        while True:
-            found = [each.outcome for record in await here.records("a") for each in record.settlements]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.05)
 
 
 async def test_a_state_that_finds_no_room_is_told_so(here: Serving, nc: Client):
@@ -402,7 +393,7 @@ async def test_a_state_that_finds_no_room_is_told_so(here: Serving, nc: Client):
     put = {"op": "put", "revision": 0, "value": {"x": "y" * 5_000}}
     verdict = await here.call("bob", "state", put, **{headers.MSG_ID: "s1"})
     assert (verdict.ok, verdict.retry, verdict.rule) == (False, False, "store")
-    assert await settled_acts(here, 1) == [Outcome.FAILED]
+    assert await here.outcomes_of_acts(1) == [Outcome.FAILED]
 
 
 async def test_a_state_call_that_is_lost_is_unknown_and_told_to_repeat(here: Serving, lossy: Lossy):
@@ -410,4 +401,4 @@ async def test_a_state_call_that_is_lost_is_unknown_and_told_to_repeat(here: Ser
     put = {"op": "put", "revision": 0, "value": {"x": 1}}
     verdict = await here.call("bob", "state", put, **{headers.MSG_ID: "s1"})
     assert (verdict.decision, verdict.retry) == (Decision.UNAVAILABLE, True)
-    assert await settled_acts(here, 1) == [Outcome.UNKNOWN]
+    assert await here.outcomes_of_acts(1) == [Outcome.UNKNOWN]
