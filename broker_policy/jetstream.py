@@ -320,7 +320,7 @@ async def count_by_subject(nc: Client, stream: str, pattern: str, *, timeout: fl
         first = await subscription.next_msg(timeout=timeout)
         if _stored(first) is None:
             return 0
-        return 1 + int((first.headers or {}).get(headers.PENDING_MESSAGES, 0))
+        return 1 + int((first.headers or {}).get(headers.NUM_PENDING, 0))
     finally:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

@@ -85,7 +85,7 @@ async def read(
                 Stored(int(fields["Nats-Sequence"]), fields["Nats-Subject"], message.data, fields)
             )
         elif status in ("204", "404"):
-            ended.set_result(int(fields.get("Nats-Num-Pending", "0")))
+            ended.set_result(int(fields.get(headers.NUM_PENDING, "0")))
         else:
             ended.set_exception(
                 JetStreamError(int(status), f"the log answered a direct get with status {status}")

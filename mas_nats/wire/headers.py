@@ -76,7 +76,8 @@ STORED_SUBJECT = "Nats-Subject"  # put by the server behind all stored headers, 
 STORED_SEQUENCE = "Nats-Sequence"
 STORED_TIME = "Nats-Time-Stamp"
 STORED_PREVIOUS = "Nats-Last-Sequence"  # on what a stream says again: the one before on the same subject
-PENDING_MESSAGES = "Nats-Pending-Messages"
+PENDING_MESSAGES = "Nats-Pending-Messages"  # of a pull that ended, how many it may still be given
+NUM_PENDING = "Nats-Num-Pending"  # of a message that was got from a stream, how many match behind it
 
 MAX_VALUE_BYTES = 1024
 """A header value from an agent longer than this is refused (the reply token excepted)."""

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from broker_policy.audit.record import Outcome
 from broker_policy.delayed import lease as leases
 from broker_policy.delayed import releaser
+from broker_policy.delayed import stream as delayed_stream
 from broker_policy.delayed.claims import Claim, Claims, For
 from broker_policy.delayed.lease import Lease
 from broker_policy.delayed.releaser import Releaser
@@ -443,6 +444,22 @@ async def test_many_at_once_are_held_to_the_limit_and_counted_once(nc: Client):
         assert await held(nc) == 10
         assert len(counted) < 10
         assert (await delay(here, "another", 60_000, sender="bob")).ok
+
+
+async def test_what_has_been_held_for_a_while_counts(nc: Client, monkeypatch: pytest.MonkeyPatch):
+    """Also for a worker that was started since."""
+    monkeypatch.setattr(delayed_stream, "COUNT_EVERY", 0.0)
+    policy = document(limits=Limits(delayed_messages=3))
+    async with serving(nc, policy) as here:
+        for number in range(3):
+            assert (await delay(here, f"m{number}", 60_000)).ok
+        assert (await delay(here, "m3", 60_000)).decision is Decision.DELAYED_FULL
+    async with serving(nc, policy) as here:
+        assert (await delay(here, "m4", 60_000)).decision is Decision.DELAYED_FULL
+        assert (await delay(here, "another", 60_000, sender="bob")).ok
+        assert await cancel(here, "m0")
+        assert (await delay(here, "m5", 60_000)).ok
+        assert await held(nc) == 4
 
 
 async def test_what_was_not_held_leaves_its_room(nc: Client, lossy: Lossy):

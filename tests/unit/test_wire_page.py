@@ -14,6 +14,7 @@ from mas_nats.wire.verdict import Decision
 PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
 OTHERS = {"Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", "Nats-TTL", "Nats-Pending-Messages"}
 OTHERS |= {
+    "Nats-Num-Pending",
     "Nats-Expected-Last-Msg-Id",
     "Nats-Subject",
     "Nats-Sequence",
