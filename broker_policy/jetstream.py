@@ -216,17 +216,22 @@ async def get_last_of_each(
 
     Raises: as ``stream_info``.
     """
-    names: set[str] = set()
-    while True:
-        page = await stream_info(
-            nc, stream, {"subjects_filter": pattern, "offset": len(names)}, timeout=timeout
-        )
-        found = page["state"].get("subjects") or {}
-        names.update(found)
-        if not found or len(names) >= int(page.get("total", 0)):
-            break
+    names = await count_of_each(nc, stream, pattern, timeout=timeout)
     latest = await _at_once(nc, stream, sorted(names), timeout)
     return sorted(latest, key=lambda message: message.sequence)
+
+
+async def count_of_each(nc: Client, stream: str, pattern: str, *, timeout: float = 5.0) -> dict[str, int]:
+    """How many messages each subject has that matches ``pattern``. Raises: as ``stream_info``."""
+    counts: dict[str, int] = {}
+    while True:
+        page = await stream_info(
+            nc, stream, {"subjects_filter": pattern, "offset": len(counts)}, timeout=timeout
+        )
+        found = page["state"].get("subjects") or {}
+        counts |= found
+        if not found or len(counts) >= int(page.get("total", 0)):
+            return counts
 
 
 async def _at_once(nc: Client, stream: str, names: Iterable[str], timeout: float) -> list[StoredMessage]:

@@ -137,7 +137,7 @@ class NamespaceService:
         self._namespace = namespace
         self._follower = follower
         self._registry = Registry(nc)
-        self._room = LogRoom(nc, self._log_bytes, disk)
+        self._room = LogRoom(nc, self._log_bytes, disk, workers=lambda: self._census.workers)
         self._asides = Asides(self._answer)
         deciding = Deciding(
             namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM, clock
@@ -181,6 +181,7 @@ class NamespaceService:
             "probed": self._probed,
             "recall": recall,
             "recent": recent,
+            "inboxes": self._room.inboxes,
             "suspects": Suspects(),
             "single": lambda: self._room.copies == 1,
             "watch": watch,
@@ -224,7 +225,7 @@ class NamespaceService:
         removed = RemovedAgents(nc, undertaker, self._removed)
         self._sweep = Sweep(nc, undertaker, removed, removed_agent=self._removed, every=sweep_every)
         failures = FailureReports(undertaker, self._acts.recorded, deciding, acting, watch=self._breaker)
-        delayed = DelayedStream(nc)
+        self._held = delayed = DelayedStream(nc, workers=lambda: self._census.workers)
         self._delayed = delayed_calls = DelayedCalls(
             delayed, deciding, acting, admission=admission, asides=self._asides
         )
@@ -504,7 +505,7 @@ class NamespaceService:
 
     def _shared_out(self) -> bool:
         """Whether it matters how many workers there are."""
-        return self._limited() or self._shares.used
+        return self._limited() or self._shares.used or self._room.scarce or self._held.scarce
 
     def _breaking(self) -> CircuitBreaker | None:
         table = self._follower.table(self._namespace)

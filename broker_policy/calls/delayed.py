@@ -107,6 +107,8 @@ class DelayedCalls:
                 refusal = refusals.id_reused()
             case Held.TOO_MANY:
                 refusal = refusals.delayed_full(call.sender, most)
+            case Held.TOO_LARGE:
+                refusal = refusals.delayed_large(call.sender)
             case Held.NO_ROOM:
                 refusal = refusals.delayed_bytes()
         return refusal.verdict(call.message_id), Outcome.FAILED

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import nats.errors
 
+from broker_policy.commit.inbox_bytes import InboxBytes
 from broker_policy.commit.judged import Judged
 from broker_policy.commit.writer import Prepared, RecordWriter
 from broker_policy.dedup import RecentIds
@@ -23,12 +24,19 @@ class Answers:
     """Tells verdicts, once they are on record and what they accept is stored."""
 
     def __init__(
-        self, writer: RecordWriter, answer: Answer, probed: Probed, recent: RecentIds, watch: Watch | None
+        self,
+        writer: RecordWriter,
+        answer: Answer,
+        probed: Probed,
+        recent: RecentIds,
+        inboxes: InboxBytes,
+        watch: Watch | None,
     ) -> None:
         self._writer = writer
         self._answer = answer
         self._probed = probed
         self._recent = recent
+        self._inboxes = inboxes
         self._watch = watch
 
     def decided(self, judged: Judged) -> None:
@@ -60,6 +68,7 @@ class Answers:
         for judged in items:
             message = judged.message
             self._recent.add(message.dedup, message.commitment)
+            self._inboxes.stored(judged.call.target, len(message.body))
             size += len(message.body)
         self._writer.stored(size, len(items))
         for judged in items:

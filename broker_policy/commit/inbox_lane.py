@@ -23,6 +23,7 @@ from broker_policy.commit.ahead import AT_ONCE, Ahead, Judging
 from broker_policy.commit.answers import Answer, Answers, Probed
 from broker_policy.commit.behind import Unacknowledged
 from broker_policy.commit.gathered import MAX_BATCH, MAX_BATCH_BYTES, Gathered
+from broker_policy.commit.inbox_bytes import InboxBytes
 from broker_policy.commit.judged import Judged, revision
 from broker_policy.commit.lines import weight
 from broker_policy.commit.lone import Lone, Recall
@@ -71,6 +72,7 @@ class InboxLane:
         probed: Probed,
         recall: Recall,
         recent: RecentIds,
+        inboxes: InboxBytes,
         suspects: Suspects,
         slow: InboxLane | None,
         single: Callable[[], bool] = lambda: False,
@@ -81,9 +83,10 @@ class InboxLane:
         self._judging = judging
         self._ahead = Ahead(judging)
         self._recent = recent
+        self._inboxes = inboxes
         self._suspects = suspects
         self._slow = slow
-        self._answers = answers = Answers(writer, answer, probed, recent, watch)
+        self._answers = answers = Answers(writer, answer, probed, recent, inboxes, watch)
         self._lone = Lone(nc, writer, answers, recall=recall, recent=recent, suspects=suspects, single=single)
         self._waiting: Waiting[Call] = Waiting(lambda call: (call.sender, len(call.body) + 1024))
         self._wake = asyncio.Event()
@@ -191,6 +194,8 @@ class InboxLane:
             gathered.told.append(judged.repetition(same=same))
         elif self._suspects.known_full(call.target):
             gathered.told.append(judged.refused(refusals.inbox_full(call.target)))
+        elif call.target in self._inboxes.over:
+            gathered.told.append(judged.refused(refusals.inbox_bytes(call.target)))
         elif self._slow is not None and (call.probe or self._suspects.suspicious(call.sender, call.target)):
             if not self._slow.put(call):
                 gathered.told.append(judged.refused(refusals.busy()))

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import nats.errors
 from nats.aio.client import Client
 
+from broker_policy.bytes_held import ENVELOPE
 from broker_policy.commit.disk_room import DiskRoom
+from broker_policy.commit.inbox_bytes import InboxBytes
 from broker_policy.jetstream import JetStreamError, api
 from mas_nats.wire import subjects
 
@@ -23,21 +25,27 @@ exceed its limit."""
 BESIDE_MESSAGES = 16
 """One part of so many of the limit is had beyond it by decisions without a message: on replies, states and
 refusals. They leave the log by themselves, and messages that nobody reads must not keep them out."""
-ENVELOPE = 500
-"""Bytes that a message or a record takes in the log beside its body, about."""
 
 
 class LogRoom:
     """The room in the log of one namespace, for all writers of one worker.
 
     ``limit`` says how many bytes the log may have; None: not known at the moment. ``disk`` is the storage
-    below it.
+    below it. ``workers``: how many there are.
     """
 
-    def __init__(self, nc: Client, limit: Callable[[], int | None], disk: DiskRoom | None = None) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        limit: Callable[[], int | None],
+        disk: DiskRoom | None = None,
+        *,
+        workers: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._nc = nc
         self._limit = limit
         self._disk = disk or DiskRoom()
+        self.inboxes = InboxBytes(nc, workers)
         self._bytes = 0  # at the last look
         self._since = 0  # written by this worker since then
         self.copies = 0
@@ -54,6 +62,11 @@ class LogRoom:
         """Whether there is no room either for decisions without a message."""
         return self._disk.full or self._reached(1.0 + 1.0 / BESIDE_MESSAGES)
 
+    @property
+    def scarce(self) -> bool:
+        """Whether so much is taken that it matters by whom."""
+        return self._reached(0.5)
+
     def _reached(self, part: float) -> bool:
         limit = self._limit()
         return limit is not None and self._bytes + self._since >= part * limit
@@ -64,7 +77,7 @@ class LogRoom:
         self._written.set()
 
     async def look(self) -> None:
-        """Ask how large the log is.
+        """Ask how large the log is, and where room is scarce who holds it.
 
         Raises:
             JetStreamError, nats.errors.Error: there is no log, or no answer.
@@ -75,12 +88,14 @@ class LogRoom:
         self._bytes = int(info["state"]["bytes"])
         self.copies = int(info["config"]["num_replicas"])
         self._since -= before
+        if (limit := self._limit()) is not None:
+            await self.inboxes.look(self._bytes, limit)
 
     async def follow(self) -> None:
-        """Look while this worker writes, or while the log is full, until cancelled."""
+        """Look while this worker writes, or while the log or an inbox is full, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if not self.full:
+            if not self.full and not self.inboxes.over:
                 await self._written.wait()
             self._written.clear()
             with contextlib.suppress(nats.errors.Error, JetStreamError, OSError):

@@ -12,6 +12,7 @@ from enum import Enum
 
 from nats.aio.client import Client
 
+from broker_policy.bytes_held import BytesHeld
 from broker_policy.commit.answered import MaybeStored, publish_until_answered
 from broker_policy.delayed.claims import Claims, For, content_of
 from broker_policy.jetstream import (
@@ -22,14 +23,16 @@ from broker_policy.jetstream import (
     delete_message,
     get_last,
     get_message,
+    stream_info,
     subject_full,
 )
+from mas_nats.policy.shares import most_for_one
 from mas_nats.wire import headers, subjects
 from mas_nats.wire.correlation import correlation
 
 COUNT_EVERY = 0.5
 """Seconds between two counts of one sender's messages. By what other workers take meanwhile, and no more, a
-sender can exceed its limit."""
+sender can exceed its limit; by what it has stored meanwhile, the bytes that it may hold."""
 _SENDERS = 10_000
 _PATIENCE = 20.0
 """Seconds for which a publish that is not answered is repeated: less than its sender waits."""
@@ -42,7 +45,8 @@ class Held(Enum):
     KNOWN = 2  # the same waits already, or was released
     OTHER = 3  # another waits, or was released, under this id
     TOO_MANY = 4  # of this sender
-    NO_ROOM = 5  # for anybody
+    TOO_LARGE = 5  # together, those of this sender
+    NO_ROOM = 6  # for anybody
 
 
 @dataclass(slots=True)
@@ -52,6 +56,7 @@ class _Count:
     stored: int = 0  # when they were counted, and since then
     counted: float = -math.inf  # when that was
     storing: Counter[str] = field(default_factory=Counter)  # on their way into the stream, by token
+    large: bool = False  # they hold more bytes than are left for all other senders
     counting: asyncio.Task[None] | None = None
 
     @property
@@ -63,16 +68,25 @@ class _Count:
 class DelayedStream:
     """The delayed messages of one namespace."""
 
-    def __init__(self, nc: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        workers: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._nc = nc
         self._clock = clock
+        self._held = BytesHeld(workers)
         self.claims = Claims(nc)
+        self.scarce = False
+        """Whether so much room is taken that it matters by whom."""
         self._counts: dict[str, _Count] = {}  # by sender
 
     async def hold(
         self, sender: str, message_id: str, body: bytes, fields: dict[str, str], most: int
     ) -> Held:
-        """Store a message, unless its id is in use or ``most`` of its sender wait.
+        """Store a message, unless its id is in use, or ``most`` of its sender wait or hold too many bytes.
 
         An id is in use while something waits under it, and ``REMEMBERED`` seconds after its release began.
 
@@ -84,11 +98,12 @@ class DelayedStream:
         subject = subjects.delayed(sender, token)
         count = await self._counted(sender)
         repeated = token in count.storing  # takes no room of its own
-        if not repeated and count.stored + len(count.storing) >= most:
+        too_many = count.stored + len(count.storing) >= most
+        if not repeated and (too_many or count.large):
             return (
                 await self._compare(subject, body, fields)
                 or await self._released(sender, token, body, fields)
-                or Held.TOO_MANY
+                or (Held.TOO_MANY if too_many else Held.TOO_LARGE)
             )
         count.storing[token] += 1  # before anything is waited for, so that those that come now see it
         held: Held | None = None
@@ -100,6 +115,7 @@ class DelayedStream:
                 del count.storing[token]
             if held in (None, Held.STORED):  # without an answer it may be: the next count says so
                 count.stored += 1
+                self._held.stored(sender, len(body))
         return held
 
     async def _store(self, sender: str, token: str, body: bytes, fields: dict[str, str]) -> Held:
@@ -187,8 +203,18 @@ class DelayedStream:
         try:
             pattern = subjects.delayed(sender)
             found = await count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
+            most = await self._most_for_one()
         finally:
             count.counting = None
         # What was stored meanwhile may be counted twice until the next time: rather than not at all.
         count.stored = found + count.stored - before
+        count.large = most is not None and self._held.of(sender, found) > most
         count.counted = now
+
+    async def _most_for_one(self) -> int | None:
+        stream = await stream_info(self._nc, subjects.DELAYED_STREAM)
+        limit = int(stream["config"]["max_bytes"])
+        self._held.reach(limit)
+        most = most_for_one(int(stream["state"]["bytes"]), limit)
+        self.scarce = most is not None
+        return most

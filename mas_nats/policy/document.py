@@ -69,7 +69,12 @@ class Limits(Strict):
     max_payload: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of a message's body")
     max_state: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of an agent's state as JSON")
     inbox_messages: int = Field(100_000, gt=0, le=_MOST, description="Waiting messages for each agent")
-    log_bytes: int = Field(4 << 30, gt=0, le=_MOST, description="Bytes of the whole INBOX stream")
+    log_bytes: int = Field(
+        4 << 30,
+        gt=0,
+        le=_MOST,
+        description="Bytes of the whole INBOX stream; one inbox takes no more once it holds more than is free",
+    )
     max_delay: float = Field(
         30 * 86400.0, gt=0, le=_LONGEST, description="Seconds until a delayed message is due"
     )

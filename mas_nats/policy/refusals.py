@@ -313,6 +313,19 @@ def inbox_full(target: str) -> Refusal:
     )
 
 
+def inbox_bytes(target: str) -> Refusal:
+    """One agent's inbox holds more of the log than is left for all others."""
+    return Refusal(
+        Decision.INBOX_FULL,
+        "commit",
+        "log_bytes",
+        f"the inbox of {target} holds more than is left in the log for all others",
+        "Retry later; start more instances of the target, send references to large data instead of the data, "
+        "or raise limits.log_bytes",
+        retry=True,
+    )
+
+
 def delayed_full(sender: str, limit: int) -> Refusal:
     """A sender of whom as many delayed messages wait as may."""
     return Refusal(
@@ -321,6 +334,18 @@ def delayed_full(sender: str, limit: int) -> Refusal:
         "delayed_messages",
         f"{limit} delayed messages of {sender} wait already",
         "Retry when some were released, cancel some, or raise limits.delayed_messages",
+        retry=True,
+    )
+
+
+def delayed_large(sender: str) -> Refusal:
+    """A sender whose delayed messages hold more bytes than are left for all other senders."""
+    return Refusal(
+        Decision.DELAYED_FULL,
+        "commit",
+        "log_bytes",
+        f"the delayed messages of {sender} hold more than is left for all others",
+        "Retry when some were released, cancel some, or raise limits.log_bytes, which is their limit too",
         retry=True,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from mas_nats.policy.instances import Instances
 from mas_nats.policy.presence import MAX_HELLO_BYTES, Bye, Discover, Hello, terms
 from mas_nats.policy.prompt import LLM_RULE, prompt
 from mas_nats.policy.shape import well_formed
+from mas_nats.policy.shares import most_for_one
 from mas_nats.policy.state_call import BadStateCall, StateCall
 from mas_nats.policy.table import Table
 from mas_nats.testing.answers import Answers
@@ -185,10 +186,12 @@ class MemoryService:
         limits, waiting = self._limits(), self.consumers[call.target].messages
         if len(waiting) >= limits.inbox_messages:
             return refusals.inbox_full(call.target)
-        stored = sum(
-            len(each.body) for consumer in self.consumers.values() for each in consumer.messages.values()
-        )
-        return refusals.log_full() if stored + len(call.body) > limits.log_bytes else None
+        held = {agent: _bytes(consumer.messages.values()) for agent, consumer in self.consumers.items()}
+        used = sum(held.values())
+        most = most_for_one(used, limits.log_bytes)
+        if most is not None and held[call.target] > most:
+            return refusals.inbox_bytes(call.target)
+        return refusals.log_full() if used + len(call.body) > limits.log_bytes else None
 
     def _prompt(self, call: Call) -> Verdict:
         if (refusal := prompt(call, self.deciding.table, ROOM)) is not None:
@@ -219,3 +222,7 @@ class MemoryService:
         except Reused:
             return refusals.id_reused().verdict(call.message_id)
         return accepted(call.message_id, revision=revision)
+
+
+def _bytes(messages: Iterable[Waiting]) -> int:
+    return sum(len(each.body) for each in messages)

@@ -88,6 +88,7 @@ MUTATIONS = (
         'self._known.get(("", call.message_id))',
     ),
     Mutation("inbox-never-full", "service.py", "if len(waiting) >= limits.inbox_messages:", "if False:"),
+    Mutation("inbox-never-large", "service.py", "held[call.target] > most", "False"),
     Mutation(
         "nothing-refused",
         "deciding.py",

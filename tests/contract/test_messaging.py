@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -200,6 +201,32 @@ async def test_an_allowed_target_that_does_not_exist(stage: Stage):
     (a,) = await stage.recorders("a")
     with pytest.raises(UnknownTarget, match="there is no agent 'ghost'"):
         await a.send("ghost", "note", {})
+
+
+async def test_an_inbox_that_nobody_reads_leaves_half_of_the_log(broker: Broker):
+    limits = LIMITS.model_copy(update={"log_bytes": 1 << 20})
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, limits))
+    a, c = await stage.recorders("a", "c")
+    large = {"text": "x" * 50_000}
+
+    async def fill() -> None:
+        for _ in range(20):
+            await a.send("b", "note", large)
+            await asyncio.sleep(0.06)  # the room is looked at four times a second
+
+    with pytest.raises(Overloaded, match="the inbox of b holds more than is left in the log for all others"):
+        await fill()
+    await a.send("c", "note", large)
+    await eventually(lambda: len(c.got) == 1)
+    await stage.recorders("b")
+    await stage.all_acknowledged("b")
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(Overloaded):
+                await a.send("b", "note", large)
+                break
+            await asyncio.sleep(0.05)
+    await stage.close()
 
 
 async def test_a_full_inbox_refuses_and_takes_again(broker: Broker):

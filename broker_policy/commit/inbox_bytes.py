@@ -1,0 +1,47 @@
+"""Inboxes that hold more of the log than is left for all others: they take no more (ADR 44)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nats.aio.client import Client
+
+from broker_policy.bytes_held import BytesHeld
+from broker_policy.jetstream import count_of_each
+from mas_nats.policy.shares import most_for_one
+from mas_nats.wire import subjects
+
+
+class InboxBytes:
+    """The inboxes of one namespace, as one worker knows them. ``workers``: how many there are."""
+
+    def __init__(self, nc: Client, workers: Callable[[], int]) -> None:
+        self._nc = nc
+        self._held = BytesHeld(workers)
+        self._over: frozenset[str] = frozenset()
+
+    @property
+    def over(self) -> frozenset[str]:
+        """The agents whose inbox held too much at the last look."""
+        return self._over
+
+    def stored(self, agent: str, size: int) -> None:
+        """A message with a body of ``size`` bytes lies in the inbox of ``agent``."""
+        self._held.stored(agent, size)
+
+    async def look(self, used: int, limit: int) -> None:
+        """Find out whose inbox holds more than is free of ``limit`` bytes, of which ``used`` are taken.
+
+        Nobody is asked as long as none can.
+
+        Raises:
+            JetStreamError, nats.errors.Error: there is no log, or no answer.
+
+        """
+        self._held.reach(limit)
+        if (most := most_for_one(used, limit)) is None:
+            self._over = frozenset()
+            return
+        counts = await count_of_each(self._nc, subjects.INBOX_STREAM, subjects.INBOX_SUBJECTS)
+        agents = ((subject.rpartition(".")[2], count) for subject, count in counts.items())
+        self._over = frozenset(agent for agent, count in agents if self._held.of(agent, count) > most)
