@@ -7,9 +7,8 @@ from collections.abc import Callable
 from nats.aio.client import Client
 
 from broker_policy.bytes_held import BytesHeld
-from broker_policy.jetstream import count_of_each
+from broker_policy.dead_letters.inboxes import waiting
 from mas_nats.policy.shares import most_for_one
-from mas_nats.wire import subjects
 
 
 class InboxBytes:
@@ -42,6 +41,5 @@ class InboxBytes:
         if (most := most_for_one(used, limit)) is None:
             self._over = frozenset()
             return
-        counts = await count_of_each(self._nc, subjects.INBOX_STREAM, subjects.INBOX_SUBJECTS)
-        agents = ((subject.rpartition(".")[2], count) for subject, count in counts.items())
-        self._over = frozenset(agent for agent, count in agents if self._held.of(agent, count) > most)
+        counts = await waiting(self._nc)
+        self._over = frozenset(agent for agent, count in counts.items() if self._held.of(agent, count) > most)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from broker_policy.jetstream import api, stream_info
+from broker_policy.jetstream import api, count_of_each
 from mas_nats.wire import subjects
 
 
@@ -26,13 +26,8 @@ async def counts(nc: Client, stream: str, pattern: str) -> dict[str, int]:
 
     Raises: as ``waiting``.
     """
-    found: dict[str, int] = {}
-    while True:
-        info = await stream_info(nc, stream, {"subjects_filter": pattern, "offset": len(found)})
-        some: dict[str, int] = info["state"].get("subjects") or {}
-        found |= {subject.rpartition(".")[2]: count for subject, count in some.items()}
-        if not some or len(found) >= int(info.get("total", 0)):
-            return found
+    found = await count_of_each(nc, stream, pattern)
+    return {subject.rpartition(".")[2]: count for subject, count in found.items()}
 
 
 async def consumers(nc: Client) -> dict[str, dict[str, Any]]:
