@@ -73,7 +73,7 @@ class Limits(Strict):
         4 << 30,
         gt=0,
         le=_MOST,
-        description="Bytes of the whole INBOX stream; one inbox takes no more once it holds more than is free",
+        description="Bytes of the INBOX stream; an inbox that holds more than is free takes no more",
     )
     max_delay: float = Field(
         30 * 86400.0, gt=0, le=_LONGEST, description="Seconds until a delayed message is due"
