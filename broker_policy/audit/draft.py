@@ -21,6 +21,7 @@ class Head:
     index: int
     hash: bytes
     sequence: int
+    made: int = 0  # when that log was made, unix milliseconds; 0: not known
 
 
 class Draft:
@@ -30,6 +31,7 @@ class Draft:
         self.layout = layout
         self.base = head
         self.sequence = head.sequence
+        self.made = head.made
         self.bodies: list[bytes] = []  # canonical entries
         self.hashes: list[bytes] = []  # of each
         self._hash = head.hash
@@ -49,7 +51,7 @@ class Draft:
     @property
     def head(self) -> Head:
         """The head after this append."""
-        return Head(self._index, self._hash, self.sequence)
+        return Head(self._index, self._hash, self.sequence, self.made)
 
     def add(self, entry: Entry) -> int:
         """Add an entry that is not a decision; returns its index."""
@@ -119,7 +121,9 @@ class Draft:
             for first in range(0, len(indexes), _VALUES):
                 yield ["RPUSH", layout.by(name), *indexes[first : first + _VALUES]]
         yield from self._commands
-        head = ("i", str(self._index), "h", self._hash.hex(), "s", str(self.sequence), "t", str(now))
+        head = ["i", str(self._index), "h", self._hash.hex(), "s", str(self.sequence), "t", str(now)]
+        if self.made:
+            head += ("m", str(self.made))
         yield ["HSET", layout.head, *head]
         yield ["SADD", NAMESPACES, layout.namespace]
 

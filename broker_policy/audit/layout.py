@@ -2,7 +2,8 @@
 
 mas:audit:namespaces               set: the namespaces that have an audit
 mas:audit:<ns>:chain               stream, ids <index>-0: e canonical entry, h hash
-mas:audit:<ns>:head                hash: i index, h hash, s last projected log sequence, t time
+mas:audit:<ns>:head                hash: i index, h hash, t time, s last projected sequence of the log,
+                                   m when that log was made
 mas:audit:<ns>:writers             hash: writer -> its state
 mas:audit:<ns>:batches             hash: writer -> its last batch's number, and index of the first decision
 mas:audit:<ns>:outcomes:<block>    string: one letter an entry

@@ -38,7 +38,10 @@ async def begin_anew(tail: Tail, end: log.End) -> None:
     """
     before, layout = tail.head.sequence, tail.store.layout
     newest = max((state.seen for state in tail.writers.values()), default=0)
-    made_anew = not end.sequence or end.made + _CLOCKS > newest
+    if tail.head.made:
+        made_anew = tail.head.made != end.made
+    else:  # projected by a version that did not note it
+        made_anew = not end.sequence or end.made + _CLOCKS > newest
     draft, settled, room = tail.draft(), Settled(), AT_ONCE
     async for command, key, lost in _waiting(tail, 0 if made_anew else end.sequence):
         for first in range(0, len(lost), AT_ONCE):
@@ -58,7 +61,7 @@ async def begin_anew(tail: Tail, end: log.End) -> None:
     await _drop_reports(tail, draft, 0 if made_anew else end.sequence)
     if made_anew:
         draft.command("DEL", layout.opened, layout.batches)
-    draft.sequence = 0
+    draft.sequence, draft.made = 0, end.made
     await tail.append(draft)
 
 

@@ -114,7 +114,7 @@ class Projector:
         self._settler = Settler(self._tail, nc, prober, self._reach_end, alive=alive, remember=remember)
         self._removal = Removal(nc, clock=clock)
         self._next: dict[str, float] = {}
-        self._made = 0  # when the log was made that is projected; 0: not known
+        self._made = 0  # when the log was made that is projected, where Redis does not say; 0: not known
 
     # -- for ever ------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -245,6 +245,7 @@ class Projector:
 
     async def _project_page(self) -> log.Page:
         await self._tail.refresh()
+        self._made = self._tail.head.made or self._made
         page = await log.read(self._nc, self._tail.head.sequence + 1, most=RECORDS, max_bytes=PAGE)
         if not page.messages:
             if self._due("restart", _RESTART_CHECK_EVERY):
@@ -261,6 +262,7 @@ class Projector:
             async for record in _in_turns(portion):
                 projection.take(record)
             projection.finish(self._tail.now())
+            projection.draft.made = self._made
             await self._tail.append(projection.draft, projection.seen)
             self._removal.projected(portion)
         if newer is not None:
@@ -377,16 +379,15 @@ class Projector:
 
     async def _is_another(self) -> bool:
         """Whether what was read is of another log than what is projected; that one is begun then."""
-        if self._made != 0 and (await log.end(self._nc)).made == self._made:
-            return False
-        return await self._notice_restart()
+        return (await log.end(self._nc)).made != self._made and await self._notice_restart()
 
     async def _notice_restart(self) -> bool:
         """A log that ends below what is projected was made anew: say so, and project it from its start.
 
-        So was one that is younger than the one that this projector has projected, however long it is.
+        So was one that was made at another time than the one that is projected, however long it is.
         """
         end = await log.end(self._nc)
+        self._made = self._tail.head.made or self._made
         if self._made in (0, end.made):
             self._made = end.made
             if end.sequence >= self._tail.head.sequence:

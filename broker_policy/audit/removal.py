@@ -36,11 +36,9 @@ class Removal:
         self._newest: dict[str, int] = {}  # of each writer with records to remove: where its last one lies
         self._began = False
         self._marks: deque[tuple[float, int]] = deque()  # when the projection had reached which sequence
-        self._log = 0  # when the log was made in which all this lies; 0 before the first look
 
     def forget(self) -> None:
         """Begin again: the log was made anew, or may have been."""
-        self._log = 0
         self._newest.clear()
         self._marks.clear()
         self._began = False
@@ -86,12 +84,11 @@ class Removal:
 
         Where it is another, nothing of it is projected until the projector has noticed, and has this forget.
         """
-        end = await log.end(self._nc)
-        if not self._log:
-            self._log = end.made
+        if not self._began:
             tail.forget()
             await tail.refresh()
-        return self._log == end.made and end.sequence >= tail.head.sequence
+        end = await log.end(self._nc)
+        return tail.head.made in (0, end.made) and end.sequence >= tail.head.sequence
 
     async def _remove_old(self, last: int) -> int:
         """Remove everything that is old enough, probes included."""

@@ -25,6 +25,7 @@ PAGE = 1000
 """Entries read at once."""
 _HEAD = ("i", "h", "s")
 """What says where a chain ends."""
+_HEAD_AND_LOG = (*_HEAD, "m")
 NO_HEAD = (None,) * len(_HEAD)
 """What ``heads`` gives for a namespace without a chain."""
 
@@ -112,12 +113,12 @@ class Store:
             redis.exceptions.RedisError: Redis does not answer.
 
         """
-        return self._head(await self.redis.hmget(self.layout.head, *_HEAD))
+        return self._head(await self.redis.hmget(self.layout.head, *_HEAD_AND_LOG))
 
     async def end(self) -> End:
         """How the chain ends. Errors as ``head``."""
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(self.layout.head, *_HEAD)
+            pipe.hmget(self.layout.head, *_HEAD_AND_LOG)
             pipe.xrevrange(self.layout.chain, count=1)
             pipe.xinfo_stream(self.layout.chain)  # an error where there is no chain
             head, last, info = await pipe.execute(raise_on_error=False)
@@ -152,11 +153,11 @@ class Store:
         """Remember a segment. Errors as ``head``."""
         await self.redis.hset(self.layout.seals, str(signed.seal.last), signed.encode())
 
-    def _head(self, fields: tuple[bytes | None, bytes | None, bytes | None]) -> Head:
-        index, digest, sequence = fields
+    def _head(self, fields: tuple[bytes | None, bytes | None, bytes | None, bytes | None]) -> Head:
+        index, digest, sequence, made = fields
         if index is None:
             return Head(0, chain.genesis(self.layout.namespace), 0)
-        return Head(int(index), bytes.fromhex((digest or b"").decode()), int(sequence or 0))
+        return Head(int(index), bytes.fromhex((digest or b"").decode()), int(sequence or 0), int(made or 0))
 
     async def append(self, draft: Draft) -> bool:
         """Append ``draft``; False, and nothing changed, when the chain no longer ends where it began.

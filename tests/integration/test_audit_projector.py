@@ -1293,6 +1293,37 @@ async def test_a_log_that_was_cut_off_still_has_what_lies_before(nc, redis, monk
     assert await outcomes(redis, sender="alice") == ["h", "h", "?", "?"]
 
 
+async def test_who_takes_over_notices_that_the_log_is_another_however_long_it_is(nc, redis, projector):
+    """Nobody projected while it was lost, made anew, and grew."""
+    await (await LogWriter(nc).open()).batch([line(Way.BATCH) for _ in range(3)])
+    await project(projector)
+    before = await projector.store.head()
+    await make_anew(nc)
+    writer = await LogWriter(nc).open()
+    for _ in range(before.sequence + 5):
+        await writer.write(RecordKind.DECISIONS, decisions=(line(sender="dora"),))
+    assert (await log.end(nc)).sequence > before.sequence
+    await project(Projector(NAMESPACE, nc, redis, KEY))
+    assert await outcomes(redis, sender="alice") == ["?"] * 3
+    assert len(await ask(Store(redis, NAMESPACE), Question(sender="dora"), limit=100)) == before.sequence + 5
+    [text] = await alarms(redis)
+    assert "restarted" in text
+
+
+async def test_of_a_head_that_an_earlier_version_wrote_it_is_not_known_which_log_it_is_of(
+    nc, redis, projector
+):
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH) for _ in range(3)])
+    await project(projector)
+    await redis.hdel(projector.store.layout.head, "m")
+    await writer.write(RecordKind.MARK)
+    other = Projector(NAMESPACE, nc, redis, KEY)
+    await project(other)
+    assert await alarms(redis) == []
+    assert (await other.store.head()).made == (await log.end(nc)).made
+
+
 @pytest.mark.parametrize("noticed_by", ["this", "another", "nobody"])
 async def test_nothing_is_removed_from_a_new_log_that_is_not_projected(nc, redis, noticed_by):
     """A projector that removed from the log before, whose records had the same places."""
