@@ -149,7 +149,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(c.JWT, r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{4,}\.[A-Za-z0-9_\-]{4,}"),
     Pattern(
         c.PASSWORD,
-        r"""(?i)\b(?:[a-z]+[_\-])?(?:password|passwd|passphrase|passcode|pwd)["']?\s*(?:[:=]|[=-]>)\s*["']?([^\s"'<>&]{4,})""",
+        r"""(?i)(?:password|passwd|passphrase|passcode|(?:\b|_)pwd)["']?\s*(?:[:=]|[=-]>)\s*["']?([^\s"'<>&]{4,})""",
         v.password,
     ),
     Pattern(
@@ -164,7 +164,7 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(c.PASSWORD, r"""(?i)\b(?:pw|pass)["']?\s*[:=]\s*["']?([^\s"'<>&]{4,})""", v.mixed),
     Pattern(c.PASSWORD, r"""\bcurl\b[^\n]*\s(?:-u|--user)[\s=]["']?[^\s:"']+:([^\s"']{3,})""", v.password),
-    Pattern(c.PASSWORD, r"\b[a-z][a-z0-9+.\-]*://[^\s/:@\"']*:([^\s/@\"']{3,})@", v.password),
+    Pattern(c.PASSWORD, r"://[^\s/:@\"']*:([^\s/@\"']{3,})@", v.password),
     Pattern(c.PASSWORD, r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+([A-Za-z0-9+/]{8,}={0,2})"),
 )
 

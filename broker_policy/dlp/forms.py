@@ -33,6 +33,8 @@ _LEAST = 20
 """Characters that a stretch of base64 has at least."""
 BASE64 = rf"[A-Za-z0-9+/_\-]{{{_LEAST},}}(?:\r?\n[A-Za-z0-9+/_\-]{{4,}})*"
 _BASE64 = re.compile(BASE64)
+_PIECE = re.compile(rf"[A-Za-z0-9+]{{{_LEAST},}}")
+"""What of such a stretch is left where the signs part it that also part names."""
 _LETTER = b"A"
 _LETTERS = bytes(
     _LETTER[0] if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in "+/_-") else 0
@@ -41,9 +43,19 @@ _LETTERS = bytes(
 """Makes one letter of every character of base64, so that a stretch is found by looking for that letter."""
 _PRINTED = bytes((*range(32, 127), *b"\r\n\t"))
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"), "-")
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u180e"), "")
+_NOT_DRAWN = (
+    *((0x00, 0x00), (0xAD, 0xAD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5)),
+    *((0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164)),
+    *((0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3)),
+    *((0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+)
+"""Characters that nobody sees, first and last: those that Unicode lets a program ignore (its property
+``Default_Ignorable_Code_Point``), marks of annotations, and NUL."""
+_INVISIBLE = dict.fromkeys((each for first, last in _NOT_DRAWN for each in range(first, last + 1)), "")
 _DRAWN = {**_DASHES, **_INVISIBLE}
-_TO_DRAW = re.compile("[" + "".join(map(chr, _DRAWN)) + "]")
+_TO_DRAW = re.compile(
+    "[" + "".join(map(chr, _DASHES)) + "".join(f"{chr(a)}-{chr(b)}" for a, b in _NOT_DRAWN) + "]"
+)
 _DIGIT = re.compile(r"[^\D0-9]")
 _HALF = re.compile("[\ud800-\udfff]")
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F\-]{20,64}")
@@ -69,7 +81,7 @@ def unescaped(raw: bytes) -> str:
     """JSON with its escapes resolved, at one level. No JSON any more, but every string of it is in there."""
     if b"\\" not in raw:
         return raw.decode(errors="replace")
-    text = raw.replace(b"\\\\", b"\x00")
+    text = raw.replace(b"\\\\", b"\x00").replace(b"\\u0000", b"")  # which is not drawn
     for written, meant in _SHORT:
         text = text.replace(written, meant)
     out = text.decode(errors="replace")
@@ -91,9 +103,14 @@ def whole(text: str) -> str:
     return text if text.isascii() else _HALF.sub("\ufffd", text)
 
 
+def as_drawn(text: str) -> bool:
+    """Whether ``text`` is surely plain as it is."""
+    return text.isascii() and "\0" not in text
+
+
 def plain(text: str) -> str:
     """``text`` with digits, letters and dashes as ASCII writes them, and without what is not drawn."""
-    if text.isascii():
+    if as_drawn(text):
         return text
     if _TO_DRAW.search(text):
         text = text.translate(_DRAWN)
@@ -104,7 +121,7 @@ def plain(text: str) -> str:
 
 def plain_view(text: str) -> View | None:
     """``plain`` with the places; None where it is the same."""
-    if text.isascii() or plain(text) == text:
+    if as_drawn(text) or plain(text) == text:
         return None
     out: list[str] = []
     places: list[int] = []
@@ -113,6 +130,18 @@ def plain_view(text: str) -> View | None:
         out.append(form)
         places += [position] * len(form)
     return View("".join(out), places)
+
+
+def views(text: str) -> Iterator[View]:
+    """``text`` in its other forms: drawn plainly, without percent signs, and both."""
+    if (drawn := plain_view(text)) is not None:
+        yield drawn
+    if (said := percent_view(text)) is not None:
+        yield said
+        if (drawn := plain_view(said.text)) is not None:
+            assert drawn.places is not None  # noqa: S101 - it is another text
+            assert said.places is not None  # noqa: S101
+            yield View(drawn.text, [said.places[place] for place in drawn.places])
 
 
 def percent_view(text: str) -> View | None:
@@ -151,6 +180,10 @@ def base64_runs(text: str) -> Iterator[tuple[int, int, str]]:
             continue  # an id
         if (said := _decoded(found[0])) is not None:
             yield start, at, said
+            continue
+        for piece in _PIECE.finditer(found[0]):  # something stands before it, as a path does
+            if len(piece[0]) < at - start and (said := _decoded(piece[0])) is not None:
+                yield start + piece.start(), start + piece.end(), said
 
 
 def _decoded(run: str) -> str | None:

@@ -73,7 +73,7 @@ def possible(rules: Ruleset, raw: bytes) -> set[int]:
     if b"\\" not in raw:
         return _possible(rules, raw, raw.decode(errors="replace"), forms.MAX_LEVELS)
     hits: set[int] = set()
-    for _ in range(forms.MAX_LEVELS):  # the strings of the body, those of JSON in them, ...
+    for _ in range(1 + forms.MAX_LEVELS):  # the strings of the body, those of JSON in them, ...
         text = forms.unescaped(raw)
         raw = text.encode(errors="replace")
         hits |= _possible(rules, raw, text, forms.MAX_LEVELS)
@@ -91,6 +91,8 @@ def _possible(rules: Ruleset, raw: bytes, text: str, levels: int) -> set[int]:
         return hits
     if (said := forms.unquoted(text)) is not text:
         hits |= rules.look(said)[0]
+        if not said.isascii() and (plain := forms.plain(said)) != said:
+            hits |= rules.look(plain)[0]
     for _, _, inner in forms.base64_runs(text):
         hits |= _possible(rules, inner.encode(errors="replace"), inner, levels - 1)
         if "\\" in inner:

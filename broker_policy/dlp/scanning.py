@@ -22,6 +22,8 @@ _STRING = 8
 """As many levels JSON in a string or in base64 counts for: reading into it takes as much of the stack."""
 ENOUGH = 1_000
 """Finds of one rule that redacts nothing, after which it is not asked again: more change nothing."""
+_MAY_BE_JSON = re.compile(r'\ufeff?[ \t\r\n]*[{\["]')
+"""How an object, a list or a text begins that stands as JSON in a string."""
 _SIGNS = re.compile(r"[^a-z0-9]")
 _NAMING = frozenset({"name", "key", "field", "label", "parameter", "param"})
 _VALUED = frozenset({"value", "val", "content", "data"})
@@ -144,11 +146,11 @@ class Scan:
     # -- text ----------------------------------------------------------------------------------------
     def text(self, text: str, path: str = "$", named: str = "", level: int = 0, depth: int = 0) -> str:
         """``text``, which stands ``depth`` levels deep, redacted; what is found in it is noted."""
-        if level < forms.MAX_LEVELS and text[:64].lstrip()[:1] in ("{", "["):
+        if level < forms.MAX_LEVELS and _MAY_BE_JSON.match(text):
             inner = _nested(text)
             if inner is not None:
                 before = len(self.places)
-                made = self.value(inner, f"{path}(json)", depth=depth + _STRING)
+                made = self.value(inner, f"{path}(json)", named, depth + _STRING)
                 return text if len(self.places) == before or made is inner else dumps(made)
         kept = self.note(self.finds(text, named, level, depth), path)
         return cut(text, [find for find in kept if find.rule.action is DlpAction.REDACT])
@@ -160,10 +162,9 @@ class Scan:
 
     def _in_all_forms(self, text: str, level: int, depth: int) -> Iterator[Find]:
         yield from self._matches(text)
-        for make in (forms.plain_view, forms.percent_view):
-            if (view := make(text)) is not None:
-                for find in self._matches(view.text):
-                    yield Find(*view.span(find.start, find.end), find.rule)
+        for view in forms.views(text):
+            for find in self._matches(view.text):
+                yield Find(*view.span(find.start, find.end), find.rule)
         if level < forms.MAX_LEVELS and len(text) >= 20:
             for start, end, said in forms.base64_runs(text):
                 inner = Scan(self.ruleset, self.hits)
@@ -272,10 +273,10 @@ def _write(value: Any, write: Callable[[str], None]) -> None:
 
 def _nested(text: str) -> Any:
     try:
-        value = loads(text)
+        value = loads(text.removeprefix("\ufeff"))
     except ValueError:
         return None
-    return value if isinstance(value, Object | list) else None
+    return value if isinstance(value, Object | list | str) else None
 
 
 def _written_out(text: str) -> str:

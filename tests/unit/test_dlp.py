@@ -110,6 +110,21 @@ def _escaped(text: str) -> bytes:
     return b'{"t":"' + "".join(f"\\u{ord(each):04x}" for each in text).encode() + b'"}'
 
 
+def _wide(text: str) -> str:
+    return "".join(chr(ord(each) + 0xFEE0) if each.isalnum() else each for each in text)
+
+
+def _packed(text: str) -> str:
+    return base64.urlsafe_b64encode(f"value is {text}.".encode()).decode()
+
+
+def _in_strings(text: str, levels: int) -> bytes:
+    value: Any = {"t": text}
+    for _ in range(levels):
+        value = {"t": json.dumps(value)}
+    return json.dumps(value).encode()
+
+
 @pytest.mark.parametrize("secret", [SSN, CARD, AWS])
 @pytest.mark.parametrize(
     "form",
@@ -123,6 +138,13 @@ def _escaped(text: str) -> bytes:
         lambda text: orjson.dumps({"t": "x" + base64.b64encode(f"value is {text}".encode()).decode()}),
         lambda text: orjson.dumps({"t": "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in text)}),
         lambda text: orjson.dumps({"t": "\u200b".join(text)}),
+        lambda text: orjson.dumps({"t": json.dumps(text)}),
+        lambda text: orjson.dumps({"t": json.dumps(json.dumps(text))}),
+        lambda text: orjson.dumps({"t": "\ufeff" + json.dumps([text])}),
+        lambda text: _in_strings(_wide(text), 4),
+        lambda text: orjson.dumps({"t": quote(_wide(text), safe="")}),
+        lambda text: orjson.dumps({"t": "https://x.example/files/" + _packed(text)}),
+        lambda text: orjson.dumps({"t": f"payload_{_packed(text)}"}),
         lambda text: b'{"t":"' + text.encode() + b'","t":"harmless"}',
         lambda text: orjson.dumps({"t": {text: 1}}),
         lambda text: orjson.dumps([[[[{"t": [text]}]]]]),
@@ -130,6 +152,55 @@ def _escaped(text: str) -> bytes:
 )
 def test_no_form_hides_a_secret(secret: str, form: Any):
     assert len(types(form(secret))) == 1
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        *("\0", "\u00ad", "\u034f", "\u061c", "\u180b", "\u200b", "\u200f", "\u202a", "\u202c", "\u202d"),
+        *("\u2060", "\u2063", "\u2066", "\u2069", "\u3164", "\ufe0f", "\ufeff", "\ufffa", "\U000e0041"),
+    ],
+    ids=lambda sign: f"U+{ord(sign):04X}",
+)
+@pytest.mark.parametrize("secret", [SSN, CARD, AWS])
+def test_what_is_not_drawn_hides_nothing(secret: str, sign: str):
+    assert len(types({"t": f"see {sign.join(secret)} there"})) == 1
+    assert len(types({"t": json.dumps({"inner": sign.join(secret)})})) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"name": "cvv", "value": 123}),
+        json.dumps(json.dumps({"name": "cvv", "value": 123})),
+        json.dumps(json.dumps({"cvv": 123})),
+        "\ufeff" + json.dumps({"name": "cvv", "value": 123}),
+        " " * 80 + json.dumps({"name": "cvv", "value": 123}),
+    ],
+)
+def test_names_in_json_in_a_string_say_what_their_values_are(text: str):
+    assert types({"t": text}) == ("cvv",)
+
+
+def test_a_name_says_it_also_of_a_list_in_a_string():
+    assert types({"passwords": json.dumps(["tulip", "rose"])}) == ("password",)
+    assert types({"password": json.dumps("tulip")}) == ("password",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("SPRING_DATASOURCE_PASSWORD=tulip99", "DB2_PASSWORD=tulip99", "dbPassword: tulip99"),
+        *("MY_DB_PWD=tulip99", "HTTPS://ada:tulip99@x.example/", "://ada:tulip99@x.example/"),
+    ],
+)
+def test_a_password_whatever_its_name_begins_with(text: str):
+    assert types({"t": f"in .env: {text}"}) == ("password",)
+
+
+@pytest.mark.parametrize("text", ["OLDPWD=/home/ada", "noPassword: required"])
+def test_a_name_that_holds_such_a_word_and_no_password(text: str):
+    assert types({"t": text}) == ()
 
 
 def test_a_name_that_comes_twice_hides_nothing():
