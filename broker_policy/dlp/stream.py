@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
+from broker_policy.dlp import forms
 from broker_policy.dlp.apart import Apart
 from broker_policy.dlp.judging import LARGE, NESTING, UNREADABLE, Judgement, judge, possible
 from broker_policy.dlp.ruleset import Ruleset
@@ -33,18 +34,26 @@ LONGEST_WORD = 8_192
 
 _SAY_WORDS = (
     "pass|pwd|secret|key|token|bearer|authorization|basic|ssn|social|security|cvv|cvc|cvn|card|mrn|"
-    "medical|patient|insurance|policy|member|subscriber|medicaid|medicare|aws|api|access|auth|client"
+    "medical|patient|insurance|policy|member|subscriber|medicaid|medicare|beneficiary|aws|api|access|auth|"
+    "client|visa|payment|credit|debit"
 )
+_SHORT_WORDS = "pw|pan|cc|mbi"  # parts of many others
 _FIRST_SIGNS = (
     "sk-|rk_|sk_|gh|github_pat_|glpat-|xox|xapp-|whsec_|AIza|ya29.|GOCSPX-|SG.|npm_|hf_|pypi-|AKIA|"
-    "ASIA|ABIA|ACCA|eyJ|AGE-|PuTTY|-----"
+    "ASIA|ABIA|ACCA|eyJ|AGE-|PuTTY|-----|hooks.slack.com|curl|SA|SC|SN|SO|SU|SX"
 )
-_SAYS, _STARTS = _SAY_WORDS.split("|"), _FIRST_SIGNS.split("|")
-_SAID = re.compile(f"(?:{_SAY_WORDS})" + r"[^\n]{0,48}\Z", re.IGNORECASE)
+_SAYS, _STARTS = f"{_SAY_WORDS}|{_SHORT_WORDS}".split("|"), _FIRST_SIGNS.split("|")
+_SAID = re.compile(rf"(?:{_SAY_WORDS}|\b(?:{_SHORT_WORDS})\b).{{0,48}}\Z", re.IGNORECASE | re.DOTALL)
+_FAR = 512
+"""Characters of a line in which what stands at its beginning says what comes later."""
+_SAID_BEFORE = re.compile(rf"\b(?:curl|(?i:card))\b[^\n]{{0,{_FAR}}}\Z")
+_RECORD = re.compile(r"\bM(?:R\s?#?\s?\d{0,10})?\Z")
 _WORD = re.compile(r"\S+\Z")
+_LAST = re.compile(r"[\w.\-]+\Z")
 _NUMBERS = re.compile(r"\S*\d(?:[\d\s.\-]{0,62})\Z")
 _ARMOUR = re.compile(r"-{2,5}[^\n-]{0,48}-{0,5}\Z")
-_SIGNS = re.compile(r"[\d_:=@/+%\-\"'{\\]")
+_SIGNS = re.compile(r"[\d_:=@/+%\-\"'{\\]|[a-z][A-Z]")
+"""What prose has not within a word; letters in turn are those of base64."""
 
 Rules = Callable[[], Ruleset | None]
 Refuse = Callable[[Judgement], Refusal]
@@ -296,6 +305,15 @@ def _redacted(text: str, spans: Sequence[Find], first: int, last: int) -> str:
 
 def _beginning(text: str) -> int:
     """Where at the end of ``text`` the beginning of a secret may be; its length where nowhere."""
+    first = _plain_beginning(text)
+    tail = max(0, len(text) - 2 * _FAR)
+    view = forms.plain_view(text[tail:])
+    if view is not None and (drawn := _plain_beginning(view.text)) < len(view.text):
+        first = min(first, tail + view.span(drawn, drawn)[0])
+    return first
+
+
+def _plain_beginning(text: str) -> int:
     end = len(text)
     first = end
     tail = max(0, end - LONGEST_WORD)
@@ -304,15 +322,24 @@ def _beginning(text: str) -> int:
     near = max(0, end - 96)
     if numbers := _NUMBERS.search(text, near):
         first = min(first, numbers.start())
-    for shape in (_SAID, _ARMOUR):
+    for shape in (_SAID, _ARMOUR, _RECORD):
         if found := shape.search(text, near):
             first = min(first, found.start())
+    if first < end and (said := _SAID.search(text, max(0, first - 96), first)):
+        first = said.start()  # what waits is what it is by what stands before it
+    if said := _SAID_BEFORE.search(text, max(0, end - _FAR - 8)):
+        first = min(first, said.start())
     return first
 
 
 def _may_begin(word: str) -> bool:
     if len(word) >= 16 or _SIGNS.search(word):
         return len(word) < LONGEST_WORD
+    last = _LAST.search(word)
+    return _begins(word) or (last is not None and _begins(last[0]))
+
+
+def _begins(word: str) -> bool:
     lower = word.lower()
     return any(each.startswith(lower) or lower.endswith(each) for each in _SAYS) or any(
         each.startswith(word) or word.startswith(each) for each in _STARTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import re
 from typing import Any
 
 import orjson
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_policy.dlp import StreamScreen, judge, ruleset
+from broker_policy.dlp import StreamScreen, corpus, judge, ruleset
+from broker_policy.dlp.forms import base64_runs
 from broker_policy.dlp.reach import ENDLESS, reach
 from broker_policy.dlp.ruleset import WINDOW, Ruleset
 from broker_policy.passed import MARK
@@ -95,6 +97,61 @@ def test_blocked_is_blocked_wherever_it_is_cut(secret: str, places: list[int]):
     assert refusal is not None
     assert (refusal.decision, refusal.rule) == (Decision.DLP_BLOCKED, f"dlp:{SECRETS[secret]}")
     assert secret[-4:] not in said + refusal.reason
+
+
+CORPUS = sorted(
+    {
+        text
+        for case in corpus.read()
+        for text in case.body.values()
+        if isinstance(text, str) and not list(base64_runs(text))
+    }
+)
+"""Without base64, of which the first letters look like any others."""
+_CUTS = {
+    "letters": list,
+    "words": re.compile(r"\s*\S+|\s+\Z").findall,
+    "tokens": re.compile(r"\s?\S{1,4}|\s").findall,
+}
+BUILT_IN = Dlp(policy_overrides=dict.fromkeys(("email", "phone", "address", "icd10"), DlpAction.ALERT))
+
+
+def _leaks(text: str, parts: list[str]) -> bool:
+    """Whether something that is found in ``text`` gets through when it comes in ``parts``."""
+    whole, steps = stream([[text]], BUILT_IN)
+    if steps[-1].refusal is None and whole in ([text], []):
+        return False
+    out, steps = stream([[part] for part in parts], BUILT_IN)
+    return steps[-1].refusal is None and out != whole
+
+
+@pytest.mark.parametrize("cut", _CUTS)
+def test_nothing_of_the_corpus_gets_through_in_parts(cut: str):
+    assert len(CORPUS) > 300
+    assert [text for text in CORPUS if _leaks(text, _CUTS[cut](text))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "curl --silent --location 'https://x.example/a/b/c/d/e/f/g/h/i' -H 'accept: x' -u ada:tulip99 and",
+        "https://hooks.slack.com/services/T000/B000/abcdefghijkl and",
+        "redis://:tulip99@x.example and",
+        "MR # 1234567 and",
+        "pw = tulip99 and",
+        "payment was made with 4222222222222 and",
+        "beneficiary is 1EG4TE5MK73 and",
+        "the aws deployment token for all of them = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY and",
+        "passphrase is " + "tulip-rose-and-others-" * 5 + " and",
+        "the card was sent to you by mail last week, and of course its security code is 123 and",
+        "password:\n  tulip99 and",
+        "\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44 is tulip99 and",
+    ],
+)
+def test_what_says_that_something_is_a_secret_waits_as_long_as_it(text: str):
+    assert not _leaks(text, list(text))
+    for place in range(1, len(text)):
+        assert not _leaks(text, [text[:place], text[place:]]), text[:place]
 
 
 @given(st.sampled_from(sorted(SECRETS)), PLACES)
