@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import string
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -220,6 +222,25 @@ async def test_an_instance_that_was_there_keeps_its_place(here: Serving):
     assert (await here.call("mallory", "hello", {})).rule == "instances"
     again = await here.call("mallory", "hello", {"instance": first})
     assert again.result["instance"] == first
+
+
+async def test_what_an_agent_makes_up_does_not_hold_up_who_looks_for_others(here: Serving):
+    """All capabilities that fit into its hellos, none of them declared."""
+    shortest = ["".join(each) for each in itertools.product(string.printable[:62], repeat=3)]
+    for number in range(40):
+        some = shortest[number * 1_300 : (number + 1) * 1_300]
+        await here.call("mallory", "hello", {"capabilities": some})
+    alive = here.service._registry._instances.alive("mallory")
+    assert sum(len(each.capabilities) for each in alive.values()) > 40_000
+    table = here.service._follower.table("default")
+    assert table is not None
+    took = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        (found,) = here.service._registry.discover("alice", [], table)
+        took.append(time.perf_counter() - begun)
+    assert (found["agent_id"], found["capabilities"]) == ("mallory", [])
+    assert min(took) < 0.001, "the loop of a worker, which everybody waits for"
 
 
 async def test_what_the_registry_should_not_hold_stops_nobody(nc: Client):
