@@ -114,6 +114,9 @@ class Outbound:
         if received.method == "CONNECT":
             text = "tunnels are not carried: nobody could see what is in them"
             raise Refusal("connect", text, "Use http:// addresses", status=405, code=REFUSED)
+        if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
+            text = "a page of a browser asks, and those are no applications"
+            raise Refusal("origin", text, "Send no Origin header", status=403, code=REFUSED)
         host, target = headers.get("host", "").lower(), received.target
         if not target.startswith("/"):
             try:

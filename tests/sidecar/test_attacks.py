@@ -156,6 +156,16 @@ async def test_host_mapping_without_a_proxy(town: Town):
     assert b"transfer_money" in answer
 
 
+@pytest.mark.parametrize("who", [b"", b"origin: https://evil.example\r\n", b"sec-fetch-site: cross-site\r\n"])
+@pytest.mark.parametrize("host", [b"echo.test", b"echo.test:80"])
+async def test_a_page_of_a_browser_reaches_no_application(town: Town, who: bytes, host: bytes):
+    """What a page may send anywhere without being asked first; the control is nobody's page."""
+    head = b"POST /v1/tasks/one:cancel HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n%s" % (host, who)
+    answer = await raw(town, head + b"content-length: 0\r\n\r\n")
+    assert (b" 403 " in answer.partition(b"\r\n")[0]) is bool(who), answer
+    assert (orjson.loads(answer.partition(b"\r\n\r\n")[2]).get("rule") == "origin") is bool(who), answer
+
+
 async def test_types_of_applications_before_anything_leaves(town: Town):
     async with shop(town, "bank") as http:
         answer = await http.post("http://echo.test/", json=rpc("message/send", {}))
