@@ -65,16 +65,19 @@ _SHORT_RUN = 8_192
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A text in another form. ``places[i]`` is where character ``i`` of it comes from; None: as it stands."""
+    """A text in another form. ``places[i]`` is where character ``i`` of it comes from, and the end last."""
 
     text: str
-    places: list[int] | None = None
+    places: list[int]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Where a part of the view is in the original."""
-        if self.places is None:
-            return start, end
-        return self.places[start], self.places[end - 1] + 1 if end > start else self.places[start]
+        """Where a part of the view is in the original: all signs in which it is written."""
+        first = self.places[start]
+        return first, max(self.places[end], self.places[end - 1] + 1) if end > start else first
+
+    def of(self, inner: View) -> View:
+        """The view of the original of which this is one, where ``inner`` is one of ``text``."""
+        return View(inner.text, [self.places[place] for place in inner.places])
 
 
 def unescaped(raw: bytes) -> str:
@@ -129,19 +132,46 @@ def plain_view(text: str) -> View | None:
         form = plain(character)
         out.append(form)
         places += [position] * len(form)
-    return View("".join(out), places)
+    return View("".join(out), [*places, len(text)])
 
 
 def views(text: str) -> Iterator[View]:
-    """``text`` in its other forms: drawn plainly, without percent signs, and both."""
+    """``text`` in its other forms: drawn plainly, without percent signs, without escapes, and together."""
+    yield from _drawn_and_unquoted(text)
+    meant = escape_view(text)
+    for _ in range(MAX_LEVELS):
+        if meant is None:
+            return
+        yield meant
+        for inner in _drawn_and_unquoted(meant.text):
+            yield meant.of(inner)
+        further = escape_view(meant.text)
+        meant = None if further is None else meant.of(further)
+
+
+def _drawn_and_unquoted(text: str) -> Iterator[View]:
     if (drawn := plain_view(text)) is not None:
         yield drawn
     if (said := percent_view(text)) is not None:
         yield said
         if (drawn := plain_view(said.text)) is not None:
-            assert drawn.places is not None  # noqa: S101 - it is another text
-            assert said.places is not None  # noqa: S101
-            yield View(drawn.text, [said.places[place] for place in drawn.places])
+            yield said.of(drawn)
+
+
+def escape_view(text: str) -> View | None:
+    """What a text says in which JSON is written, as in a log; None where it has no escapes."""
+    if "\\" not in text or not _ESCAPE.search(text):
+        return None
+    out: list[str] = []
+    places: list[int] = []
+    last = 0
+    for found in _ESCAPE.finditer(text):
+        out += (text[last : found.start()], _meant(found))
+        places += range(last, found.start() + 1)
+        last = found.end()
+    out.append(text[last:])
+    places += range(last, len(text) + 1)
+    return View(whole("".join(out)), places)
 
 
 def percent_view(text: str) -> View | None:
@@ -161,7 +191,7 @@ def percent_view(text: str) -> View | None:
         places += [found.start() + int(step * number) for number in range(len(said))]
         last = found.end()
     out.append(text[last:])
-    places += range(last, len(text))
+    places += range(last, len(text) + 1)
     return View("".join(out), places)
 
 

@@ -182,6 +182,40 @@ def test_names_in_json_in_a_string_say_what_their_values_are(text: str):
     assert types({"t": text}) == ("cvv",)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"cvv": 123}, "cvv"),
+        ({"password": "tulip99"}, "password"),
+        ({"card": CARD.replace(" ", "\n")}, "credit_card"),
+        ({"card": _wide(CARD)}, "credit_card"),
+    ],
+)
+def test_json_that_stands_in_a_text_with_its_escapes(value: Any, expected: str, levels: int):
+    text = json.dumps(value)
+    for _ in range(levels):
+        text = json.dumps(text)[1:-1]
+    assert types({"t": f"10:30 got {text} from x"}) == (expected,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "219-09-999%39",
+        "%32%31%39-09-99%39%39",
+        r"219-09-999\u0039",
+        r"\u00321\u0039-09-9999",
+        f"219-09-999{_wide('9')}",
+        "219-09-9\u200b9\u200b99",
+        "".join(f"%{ord(each):02X}" for each in SSN),
+        quote(_wide("219-09-9999")),
+    ],
+)
+def test_all_signs_of_what_is_redacted_go(text: str):
+    assert redacted({"t": f"see {text} ok"}) == {"t": "see [REDACTED:ssn] ok"}
+
+
 def test_a_name_says_it_also_of_a_list_in_a_string():
     assert types({"passwords": json.dumps(["tulip", "rose"])}) == ("password",)
     assert types({"password": json.dumps("tulip")}) == ("password",)

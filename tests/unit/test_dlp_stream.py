@@ -145,6 +145,8 @@ def test_nothing_of_the_corpus_gets_through_in_parts(cut: str):
         "passphrase is " + "tulip-rose-and-others-" * 5 + " and",
         "the card was sent to you by mail last week, and of course its security code is 123 and",
         "password:\n  tulip99 and",
+        r"got {\"password\": \"tulip99\"} and",
+        r"got card 4111\n1111\n1111\n1111 and",
         "\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44 is tulip99 and",
     ],
 )
