@@ -14,6 +14,8 @@ from mas_nats.errors import ConfigurationError, MasError
 from mas_nats.message import AgentMessage
 
 _MARK = "__mas_handler__"
+_MOST_NAMED = 1_000
+"""Places of a payload that do not fit, of which some are named: pydantic lists all or none, in seconds."""
 
 A = TypeVar("A")
 M = TypeVar("M", bound=BaseModel)
@@ -114,6 +116,8 @@ async def dispatch(agent: Any, handlers: dict[str, Handler], message: AgentMessa
 
 def describe(error: ValidationError) -> str:
     """Where and how a payload does not fit, without any of its values."""
+    if (count := error.error_count()) > _MOST_NAMED:
+        return f"payload: {count} places do not fit"
     found = error.errors(include_url=False, include_context=False, include_input=False)
     places = [f"{'.'.join(str(part) for part in each['loc']) or 'payload'}: {each['type']}" for each in found]
     return "; ".join(places[:5])

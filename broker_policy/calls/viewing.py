@@ -44,6 +44,10 @@ class Refused(Exception):
     """Why an inspector does not get it."""
 
 
+_MOST_NAMED = 100
+"""Places of a configuration that cannot be read, of which all are named."""
+
+
 class View(BaseModel):
     """What of a consumer's configuration an inspector may choose; the rest of it is not read."""
 
@@ -123,6 +127,8 @@ class Viewing:
         try:
             view = _Asked.model_validate_json(body).config
         except ValidationError as error:
+            if error.error_count() > _MOST_NAMED:
+                raise Refused("the consumer's configuration cannot be read") from None
             wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors(include_input=False))
             raise Refused(f"the consumer's configuration cannot be read: {wrong}") from None
         config = consumer(inspector, view)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mas_nats.policy.call import Call
@@ -57,6 +58,16 @@ def read(body: bytes) -> ModelAnswer:
 
     """
     try:
-        return ModelAnswer.model_validate_json(body)
-    except ValidationError:
+        said = orjson.loads(body)
+        if not _outlined(said):  # one that is wrong in a hundred thousand places would take seconds
+            raise BadAnswer("the body is no part of a language model's answer")
+        return ModelAnswer.model_validate_json(orjson.dumps(said))
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, ValidationError):
         raise BadAnswer("the body is no part of a language model's answer") from None
+
+
+def _outlined(said: object) -> bool:
+    if not isinstance(said, dict) or not said.keys() <= ModelAnswer.model_fields.keys():
+        return False
+    chunks = said.get("chunks")
+    return isinstance(chunks, list) and all(isinstance(each, dict) for each in chunks)

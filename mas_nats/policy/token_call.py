@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mas_nats.policy.applications import TOOL_NAME, Scope
@@ -75,6 +76,7 @@ class Keys(_Strict):
 
 TokenCall = Annotated[Issue | Exchange | Present | Selected | Keys, Field(discriminator="do")]
 _ADAPTER: TypeAdapter[Issue | Exchange | Present | Selected | Keys] = TypeAdapter(TokenCall)
+_MOST_FIELDS = max(len(each.model_fields) for each in (Issue, Exchange, Present, Selected, Keys))
 
 
 class BadTokenCall(ValueError):
@@ -95,7 +97,17 @@ def read(body: bytes) -> Issue | Exchange | Present | Selected | Keys:
 
     """
     try:
-        return _ADAPTER.validate_json(body)
+        said = orjson.loads(body)
+        # First its outline: a body that is wrong in a hundred thousand places would take seconds.
+        if not isinstance(said, dict) or len(said) > _MOST_FIELDS or any(map(_is_long, said.values())):
+            raise BadTokenCall("wrong: it has more than any call about tokens")
+        return _ADAPTER.validate_json(orjson.dumps(said))
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        raise BadTokenCall("wrong: the whole body") from None
     except ValidationError as error:
         places = sorted({".".join(map(str, each["loc"])) for each in error.errors(include_input=False)})
         raise BadTokenCall(f"wrong: {', '.join(places) or 'the whole body'}") from None
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list | dict) and len(value) > MOST_SELECTED

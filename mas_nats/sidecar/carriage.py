@@ -30,6 +30,11 @@ def _lower(headers: dict[str, str]) -> dict[str, str]:
 Headers = Annotated[dict[str, str], AfterValidator(_lower), Field(max_length=MAX_HEADERS)]
 
 
+def is_long(members: object) -> bool:
+    """Whether there are so many members that it would take seconds to say what is wrong with each."""
+    return isinstance(members, dict | list) and len(members) > MAX_HEADERS
+
+
 class Carried(_Model):
     """A call on its way. ``begin_by``: unix milliseconds after which it must not be begun."""
 
@@ -50,11 +55,13 @@ class Carried(_Model):
             Refusal: it is none of these.
 
         """
+        fix = "Run sidecars of one version on both sides"
+        if is_long(data) or is_long(data.get("headers")):
+            raise Refusal("carriage", "the message is no call: it has too many members", fix)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            text = f"the message is no call: {describe(error)}"
-            raise Refusal("carriage", text, "Run sidecars of one version on both sides") from None
+            raise Refusal("carriage", f"the message is no call: {describe(error)}", fix) from None
 
 
 class Head(_Model):

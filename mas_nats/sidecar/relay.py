@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mas_nats.sidecar import card, events
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.carriage import Head, Part
+from mas_nats.sidecar.carriage import Head, Part, is_long
 from mas_nats.sidecar.http_message import EVENTS, RESPONSE_HEADERS, VALUE, HttpResponse
 from mas_nats.sidecar.listener import Answer
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal
@@ -34,7 +34,7 @@ def _each(chunk: Chunk) -> list[Chunk]:
 
 def _part(chunk: Any) -> Part:
     try:
-        return Part.model_validate(chunk)
+        return Part.model_validate({} if is_long(chunk) else chunk)
     except ValidationError:
         text = "the other sidecar sent something that is no part of an answer"
         raise Refusal(

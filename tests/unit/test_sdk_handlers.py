@@ -67,6 +67,23 @@ async def test_wrong_payload_never_reaches_the_handler():
     assert desk.seen == []
 
 
+class Numbers(BaseModel):
+    numbers: list[int]
+
+
+class Counting(Desk):
+    @Agent.on("count", model=Numbers)
+    async def count(self, message: AgentMessage, payload: Numbers) -> None:
+        self.seen.append(payload)
+
+
+async def test_a_payload_that_is_wrong_throughout_is_not_told_place_by_place():
+    with pytest.raises(NotHandled, match=r"^numbers\.0: int_type; numbers\.1: int_type$"):
+        await run(Counting(), "count", {"numbers": [{}] * 2})
+    with pytest.raises(NotHandled, match=r"^payload: 100000 places do not fit$"):
+        await run(Counting(), "count", {"numbers": [{}] * 100_000})
+
+
 class Faulty(BaseModel):
     question: str
 

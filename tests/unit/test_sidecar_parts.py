@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mas_nats.errors import ConfigurationError
-from mas_nats.sidecar import card, events
+from mas_nats.sidecar import card, events, relay
 from mas_nats.sidecar.application import load
 from mas_nats.sidecar.carriage import Carried, Event, Head, Part, Refused
 from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
@@ -261,12 +262,26 @@ def test_parts_as_they_travel():
         {"method": "GET", "path": "/", "begin_by": 1, "more": 1},
         {"method": "GET", "path": "/", "begin_by": 1, "headers": {"Accept": "a"}},
         {"method": "GET", "path": "/", "begin_by": "soon"},
+        {"method": "GET", "path": "/", "begin_by": 1, **dict.fromkeys(map(str, range(80_000)))},
+        {"method": "GET", "path": "/", "begin_by": 1, "headers": dict.fromkeys(map(str, range(80_000)))},
+        {"method": "GET", "path": "/", "begin_by": 1, "headers": [1] * 80_000},
     ],
+    ids=range(8),
 )
 def test_a_message_that_is_no_call(data: dict[str, object]):
+    begun = time.process_time()
     with pytest.raises(Refusal) as caught:
         Carried.read(data)
     assert caught.value.rule == "carriage"
+    assert time.process_time() - begun < 0.1, "of the sidecar's loop"
+
+
+def test_a_part_of_an_answer_that_is_none():
+    begun = time.process_time()
+    with pytest.raises(Refusal) as caught:
+        relay._part(dict.fromkeys(map(str, range(80_000))))
+    assert caught.value.rule == "carriage"
+    assert time.process_time() - begun < 0.1, "of the sidecar's loop"
 
 
 GOOD = """
