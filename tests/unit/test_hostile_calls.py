@@ -106,26 +106,33 @@ async def test_every_header_is_answered(here: Serving):
             assert not verdict.ok or op in ("hello", "discover")
 
 
-def _many(head: bytes, entry: bytes, tail: bytes) -> bytes:
-    return head + b",".join(entry.replace(b"N", b"%x" % number) for number in range(80_000)) + tail
+def _many(head: bytes, entry: bytes, tail: bytes, count: int = 80_000) -> bytes:
+    return head + b",".join(entry.replace(b"N", b"%x" % number) for number in range(count)) + tail
 
 
 WRONG_THROUGHOUT = (
     ("token", _many(b'{"do":"issue","target":"bob",', b'"N":1', b"}")),
     ("token", _many(b'{"do":"selected","token":"x","tools":[', b'"!"', b"]}")),
     ("token", _many(b'{"do":"keys",', b'"x":1', b"}")),
-    ("prompt", _many(b'{"asked":"x","chunks":[', b"1", b"]}")),
+    ("prompt", _many(b'{"asked":"x","chunks":[', b"1", b"]}", count=400_000)),
     ("prompt", _many(b'{"asked":"x","chunks":[],', b'"N":1', b"}")),
 )
 
 
 @pytest.mark.parametrize(("op", "body"), WRONG_THROUGHOUT, ids=range(len(WRONG_THROUGHOUT)))
 async def test_what_is_wrong_throughout_holds_nobody_up(here: Serving, op: str, body: bytes):
-    fields = {headers.TARGET: "model.example", headers.TYPE: "llm_answer:messages"}
+    fields = {
+        headers.MSG_ID: "m1",
+        headers.TARGET: "model.example",
+        headers.TYPE: "llm_answer:messages",
+    }
     begun = time.process_time()
     verdict = await here.call("mallory", op, body, **fields)
     assert time.process_time() - begun < 0.5, "of the loop that everybody waits for"
-    assert verdict.decision is Decision.INVALID
+    assert (verdict.decision, verdict.rule) == (
+        Decision.INVALID,
+        "token" if op == "token" else "llm_answer",
+    )
     assert len(verdict.reason) < 200
 
 
