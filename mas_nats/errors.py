@@ -29,6 +29,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mas_nats.wire.verdict import Decision, Verdict
 
 
@@ -58,6 +60,10 @@ class OutcomeUnknown(MasError):
         super().__init__(text)
         self.message_id = message_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is copied, and carried to another process."""
+        return type(self), (self.message_id, str(self))
+
 
 class Refused(MasError):
     """Policy said no.
@@ -71,6 +77,10 @@ class Refused(MasError):
             text = f"{text}. {verdict.fix}"
         super().__init__(text)
         self.verdict = verdict
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is copied, and carried to another process."""
+        return type(self), (self.verdict,)
 
     @property
     def decision(self) -> Decision:
@@ -146,6 +156,10 @@ class RequestFailed(MasError):
     def __init__(self, decision: Decision, text: str) -> None:
         super().__init__(text)
         self.decision = decision
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is copied, and carried to another process."""
+        return type(self), (self.decision, str(self))
 
 
 class StreamCancelled(MasError):
