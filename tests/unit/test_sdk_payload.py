@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from mas_nats.errors import InvalidMessage
 from mas_nats.payload import encode
@@ -53,6 +53,31 @@ def test_an_integer_that_would_arrive_as_a_float_is_refused(data: Any, number: i
 )
 def test_all_that_arrives_as_it_is_is_sent(value: object):
     assert orjson.loads(encode(Order(more=value))) == {"n": 0, "more": value}
+
+
+class Aliased(BaseModel):
+    order_id: int = Field(alias="orderId")
+
+
+def test_a_model_is_sent_as_it_is_read():
+    sent = Aliased(orderId=1)
+    assert Aliased.model_validate_json(encode(sent)) == sent
+    assert orjson.loads(encode({"order": sent})) == {"order": {"orderId": 1}}
+
+
+def test_a_model_may_say_that_it_is_written_under_its_own_names():
+    class Named(Aliased):
+        model_config = ConfigDict(serialize_by_alias=False, populate_by_name=True)
+
+    assert orjson.loads(encode(Named(order_id=1))) == {"order_id": 1}
+    assert orjson.loads(encode({"order": Named(order_id=1)})) == {"order": {"order_id": 1}}
+
+
+def test_a_model_that_holds_itself_is_refused():
+    order = Order()
+    order.more = order
+    with pytest.raises(InvalidMessage, match="no JSON form"):
+        encode(order)
 
 
 def test_a_decimal_is_a_string():
