@@ -69,20 +69,32 @@ def registration(message_type: str, model: type[BaseModel] | None) -> Any:
             raise ConfigurationError(
                 f"handler {method.__qualname__} must take (self, message{', payload' if model else ''})"
             )
-        setattr(method, _MARK, (message_type, Handler(method.__name__, model, takes_payload=taken == 2)))
+        found = (message_type, model, taken == 2)
+        setattr(method, _MARK, (*getattr(method, _MARK, ()), found))
         return method
 
     return register
 
 
 def handlers_of(cls: type) -> dict[str, Handler]:
-    """Every registration of ``cls`` and its bases; the most derived one counts."""
+    """Every registration of ``cls`` and its bases; the most derived one counts.
+
+    Raises:
+        ConfigurationError: a class has two methods for one type.
+
+    """
     found: dict[str, Handler] = {}
     for base in reversed(cls.__mro__):
-        for value in vars(base).values():
-            if (mark := getattr(value, _MARK, None)) is not None:
-                message_type, handler = mark
-                found[message_type] = handler
+        own: dict[str, tuple[str, object]] = {}
+        for name, value in vars(base).items():
+            for message_type, model, takes_payload in getattr(value, _MARK, ()):
+                other, method = own.setdefault(message_type, (name, value))
+                if method is not value:
+                    raise ConfigurationError(
+                        f"{base.__name__} has two handlers for {message_type!r}: {other} and {name}"
+                    )
+                # Of the class, not the method's own: a decorator between the two may have given it another.
+                found[message_type] = Handler(name, model, takes_payload)
     return found
 
 

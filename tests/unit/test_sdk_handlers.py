@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -130,6 +131,53 @@ async def test_inherited_and_overridden():
     assert await run(LoudDesk(), "note") == ["NOTE"]
     assert await run(LoudDesk(), "raw") == ["other"]
     assert await run(LoudDesk(), "else") == [("fallback", "else")]
+
+
+def unnamed(method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """A decorator that does not keep the name of what it decorates."""
+
+    async def inner(self: Desk, message: AgentMessage) -> None:
+        self.seen.append("first")
+        await method(self, message)
+
+    return inner
+
+
+class ManyDesk(Desk):
+    @Agent.on("open")
+    @Agent.on("close")
+    async def either(self, message: AgentMessage) -> None:
+        self.seen.append(message.message_type)
+
+    @Agent.on("wrapped")
+    @unnamed
+    async def wrapped(self, message: AgentMessage) -> None:
+        self.seen.append("wrapped")
+
+    @Agent.on("private")
+    async def __private(self, message: AgentMessage) -> None:
+        self.seen.append("private")
+
+
+async def test_one_method_for_several_types():
+    assert await run(ManyDesk(), "open") == ["open"]
+    assert await run(ManyDesk(), "close") == ["close"]
+
+
+async def test_a_method_is_found_whatever_it_calls_itself():
+    assert await run(ManyDesk(), "wrapped") == ["first", "wrapped"]
+    assert await run(ManyDesk(), "private") == ["private"]
+
+
+def test_two_methods_of_one_class_for_one_type_are_refused():
+    with pytest.raises(ConfigurationError, match="Twice has two handlers for 'ask': first and second"):
+
+        class Twice(Agent[dict[str, object]]):
+            @Agent.on("ask")
+            async def first(self, message: AgentMessage) -> None: ...
+
+            @Agent.on("ask")
+            async def second(self, message: AgentMessage) -> None: ...
 
 
 def test_sync_handler_is_refused_where_it_is_written():
