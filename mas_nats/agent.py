@@ -7,11 +7,11 @@ import contextlib
 import difflib
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin, overload
 
 from pydantic import BaseModel
 
@@ -82,16 +82,16 @@ class Agent(Generic[S]):
     """
 
     _handlers: ClassVar[dict[str, handlers.Handler]] = {}
+    _argument: ClassVar[Any] = None  # what a class says for ``S``: a type, or a type variable of its own
     _declared_state: ClassVar[Any] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Collect the handlers of a subclass, and the state model it names in ``Agent[...]``."""
         super().__init_subclass__(**kwargs)
         cls._handlers = handlers.handlers_of(cls)
-        for base in vars(cls).get("__orig_bases__", ()):
-            for argument in get_args(base):
-                if isinstance(argument, type) and issubclass(argument, BaseModel):
-                    cls._declared_state = argument
+        cls._argument = argument = _argument_of(cls)
+        if isinstance(argument, type) and (issubclass(argument, BaseModel) or is_dataclass(argument)):
+            cls._declared_state = argument
 
     @overload
     def __init__(
@@ -178,11 +178,13 @@ class Agent(Generic[S]):
         """Register a method of a subclass for messages of ``message_type``.
 
         With ``model`` the payload is validated before the method runs, and the method takes
-        ``(message, payload)``; a payload that does not fit is dead-lettered, never retried. A subclass
-        inherits registrations; it overrides one by the method's name, or by registering another for the type.
+        ``(message, payload)``; a payload that does not fit is dead-lettered, never retried. A method may be
+        registered for several types, one decorator each. A subclass inherits registrations; it overrides one
+        by the method's name, or by registering another for the type.
 
         Raises:
-            ConfigurationError: the method is not ``async def``, or takes the wrong arguments.
+            ConfigurationError: the method is not ``async def``, or takes the wrong arguments; or, where the
+                class ends, it has another method for this type.
 
         """
         return handlers.registration(message_type, model)
@@ -325,9 +327,9 @@ class Agent(Generic[S]):
     ) -> str:
         """Send a message and return its id once it is durable and its decision audited.
 
-        ``target`` is an agent id, or ``namespace/agent``. ``data`` is a JSON object or a model. ``id`` names
-        the message; repeating a send with the same id and content stores it once. ``timeout`` is in seconds,
-        at most 120.
+        ``target`` is an agent id, or ``namespace/agent``. ``data`` is a JSON object, or a model, whose fields
+        are sent under their aliases. ``id`` names the message; repeating a send with the same id and content
+        stores it once. ``timeout`` is in seconds, at most 120.
 
         With ``delay`` (seconds, or a timedelta) or ``at`` (a datetime with its time zone) the message is held
         until then, at most ``limits.max_delay``, and delivered after passing all checks once more; refused
@@ -509,6 +511,21 @@ class Agent(Generic[S]):
         running, self._running = self._running, None
         if running is not None:
             await _disconnect(running)
+
+
+def _argument_of(cls: type[Agent[Any]]) -> object:
+    """What ``cls`` says for ``S`` of ``Agent[S]``, itself or by its bases; None where it says nothing."""
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin = get_origin(base) or base
+        if not (isinstance(origin, type) and issubclass(origin, Agent)):
+            continue  # another generic base: its arguments are no state
+        given = get_args(base)
+        argument: object = next(iter(given), None) if origin is Agent else origin._argument  # noqa: SLF001
+        if origin is not Agent and isinstance(argument, TypeVar):
+            argument = dict(zip(getattr(origin, "__parameters__", ()), given, strict=False)).get(argument)
+        if argument is not None:
+            return argument
+    return None
 
 
 async def _disconnect(running: _Running[Any]) -> None:

@@ -9,11 +9,11 @@ in between is never overwritten: the update raises ``StateConflict``, and ``stat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Literal, NamedTuple, cast, get_args
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypeVar
 
@@ -48,6 +48,7 @@ class StateShape(Generic[S]):
         self._model: type[BaseModel] | None = None
         self._stored_as: dict[str, str] = {}  # the name of each field in what is stored
         self._any_name = True
+        self._bytes_as: Literal["utf8", "base64", "hex"] = "utf8"
         self._name = "the state"
         if model is not None and model is not dict and not isinstance(model, type):
             model = None  # dict[str, object], as in Agent[dict[str, object]]
@@ -64,8 +65,27 @@ class StateShape(Generic[S]):
                     f"every field of state model {model.__name__} needs a default ({describe(error)})"
                 ) from None
             self._name, fields = model.__name__, model.model_fields
-            self._stored_as = {name: field.alias or name for name, field in fields.items()}
+            self._stored_as = {name: field.serialization_alias or name for name, field in fields.items()}
             self._any_name = model.model_config.get("extra") == "allow"
+            self._bytes_as = model.model_config.get("val_json_bytes", "utf8")
+            self._require_that_it_is_read_back(model)
+
+    def _require_that_it_is_read_back(self, model: type[BaseModel]) -> None:
+        for each in models_in(model):
+            for name, field in each.model_fields.items():
+                written = field.serialization_alias or name
+                if not field.exclude and written not in _names_read(each, name):
+                    raise ConfigurationError(
+                        f"{each.__name__}.{name} of state model {self._name} is written as {written!r}, "
+                        "which is not read: use alias=, or name that among its validation aliases"
+                    )
+        try:
+            self.initial()
+        except ValueError as error:
+            reason = describe(error) if isinstance(error, ValidationError) else "they have no JSON form"
+            raise ConfigurationError(
+                f"the defaults of state model {self._name} are not read back from JSON ({reason})"
+            ) from None
 
     def initial(self) -> Shaped[S]:
         """What an agent starts with."""
@@ -92,7 +112,7 @@ class StateShape(Generic[S]):
         if not self._any_name and not changes.keys() <= names.keys():
             raise StateInvalid(self._unknown(changes))
         try:
-            encoded = to_json(dict(changes), by_alias=True, inf_nan_mode="null")
+            encoded = to_json(dict(changes), by_alias=True, bytes_mode=self._bytes_as, inf_nan_mode="null")
         except PydanticSerializationError as error:
             raise StateInvalid(f"the update has no JSON form: {error}") from None
         plain = orjson.loads(_exact(encoded))
@@ -135,6 +155,35 @@ def _exact(encoded: bytes) -> bytes:
     if too_large_integer(encoded):
         raise StateInvalid("the update has an integer of more than 64 bits: keep it as a string")
     return encoded
+
+
+def models_in(annotation: Any, known: set[Any] | None = None) -> Iterator[type[BaseModel]]:
+    """The models that a type is made of."""
+    known = set() if known is None else known
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation not in known:
+            known.add(annotation)
+            yield annotation
+            for field in annotation.model_fields.values():
+                yield from models_in(field.annotation, known)
+    else:
+        for argument in get_args(annotation):
+            yield from models_in(argument, known)
+
+
+def _names_read(model: type[BaseModel], name: str) -> set[str]:
+    """The names under which a field is read from JSON."""
+    config, alias = model.model_config, model.model_fields[name].validation_alias
+    read = set()
+    if alias is None or config.get("populate_by_name") or config.get("validate_by_name"):
+        read.add(name)
+    if config.get("validate_by_alias", True):
+        for each in alias.choices if isinstance(alias, AliasChoices) else [alias]:
+            if isinstance(each, AliasPath):
+                read |= {str(part) for part in each.path} if len(each.path) == 1 else set()
+            elif each is not None:
+                read.add(each)
+    return read
 
 
 class StateStore(Generic[S]):

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 import pytest
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, model_validator
 from sdk_worker import ScriptedWorker, endpoint
 
 from broker_policy.embedded.nats_server import NatsServer
@@ -120,6 +121,118 @@ def test_an_integer_that_would_be_read_as_a_float_is_refused(number: int):
     for changes in ({"wei": number}, {"deep": [{"wei": number}]}):
         with pytest.raises(StateInvalid, match="more than 64 bits"):
             shape.merge({}, changes)
+
+
+def renamed(**alias: Any) -> type[BaseModel]:
+    class Renamed(BaseModel):
+        n: int = Field(0, **alias)
+
+    return Renamed
+
+
+class Holder(BaseModel):
+    last: list[renamed(validation_alias="nX") | None] = []
+
+
+@pytest.mark.parametrize(
+    "model", [renamed(validation_alias="nX"), renamed(serialization_alias="nX"), Holder], ids=str
+)
+def test_a_model_that_does_not_read_what_it_writes_is_refused(model: type[BaseModel]):
+    with pytest.raises(
+        ConfigurationError, match=r"Renamed\.n of state model .* is written as 'nX?', which is"
+    ):
+        Agent("a", state_model=model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        renamed(alias="nX"),
+        renamed(validation_alias=AliasChoices("nX", "n")),
+        renamed(validation_alias=AliasChoices("old", AliasPath("nX")), serialization_alias="nX"),
+    ],
+)
+def test_a_model_with_aliases_that_it_reads_keeps_what_is_written(model: type[BaseModel]):
+    shape = StateShape(model)
+    first = shape.merge(shape.initial().value, {"n": 5})
+    assert shape.stored(orjson.loads(first.encoded)).state.n == 5  # type: ignore[attr-defined]
+    assert shape.merge(first.value, {"n": 6}).state.n == 6  # type: ignore[attr-defined]
+
+
+class Endless(BaseModel):
+    x: float = float("inf")
+
+
+class NoNumber(BaseModel):
+    x: int = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("model", [Endless, NoNumber])
+def test_defaults_that_are_not_read_back_are_refused(model: type[BaseModel]):
+    with pytest.raises(ConfigurationError, match=rf"the defaults of state model {model.__name__} .*\(x: "):
+        Agent("a", state_model=model)
+
+
+@pytest.mark.parametrize("how", ["utf8", "base64", "hex"])
+def test_bytes_are_kept_as_the_model_says(how: str):
+    class Blob(BaseModel):
+        model_config = ConfigDict(ser_json_bytes=how, val_json_bytes=how)  # type: ignore[typeddict-item]
+        content: bytes = b""
+
+    shape = StateShape(Blob)
+    merged = shape.merge(shape.initial().value, {"content": b"aGVsbG8="})
+    assert merged.state.content == b"aGVsbG8="
+    assert shape.stored(orjson.loads(merged.encoded)).state.content == b"aGVsbG8="
+
+
+Body = TypeVar("Body", bound=BaseModel)
+Kept = TypeVar("Kept")
+
+
+class Order(BaseModel):
+    item: str
+
+
+class Taking(Generic[Body]):
+    pass
+
+
+class Generically(Agent[Desk], Generic[Body]):
+    pass
+
+
+class Keeping(Agent[Kept], Taking[Order], Generic[Body, Kept]):
+    pass
+
+
+def test_the_state_is_what_stands_for_it_in_agent_whatever_else_is_generic():
+    class OfOrders(Generically[Order]):
+        pass
+
+    class Mixed(Agent[Desk], Taking[Order]):
+        pass
+
+    class Given(Keeping[Order, Desk]):
+        pass
+
+    class Later(Given):
+        pass
+
+    for cls in (OfOrders, Mixed, Given, Later):
+        assert isinstance(cls("a")._shape.initial().state, Desk)
+    assert Keeping("a")._shape.initial().state == {}
+
+
+def test_a_dataclass_as_state_is_refused_where_the_agent_is_made():
+    @dataclass
+    class Plain:
+        n: int = 0
+
+    class Bad(Agent[Plain]):
+        pass
+
+    with pytest.raises(ConfigurationError, match="must be a pydantic model or dict, not Plain"):
+        Bad("a")
 
 
 def test_a_model_that_makes_such_an_integer_is_refused():
