@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from datetime import datetime, timedelta
@@ -145,7 +146,11 @@ class Agent(Generic[S]):
         self._inbox: Inbox | None = None
         self._last_state: S | None = None
         self._finished = asyncio.Event()
+        self._starting: asyncio.Event | None = None  # set when the start that is under way has ended
+        self._starter: asyncio.Task[Any] | None = None  # who makes it
+        self._abandoned = False  # it was stopped before it was connected
         self._stopped: asyncio.Event | None = None  # set when the stop that is under way has ended
+        self._stopper: asyncio.Task[Any] | None = None  # who makes it
         self._stopping_later: asyncio.Task[None] | None = None
 
     # -- who this is -------------------------------------------------------------------------------
@@ -194,42 +199,70 @@ class Agent(Generic[S]):
     async def start(self, *, timeout: float = START_TIMEOUT) -> None:
         """Connect, restore the state, run ``on_start``, then handle messages.
 
-        Starting a started agent does nothing.
+        Starting a started agent does nothing, and one that is being started or stopped is waited for.
 
         Raises:
             ConfigurationError: address or certificate is missing or wrong.
             IdentityRefused: the broker refused the certificate.
-            Unavailable: no broker, or no policy worker, within ``timeout`` seconds.
+            Unavailable: no broker, or no policy worker, within ``timeout`` seconds; or the agent was stopped
+                meanwhile.
             StateCorrupt: the stored state does not fit the model; see ``reset_state``.
 
         """
-        if self._stopped is not None:
-            await self._stopped.wait()
+        task = asyncio.current_task()
+        if self._stopper is task:
+            raise Unavailable(f"agent {self._agent_id!r} is being stopped: start it after that")
+        while (other := self._stopped or (self._starting if self._starter is not task else None)) is not None:
+            await other.wait()
         if self._running is not None:
             return
+        self._starting = over = asyncio.Event()
+        self._starter, self._abandoned = task, False
         self._finished = asyncio.Event()
-        self._running = running = await self._open(timeout)
+        try:
+            await self._start(timeout)
+        finally:
+            self._starting = self._starter = None
+            over.set()
+
+    async def _start(self, timeout: float) -> None:
+        running = await self._open(timeout)
+        if self._abandoned:
+            await _disconnect(running)
+            raise self._stopped_meanwhile()
+        self._running = running
         try:
             await running.state.refresh(timeout=timeout)
             await self.on_start()
-            if self._receive:
-                self._inbox = self._make_inbox(running)
-                running.messenger.busy = self._inbox.busy
-                await self._inbox.start()
-        except BaseException:
+            if self._receive and self._running is running:
+                self._inbox = inbox = self._make_inbox(running)
+                running.messenger.busy = inbox.busy
+                await inbox.start()
+        except BaseException as error:
+            if self._running is not running and isinstance(error, Exception):
+                raise self._stopped_meanwhile() from error
+            self._inbox = None
             await self._close()
             raise
+        if self._running is not running:
+            raise self._stopped_meanwhile()
+
+    def _stopped_meanwhile(self) -> Unavailable:
+        return Unavailable(f"agent {self._agent_id!r} was stopped while it was being started")
 
     async def stop(self, *, timeout: float = DRAIN_TIMEOUT) -> None:
         """Stop taking messages, let running handlers finish, run ``on_stop``, disconnect.
 
         Handlers get ``timeout`` seconds; what they do not finish, and what was not started, is given back.
         Stopping a stopped agent does nothing, and one that is being stopped is waited for. Cancelled, it ends
-        the handlers at once and disconnects. In a handler it returns at once, as ``finish`` does, since it
-        would wait for itself: that handler still finishes.
+        the handlers at once and disconnects. In a handler, in ``on_start`` and in ``on_stop`` it returns at
+        once, as ``finish`` does, since it would wait for itself: what called it still finishes.
         """
         await asyncio.sleep(0)  # a handler that was begun at once is known as such only then
-        if self._inbox is not None and self._inbox.handling():
+        task = asyncio.current_task()
+        if self._stopper is task:
+            return
+        if self._starter is task or (self._inbox is not None and self._inbox.handling()):
             if self._stopped is None and self._stopping_later is None:
                 self._stopping_later = asyncio.create_task(self._stop_later(timeout))
             return
@@ -237,13 +270,18 @@ class Agent(Generic[S]):
             await self._stopped.wait()
             return
         if self._running is None:
+            if self._starting is not None:  # it connects
+                self._abandoned = True
+                await self._starting.wait()
             return
         self._stopped = stopped = asyncio.Event()
+        self._stopper = task
         try:
             await self._stop(timeout)
         finally:
-            self._stopped = None
+            self._stopped = self._stopper = None
             stopped.set()
+            self._finished.set()
 
     async def _stop(self, timeout: float) -> None:
         try:
@@ -261,6 +299,8 @@ class Agent(Generic[S]):
 
     async def _stop_later(self, timeout: float) -> None:
         try:
+            if self._starting is not None:
+                await self._starting.wait()
             await self.stop(timeout=timeout)
         finally:
             self._stopping_later = None
@@ -275,16 +315,18 @@ class Agent(Generic[S]):
         await self.stop()
 
     async def run_until_stopped(self) -> None:
-        """Start, and stop on SIGTERM, SIGINT or ``finish``."""
+        """Start, and stop on ``finish``, or on SIGTERM or SIGINT where it is in the main thread."""
         loop = asyncio.get_running_loop()
+        main = threading.current_thread() is threading.main_thread()
+        heard = (signal.SIGTERM, signal.SIGINT) if main else ()
         # Of this class: a subclass may have a handler with one of these names.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heard:
             loop.add_signal_handler(number, Agent.finish, self)
         try:
             async with self:
                 await Agent.finished(self)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in heard:
                 loop.remove_signal_handler(number)
 
     def run(self) -> None:
@@ -299,7 +341,7 @@ class Agent(Generic[S]):
         self._finished.set()
 
     async def finished(self) -> None:
-        """Return when ``finish`` was called, which counts until the next start."""
+        """Return when ``finish`` was called, or the agent stopped; that counts until the next start."""
         await self._finished.wait()
 
     async def on_start(self) -> None:

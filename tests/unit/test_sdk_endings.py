@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -64,6 +65,135 @@ async def test_who_stops_while_another_does_waits_for_it():
         assert agent.ended == [1], "once, and not before the handler had finished"
         await up.advance(60)
         assert not up.waiting("b")
+
+
+def connected(up: MemoryBroker, agent_id: str) -> list[object]:
+    return [peer for peer in up._running.connections if peer.agent == agent_id]
+
+
+class Hooked(Agent[Any]):
+    """Does in its hooks what it is told to."""
+
+    def __init__(self, agent_id: str, **options: Any) -> None:
+        super().__init__(agent_id, **options)
+        self.at_start: Callable[[], Awaitable[object]] | None = None
+        self.at_stop: Callable[[], Awaitable[object]] | None = None
+        self.steps: list[str] = []
+
+    async def on_start(self) -> None:
+        self.steps.append("start")
+        if self.at_start is not None:
+            await self.at_start()
+
+    async def on_stop(self) -> None:
+        self.steps.append("stop")
+        if self.at_stop is not None:
+            await self.at_stop()
+
+
+async def test_who_starts_while_another_does_waits_for_it():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        agent.at_start = lambda: asyncio.sleep(1)
+        await asyncio.gather(agent.start(), agent.start(), agent.start())
+        assert agent.steps == ["start"]
+        await agent.stop()
+        await up.advance(1)
+        assert not connected(up, "b")
+
+
+async def test_who_waited_for_a_start_that_failed_tries_it():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+
+        async def fail_once() -> None:
+            await asyncio.sleep(1)
+            if len(agent.steps) == 1:
+                raise ValueError("not yet")
+
+        agent.at_start = fail_once
+        first, second = await asyncio.gather(agent.start(), agent.start(), return_exceptions=True)
+        assert (type(first), second) == (ValueError, None)
+        assert await agent.discover() == []
+        await agent.stop()
+
+
+async def test_an_agent_that_stops_itself_while_it_starts_is_stopped_when_it_has_started():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        agent.at_start = agent.stop
+        async with asyncio.timeout(10):
+            await agent.run_until_stopped()
+        assert agent.steps == ["start", "stop"]
+        with pytest.raises(Unavailable, match="is not started"):
+            await agent.discover()
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_who_starts_an_agent_that_is_stopped_meanwhile_is_told(after: float):
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        agent.at_start = lambda: asyncio.sleep(2)
+        starting = asyncio.ensure_future(agent.start())
+        await asyncio.sleep(after)
+        await agent.stop()
+        with pytest.raises(Unavailable, match="stopped while it was being started"):
+            await starting
+        assert not connected(up, "b")
+        agent.at_start = None
+        async with agent:
+            assert await agent.discover() == []
+
+
+async def test_an_agent_may_be_told_to_stop_while_it_stops_itself():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        agent.at_stop = agent.stop
+        await agent.start()
+        async with asyncio.timeout(10):
+            await agent.stop()
+        assert agent.steps == ["start", "stop"]
+
+
+async def test_an_agent_is_not_started_where_it_is_stopped():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        agent.at_stop = agent.start
+        await agent.start()
+        with pytest.raises(Unavailable, match="is being stopped"):
+            async with asyncio.timeout(10):
+                await agent.stop()
+        await agent.start()
+        agent.at_stop = None
+        await agent.stop()
+
+
+async def test_a_program_ends_when_its_agent_is_stopped():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Worker, "b")
+        agent.work = lambda _: agent.stop()
+        running = asyncio.ensure_future(agent.run_until_stopped())
+        await up.advance(1)
+        await sender.send("b", "shutdown", {})
+        async with asyncio.timeout(10):
+            await running
+        assert agent.ended == [1]
+
+
+def test_an_agent_runs_in_a_thread():
+    ended = []
+
+    async def run() -> None:
+        async with broker() as up:
+            agent = up.agent(Hooked, "b")
+            agent.at_start = lambda: asyncio.sleep(0, agent.finish())
+            await agent.run_until_stopped()
+            ended.extend(agent.steps)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert ended == ["start", "stop"]
 
 
 async def test_a_handler_that_stops_its_agent_is_acknowledged():
