@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin, overload
 
+import orjson
 from pydantic import BaseModel
 
 from mas_nats import handlers
@@ -134,7 +135,16 @@ class Agent(Generic[S]):
         if isinstance(capabilities, str):
             raise TypeError(f"capabilities must be a list of names, not {capabilities!r}")
         self._capabilities = tuple(capabilities or ())
+        for name in self._capabilities:
+            if not isinstance(name, str):
+                raise TypeError(f"capabilities must be a list of names, and {name!r} is none")
         self._metadata = dict(metadata or {})
+        try:
+            orjson.dumps(self._metadata)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"the metadata of {agent_id!r} is not serialisable as JSON: {error}"
+            ) from None
         self._shape: StateShape[S] = StateShape(state_model or self._declared_state)
         self._server_addr = server_addr
         self._tls = tls
@@ -458,7 +468,13 @@ class Agent(Generic[S]):
         return await self._alive().messenger.reply(message, message_type, data)
 
     async def discover(self, capabilities: Sequence[str] = (), *, timeout: float = 30.0) -> list[AgentInfo]:
-        """Agents that are alive, that this one may reach, and that have all ``capabilities``."""
+        """Agents that are alive, that this one may reach, and that have all ``capabilities``.
+
+        Raises:
+            TypeError: ``capabilities`` is one name, not a list of names.
+            Unavailable, OutcomeUnknown: no answer came; call it again.
+
+        """
         return await self._alive().messenger.discover(capabilities, timeout=timeout)
 
     # -- state -------------------------------------------------------------------------------------

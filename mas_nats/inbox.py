@@ -269,7 +269,9 @@ class Inbox:
             return _failure(error, message, retryable=True)
         except (Reject, NotHandled, DataBlocked) as error:
             return _failure(error, message, retryable=False, handler_failed=False)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):  # of the program, or of whoever closes this
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is a failed attempt
             return _failure(error, message, retryable=not message.course.told)
         return None
 

@@ -244,6 +244,8 @@ class Messenger:
 
     async def discover(self, capabilities: Sequence[str], *, timeout: float) -> list[AgentInfo]:
         """Agents alive that have all ``capabilities`` and that this agent may reach."""
+        if isinstance(capabilities, str):
+            raise TypeError(f"capabilities must be a list of names, not {capabilities!r}")
         body = orjson.dumps({"capabilities": list(capabilities)})
         verdict = _accepted(await self._calls.call(Op.DISCOVER, body, timeout=timeout))
         return [
@@ -279,7 +281,10 @@ class Messenger:
         body, fields = self._compose(message_id, message_type, data)
         fields[headers.TARGET] = _target(target)
         if not 0 < timeout <= MAX_REQUEST_TIMEOUT:
-            raise invalid("timeout", f"a request may wait at most {MAX_REQUEST_TIMEOUT:g} s", "Wait less")
+            reason = (
+                f"a request waits for more than 0 and at most {MAX_REQUEST_TIMEOUT:g} s, not {timeout:g} s"
+            )
+            raise invalid("timeout", reason, "Give a timeout in between")
         return body, fields
 
     def _address(self, fields: dict[str, str], timeout: float) -> None:

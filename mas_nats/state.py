@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Literal, NamedTuple, cast, get_args
+from typing import Any, Generic, Literal, NamedTuple, cast, get_args, get_origin
 
 import orjson
 from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
@@ -50,9 +50,12 @@ class StateShape(Generic[S]):
         self._any_name = True
         self._bytes_as: Literal["utf8", "base64", "hex"] = "utf8"
         self._name = "the state"
-        if model is not None and model is not dict and not isinstance(model, type):
+        if get_origin(model) is dict:
             model = None  # dict[str, object], as in Agent[dict[str, object]]
         if model is not None and model is not dict:
+            if not isinstance(model, type):
+                what = f"an object of class {type(model).__name__}"
+                raise ConfigurationError(f"state_model must be a pydantic model or dict, not {what}")
             if not issubclass(model, BaseModel):
                 raise ConfigurationError(
                     f"state_model must be a pydantic model or dict, not {model.__name__}"

@@ -38,7 +38,7 @@ class Asides:
         """Run ``operation`` and answer with what it returns."""
         if len(call.body) > MOST_BYTES:
             text = f"a {call.op} call has {MOST_BYTES} bytes at most, not {len(call.body)}"
-            self.tell(call, refusals.invalid("body", text))
+            self.tell(call, refusals.invalid("body", text, "Send less in it"))
         elif len(self._running) >= MOST or self._of[call.sender] >= MOST_OF_ONE:
             self.tell(call, refusals.busy())
         else:

@@ -40,7 +40,7 @@ class Presence:
             return table.verdict(call.message_id)
         if len(call.body) > MAX_HELLO_BYTES:
             text = f"capabilities and metadata exceed {MAX_HELLO_BYTES} bytes"
-            return refusals.invalid("metadata", text).verdict(call.message_id)
+            return refusals.invalid("metadata", text, "Announce less").verdict(call.message_id)
         if (refusal := self._deciding.inspection.inspect(call, table)) is not None:
             call.target, call.type = call.sender, "hello"
             return await self._acting.refused(call, refusal)

@@ -42,9 +42,9 @@ def circuit_open(target: str, wait: float) -> Refusal:
     )
 
 
-def invalid(rule: str, reason: str) -> Refusal:
+def invalid(rule: str, reason: str, fix: str = "Call it as the SDK does") -> Refusal:
     """A call whose body is not what the call needs."""
-    return Refusal(Decision.INVALID, "shape", rule, reason, "Call it as the SDK does")
+    return Refusal(Decision.INVALID, "shape", rule, reason, fix)
 
 
 def not_together(rule: str, reason: str) -> Refusal:

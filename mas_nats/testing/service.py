@@ -112,7 +112,7 @@ class MemoryService:
     def _hello(self, call: Call) -> Verdict:
         if len(call.body) > MAX_HELLO_BYTES:
             text = f"capabilities and metadata exceed {MAX_HELLO_BYTES} bytes"
-            return refusals.invalid("metadata", text).verdict(call.message_id)
+            return refusals.invalid("metadata", text, "Announce less").verdict(call.message_id)
         try:
             hello = Hello.model_validate_json(call.body)
         except ValidationError:

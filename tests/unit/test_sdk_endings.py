@@ -53,6 +53,42 @@ async def answer(message: AgentMessage) -> None:
     await message.reply("answer", {"ok": 1})
 
 
+class Outcome(BaseException):
+    """As the ``pytest.fail`` of a handler raises it."""
+
+
+async def test_whatever_a_handler_raises_is_a_failed_attempt():
+    async with broker() as up, up.agent(Worker, "a") as sender, up.agent(Worker, "b") as agent:
+
+        async def fail(_: AgentMessage) -> None:
+            raise Outcome("no")
+
+        agent.work = fail
+        await sender.send("b", "work", {})
+        await up.idle()
+        await up.advance(60)
+        assert [(dead.reason, dead.attempts) for dead in up.dead_letters("b")] == [("EXHAUSTED", 5)]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 3601, float("nan")])
+async def test_a_timeout_that_cannot_be_waited_for_is_named(timeout: float):
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        with pytest.raises(InvalidMessage, match=f"more than 0 and at most 3600 s, not {timeout:g} s"):
+            await sender.request("b", "ask", {}, timeout=timeout)
+
+
+async def test_one_name_is_not_a_list_of_letters():
+    async with broker() as up, up.agent(Worker, "a") as asker:
+        with pytest.raises(TypeError, match="list of names, not 'qa'"):
+            await asker.discover("qa")
+
+
+async def test_who_announces_too_much_is_told_to_announce_less():
+    async with broker() as up:
+        with pytest.raises(InvalidMessage, match=r"exceed 8192 bytes\. Announce less"):
+            await up.agent(Worker, "a", metadata={"text": "x" * 10_000}).start()
+
+
 # -- stopping --------------------------------------------------------------------------------------------
 async def test_who_stops_while_another_does_waits_for_it():
     async with broker() as up, up.agent(Worker, "a") as sender:

@@ -204,6 +204,13 @@ def test_one_capability_is_not_a_list_of_letters():
         Agent("a", capabilities="qa")
 
 
+def test_what_is_announced_is_checked_where_it_is_written():
+    with pytest.raises(TypeError, match="list of names, and 1 is none"):
+        Agent("a", capabilities=[1])
+    with pytest.raises(ConfigurationError, match="metadata of 'a' is not serialisable as JSON"):
+        Agent("a", metadata={"lock": object()})
+
+
 def test_bad_id():
     with pytest.raises(ConfigurationError, match=r"agent id 'a\.b' is not a valid id"):
         Agent("a.b")

@@ -223,6 +223,17 @@ def test_the_state_is_what_stands_for_it_in_agent_whatever_else_is_generic():
     assert Keeping("a")._shape.initial().state == {}
 
 
+@pytest.mark.parametrize("model", [Desk(), "Desk", list[int]], ids=repr)
+def test_what_is_no_class_is_no_state_model(model: Any):
+    with pytest.raises(ConfigurationError, match="must be a pydantic model or dict, not an object of class"):
+        Agent("a", state_model=model)
+
+
+@pytest.mark.parametrize("model", [None, dict, dict[str, object], dict[str, int]])
+def test_a_dict_is_one(model: Any):
+    assert Agent("a", state_model=model)._shape.initial().state == {}
+
+
 def test_a_dataclass_as_state_is_refused_where_the_agent_is_made():
     @dataclass
     class Plain:
