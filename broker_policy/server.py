@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.ports import LOOPBACK
@@ -35,6 +37,7 @@ from mas_nats.config import DEFAULT_PORT
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.names import names
 from mas_nats.policy.document import Document, Limits, Permissions
 from mas_nats.policy.governance import Role
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, namespace_of
@@ -127,19 +130,24 @@ class Authorization:
         Raises:
             ConfigurationError: there is no such agent here, or what would hold is no policy.
             NotConfirmed: a live worker did not confirm within ``timeout`` seconds.
+            TypeError: a list is one name, not a list of names.
 
         """
+        may = None if allowed_targets is None else names("allowed_targets", allowed_targets)
+        may_not = None if blocked_targets is None else names("blocked_targets", blocked_targets)
 
         def change(document: Document) -> Document:
             if agent_id not in document.agents and not namespace_of(agent_id):
                 raise ConfigurationError(f"there is no agent {agent_id!r} in namespace {self._namespace!r}")
             before = document.permissions.get(agent_id, Permissions())
-            allowed = before.allowed_targets if allowed_targets is None else tuple(allowed_targets)
-            blocked = before.blocked_targets if blocked_targets is None else tuple(blocked_targets)
+            allowed = before.allowed_targets if may is None else may
+            blocked = before.blocked_targets if may_not is None else may_not
             try:
                 said = Permissions(allowed_targets=allowed, blocked_targets=blocked)
             except ValueError as error:
-                raise ConfigurationError(f"the permissions of {agent_id} are wrong: {error}") from error
+                raise ConfigurationError(
+                    f"the permissions of {agent_id} are wrong: {_reasons(error)}"
+                ) from error
             return document.model_copy(update={"permissions": {**document.permissions, agent_id: said}})
 
         return await edit(self._store, self._namespace, change, timeout)
@@ -154,9 +162,9 @@ class Authorization:
         Returns and raises as ``set_permissions``.
         """
         try:
-            role = Role(permissions=tuple(permissions), agents=tuple(agents))
+            role = Role(permissions=names("permissions", permissions), agents=names("agents", agents))
         except ValueError as error:
-            raise ConfigurationError(f"role {name} is wrong: {error}") from error
+            raise ConfigurationError(f"role {name} is wrong: {_reasons(error)}") from error
         return await self._set_roles(lambda roles: {**roles, name: role}, timeout)
 
     async def remove_role(self, name: str, *, timeout: float = 5.0) -> int:
@@ -185,6 +193,12 @@ class Authorization:
         """Whom an agent may reach, besides what its roles grant."""
         stored = await self._store.get(self._namespace)
         return stored.document.permissions.get(agent_id, Permissions()) if stored else Permissions()
+
+
+def _reasons(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(str(each["msg"]) for each in error.errors(include_url=False))
 
 
 class MASServer:
@@ -272,7 +286,11 @@ class MASServer:
         return Wanted(
             namespace=settings.namespace,
             agents={
-                name: WantedAgent(tuple(each.capabilities), dict(each.metadata), StateMode(each.state))
+                name: WantedAgent(
+                    names(f"the capabilities of {name}", each.capabilities),
+                    dict(each.metadata),
+                    StateMode(each.state),
+                )
                 for name, each in settings.agents.items()
             },
             permissions=dict(settings.permissions or {}),

@@ -26,6 +26,7 @@ from mas_nats.inbox import Inbox
 from mas_nats.loop import run
 from mas_nats.message import AgentMessage, Payload, ReplyResult
 from mas_nats.messenger import AgentInfo, Messenger
+from mas_nats.names import names
 from mas_nats.nats_transport import NatsTransport
 from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
@@ -132,12 +133,7 @@ class Agent(Generic[S]):
             self._agent_id = require_id(agent_id, "agent id")
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
-        if isinstance(capabilities, str):
-            raise TypeError(f"capabilities must be a list of names, not {capabilities!r}")
-        self._capabilities = tuple(capabilities or ())
-        for name in self._capabilities:
-            if not isinstance(name, str):
-                raise TypeError(f"capabilities must be a list of names, and {name!r} is none")
+        self._capabilities = names("capabilities", capabilities or ())
         self._metadata = dict(metadata or {})
         try:
             orjson.dumps(self._metadata)

@@ -17,6 +17,7 @@ from mas_nats.due import Due
 from mas_nats.errors import OutcomeUnknown, RequestFailed, RequestTimeout, error_of
 from mas_nats.gathered_reply import GatheredReply
 from mas_nats.message import AgentMessage, Payload, ReplyResult, ReplyWriter, read_message
+from mas_nats.names import names
 from mas_nats.payload import encode, invalid
 from mas_nats.session import Session
 from mas_nats.stream import Asked, Reader, Stream, failure_of
@@ -244,9 +245,7 @@ class Messenger:
 
     async def discover(self, capabilities: Sequence[str], *, timeout: float) -> list[AgentInfo]:
         """Agents alive that have all ``capabilities`` and that this agent may reach."""
-        if isinstance(capabilities, str):
-            raise TypeError(f"capabilities must be a list of names, not {capabilities!r}")
-        body = orjson.dumps({"capabilities": list(capabilities)})
+        body = orjson.dumps({"capabilities": names("capabilities", capabilities)})
         verdict = _accepted(await self._calls.call(Op.DISCOVER, body, timeout=timeout))
         return [
             AgentInfo(

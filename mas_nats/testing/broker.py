@@ -17,6 +17,7 @@ import orjson
 from mas_nats.agent import Agent
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.wanted import WantedAgent
+from mas_nats.names import names
 from mas_nats.policy.call import Refusal
 from mas_nats.policy.document import Limits, Permissions
 from mas_nats.testing.connection import MemoryTransport
@@ -156,7 +157,9 @@ class MemoryBroker:
         self, sender: str, *, allowed: Iterable[str] = (), blocked: Iterable[str] = ()
     ) -> None:
         """Replace whom ``sender`` may reach."""
-        rule = Permissions(allowed_targets=tuple(allowed), blocked_targets=tuple(blocked))
+        rule = Permissions(
+            allowed_targets=names("allowed", allowed), blocked_targets=names("blocked", blocked)
+        )
         self._change(permissions={**self._running.document.permissions, sender: rule})
 
     # -- looking -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mas_nats.manifest.wanted import Wanted, WantedAgent
+from mas_nats.names import names
 from mas_nats.policy.document import Limits, Permissions
 
 Agents = Mapping[str, Iterable[str] | WantedAgent] | Iterable[str]
@@ -18,13 +19,14 @@ def wanted(
 ) -> Wanted:
     """What a manifest with this content wants."""
     allowed, blocked = allow or {}, block or {}
-    declared = agents if isinstance(agents, Mapping) else dict.fromkeys(agents, ())
+    declared = agents if isinstance(agents, Mapping) else dict.fromkeys(names("agents", agents), ())
     return Wanted(
         namespace=namespace,
         agents={agent: wanted_agent(each) for agent, each in declared.items()},
         permissions={
             sender: Permissions(
-                allowed_targets=tuple(allowed.get(sender, ())), blocked_targets=tuple(blocked.get(sender, ()))
+                allowed_targets=names(f"the targets of {sender}", allowed.get(sender, ())),
+                blocked_targets=names(f"the blocked targets of {sender}", blocked.get(sender, ())),
             )
             for sender in sorted({*allowed, *blocked})
         },
@@ -34,4 +36,4 @@ def wanted(
 
 def wanted_agent(declared: Iterable[str] | WantedAgent) -> WantedAgent:
     """One agent, from its capabilities or all that is declared about it."""
-    return declared if isinstance(declared, WantedAgent) else WantedAgent(tuple(declared))
+    return declared if isinstance(declared, WantedAgent) else WantedAgent(names("capabilities", declared))
