@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from pydantic import BaseModel
 
 from mas_nats.errors import InvalidMessage
 from mas_nats.message import Payload
+from mas_nats.model_names import by_alias
 from mas_nats.wire.verdict import Decision, Verdict
 
 _LEAST, _LARGEST, _LONGEST = -(2**63), 2**64 - 1, 20
@@ -25,7 +25,7 @@ def encode(data: Payload) -> bytes:
     plain = type(data) is dict  # asked first: to look for a model or a mapping takes as long as all the rest
     if not plain and isinstance(data, BaseModel):
         try:
-            body = data.model_dump_json(by_alias=_by_alias(data)).encode()
+            body = data.model_dump_json(by_alias=by_alias(type(data))).encode()
         except ValueError:  # no JSON form, no Unicode, or a model that holds itself
             text = f"the payload's model {type(data).__name__} has no JSON form"
             raise invalid("json", text, "Use strings, numbers, lists, dicts and models of them") from None
@@ -78,14 +78,9 @@ def too_large_integer(body: bytes) -> bool:
     return found
 
 
-def _by_alias(model: BaseModel) -> Any:
-    """Under its aliases, as it is read, unless its configuration says which names it is written under."""
-    return None if "serialize_by_alias" in model.model_config else True
-
-
 def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=_by_alias(value))
+        return value.model_dump(mode="json", by_alias=by_alias(type(value)))
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, set | frozenset):

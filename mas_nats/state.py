@@ -9,11 +9,11 @@ in between is never overwritten: the update raises ``StateConflict``, and ``stat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Literal, NamedTuple, cast, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, NamedTuple, cast, get_origin
 
 import orjson
-from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypeVar
 
@@ -26,6 +26,7 @@ from mas_nats.errors import (
     StateInvalid,
 )
 from mas_nats.handlers import describe
+from mas_nats.model_names import not_read
 from mas_nats.payload import too_large_integer
 from mas_nats.session import Session
 from mas_nats.state_access import CorruptAt, StateAccess
@@ -74,14 +75,11 @@ class StateShape(Generic[S]):
             self._require_that_it_is_read_back(model)
 
     def _require_that_it_is_read_back(self, model: type[BaseModel]) -> None:
-        for each in models_in(model):
-            for name, field in each.model_fields.items():
-                written = field.serialization_alias or name
-                if not field.exclude and written not in _names_read(each, name):
-                    raise ConfigurationError(
-                        f"{each.__name__}.{name} of state model {self._name} is written as {written!r}, "
-                        "which is not read: use alias=, or name that among its validation aliases"
-                    )
+        for each, name, written in not_read(model):
+            raise ConfigurationError(
+                f"{each.__name__}.{name} of state model {self._name} is written as {written!r}, "
+                "which is not read: use alias=, or name that among its validation aliases"
+            )
         try:
             self.initial()
         except ValueError as error:
@@ -158,35 +156,6 @@ def _exact(encoded: bytes) -> bytes:
     if too_large_integer(encoded):
         raise StateInvalid("the update has an integer of more than 64 bits: keep it as a string")
     return encoded
-
-
-def models_in(annotation: Any, known: set[Any] | None = None) -> Iterator[type[BaseModel]]:
-    """The models that a type is made of."""
-    known = set() if known is None else known
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if annotation not in known:
-            known.add(annotation)
-            yield annotation
-            for field in annotation.model_fields.values():
-                yield from models_in(field.annotation, known)
-    else:
-        for argument in get_args(annotation):
-            yield from models_in(argument, known)
-
-
-def _names_read(model: type[BaseModel], name: str) -> set[str]:
-    """The names under which a field is read from JSON."""
-    config, alias = model.model_config, model.model_fields[name].validation_alias
-    read = set()
-    if alias is None or config.get("populate_by_name") or config.get("validate_by_name"):
-        read.add(name)
-    if config.get("validate_by_alias", True):
-        for each in alias.choices if isinstance(alias, AliasChoices) else [alias]:
-            if isinstance(each, AliasPath):
-                read |= {str(part) for part in each.path} if len(each.path) == 1 else set()
-            elif each is not None:
-                read.add(each)
-    return read
 
 
 class StateStore(Generic[S]):

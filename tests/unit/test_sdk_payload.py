@@ -73,6 +73,20 @@ def test_a_model_may_say_that_it_is_written_under_its_own_names():
     assert orjson.loads(encode({"order": Named(order_id=1)})) == {"order": {"order_id": 1}}
 
 
+class Renamed(BaseModel):
+    order_id: int = Field(serialization_alias="orderId")
+
+
+class Holder(BaseModel):
+    order: Renamed
+
+
+@pytest.mark.parametrize("sent", [Renamed(order_id=1), Holder(order=Renamed(order_id=1))], ids=str)
+def test_what_a_model_would_not_read_under_its_alias_is_sent_under_its_name(sent: BaseModel):
+    assert type(sent).model_validate_json(encode(sent)) == sent
+    assert b'"order_id":1' in encode({"in": sent})
+
+
 def test_a_model_that_holds_itself_is_refused():
     order = Order()
     order.more = order
