@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -64,6 +65,7 @@ from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
 from mas_nats.loop import run
+from mas_nats.policy.document import Document
 from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
 from mas_nats.resilient import ResilientClient
@@ -80,6 +82,8 @@ _START_PATIENCE = 1.0
 """Seconds for which a namespace that begins to be served holds up the following of policy for the others."""
 _TRY_AGAIN = 1.0
 _FOLLOW_KEYS = 0.5
+_KEEP_WHOLE = 10.0
+"""Seconds between two looks for streams and consumers that somebody removed."""
 _NEW_OBJECTS = 10_000
 """Objects more than at the garbage collector's last look, before it looks again: those of calls under way
 are thousands, all of them in use."""
@@ -215,6 +219,7 @@ class PolicyWorker:
         )
         await self._callout.start()
         self._spawn(self._follow_keys())
+        self._spawn(self._keep_whole())
         self._spawn(_gather_memory())
         if self._telemetry is not None:
             await self._telemetry.start(lambda: dict(self._namespaces), stale=lambda: self._follower.stale)
@@ -359,7 +364,7 @@ class PolicyWorker:
             token_ring=lambda: self._keys.tokens,
         )
         try:
-            await self._restore(nc, table)
+            await self._restore(nc, namespace)
             await service.start()
         except BaseException:
             await service.stop()
@@ -398,19 +403,34 @@ class PolicyWorker:
         return await memory_of(nc, await self._observing(), self._config.endpoint.nodes)
 
     async def _keep_restoring(self, namespace: str) -> None:
-        served = self._namespaces.get(namespace)
-        while served is not None and (table := self._follower.table(namespace)) is not None:
-            try:
-                await self._restore(served.nc, table)
-            except (nats.errors.Error, JetStreamError, OSError) as error:
-                log.warning("streams of %s cannot be looked at: %r", namespace, error)
-                await asyncio.sleep(_TRY_AGAIN)
-            else:
+        while namespace in self._namespaces and self._follower.table(namespace) is not None:
+            if await self._restored(namespace):
                 return
+            await asyncio.sleep(_TRY_AGAIN)
 
-    async def _restore(self, nc: Client, table: Table) -> None:
-        if made := await restore(nc, table.document, self._config.endpoint.nodes):
-            log.warning("namespace %s had lost %s: made again, empty", table.namespace, ", ".join(made))
+    async def _keep_whole(self) -> None:
+        """Make again what was removed while the connection stood: nobody says so."""
+        while True:
+            await asyncio.sleep(_KEEP_WHOLE)
+            if not self._follower.stale:
+                await asyncio.gather(*map(self._restored, tuple(self._namespaces)))
+
+    async def _restored(self, namespace: str) -> bool:
+        """Whether the namespace has all that it needs now."""
+        try:
+            await self._restore(self._namespaces[namespace].nc, namespace)
+        except (nats.errors.Error, nats.js.errors.Error, JetStreamError, OSError) as error:
+            log.warning("streams of %s cannot be looked at: %r", namespace, error)
+            return False
+        return True
+
+    async def _restore(self, nc: Client, namespace: str) -> None:
+        def policy() -> Document | None:
+            table = self._follower.table(namespace)
+            return None if table is None else table.document
+
+        if made := await restore(nc, policy, self._config.endpoint.nodes):
+            log.warning("namespace %s had lost %s: made again, empty", namespace, ", ".join(made))
 
     def _spawn(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(running)

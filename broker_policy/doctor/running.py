@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
 import nats.errors
 import redis.exceptions
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -29,6 +32,8 @@ from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin, connect_system, connect_tenant_admin
 from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from broker_policy.tenants.restore import missing_consumers, missing_streams
+from broker_policy.tenants.streams import control_streams, tenant_streams
 from mas_nats.errors import MasError
 from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
@@ -70,14 +75,15 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
             patience = _patience(broker)
             control = await connect_control_admin(endpoint, keys, name="doctor", patience=patience)
             stack.push_async_callback(control.close)
+            if lost := judge_control(await _lost(control, control_streams())):
+                return [*checks, lost]
             documents, found = await _policy(control)
             checks += [*found, await _workers(control)]
         except _NO_ANSWER as error:
             fix = "Look at the checks above, and at the logs of nats-server and the workers"
             return [*checks, fail("policy", f"it cannot be asked ({type(error).__name__}: {error})", fix)]
-        if answers:
-            lags = [_projection(endpoint, keys, client, each.namespace, clock) for each in documents]
-            checks += await asyncio.gather(*lags)
+        looks = [_namespace(endpoint, keys, client if answers else None, each, clock) for each in documents]
+        checks += itertools.chain.from_iterable(await asyncio.gather(*looks))
     return checks
 
 
@@ -220,23 +226,62 @@ def judge_workers(revisions: dict[str, int]) -> Check:
     )
 
 
-async def _projection(
-    endpoint: Endpoint, keys: ControllerKeys, client: Redis, namespace: str, clock: Callable[[], float]
-) -> Check:
-    name = f"audit of {namespace}"
+async def _lost(nc: Client, wanted: Iterable[StreamConfig]) -> list[str]:
+    return [str(config.name) for config in await missing_streams(nc, wanted)]
+
+
+def judge_control(lost: Sequence[str]) -> Check | None:
+    """What it means that the CONTROL account lacks the streams ``lost``; None where it lacks none."""
+    if not lost:
+        return None
+    if subjects.kv_stream(subjects.POLICY_BUCKET) in lost:
+        fix = "Everything is refused: mas apply each manifest, which makes it again"
+    elif subjects.CHECKPOINTS_STREAM in lost:
+        fix = "Nothing says what was signed: find out who removed it; mas apply makes it again, empty"
+    else:
+        fix = "mas apply makes it again"
+    return fail("policy", f"account CONTROL lacks {', '.join(lost)}", fix)
+
+
+async def _namespace(
+    endpoint: Endpoint,
+    keys: ControllerKeys,
+    client: Redis | None,
+    document: Document,
+    clock: Callable[[], float],
+) -> list[Check]:
+    """Whether a namespace has its streams and consumers, and how far its audit is where Redis answers."""
+    name = document.namespace
     try:
         patience = _PATIENCE * endpoint.nodes
-        tenant = await connect_tenant_admin(endpoint, keys, namespace, name="doctor", patience=patience)
+        tenant = await connect_tenant_admin(endpoint, keys, name, name="doctor", patience=patience)
         try:
-            head = await Store(client, namespace).head()
+            lost = await _lost(tenant, tenant_streams(document.limits))
+            if subjects.INBOX_STREAM not in lost:
+                lost += await missing_consumers(tenant, lambda: document)
+            if lost:
+                return [judge_streams(name, lost)]
+            if client is None:
+                return []
+            head = await Store(client, name).head()
             page = await audit_log.read(tenant, head.sequence + 1, most=1)
         finally:
             await tenant.close()
     except (*_NO_ANSWER, redis.exceptions.RedisError) as error:
-        return fail(name, f"it cannot be asked ({type(error).__name__}: {error})", "Look at the checks above")
+        text = f"it cannot be asked ({type(error).__name__}: {error})"
+        return [fail(f"audit of {name}", text, "Look at the checks above")]
     waiting = len(page.messages) + page.pending
     age = clock() - page.messages[0].time / 1000 if page.messages else 0.0
-    return judge_projection(name, waiting, age)
+    return [judge_projection(f"audit of {name}", waiting, age)]
+
+
+def judge_streams(namespace: str, lost: Sequence[str]) -> Check:
+    """What it means that a namespace lacks the streams and consumers ``lost``."""
+    fix = (
+        "Workers make them again within seconds, empty: ask once more, else look at their logs. Then find out"
+        " who removed them"
+    )
+    return fail(f"streams of {namespace}", f"{', '.join(lost)} are gone", fix)
 
 
 def judge_projection(name: str, waiting: int, age: float) -> Check:

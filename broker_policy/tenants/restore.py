@@ -1,12 +1,16 @@
 """What a tenant has lost is made again: nats-server forgets what lives in memory when it starts anew.
 
-A worker does this when it connects and after each reconnect, so that nobody has to notice. What is there is
-left as it is: bringing it to new limits is the tenant controller's, and a worker's policy may be behind it.
+A worker does this when it connects, after each reconnect and now and then, since who may may also remove a
+stream or a consumer by hand. What is there is left as it is: bringing it to new limits is the tenant
+controller's, and a worker's policy may be behind it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from nats.aio.client import Client
+from nats.js.api import StreamConfig
 
 from broker_policy.jetstream import api
 from broker_policy.tenants.streams import (
@@ -14,37 +18,54 @@ from broker_policy.tenants.streams import (
     add_missing_stream,
     audit_guard,
     ensure_consumer,
-    ensure_inbox_consumer,
+    inbox_consumer,
     tenant_streams,
 )
 from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
 
 
-async def restore(nc: Client, document: Document, copies: int = 1) -> list[str]:
-    """Make the streams and consumers of ``document`` that are missing; returns their names.
+async def restore(nc: Client, policy: Callable[[], Document | None], copies: int = 1) -> list[str]:
+    """Make the streams and consumers that are missing; returns their names.
 
     ``nc`` is a connection inside the tenant account; ``copies`` is how many nodes keep each stream.
 
     Raises:
-        nats.errors.Error, JetStreamError: the server refused, or did not answer; call again.
+        nats.errors.Error, JetStreamError, nats.js.errors.Error: the server refused, or did not answer; call
+            again.
 
     """
     js = nc.jetstream()
-    made: list[str] = []
-    there = await _names(nc, "STREAM.NAMES", "streams")
-    for config in tenant_streams(document.limits, copies):
-        if config.name not in there:
-            await add_missing_stream(js, config)
-            made.append(str(config.name))
-    there = await _names(nc, f"CONSUMER.NAMES.{subjects.INBOX_STREAM}", "consumers")
-    if AUDIT_GUARD not in there:
-        await ensure_consumer(js, audit_guard())
-        made.append(AUDIT_GUARD)
-    for agent in document.agents.keys() - there:
-        await ensure_inbox_consumer(js, agent, document.limits)
-        made.append(agent)
+    if (document := policy()) is None:
+        return []
+    lost = await missing_streams(nc, tenant_streams(document.limits, copies))
+    for config in lost:
+        await add_missing_stream(js, config)
+    made = [str(config.name) for config in lost]
+    for name in await missing_consumers(nc, policy):
+        if (document := policy()) is None:
+            break
+        await ensure_consumer(
+            js, audit_guard() if name == AUDIT_GUARD else inbox_consumer(name, document.limits)
+        )
+        made.append(name)
     return made
+
+
+async def missing_streams(nc: Client, wanted: Iterable[StreamConfig]) -> list[StreamConfig]:
+    """Those of the streams and buckets ``wanted`` that are not there. Errors as ``restore``."""
+    there = await _names(nc, "STREAM.NAMES", "streams")
+    return [config for config in wanted if config.name not in there]
+
+
+async def missing_consumers(nc: Client, policy: Callable[[], Document | None]) -> list[str]:
+    """The consumers that its log should have and has not. Errors as ``restore``.
+
+    Policy is asked for after the server: the consumer of an agent that was removed meanwhile is not missing.
+    """
+    there = await _names(nc, f"CONSUMER.NAMES.{subjects.INBOX_STREAM}", "consumers")
+    document = policy()
+    return [] if document is None else sorted({AUDIT_GUARD, *document.agents} - there)
 
 
 async def _names(nc: Client, subject: str, field: str) -> set[str]:

@@ -19,6 +19,7 @@ from broker_policy.embedded.halt import halt
 from broker_policy.jetstream import publish
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats.wire import subjects
 from tests.processes import children
 from tests.system import System, mas, mas_json
@@ -88,6 +89,30 @@ async def test_a_policy_that_cannot_be_read(system: System):
         await PolicyStore(control).wait_confirmed(1)
     finally:
         await control.close()
+    await until_whole(system)
+
+
+async def test_streams_that_somebody_removed(system: System):
+    async with system.tenant("default") as tenant:
+        js = tenant.jetstream()
+        await js.delete_consumer(subjects.INBOX_STREAM, AUDIT_GUARD)
+        await js.delete_stream(subjects.kv_stream(subjects.LEASES_BUCKET))
+        found = await bad(system)
+    assert found["streams of default"].status is Status.FAIL
+    assert found["streams of default"].text == "KV_leases, AUDIT are gone"
+    await until_whole(system)  # workers make them again
+    control = await connect_control_admin(
+        system.broker.connection(system.layout, "controller"), system.material.controller
+    )
+    try:
+        await control.jetstream().delete_stream(subjects.kv_stream(subjects.WORKERS_BUCKET))
+        found = await bad(system)
+    finally:
+        await control.close()
+    assert "CONTROL lacks KV_workers" in found["policy"].text
+    assert "mas apply" in found["policy"].fix
+    async with system.control() as (controller, _):
+        await controller.ensure_control()  # as mas apply begins
     await until_whole(system)
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from broker_policy import worker
+from broker_policy.jetstream import stream_info
 from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats import Agent, AgentMessage, MasError
 from mas_nats.policy.document import Document
+from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects
 from tests.load import Handling, send_all
 from tests.parts import Parts, parts
@@ -90,6 +93,38 @@ async def test_what_protects_the_log_is_made_again(up: Parts) -> None:
         await up.start_worker()
         names = {info.name for info in await js.consumers_info(subjects.INBOX_STREAM)}
         assert names == {AUDIT_GUARD, "asker", "desk"}
+
+
+async def test_what_is_removed_by_hand_is_made_again(up: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While everything runs: nobody reconnects, and nobody is told."""
+    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.2)
+    namespace = await up.namespace(["asker", "desk", "idle"], {"asker": ["desk", "idle"]})
+    await up.stop_worker(up.workers[0])
+    await up.start_worker()
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await whole(asker, desk)
+        async with up.tenant(namespace) as tenant:
+            js = tenant.jetstream()
+            for consumer in (AUDIT_GUARD, "desk", "idle"):
+                await js.delete_consumer(subjects.INBOX_STREAM, consumer)
+            for bucket in (subjects.REGISTRY_BUCKET, subjects.LEASES_BUCKET):
+                await js.delete_stream(subjects.kv_stream(bucket))
+            await asker.send("idle", "note", {}, delay=0.5)  # whoever releases needs the lease
+            await eventually(lambda: whole(asker, desk))
+            await nothing_delayed(tenant)
+            # An agent that was removed has not lost its consumer.
+            await up.apply(wanted(namespace, ["asker", "desk"], {"asker": ["desk"]}))
+            await asyncio.sleep(1)  # several looks
+            names = {info.name for info in await js.consumers_info(subjects.INBOX_STREAM)}
+            assert names == {AUDIT_GUARD, "asker", "desk"}
+
+
+async def nothing_delayed(tenant: ResilientClient) -> None:
+    """Return when every delayed message was released."""
+    async with asyncio.timeout(20):
+        while (await stream_info(tenant, subjects.DELAYED_STREAM))["state"]["messages"]:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_namespace_that_cannot_be_served_holds_up_no_other(up: Parts) -> None:

@@ -122,6 +122,8 @@ def test_room_on_the_disk(size, free, status):
         (running.judge_clock(3.0), Status.WARN, "3.0 s behind"),
         (running.judge_clock(-90.0), Status.FAIL, "90.0 s ahead"),
         (running.judge_workers({}), Status.FAIL, "none is alive"),
+        (running.judge_streams("shop", ["INBOX", "bob"]), Status.FAIL, "INBOX, bob are gone"),
+        (running.judge_control(["KV_workers"]), Status.FAIL, "CONTROL lacks KV_workers"),
         (running.judge_workers({"a": 3, "b": 3}), Status.OK, "all on revision 3"),
         (running.judge_workers({"a": 3, "b": 4}), Status.WARN, "1 on 3, 1 on 4"),
         (running.judge_projection("audit", 0, 0), Status.OK, "0 records"),
