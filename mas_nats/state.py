@@ -9,6 +9,7 @@ in between is never overwritten: the update raises ``StateConflict``, and ``stat
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, Generic, Literal, NamedTuple, cast, get_origin
 
@@ -29,7 +30,13 @@ from mas_nats.handlers import describe
 from mas_nats.model_names import not_read
 from mas_nats.payload import too_large_integer
 from mas_nats.session import Session
-from mas_nats.state_access import CorruptAt, StateAccess
+from mas_nats.state_access import CorruptAt, StateAccess, Stored
+
+logger = logging.getLogger("mas_nats")
+
+_SURE = 2.0
+"""Seconds after which a state that is older than what this instance wrote is believed to be all there is."""
+_PAUSE = 0.1
 
 S = TypeVar("S", default=dict[str, object])
 
@@ -228,8 +235,11 @@ class StateStore(Generic[S]):
             except CorruptAt as corrupt:
                 revision, empty = corrupt.revision, False
             if revision < self._revision:  # a replica that lags behind what this instance wrote
-                revision, empty = self._revision, False
-            if not empty:
+                try:
+                    revision = await self._access.delete(self._revision, timeout)
+                except StateConflict:  # or what it wrote is lost: then the older one is the last
+                    revision = await self._access.delete(revision, timeout)
+            elif not empty:
                 revision = await self._access.delete(revision, timeout)
             self._take(revision, None)
         return self._current.state
@@ -250,15 +260,18 @@ class StateStore(Generic[S]):
         self._current = self._stored = self._shape.again(self._stored)
         if isinstance(error, StateConflict | OutcomeUnknown):
             try:
-                await self._refresh(5.0)
+                await self._refresh(5.0, conflict=isinstance(error, StateConflict))
             except MasError:  # the next update conflicts again, and refreshes again
                 return
 
-    async def _refresh(self, timeout: float) -> None:
+    async def _refresh(self, timeout: float, *, conflict: bool = False) -> None:
+        """Take what is stored. ``conflict``: it is not what this instance wrote last."""
         stored = await self._access.get(timeout)
-        revision, value = stored.revision, stored.value
-        if revision < self._revision:
+        if conflict and stored.revision < self._revision:
+            stored = await self._sure(stored, timeout)
+        elif stored.revision < self._revision:
             return  # a replica that lags behind what this instance wrote
+        revision, value = stored.revision, stored.value
         shaped = None
         if value is not None:
             try:
@@ -268,8 +281,24 @@ class StateStore(Generic[S]):
                     f"revision {revision} of the stored state does not fit the model: {describe(error)}. "
                     "It was left as it is; reset_state() deletes it"
                 ) from None
-        if revision > self._revision or self._newest <= max(self._written, self._lost_until):
+        if revision != self._revision or self._newest <= max(self._written, self._lost_until):
             self._take(revision, shaped)
+
+    async def _sure(self, stored: Stored, timeout: float) -> Stored:
+        """What is stored, where it seems older than what this instance wrote: no replica lags for long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _SURE
+        while stored.revision < self._revision and loop.time() < end:
+            await asyncio.sleep(_PAUSE)
+            stored = await self._access.get(timeout)
+        if stored.revision < self._revision:
+            logger.warning(
+                "the stored state is revision %d, older than revision %d that this instance knew: the broker "
+                "lost what came after it, or was restored from a backup. Going on with what is stored",
+                stored.revision,
+                self._revision,
+            )
+        return stored
 
     def _take(self, revision: int, stored: Shaped[S] | None) -> None:
         if self._newest > max(self._written, self._lost_until):

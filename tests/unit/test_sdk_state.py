@@ -378,6 +378,50 @@ async def test_refresh_never_goes_behind_an_own_write(make: Make, worker: Script
         worker.say.clear()
 
 
+@pytest.mark.parametrize("again", ["update", "reset"])
+async def test_what_the_broker_lost_does_not_keep_the_state_from_being_written(
+    make: Make, worker: ScriptedWorker, again: str, caplog: pytest.LogCaptureFixture
+):
+    """It was restored from a backup, or lost its last writes in a power cut, while the agent ran."""
+    async with make() as agent:
+        await agent.update_state({"answered": 1})
+        kept = await worker.js.get_last_msg("KV_state", "$KV.state.a")
+        await agent.update_state({"answered": 2})
+        await agent.update_state({"answered": 3})
+        config = (await worker.js.stream_info("KV_state")).config
+        await worker.js.delete_stream("KV_state")
+        await worker.js.add_stream(config)
+        await worker.js.publish("$KV.state.a", kept.data)
+        if again == "reset":
+            assert await agent.reset_state() == Desk()
+        else:
+            with pytest.raises(StateConflict):
+                await agent.update_state({"answered": 4})
+            assert agent.state.answered == 1
+            assert "restored from a backup" in caplog.text
+        await agent.update_state({"nick": "b"})
+        stored = await worker.js.get_last_msg("KV_state", "$KV.state.a")
+        assert orjson.loads(stored.data)["nickName"] == "b"
+
+
+async def test_a_copy_that_is_behind_after_a_conflict_is_waited_for(make: Make, worker: ScriptedWorker):
+    async with make() as one, make() as two:
+        await two.update_state({"answered": 1})
+        await one.refresh_state()
+        await two.update_state({"answered": 2})
+        looks = iter([False, False])
+        state, answer = worker._state, accepted(revision=0, value=None)
+
+        async def behind(sender: str, fields: dict[str, str], body: Any, raw: bytes) -> Any:
+            lags = body["op"] == "get" and next(looks, None) is not None
+            return answer if lags else await state(sender, fields, body, raw)
+
+        worker._state = behind  # type: ignore[method-assign]
+        with pytest.raises(StateConflict):
+            await one.update_state({"nick": "one"})
+        assert one.state.answered == 2
+
+
 async def test_corrupt_state_is_loud_and_left_alone(make: Make, worker: ScriptedWorker):
     await worker.js.publish("$KV.state.a", orjson.dumps({"answered": "many"}))
     agent = make()
