@@ -2,12 +2,14 @@
 
 A machine's clock may be wrong by seconds or minutes. Deadlines, audit times and the age of keys are judged
 by every worker alike all the same: each measures how far its own clock is from the server's, and corrects
-itself. The measure comes with what a worker asks anyway (ADR 21).
+itself. The measure comes with what a worker asks anyway (ADR 21). Between two measures it counts by a clock
+that nobody sets, so that a step of the machine's clock moves nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,11 +30,28 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-class ServerClock:
-    """The server's time, unix milliseconds; ``local`` is this machine's clock."""
+def steady_clock() -> Milliseconds:
+    """This machine's time as it is now, and from here on what has passed since, unix milliseconds."""
+    begun = time.time_ns() - _elapsed()
+    return lambda: (begun + _elapsed()) // 1_000_000
 
-    def __init__(self, local: Milliseconds = wall_clock) -> None:
-        self._local = local
+
+def _elapsed() -> int:
+    """Nanoseconds since some moment, those included in which the machine slept where that can be told."""
+    if sys.platform == "linux":
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return time.monotonic_ns()
+
+
+class ServerClock:
+    """The server's time, unix milliseconds.
+
+    ``local`` counts on between two measures; ``machine`` is what this machine takes for the time.
+    """
+
+    def __init__(self, local: Milliseconds | None = None, machine: Milliseconds = wall_clock) -> None:
+        self._local = local or steady_clock()
+        self._machine = machine
         self._samples: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)  # error, offset
         self._offset = 0
         self._warned = False
@@ -43,11 +62,11 @@ class ServerClock:
 
     @property
     def offset(self) -> int:
-        """Milliseconds that are added to this machine's time."""
+        """Milliseconds by which the local time is corrected."""
         return self._offset
 
     def local(self) -> int:
-        """This machine's time."""
+        """The time before it is corrected."""
         return self._local()
 
     def observe(self, stamp: str, asked: int, answered: int) -> None:
@@ -62,15 +81,15 @@ class ServerClock:
         self._samples.append((error, offset))
         error, offset = min(self._samples)
         self._offset = offset if abs(offset) > max(_NOTICEABLE_MS, error) else 0
-        self._warn(error)
+        self._warn(self() - self._machine(), error)
 
-    def _warn(self, error: int) -> None:
-        worrying = abs(self._offset) > _WORRYING_MS + error
+    def _warn(self, apart: int, error: int) -> None:
+        worrying = abs(apart) > _WORRYING_MS + error
         if worrying and not self._warned:
             log.warning(
                 "this machine's clock is %.1f s %s the NATS server's; corrected here, but set it right",
-                abs(self._offset) / 1000,
-                "behind" if self._offset > 0 else "ahead of",
+                abs(apart) / 1000,
+                "behind" if apart > 0 else "ahead of",
             )
         elif self._warned and not worrying:
             log.info("this machine's clock agrees with the NATS server's again")

@@ -112,3 +112,26 @@ async def test_the_control_behind_and_blind_its_times_are_wrong(tmp_path):
             message_id = await alice.send("bob", "work", {})
             audit = await audit_of(up, namespace, {message_id})
         assert audit["decisions"][message_id][0]["at"] < time.time() * 1000 - 20_000
+
+
+async def test_a_step_of_a_workers_clock_neither_releases_early_nor_dates_wrong(tmp_path, monkeypatch):
+    """Also not until the worker asks the server for the time again."""
+    async with parts(tmp_path) as up:
+        namespace = await up.namespace(("alice", "bob"), {"alice": ("bob",)})
+        url = up.broker.url
+        async with (
+            Desk("bob", server_addr=url, tls=up.tls("bob", namespace)) as bob,
+            Agent("alice", server_addr=url, tls=up.tls("alice", namespace)) as alice,
+        ):
+            far = await alice.send("bob", "work", {}, delay=1800)
+            right, right_ns = time.time, time.time_ns
+            monkeypatch.setattr(time, "time", lambda: right() + 3600)
+            monkeypatch.setattr(time, "time_ns", lambda: right_ns() + 3_600_000_000_000)
+            # Each held message has the releaser look at what is due.
+            near = {await alice.send("bob", "work", {}, delay=0.1) for _ in range(10)}
+            assert await bob.wait_handled(near, 20) == set()
+            monkeypatch.undo()
+            assert far not in bob.handled
+        async with up.redis() as redis:
+            entries = [stored.entry() async for stored in Store(redis, namespace).entries()]
+        assert max(entry["at"] for entry in entries if "at" in entry) < (time.time() + 1) * 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import UTC, datetime
 
 from broker_policy.clock import ServerClock
@@ -15,7 +16,8 @@ class Machine:
 
     def __init__(self, wrong: int) -> None:
         self.true, self.wrong = TRUE, wrong
-        self.clock = ServerClock(lambda: self.true + self.wrong)
+        begun = wrong
+        self.clock = ServerClock(lambda: self.true + begun, machine=lambda: self.true + self.wrong)
 
     def ask(self, there: int, back: int) -> None:
         """One question to the server that takes so long there and back, in milliseconds."""
@@ -60,8 +62,29 @@ def test_a_clock_that_is_set_right_is_noticed(caplog):
     machine.wrong = 0
     with caplog.at_level(logging.INFO):
         machine.ask(1, 1)
-    assert machine.clock.offset == 0
+    assert abs(machine.clock() - machine.true) <= 2
     assert "agrees" in caplog.text
+
+
+def test_a_step_of_the_machines_clock_moves_nothing_and_is_said(caplog, monkeypatch):
+    """Else what is due in an hour is released, and requests expire, until the server is asked again."""
+    clock = ServerClock()
+    before, now = clock(), time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3_600_000_000_000)
+    assert before <= clock() < before + 60_000
+    stamp = datetime.fromtimestamp(clock() / 1000, UTC).isoformat()
+    clock.observe(stamp, clock.local(), clock.local())
+    assert "3600.0 s ahead" in caplog.text
+    assert clock() < before + 60_000
+
+
+def test_a_server_whose_clock_is_set_is_followed():
+    machine = Machine(0)
+    machine.ask(1, 1)
+    machine.true += 3_600_000  # as the worker sees it: the server says so much more than has passed
+    stamp = datetime.fromtimestamp((machine.true + 120_000) / 1000, UTC).isoformat()
+    machine.clock.observe(stamp, machine.clock.local(), machine.clock.local())
+    assert abs(machine.clock() - machine.true - 120_000) <= 2
 
 
 def test_what_is_no_time_changes_nothing():
