@@ -57,6 +57,9 @@ class ChainAltered(Exception):
 
 _NO_CHAIN = (ChainAltered, ResponseError, ValueError, TypeError)
 """What comes of it where Redis holds anything else than a chain that continues what was signed."""
+_NOT_NOW = ("BUSY ", "MASTERDOWN ", "NOPERM ")
+"""How an error begins with which Redis says nothing of what it holds: it runs a script, has lost its master,
+or does not let this user ask."""
 
 
 class Signer:
@@ -209,7 +212,10 @@ class SigningRound:
             try:
                 await self._signer(namespace).sign_once()
             except _NO_CHAIN as problem:
-                self._refuse(namespace, problem)
+                if str(problem).startswith(_NOT_NOW):
+                    self._fail(namespace, problem)
+                else:
+                    self._refuse(namespace, problem)
             except (RedisError, JetStreamError, nats.errors.Error, OSError) as error:
                 self._fail(namespace, error)
                 if (failures := failures + 1) == _FAILURES:
@@ -242,8 +248,10 @@ class SigningRound:
         """
         try:
             listed, strange = await namespaces(self._redis)
-        except ResponseError:  # no list at all
-            listed, strange = [], []
+        except ResponseError as error:
+            if str(error).startswith(_NOT_NOW):
+                raise
+            listed, strange = [], []  # no list at all
         known = self._signed | await self._kept.names()
         self._tell("Redis lists as namespaces what cannot be any, it is not signed", strange)
         self._tell("Redis no longer lists namespaces that were signed, they are signed on", known - {*listed})

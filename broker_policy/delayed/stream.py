@@ -131,9 +131,11 @@ class DelayedStream:
                 raise
             if there := await self._compare(subject, body, fields):
                 return there
+            if released := await self._released(sender, token, body, fields):
+                return released
             if not subject_full(refused):
-                return await self._released(sender, token, body, fields) or Held.NO_ROOM
-            raise  # what was in the way has gone meanwhile
+                return Held.NO_ROOM
+            raise  # what was in the way was cancelled meanwhile
         # Asked afterwards, so that nothing is released between the question and the publish.
         if released := await self._released(sender, token, body, fields, before=ack.sequence):
             await self.remove(ack.sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.errors import BadSubjectError
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 from typer.testing import CliRunner
 
@@ -512,6 +514,37 @@ async def test_a_refusal_is_loud(store, stream, caplog):
     [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
     assert "REFUSED" in message
     assert [signed async for signed in stream.all()] == []
+
+
+async def test_a_redis_that_runs_a_script_is_no_altered_audit(store, stream, caplog):
+    """It answers BUSY then, and says nothing of what it holds."""
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    await signing.sign()
+    await grow(store, 10)
+    await store.redis.config_set("lua-time-limit", 50)
+    async with Redis(**store.redis.connection_pool.connection_kwargs) as other:
+        running = asyncio.create_task(other.eval("while true do end", 0))
+        try:
+            async with asyncio.timeout(20):
+                while not await _busy(store.redis):
+                    await asyncio.sleep(0.02)
+            with caplog.at_level(logging.CRITICAL), contextlib.suppress(ResponseError):
+                await signing.sign()
+        finally:
+            await store.redis.script_kill()
+            await asyncio.gather(running, return_exceptions=True)
+            await store.redis.config_set("lua-time-limit", 5000)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL] == []
+    await signing.sign()
+    assert [signed.checkpoint.index async for signed in stream.all()] == [300, 310]
+
+
+async def _busy(redis: Redis) -> bool:
+    try:
+        await redis.execute_command("PING")
+    except ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
 
 
 async def test_a_chain_that_stands_still_is_looked_at_now_and_then(store, stream, monkeypatch):

@@ -426,6 +426,29 @@ async def test_what_was_cancelled_is_not_held_again_by_a_try_that_was_not_answer
         assert await held(nc) == 1
 
 
+async def test_a_repetition_is_told_so_where_the_first_is_released_meanwhile(nc: Client):
+    class Between(Lossy):
+        """Has the first released between the refusal of the second and the look at what is in its way."""
+
+        tries = 0
+
+        async def request(self, subject: str, *args: Any, **more: Any) -> Any:
+            answer = await self.nc.request(subject, *args, **more)
+            if subject.startswith("mas.delayed."):
+                self.tries += 1
+                if self.tries == 2:
+                    await until(lambda: _equal(held(nc), 0))
+            return answer
+
+    between = Between(nc)
+    async with serving(nc, through=between) as here:
+        assert (await delay(here, "m1", 1000)).ok
+        again = await delay(here, "m1", 1000)
+        assert between.tries == 2
+        assert again.ok
+        assert again.duplicate
+
+
 async def test_many_at_once_are_held_to_the_limit_and_counted_once(nc: Client):
     counted: list[str] = []
 
