@@ -27,7 +27,7 @@ from broker_policy.audit.entry import Entry, WorkerEvent
 from broker_policy.audit.export import export, verify_file
 from broker_policy.audit.findings import FindingKind, Report
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.audit.layout import NAMESPACES, id_place
+from broker_policy.audit.layout import NAMESPACES, SHARDS, id_place
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.record import Outcome, Record, RecordKind, Way
 from broker_policy.audit.settled import Settled
@@ -213,6 +213,13 @@ async def removed_message_id(store: Store) -> None:
     assert await store.redis.hdel(store.layout.shard(id_place(made["id"])[0]), "100")
 
 
+async def added_message_id(store: Store) -> None:
+    """Where the chain has none, so that another entry is found by it."""
+    taken = {id_place(orjson.loads(body)["id"])[0] for body, _ in (await rows(store)) if b'"id":' in body}
+    shard = next(each for each in range(SHARDS) if each not in taken)
+    await store.redis.hset(store.layout.shard(shard), "100", "AAAAAAAA")
+
+
 async def changed_outcome(store: Store) -> None:
     await store.redis.setrange(store.layout.outcomes(0), 104, "d")
 
@@ -238,6 +245,7 @@ EDITS: list[tuple[Callable[[Store], Awaitable[None]], FindingKind]] = [
     (beyond_the_head_in_index, FindingKind.INDEX),
     (twice_beyond_the_head_in_index, FindingKind.INDEX),
     (removed_message_id, FindingKind.INDEX),
+    (added_message_id, FindingKind.INDEX),
     (changed_outcome, FindingKind.OUTCOME),
     (removed_outcomes, FindingKind.OUTCOME),
 ]
