@@ -131,8 +131,8 @@ class Process:
         """Return its exit code when it has ended."""
         if self._child is None:
             raise RuntimeError(f"{self.name} was not started")
-        while (code := self._child.poll()) is None:  # noqa: ASYNC110 - the end of a process sets no event
-            await asyncio.sleep(_POLL)
+        while (code := self._child.poll()) is None:
+            await _ended(self._child.pid)
         return code
 
     async def ailing(self) -> str:
@@ -188,3 +188,20 @@ class Process:
                 if text:
                     out.append("\n".join((f"\n--- {path}", *text)))
         return "".join(out)
+
+
+async def _ended(pid: int) -> None:
+    """Return when a child that nobody has reaped has ended; sooner where the system does not tell."""
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # only Linux has it, and a process has only so many handles
+        await asyncio.sleep(_POLL)
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(handle, lambda: ended.done() or ended.set_result(None))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)

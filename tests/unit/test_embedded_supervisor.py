@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,40 @@ async def test_start_waits_for_ready_and_stop_ends_it(program, tmp_path):
     await process.stop()
     assert not process.running
     assert process.exit_code == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells when a process ends")
+async def test_who_waits_for_a_process_is_told_of_its_end(program, monkeypatch):
+    """One that looks again and again takes a fortieth of a processor for as long as a broker runs."""
+    process, looks = program(), 0
+    await process.start()
+    poll = process._child.poll
+
+    def counted():
+        nonlocal looks
+        looks += 1
+        return poll()
+
+    monkeypatch.setattr(process._child, "poll", counted)
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    waiting = asyncio.create_task(process.wait())
+    await asyncio.sleep(0.2)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    assert await waiting == -signal.SIGKILL
+    assert looks == 3
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles
+
+
+async def test_where_the_system_does_not_tell_the_end_is_seen_too(program, monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    process = program()
+    await process.start()
+    waiting = asyncio.create_task(process.wait())
+    await asyncio.sleep(0)
+    os.kill(process.pid, signal.SIGKILL)
+    assert await waiting == -signal.SIGKILL
 
 
 async def test_a_failing_start_says_how_it_ended_and_what_it_logged(program):
