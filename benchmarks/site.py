@@ -20,7 +20,8 @@ from benchmarks.bare import BARE_RECORDS, BARE_STREAM, BARE_SUBJECT
 from benchmarks.traffic import NAMESPACE, RAW_BUCKET, RAW_NAMESPACE, RAW_STREAM, RAW_SUBJECT
 from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.up import Plan, running
+from broker_policy.embedded.plan import Plan
+from broker_policy.embedded.up import running
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply

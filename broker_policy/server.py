@@ -23,11 +23,11 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.embedded.plan import Plan, TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.server_part import listen_address
-from broker_policy.embedded.up import Plan, running
+from broker_policy.embedded.up import running
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import apply, edit
 from broker_policy.tenants.connect import connect_control_admin

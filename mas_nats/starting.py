@@ -10,24 +10,34 @@ import contextlib
 import gc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 @contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Import within the block without the garbage collector, which leaves alone what is there at its end."""
+def importing(*, without: Collection[str] = ()) -> Iterator[None]:
+    """Import within the block without the garbage collector, which leaves alone what is there at its end.
+
+    The modules ``without`` count as not installed meanwhile: a library that would import them does without.
+    """
+    missing = [name for name in without if name not in sys.modules]
     gc.disable()
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type] # None there halts an import
     try:
         yield
     finally:
+        for name in missing:
+            del sys.modules[name]
         gc.freeze()
         gc.enable()
 
 
 def main() -> None:
-    """Run the ``main`` of the module that is named first."""
-    name = sys.argv.pop(1)
-    with importing():
+    """Run the ``main`` of the module that is named first, or behind ``--without OTHER``."""
+    name, without = sys.argv.pop(1), []
+    while name == "--without":
+        without.append(sys.argv.pop(1))
+        name = sys.argv.pop(1)
+    with importing(without=without):
         module = importlib.import_module(name)
     sys.exit(module.main())
 

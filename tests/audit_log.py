@@ -25,7 +25,7 @@ from broker_policy.audit.record import (
 )
 from broker_policy.dedup import dedup_id
 from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.jetstream import publish
 from broker_policy.tenants.streams import (
     ensure_control_streams,

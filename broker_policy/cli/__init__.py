@@ -11,6 +11,7 @@ import os
 import pkgutil
 import sys
 
+from broker_policy.unused import UNUSED
 from mas_nats.starting import importing
 
 _ELSEWHERE = {
@@ -45,7 +46,7 @@ def _completed() -> str:
 
 def main() -> None:
     """Run ``mas``."""
-    with importing():
+    with importing(without=UNUSED):
         if sys.argv[1:] != ["--version"]:
             load(sys.argv[1] if len(sys.argv) > 1 else _completed())
         from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered

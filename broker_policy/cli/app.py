@@ -17,23 +17,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import getpass
-import importlib.metadata
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
 from broker_policy.printable import legible
 from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
+
+if TYPE_CHECKING:  # rich takes a while, and a program that calls `mas` has no use for it
+    from rich.console import Console
+    from rich.table import Table
 
 
 class ExitCode(IntEnum):
@@ -100,25 +101,23 @@ class Output:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
-        self._progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-        self._result = Console(highlight=False, soft_wrap=True, emoji=False)
 
     def progress(self, line: str) -> None:
         """Say how far it is; never part of the result."""
-        self._progress.print(_fit(line, sys.stderr), markup=False, style="dim")
+        _progress().print(_fit(line, sys.stderr), markup=False, style="dim")
 
     def warn(self, line: str) -> None:
         """Say what should worry, beside the result."""
-        self._progress.print(_fit(line, sys.stderr), markup=False, style="yellow")
+        _progress().print(_fit(line, sys.stderr), markup=False, style="yellow")
 
     def result(self, document: Mapping[str, Any], text: str | Table) -> None:
         """Print the result: ``document`` with ``--json``, else ``text``, or a table in its full width."""
         if self.json:
             self.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
-        elif isinstance(text, Table):
-            Console(highlight=False, emoji=False, width=_WIDEST).print(text)
+        elif isinstance(text, str):
+            _console(soft_wrap=True).print(_fit(text, sys.stdout), markup=False)
         else:
-            self._result.print(_fit(text, sys.stdout), markup=False)
+            _console(width=_WIDEST).print(text)
 
     def line(self, document: Mapping[str, Any]) -> None:
         """Print one of several results as it comes: a JSON line."""
@@ -135,8 +134,18 @@ class Output:
             self.result({"error": error}, "")
         else:
             said = _fit(f"error: {error['text']}", sys.stderr)
-            self._progress.print(said, markup=False, style="red")
+            _progress().print(said, markup=False, style="red")
         raise typer.Exit(error["exit_code"])
+
+
+def _progress() -> Console:
+    return _console(stderr=True, soft_wrap=True)
+
+
+def _console(**options: Any) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - see above
+
+    return Console(highlight=False, emoji=False, **options)
 
 
 def _fit(text: str, stream: TextIO) -> str:
@@ -204,6 +213,8 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer passes it so
     if wanted:
+        import importlib.metadata  # noqa: PLC0415 - nothing else needs it
+
         typer.echo(f"mas {importlib.metadata.version('mas-nats')}")
         raise typer.Exit
 

@@ -10,7 +10,8 @@ import typer
 
 from broker_policy.cli.app import Folder, Json, Namespace, Output, app, command
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Layout
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role, require_id
 
 certs = typer.Typer(help="Issue development certificates.", no_args_is_help=True)

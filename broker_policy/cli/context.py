@@ -13,7 +13,8 @@ import typer
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command, operator_name
 from broker_policy.cli.certs import Hours
 from broker_policy.embedded.layout import DEFAULT_FOLDER, DEFAULT_TLS_HOSTNAME, Layout
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths, identity_from_chain
+from broker_policy.identity.certificate_paths import CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority, identity_from_chain
 from broker_policy.keys.site import Site
 from broker_policy.nats_contexts import NatsContext, NatsContexts
 from broker_policy.policy.store import NotConfirmed

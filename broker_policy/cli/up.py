@@ -19,8 +19,8 @@ from broker_policy.cli.app import Folder, Json, Output, command
 from broker_policy.embedded import lock
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
+from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.server_part import planned
-from broker_policy.embedded.up import Plan, running
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
 
@@ -83,6 +83,8 @@ def up(
 
 
 async def _stay(layout: Layout, plan: Plan, out: Output) -> None:
+    from broker_policy.embedded.up import running  # noqa: PLC0415 - who detaches starts another that needs it
+
     stopping = _cancelled_by_signals()
     try:
         async with running(layout, plan, out.progress) as broker:

@@ -26,7 +26,8 @@ from broker_policy.embedded.nats_config import Membership, NatsConfig
 from broker_policy.embedded.nodes import SIZES
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.redis_config import RedisConfig, reader_secret
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.identity.private_files import private_folder, write_private
 from broker_policy.keys.turns import unchanged
 from broker_policy.tenants.material import PublicMaterial, create_material

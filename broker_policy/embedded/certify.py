@@ -9,8 +9,8 @@ from pathlib import Path
 from cryptography import x509
 
 from broker_policy.embedded import given_tls
-from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import DEFAULT_TLS_HOSTNAME, POLICY_HOLDERS, Layout
+from broker_policy.embedded.plan import TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role

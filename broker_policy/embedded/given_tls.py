@@ -10,26 +10,17 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 
 from broker_policy.embedded.layout import DEFAULT_TLS_HOSTNAME, Layout
+from broker_policy.embedded.plan import TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.identity.private_files import write_private
 from mas_nats.errors import ConfigurationError
 
 _EVERY = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files: the server's chain and key, and the agents' CA, which must vouch for the server too."""
-
-    cert: Path
-    key: Path
-    ca: Path
 
 
 def install(layout: Layout, files: TlsFiles) -> str:

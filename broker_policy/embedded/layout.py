@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from broker_policy.embedded.errors import NotRunning
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 from broker_policy.tenants.endpoint import Endpoint
 from mas_nats.errors import ConfigurationError

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from broker_policy.embedded.config_file import quoted
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 
 _TEMPLATE = "nats-server.conf.template"
 

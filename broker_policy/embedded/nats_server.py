@@ -17,7 +17,7 @@ from broker_policy.embedded import binaries
 from broker_policy.embedded.nats_config import Membership, NatsConfig
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.process import Process
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 
 _ROOM_AGAIN = 16 << 20

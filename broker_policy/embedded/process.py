@@ -199,7 +199,12 @@ async def _ended(pid: int) -> None:
         return
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(handle, lambda: ended.done() or ended.set_result(None))
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    loop.add_reader(handle, end)
     try:
         await ended
     finally:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from broker_policy.embedded.given_tls import TlsFiles
+from broker_policy.embedded.plan import Plan, TlsFiles
 from broker_policy.embedded.ports import LOOPBACK
-from broker_policy.embedded.up import Plan
 from mas_nats.errors import ConfigurationError
-from mas_nats.manifest import documents
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.manifest.mas_yaml import MasYaml
 
@@ -32,6 +30,8 @@ def planned(plan: Plan) -> Plan:
             redis_timeout=settings.redis.socket_timeout,
             telemetry=settings.telemetry,
         )
+    from mas_nats.manifest import documents  # noqa: PLC0415 - not every broker has a manifest
+
     said, storing = documents.load(plan.manifest).server()
     host, port = plan.host, plan.port
     if said.server_listen_addr is not None:

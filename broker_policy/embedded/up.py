@@ -10,16 +10,14 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from broker_policy.embedded import durability, given_tls, lock, redis_choice, telemetry_file
 from broker_policy.embedded.batch_folders import BatchFolders
 from broker_policy.embedded.certify import certify, certify_routes
-from broker_policy.embedded.given_tls import TlsFiles
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nodes import Ports, servers, settle, until_formed
+from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_server import RedisServer
@@ -28,32 +26,8 @@ from broker_policy.embedded.supervisor import Supervisor
 from broker_policy.identity.private_files import private_folder
 from broker_policy.tenants.material import Material, create_material
 from broker_policy.tenants.provision import provision
+from broker_policy.unused import UNUSED
 from mas_nats.errors import ConfigurationError
-from mas_nats.telemetry.settings import OFF, TelemetrySettings
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to bring up.
-
-    A ``port`` of 0 is the port of the last start, else 4222, else a free one. ``manifest`` is a ``mas.yaml``
-    to apply. ``relaxed`` gives up that an accepted message survives a power cut. ``nodes`` of nats-server: as
-    many as the last time, else one, when it is None. ``host`` is where the server listens: the loopback
-    address, or ``0.0.0.0`` for all. ``tls`` are the server's files and the agents' CA; None: those of the
-    folder. ``redis`` is the URL of a Redis to join; one of its own is started where it is empty, and where
-    nothing answers on this machine (``redis_choice``). ``telemetry`` is that of the workers.
-    """
-
-    workers: int = 2
-    port: int = 0
-    manifest: Path | None = None
-    relaxed: bool = False
-    nodes: int | None = None
-    host: str = LOOPBACK
-    tls: TlsFiles | None = None
-    redis: str = field(default="", repr=False)
-    redis_timeout: float | None = None  # seconds
-    telemetry: TelemetrySettings = OFF
 
 
 @contextlib.asynccontextmanager
@@ -161,14 +135,17 @@ def _worker(layout: Layout, plan: Plan, number: int) -> Process:
 def program(layout: Layout, name: str, module: str, arguments: Sequence[str] = ()) -> Process:
     """A Python program of ours; it makes ``run/<name>.ready`` when it is ready."""
     ready = layout.ready(name)
+    # -P: a file in the current folder must not take the place of a module.
+    command = [sys.executable, "-P", "-m", "mas_nats.starting"]
+    command += [word for each in UNUSED for word in ("--without", each)]
+    command += [module, "--folder", str(layout.root), *arguments]
 
     async def is_ready() -> bool:
         return ready.exists()
 
     return Process(
         name,
-        # -P: a file in the current folder must not take the place of a module.
-        [sys.executable, "-P", "-m", "mas_nats.starting", module, "--folder", layout.root, *arguments],
+        command,
         cwd=layout.root,
         output=layout.log(name),
         ready=is_ready,

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.identity.private_files import private_folder, write_private
 from mas_nats.wire.identity import Identity, Role, parse_spiffe_id
 
@@ -28,15 +29,6 @@ _CONTAINED = frozenset({Role.AGENT, Role.INSPECTOR})
 
 class IdentityError(ValueError):
     """A certificate that says nothing, or too much, about who holds it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CertificatePaths:
-    """The three files a TLS client or server needs, in PEM."""
-
-    ca: Path
-    cert: Path
-    key: Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import orjson
 from nats.aio.client import Client
 from pydantic import ValidationError
 
-from broker_policy.dlp import ruleset
 from broker_policy.jetstream import (
     JetStreamError,
     Unsettled,
@@ -94,6 +93,8 @@ class PolicyStore:
         except ValidationError as error:
             said = "; ".join(each["msg"] for each in error.errors(include_input=False))
             raise ConfigurationError(f"the policy of {document.namespace} would be wrong: {said}") from error
+        from broker_policy.dlp import ruleset  # noqa: PLC0415 - who only reads needs none of it
+
         ruleset(document.governance.dlp)
         subject = _subject(document.namespace)
         try:

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from broker_policy.dead_letters.inboxes import consumers, counts, waiting
 from broker_policy.jetstream import api, get_last_of_each
-from mas_nats.manifest.casa import AppType
+from mas_nats.manifest.app_type import AppType
 from mas_nats.policy.document import AgentPolicy, Document
 from mas_nats.wire import subjects
 

@@ -21,7 +21,8 @@ from typing import Any
 import orjson
 
 from broker_policy.embedded.layout import Layout
-from broker_policy.embedded.up import Plan, running
+from broker_policy.embedded.plan import Plan
+from broker_policy.embedded.up import running
 
 HERE = Path(__file__).parent
 APPS = ("tickets", "bank", "assistant", "visitor")

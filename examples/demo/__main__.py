@@ -19,7 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from broker_policy.embedded.layout import Layout
-from broker_policy.embedded.up import Plan, running
+from broker_policy.embedded.plan import Plan
+from broker_policy.embedded.up import running
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.embedded.up import Plan, running
+from broker_policy.embedded.plan import Plan
+from broker_policy.embedded.up import running
 from broker_policy.identity.pki import CertificateAuthority
 from examples.healthcare.agents import Billing, Complaint, Invoice, Triage
 from mas_nats import Agent, TlsClientConfig

@@ -28,6 +28,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from mas_nats.manifest import json_path
+from mas_nats.manifest.app_type import AppType
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.policy.applications import Scope, ToolCheck
 from mas_nats.policy.document import AgentId, Limits
@@ -96,24 +97,6 @@ NamespaceId = Annotated[
 
 class _Casa(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel)
-
-
-class AppType(StrEnum):
-    """What an application is, and so what it may call."""
-
-    AGENT = "agent"
-    MCP_SERVER = "mcp_server"
-    CLIENT = "client"
-
-    @property
-    def calls(self) -> bool:
-        """Whether it may call others: an MCP server only answers."""
-        return self is not AppType.MCP_SERVER
-
-    @property
-    def called(self) -> bool:
-        """Whether others may call it: a client only calls."""
-        return self is not AppType.CLIENT
 
 
 class ToolExchange(StrEnum):

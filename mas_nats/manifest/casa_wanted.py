@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from mas_nats.manifest.app_type import AppType
 from mas_nats.manifest.casa import (
     App,
-    AppType,
     CasaPolicy,
     Endpoint,
     MultiAgentSystem,

@@ -13,7 +13,8 @@ from typing import Any
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import documents
-from mas_nats.manifest.casa import App, AppType, BaseUrl, CasaPolicy, Endpoint, MultiAgentSystem
+from mas_nats.manifest.app_type import AppType
+from mas_nats.manifest.casa import App, BaseUrl, CasaPolicy, Endpoint, MultiAgentSystem
 from mas_nats.manifest.documents import Declared, Manifest
 from mas_nats.manifest.mistakes import guess
 from mas_nats.manifest.yaml_lines import YamlFile

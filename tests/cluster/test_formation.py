@@ -11,7 +11,7 @@ import pytest
 
 from broker_policy.embedded.layout import Layout
 from broker_policy.embedded.nodes import read_routes, settle
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.tenants.streams import control_streams, tenant_streams
 from mas_nats import ConfigurationError
 from mas_nats.policy.document import Limits

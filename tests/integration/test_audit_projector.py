@@ -35,7 +35,8 @@ from broker_policy.audit.tail import Overtaken
 from broker_policy.audit.verify import verify
 from broker_policy.dedup import dedup_id, redrive_dedup_id
 from broker_policy.embedded.nats_server import NatsServer
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import Ack, api, delete_message, direct_get, get_next, next_sequence, publish
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from broker_policy.embedded.layout import Broker, Layout
+from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.ports import LOOPBACK, free_port
 from broker_policy.embedded.redis_server import RedisServer
 from broker_policy.embedded.server_part import planned
-from broker_policy.embedded.up import Plan
 from broker_policy.identity.pki import CertificateAuthority
 from mas_nats import Agent, TlsClientConfig
 from mas_nats.errors import ConfigurationError

@@ -19,8 +19,9 @@ from nats.aio.msg import Msg
 from broker_policy.callout.service import Attempt, CalloutService
 from broker_policy.calls.viewing import Viewing
 from broker_policy.embedded.nats_server import NatsServer
+from broker_policy.identity.certificate_paths import CertificatePaths
 from broker_policy.identity.jwt import EVERYTHING
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import publish
 from broker_policy.tenants import connect
 from broker_policy.tenants.accounts import Grant, grant_for

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from broker_policy.identity.pki import CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
 from mas_nats.errors import OutcomeUnknown, Unavailable
 from mas_nats.sidecar import Settings, llm_api
 from mas_nats.sidecar.http_message import HttpRequest, HttpResponse

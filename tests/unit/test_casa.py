@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import documents
-from mas_nats.manifest.casa import AppType, MultiAgentSystem, ToolCheck, ToolExchange
+from mas_nats.manifest.app_type import AppType
+from mas_nats.manifest.casa import MultiAgentSystem, ToolCheck, ToolExchange
 from mas_nats.manifest.documents import Manifest
 from mas_nats.policy.document import Permissions
 from mas_nats.policy.table import Table

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from broker_policy import cli
 from broker_policy.cli.app import app
+from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.server_part import planned
-from broker_policy.embedded.up import Plan
 from mas_nats import Agent, PermissionDenied
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import documents

@@ -37,6 +37,38 @@ def test_a_program_is_imported_without_it_and_runs_with_it(tmp_path: Path) -> No
     assert done.returncode == 3, done.stderr
 
 
+def test_a_library_does_without_what_it_is_started_without(tmp_path: Path) -> None:
+    """Later it is there for whoever needs it."""
+    (tmp_path / "a_library.py").write_text("")
+    (tmp_path / "a_program.py").write_text("""
+try:
+    import a_library
+except ImportError:
+    print("without")
+
+def main():
+    import a_library
+    print(a_library.__name__)
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "mas_nats.starting", "--without", "a_library", "a_program"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["without", "a_library"], done.stderr
+
+
+def test_what_is_imported_already_stays() -> None:
+    try:
+        with importing(without=("os",)):
+            assert importlib.import_module("os") is os
+        assert sys.modules["os"] is os
+    finally:
+        gc.unfreeze()
+
+
 def test_an_import_that_fails_leaves_it_on() -> None:
     try:
         with pytest.raises(ModuleNotFoundError), importing():

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from broker_policy.embedded import telemetry_file
 from broker_policy.embedded.layout import Layout
+from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.server_part import planned
-from broker_policy.embedded.up import Plan
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.gateway import GatewaySettings
 from mas_nats.telemetry.choice import choose
