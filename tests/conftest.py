@@ -20,7 +20,8 @@ from redis.asyncio import Redis
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.nats_server import NatsServer, ServerIdentity
 from broker_policy.embedded.redis_server import RedisServer
-from broker_policy.identity.pki import CertificateAuthority, CertificatePaths
+from broker_policy.identity.certificate_paths import CertificatePaths
+from broker_policy.identity.pki import CertificateAuthority
 from tests.system import System
 
 # A busy machine is slow, which says nothing about the code.
