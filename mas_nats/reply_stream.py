@@ -104,7 +104,7 @@ class FramedReply:
     async def _leave(self, kind: type[BaseException] | None) -> None:
         try:
             if kind is None and not self._block.reason:
-                await self._finish()
+                await self._finish_or_tell()
             elif kind is not None and issubclass(kind, Exception) and not issubclass(kind, StreamCancelled):
                 await self._tell_failure(kind)
         except asyncio.CancelledError:
@@ -167,6 +167,15 @@ class FramedReply:
             self._raise()
             self._moved.clear()
             await self._moved.wait()
+
+    async def _finish_or_tell(self) -> None:
+        """Send what is left; where that fails and the message is not delivered again, nobody else tells."""
+        try:
+            await self._finish()
+        except MasError as error:
+            if self._message.course.acknowledged and not isinstance(error, StreamCancelled):
+                await self._tell_failure(type(error))
+            raise
 
     async def _tell_failure(self, kind: type[BaseException]) -> None:
         """Tell the reader, where it has something already, that the rest will not come."""

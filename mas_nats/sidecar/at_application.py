@@ -16,7 +16,7 @@ from mas_nats.sidecar import card, strict_json
 from mas_nats.sidecar.application import Application, Limits
 from mas_nats.sidecar.call import Call
 from mas_nats.sidecar.carriage import Carried, Event, Head, Part
-from mas_nats.sidecar.events import BrokenStream, EventReader
+from mas_nats.sidecar.events import BrokenStream, EventReader, TooLarge
 from mas_nats.sidecar.http_message import A2A_JSON, EVENTS, JSON, RESPONSE_HEADERS, media_type
 from mas_nats.sidecar.no_cookies import no_cookies
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE, UNAVAILABLE, Refusal
@@ -189,6 +189,7 @@ class AtApplication:
 
         Raises:
             Broken: it broke off.
+            Refusal: an event is too large.
 
         """
         reader = EventReader(self._max_payload() - 2 * FRAME_BYTES)
@@ -199,6 +200,7 @@ class AtApplication:
             early = first.done()
             events = reader.feed(first.result() or b"") if early else []
             await out.write(Part(head=head).payload())
+            alive.said = True
             if not early:
                 begun = await alive.during(first)
                 events = reader.feed(begun or b"")
@@ -207,6 +209,9 @@ class AtApplication:
             async for part in alive.through(raw):
                 for event in reader.feed(part):
                     await out.write(await _seen(event, see))
+        except TooLarge:
+            text = f"an event of the answer is larger than one message of {self._max_payload()} bytes"
+            raise Refusal("response_bytes", text, "Ask for less", 502, TOO_LARGE, ran="yes") from None
         except (httpx2.HTTPError, BrokenStream) as error:
             why = str(error) if isinstance(error, BrokenStream) else type(error).__name__
             raise Broken(f"the application's stream broke off: {why}") from None

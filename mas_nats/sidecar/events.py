@@ -25,6 +25,10 @@ class BrokenStream(Exception):
     """A stream of events that cannot be carried. Holds nothing of its content."""
 
 
+class TooLarge(BrokenStream):
+    """An event is too large."""
+
+
 class EventReader:
     """Takes bytes as they come; gives the events that are complete. ``most``: bytes of one."""
 
@@ -35,7 +39,8 @@ class EventReader:
         """The events that ``data`` completes.
 
         Raises:
-            BrokenStream: an event is too large, no UTF-8, or its data is no JSON.
+            TooLarge: an event is too large.
+            BrokenStream: it is no UTF-8, or its data is no JSON.
 
         """
         events = (_event(lines) for lines in self._blocks.feed(data))
@@ -57,7 +62,7 @@ class BlockReader:
         """The lines of the events that ``data`` completes.
 
         Raises:
-            BrokenStream: an event is too large.
+            TooLarge: an event is too large.
 
         """
         if not self._begun and data:
@@ -76,11 +81,11 @@ class BlockReader:
                 found.append(self._lines)
                 self._lines, self._size = [], 0
             if self._size > self._most:
-                raise BrokenStream("an event is too large")
+                raise TooLarge("an event is too large")
         del self._rest[:at]
         self._searched = max(0, len(self._rest) - 1)
         if len(self._rest) + self._size > self._most:
-            raise BrokenStream("an event is too large")
+            raise TooLarge("an event is too large")
         return found
 
 

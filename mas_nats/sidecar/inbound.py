@@ -92,7 +92,10 @@ class Inbound:
         except Refused as error:
             text = f"the answer was refused ({error.decision}, {error.verdict.rule}): {error.verdict.reason}"
             refused = Refusal("answer_refused", text, error.verdict.fix, 502, OUTCOME_UNKNOWN, ran="yes")
-            await self._refuse(message, refused)
+            if message.course.told:  # with the end of its stream
+                logger.warning("call %s from %s: %s", message.message_id, message.sender, refused)
+            else:
+                await self._refuse(message, refused)
         except Broken as error:
             logger.warning("call %s: %s", message.message_id, error)
         except Exception as error:

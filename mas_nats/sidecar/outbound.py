@@ -185,11 +185,17 @@ class Outbound:
             id=message_id,
             timeout=limits.stream,
         )
+        relay = Relay(answer, call, host)
         try:
-            async with aclosing(self._parts(chunks, target, call)) as parts:
-                await Relay(answer, call, host).pass_on(parts, message_id)
-        except MasError as error:
-            raise told(error, message_id) from None
+            try:
+                async with aclosing(self._parts(chunks, target, call)) as parts:
+                    await relay.pass_on(parts, message_id)
+            except MasError as error:
+                raise told(error, message_id) from None
+        except Refusal as refusal:
+            if answer.begun:
+                await relay.say(refusal)
+            raise
 
     async def _parts(self, chunks: Stream, target: str, call: Call) -> AsyncGenerator[Part | str, None]:
         """The parts of the answer; a sidecar that is silent for too long is taken for dead."""

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from mas_nats.sidecar import card, events
 from mas_nats.sidecar.call import Call
-from mas_nats.sidecar.carriage import Head, Part, is_long
+from mas_nats.sidecar.carriage import Event, Head, Part, is_long
 from mas_nats.sidecar.http_message import EVENTS, RESPONSE_HEADERS, VALUE, HttpResponse
 from mas_nats.sidecar.listener import Answer
-from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal, Shape, response
 from mas_nats.stream import Stream
 from mas_nats.wire.frames import Chunk
 
@@ -50,6 +50,8 @@ class Relay:
         self._call = call
         self._host = host
         self._head: Head | None = None
+        self._answered = False  # the application has what its call was answered
+        self._resumable = False  # and may ask for the rest where the stream breaks off
 
     async def pass_on(self, parts: AsyncIterator[Part | str], message_id: str) -> None:
         """All of them.
@@ -79,17 +81,33 @@ class Relay:
         else:
             await self._answer.whole(HttpResponse(self._head.status, self._head.headers))
 
+    async def say(self, refusal: Refusal) -> None:
+        """End a stream that has begun with its protocol's error, so that nobody waits for the rest.
+
+        Where the application may ask for the rest and could get it, it is left to do so.
+        """
+        call = self._call
+        rpc = call.shape in {Shape.MCP, Shape.A2A_RPC} and call.request_id is not None
+        if not (rpc and self._streams) or self._answered or (self._resumable and refusal.ran == "unknown"):
+            return
+        error = response(refusal.to(call.shape, call.request_id))
+        await self._answer.write(events.write(Event(data=orjson.loads(error.body))))
+
+    @property
+    def _streams(self) -> bool:
+        return (
+            self._answer.begun
+            and self._head is not None
+            and EVENTS in self._head.headers.get("content-type", "")
+        )
+
     async def _begin(self, head: Head) -> None:
         self._head = head
         if head.headers.get("content-type", "").startswith(EVENTS):
             await self._answer.begin(head.status, {**head.headers, "cache-control": "no-cache, no-transform"})
 
     async def _still_there(self) -> None:
-        if (
-            self._answer.begun
-            and self._head is not None
-            and EVENTS in self._head.headers.get("content-type", "")
-        ):
+        if self._streams:
             await self._answer.write(events.ALIVE)
 
     async def _body(self, part: Part | str, head: Head) -> bool:
@@ -100,6 +118,7 @@ class Relay:
             return True
         if isinstance(part, Part) and part.event is not None and self._answer.begun:
             await self._answer.write(events.write(part.event))
+            self._note(part.event)
             return False
         if not isinstance(part, str):
             raise self._nonsense()
@@ -107,6 +126,12 @@ class Relay:
             await self._answer.begin(head.status, head.headers)
         await self._answer.write(part.encode())
         return False
+
+    def _note(self, event: Event) -> None:
+        self._resumable |= bool(event.id)
+        data = event.data if isinstance(event.data, dict) else {}
+        ends = bool({"result", "error"} & data.keys()) and self._call.shape is Shape.MCP
+        self._answered |= ends and data.get("id") == self._call.request_id
 
     def _reachable(self, document: Any) -> Any:
         if not self._call.card or not isinstance(document, dict):

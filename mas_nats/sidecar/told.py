@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mas_nats.errors import (
     CircuitOpen,
+    DataBlocked,
     MasError,
     OutcomeUnknown,
     Overloaded,
@@ -42,6 +43,9 @@ def told(error: MasError, message_id: str) -> Refusal:
         return Refusal("unavailable", f"it could not leave: {error}", "", 503, UNAVAILABLE, retry_after=1)
     if isinstance(error, RequestFailed) and error.decision is Decision.EXPIRED:
         return Refusal("expired", "it was not taken in time, and was not run", "", 504, UNAVAILABLE)
+    if isinstance(error, RequestFailed) and f"({DataBlocked.__name__})" in str(error):
+        text = "policy refused the rest of the answer, which holds what data-loss prevention blocks"
+        return Refusal("answer_refused", text, "", 502, OUTCOME_UNKNOWN, ran="yes", message_id=message_id)
     status = 504 if isinstance(error, RequestTimeout | OutcomeUnknown) else 502
     return Refusal(
         "outcome_unknown",

@@ -16,6 +16,7 @@ import pytest
 from mas_nats.sidecar.at_application import AtApplication
 from mas_nats.sidecar.carriage import Head
 from mas_nats.sidecar.signs_of_life import SignsOfLife
+from tests.sidecar.applications import serving
 from tests.sidecar.conftest import LIMITS, Town
 from tests.sidecar.test_at_most_once import HEADERS, META, tool
 
@@ -181,3 +182,73 @@ async def test_a_failure_of_the_sidecar_is_told(
         assert "ValueError" in answer.text
         assert "secret" not in answer.text + caplog.text
         assert len(raw.heads) == 1
+
+
+def told(text: str) -> dict[str, Any]:
+    """The answer of a tool."""
+    return {"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": text}]}}
+
+
+PROGRESS = {
+    "jsonrpc": "2.0",
+    "method": "notifications/progress",
+    "params": {"progressToken": 1, "progress": 1},
+}
+ENDS = [
+    (told("AKIAIOSFODNN7EXAMPLE"), "answer_refused", "yes"),
+    (told("y" * 2_000_000), "response_bytes", "yes"),
+    ({"jsonrpc": "2.0", "id": 2, "result": {}}, "outcome_unknown", "unknown"),
+]
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize(("last", "rule", "ran"), ENDS)
+async def test_who_reads_a_stream_learns_why_it_ends(
+    empty_town: Town, last: dict[str, Any], rule: str, ran: str, resumable: bool
+):
+    """As the error of its call, at once: the official client waits for its answer without a limit.
+
+    Where the rest can be asked for, and may be had, the stream is cut off as the application's own would be.
+    """
+    sent = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        mark = b"id: 1\n" if resumable else b""
+        first = mark + b"data: " + orjson.dumps(PROGRESS) + b"\n\n"
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        await sent.wait()
+        await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(last) + b"\n\n"})
+
+    said: list[Any] = []
+
+    async def read(answer: httpx.Response) -> None:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                said.append(orjson.loads(line[6:]))
+                sent.set()
+
+    async with contextlib.AsyncExitStack() as stack:
+        empty_town.ports["bank"] = await stack.enter_async_context(serving(app))
+        await empty_town.start(stack, "bank", "shop")
+        shop = await stack.enter_async_context(httpx.AsyncClient(proxy=empty_town.proxy("shop"), timeout=60))
+        call = {"name": "pay", "arguments": {}, "_meta": META}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        named = HEADERS | {"mcp-method": "tools/call", "mcp-name": "pay"}
+        async with shop.stream("POST", "http://bank.test/mcp", json=body, headers=named) as answer:
+            assert answer.status_code == 200
+            before = time.monotonic()
+            with pytest.raises(httpx.RemoteProtocolError):  # cut off: it has no end
+                await read(answer)
+            assert time.monotonic() - before < LIMITS["begin"] / 2
+    assert said[0] == PROGRESS
+    if resumable and ran == "unknown":
+        assert len(said) == 1
+        return
+    [error] = said[1:]
+    assert error["id"] == 1
+    assert (error["error"]["data"]["rule"], error["error"]["data"]["ran"]) == (rule, ran)
+    assert "AKIA" not in str(error)
