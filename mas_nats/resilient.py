@@ -334,6 +334,6 @@ def _final(error: Exception) -> Exception | None:
     if isinstance(error, errors.Error) and any(word in text for word in _REFUSED):
         return IdentityRefused(
             f"the server refused this identity ({text.removeprefix('nats: ')}): it is not in the policy, "
-            "or its certificate does not carry exactly one SPIFFE id"
+            "its certificate was revoked, or it does not carry exactly one SPIFFE id"
         )
     return None

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import orjson
 import typer
@@ -78,8 +78,27 @@ MEANINGS = {
 
 _EPILOG = f"Exit status: {', '.join(f'{int(code)} {meaning}' for code, meaning in MEANINGS.items())}."
 
+_UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
+"""What a wrong command line raises: of click, which newer versions of typer have in themselves."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """All commands; what is wrong about a command line is told as JSON, too, where that is asked for."""
+
+    def invoke(self, ctx: Any) -> Any:
+        json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            if not json:
+                raise
+            text = cast("Any", error).format_message()
+            Output(json=True).fail({"type": "UsageError", "text": text, "exit_code": ExitCode.USAGE})
+
+
 app = typer.Typer(
     name="mas",
+    cls=_Commands,
     help="A governed messaging layer for multi-agent systems, on NATS JetStream.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -130,11 +149,14 @@ class Output:
 
     def fail(self, error: Mapping[str, Any]) -> NoReturn:
         """Print why it did not work (as ``describe`` says it) and exit."""
-        if self.json:
-            self.result({"error": error}, "")
-        else:
-            said = _fit(f"error: {error['text']}", sys.stderr)
-            _progress().print(said, markup=False, style="red")
+        try:
+            if self.json:
+                self.result({"error": error}, "")
+                raise typer.Exit(error["exit_code"])
+        except OSError:  # nobody takes it, as where the disk is full
+            pass
+        said = _fit(f"error: {error['text']}", sys.stderr)
+        _progress().print(said, markup=False, style="red")
         raise typer.Exit(error["exit_code"])
 
 

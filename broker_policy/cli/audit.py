@@ -52,10 +52,12 @@ from broker_policy.cli.audit_report import ReportFormat
 from broker_policy.cli.times import when
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
+from broker_policy.policy.store import PolicyStore
 from broker_policy.printable import told
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial, SignerKeys
 from mas_nats.errors import ConfigurationError, Unavailable
+from mas_nats.manifest.mistakes import guess
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 
 audit = typer.Typer(help="Verify, export and query the audit.", no_args_is_help=True)
@@ -73,6 +75,20 @@ class _Sources:
     store: Store
     checkpoints: CheckpointStream
     public: PublicMaterial
+    policy: PolicyStore
+
+    async def require_known(self) -> None:
+        """Refuse a namespace that never was: its audit would be empty, and intact.
+
+        Raises:
+            ConfigurationError: it has neither entries nor policy.
+
+        """
+        name = self.store.layout.namespace
+        if not (await self.store.head()).index and await self.policy.get(name) is None:
+            names = [each.document.namespace for each in await self.policy.namespaces()]
+            known = "`mas get mas` lists them"
+            raise ConfigurationError(f"there is no namespace {name!r}{guess(name, names)}; {known}")
 
 
 @asynccontextmanager
@@ -100,7 +116,8 @@ async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
         nc = await connect_control_admin(connection, ControllerKeys.load(layout.keys), name="audit")
         try:
             public = PublicMaterial.load(layout.keys)
-            yield _Sources(Store(redis, namespace), CheckpointStream(nc, namespace), public)
+            checkpoints = CheckpointStream(nc, namespace)
+            yield _Sources(Store(redis, namespace), checkpoints, public, PolicyStore(nc))
         finally:
             await nc.close()
 
@@ -135,6 +152,8 @@ async def verify(
             report = await verify_store(
                 sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue, segments=sealed
             )
+            if not report.checkpoints:
+                await sources.require_known()
     out.result(report.document(), _told(report))
     if not report.intact:
         raise typer.Exit(ExitCode.ALTERED)
@@ -175,6 +194,7 @@ async def export(
     if form is not _Format.CHAIN:
         async with audit_redis(Layout(folder.resolve())) as redis:
             store = Store(redis, namespace)
+            await _require_known(store, folder)
             past = await past_of(store, segments, folder, Output(json=json))
             found = answers(store, asked, oldest_first=True, past=past)
             count = await write_decisions(found, file, DecisionFormat(form.value))
@@ -185,6 +205,7 @@ async def export(
         )
     else:
         async with _sources(folder, namespace) as sources:
+            await sources.require_known()
             history = sources.public.checkpoint_history
             checkpoints = sources.checkpoints.standing(sources.public.checkpoint_keys)
             count = await export_to(sources.store, checkpoints, file, key_history=history)
@@ -217,6 +238,7 @@ async def report(
         keys = sources.public.checkpoint_keys
         sealed = None if segments is None else Segments(segments)
         standing = sources.checkpoints.standing(keys)
+        await sources.require_known()
         verified = await verify_store(sources.store, standing, keys, segments=sealed)
         past = await past_of(sources.store, segments, folder, Output(json=json))
         document = (await compliance(sources.store, first, last, past)).document()
@@ -249,6 +271,7 @@ async def seal(
     signing = SignerKeys.load(Layout(folder.resolve()).keys).checkpoint
     out = Output(json=json)
     async with _sources(folder, namespace) as sources:
+        await sources.require_known()
         store, keys = sources.store, sources.public.checkpoint_keys
         whole = Span((await store.removed()).index + 1, (await store.head()).index)
         last = (await span_of(store, whole, when(before), None)).first - 1
@@ -316,6 +339,7 @@ async def query(
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     async with audit_redis(Layout(folder.resolve())) as redis:
         store = Store(redis, namespace)
+        await _require_known(store, folder)
         past = await past_of(store, segments, folder, Output(json=json))
         found = await ask(store, asked, limit=limit, cursor=cursor, oldest_first=oldest, past=past)
     rows = [answer.row() for answer in found]
@@ -325,6 +349,13 @@ async def query(
         lines.append(f"more: --cursor {following}")
     document = {"namespace": namespace, "decisions": rows, "next": following}
     Output(json=json).result(document, "\n".join(lines))
+
+
+async def _require_known(store: Store, folder: Path) -> None:
+    """The same for what looks into Redis alone, as long as there is something."""
+    if not (await store.head()).index:
+        async with _sources(folder, store.layout.namespace) as sources:
+            await sources.require_known()
 
 
 async def past_of(store: Store, segments: Path | None, folder: Path, out: Output) -> Past | None:

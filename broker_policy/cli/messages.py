@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from broker_policy.cli.agent_tls import agent_tls
 from broker_policy.cli.app import Folder, Json, Namespace, Output, command, describe, exit_code
 from broker_policy.cli.payload import payload_of
 from broker_policy.cli.times import duration, moment
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
-from mas_nats import Agent, TlsClientConfig
+from mas_nats import Agent
 from mas_nats.errors import MasError
 from mas_nats.wire.frames import Chunk
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 Sender = Annotated[
     str, typer.Option("--as", help="The agent in whose name; needs its certificate (mas certs agent NAME).")
@@ -152,9 +153,8 @@ async def _agent(sender: str, namespace: str, folder: Path) -> AsyncIterator[Age
     require_id(sender, "agent id")
     require_id(namespace, "namespace")
     layout = Layout(folder.absolute())
-    certificates = layout.certs / namespace / Role.AGENT
     broker = Broker.read(layout)
-    tls = TlsClientConfig(broker.ca, certificates / f"{sender}.pem", certificates / f"{sender}.key")
+    tls = agent_tls(layout, broker, namespace, sender)
     agent: Agent[dict[str, Any]] = Agent(sender, server_addr=broker.url, tls=tls, receive=False)
     async with agent:
         yield agent

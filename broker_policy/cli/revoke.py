@@ -60,8 +60,10 @@ async def revoke(
             found = {each: Revocation(identity=uri, at=now) for each in shown}
             found |= _of_file(issued, uri, now) if issued.exists() else {}
         if not found:
+            if not name:
+                raise ConfigurationError("say whose: NAME, or which with --fingerprint or --cert")
             raise ConfigurationError(
-                f"no certificate of {name or 'nobody'} is known here: name it with --fingerprint or --cert"
+                f"no certificate of {name} is known here: name it with --fingerprint or --cert"
             )
         try:
             done = await revoke_certificates(controller, store, namespace, found)

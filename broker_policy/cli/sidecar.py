@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
+from broker_policy.cli.agent_tls import agent_tls
 from broker_policy.cli.app import Folder, Json, Namespace, Output, command
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
-from mas_nats import TlsClientConfig
 from mas_nats.errors import ConfigurationError
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, Role, require_id
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 
 @command("sidecar", example="mas sidecar --app shop --config applications.yaml")
@@ -53,10 +53,7 @@ async def sidecar(
     settings, namespace = beside.settings, beside.namespace
     layout = Layout(folder.absolute())
     broker = Broker.read(layout)
-    certificates = layout.certs / require_id(namespace, "namespace") / Role.AGENT
-    tls = TlsClientConfig(
-        broker.ca, certificates / f"{settings.app}.pem", certificates / f"{settings.app}.key"
-    )
+    tls = agent_tls(layout, broker, require_id(namespace, "namespace"), settings.app)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request's address
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()

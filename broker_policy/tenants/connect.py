@@ -26,7 +26,7 @@ from broker_policy.tenants.material import (
     ControllerKeys,
     PublicMaterial,
 )
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, IdentityRefused
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import require_id
@@ -168,8 +168,20 @@ async def connect_tenant_admin(
     name: str = "controller",
     patience: float = _PATIENCE,
 ) -> ResilientClient:
-    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers."""
-    return await _admin(endpoint, keys.account(require_id(namespace, "namespace")), name, patience)
+    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers.
+
+    Raises:
+        IdentityRefused: the server knows no such account.
+        Unavailable: no server answered within ``patience`` seconds.
+
+    """
+    account = keys.account(require_id(namespace, "namespace"))
+    try:
+        return await _admin(endpoint, account, name, patience)
+    except IdentityRefused:
+        raise IdentityRefused(
+            f"the server knows no namespace {namespace!r} of these keys; `mas get mas` lists what there is"
+        ) from None
 
 
 async def connect_tenant_reader(

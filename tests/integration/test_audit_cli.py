@@ -186,3 +186,26 @@ async def test_a_receiver_proves_what_it_got(system: System, tmp_path: Path) -> 
         done = await asyncio.to_thread(mas, "audit", "check-commitment", *opened, *where, check=False)
         assert done.returncode == ExitCode.FAILED
         assert "NOT what was delivered" in done.stdout
+
+
+ASKED = ["verify", "query", "report --from 1h", "export x", "export x --format csv"]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+async def test_a_namespace_that_is_none_has_no_audit_that_is_intact(system: System, asked: str) -> None:
+    """A slip in a nightly check would be told that all is well, for ever; one with policy alone is intact."""
+    folder = ("--folder", str(system.layout.root))
+    done = await asyncio.to_thread(mas, "audit", *asked.split(), *folder, "-n", "nobody", check=False)
+    assert done.returncode == ExitCode.FAILED
+    assert "there is no namespace 'nobody'" in done.stderr
+    new = await system.namespace(["alice"], {})
+    assert "is intact" in await run("verify", *folder, "-n", new)
+
+
+@pytest.mark.parametrize("asked", ["dlq list", "top --once", "delayed list", "state get alice"])
+async def test_a_namespace_that_is_none_is_named(system: System, asked: str) -> None:
+    folder = ("--folder", str(system.layout.root), "--namespace", "nobody")
+    done = await asyncio.to_thread(mas, *asked.split(), *folder, check=False)
+    assert done.returncode == ExitCode.FAILED
+    assert "no namespace 'nobody'" in done.stderr
+    assert "SPIFFE" not in done.stderr

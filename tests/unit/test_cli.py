@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import typer
@@ -19,14 +20,16 @@ from typer.testing import CliRunner
 
 from broker_policy import cli, cli_reference
 from broker_policy.cli import messages, top
+from broker_policy.cli.agent_tls import agent_tls
 from broker_policy.cli.app import MEANINGS, ExitCode, Output, app, command, describe, exit_code
 from broker_policy.cli.table import table
 from broker_policy.embedded.errors import AlreadyRunning, BinaryMissing, NotRunning
+from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity.pki import identity_from_chain
 from broker_policy.nats_contexts import NatsContext, NatsContexts
 from broker_policy.overview import Look, Row
 from broker_policy.printable import legible
-from mas_nats.errors import OutcomeUnknown, PermissionDenied, RequestTimeout, Unavailable
+from mas_nats.errors import ConfigurationError, OutcomeUnknown, PermissionDenied, RequestTimeout, Unavailable
 from mas_nats.wire.identity import Identity, Role
 from mas_nats.wire.verdict import Decision, Verdict
 from tests.system import REPOSITORY
@@ -83,6 +86,40 @@ def test_version():
 
 def test_wrong_usage_exits_with_2():
     assert run("certs", "agent").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "words", ["certs agent", "audit query --limit 0", "send --bogus", "dlq show x", "nosuch", "audit nosuch"]
+)
+def test_wrong_usage_is_told_as_json_where_that_is_asked_for(words):
+    told = run(*words.split(), "--json")
+    assert told.exit_code == ExitCode.USAGE
+    error = json.loads(told.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+    assert error["text"]
+    assert run(*words.split()).stdout == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
+def test_what_cannot_be_written_is_said_without_a_traceback():
+    with Path("/dev/full").open("w") as full:
+        mas = (sys.executable, "-m", "broker_policy.cli", "context", "list", "--json")
+        done = subprocess.run(
+            mas, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == ExitCode.FAILED
+    assert "error: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_certificate_that_is_missing_is_named_with_its_namespace(tmp_path):
+    """Without it, the command that the error names would make one of another namespace."""
+    layout = Layout(tmp_path)
+    broker = Broker("tls://127.0.0.1:1", "ca.pem", "", "", "", 1, "", durable=True)
+    with pytest.raises(ConfigurationError, match=r"mas certs agent alice --namespace shop$"):
+        agent_tls(layout, broker, "shop", "alice")
+    with pytest.raises(ConfigurationError, match=r"mas certs agent alice$"):
+        agent_tls(layout, broker, "default", "alice")
 
 
 @pytest.mark.parametrize(
