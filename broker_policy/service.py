@@ -137,7 +137,13 @@ class NamespaceService:
         self._namespace = namespace
         self._follower = follower
         self._registry = Registry(nc)
-        self._room = LogRoom(nc, self._log_bytes, disk, workers=lambda: self._census.workers)
+        self._room = LogRoom(
+            nc,
+            self._log_bytes,
+            disk,
+            messages=self._inbox_messages,
+            workers=lambda: self._census.workers,
+        )
         self._asides = Asides(self._answer)
         deciding = Deciding(
             namespace, follower, self._registry, sealer, lambda: nc.max_payload - _HEADER_ROOM, clock
@@ -521,6 +527,10 @@ class NamespaceService:
     def _log_bytes(self) -> int | None:
         table = self._follower.table(self._namespace)
         return None if table is None else table.limits.log_bytes
+
+    def _inbox_messages(self) -> int | None:
+        table = self._follower.table(self._namespace)
+        return None if table is None else table.limits.inbox_messages
 
     def _release_rate(self) -> int:
         table = self._follower.table(self._namespace)

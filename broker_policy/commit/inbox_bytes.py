@@ -1,4 +1,8 @@
-"""Inboxes that hold more of the log than is left for all others: they take no more (ADR 44)."""
+"""Inboxes that hold more of the log than is left for all others, or too many messages: they take no more.
+
+ADR 44. The number of messages is the server's to limit, but where the limit was lowered: it would delete what
+is above it (ADR 11).
+"""
 
 from __future__ import annotations
 
@@ -18,28 +22,39 @@ class InboxBytes:
         self._nc = nc
         self._held = BytesHeld(workers)
         self._over: frozenset[str] = frozenset()
+        self._full: frozenset[str] = frozenset()
 
     @property
     def over(self) -> frozenset[str]:
         """The agents whose inbox held too much at the last look."""
         return self._over
 
+    @property
+    def full(self) -> frozenset[str]:
+        """The agents whose inbox had too many messages at the last look."""
+        return self._full
+
     def stored(self, agent: str, size: int) -> None:
         """A message with a body of ``size`` bytes lies in the inbox of ``agent``."""
         self._held.stored(agent, size)
 
-    async def look(self, used: int, limit: int) -> None:
+    async def look(self, used: int, limit: int, messages: int | None = None) -> None:
         """Find out whose inbox holds more than is free of ``limit`` bytes, of which ``used`` are taken.
 
-        Nobody is asked as long as none can.
+        Or ``messages`` of them; None: the server sees to that. Nobody is asked as long as none can.
 
         Raises:
             JetStreamError, nats.errors.Error: there is no log, or no answer.
 
         """
         self._held.reach(limit)
-        if (most := most_for_one(used, limit)) is None:
-            self._over = frozenset()
-            return
-        counts = await waiting(self._nc)
-        self._over = frozenset(agent for agent, count in counts.items() if self._held.of(agent, count) > most)
+        most = most_for_one(used, limit)
+        counts = await waiting(self._nc) if most is not None or messages is not None else {}
+        self._over = frozenset(
+            agent
+            for agent, count in counts.items()
+            if most is not None and self._held.of(agent, count) > most
+        )
+        self._full = frozenset(
+            agent for agent, count in counts.items() if messages is not None and count >= messages
+        )

@@ -192,7 +192,7 @@ class InboxLane:
         elif (known := self._recent.get(outgoing.dedup)) is not None:
             same = call.errand is not None or outgoing.repeats(known)
             gathered.told.append(judged.repetition(same=same))
-        elif self._suspects.known_full(call.target):
+        elif call.target in self._inboxes.full or self._suspects.known_full(call.target):
             gathered.told.append(judged.refused(refusals.inbox_full(call.target)))
         elif call.target in self._inboxes.over:
             gathered.told.append(judged.refused(refusals.inbox_bytes(call.target)))

@@ -30,8 +30,8 @@ refusals. They leave the log by themselves, and messages that nobody reads must 
 class LogRoom:
     """The room in the log of one namespace, for all writers of one worker.
 
-    ``limit`` says how many bytes the log may have; None: not known at the moment. ``disk`` is the storage
-    below it. ``workers``: how many there are.
+    ``limit`` says how many bytes the log may have, ``messages`` how many messages each inbox; None: not known
+    at the moment. ``disk`` is the storage below it. ``workers``: how many there are.
     """
 
     def __init__(
@@ -40,10 +40,12 @@ class LogRoom:
         limit: Callable[[], int | None],
         disk: DiskRoom | None = None,
         *,
+        messages: Callable[[], int | None] = lambda: None,
         workers: Callable[[], int] = lambda: 1,
     ) -> None:
         self._nc = nc
         self._limit = limit
+        self._messages = messages
         self._disk = disk or DiskRoom()
         self.inboxes = InboxBytes(nc, workers)
         self._bytes = 0  # at the last look
@@ -89,13 +91,16 @@ class LogRoom:
         self.copies = int(info["config"]["num_replicas"])
         self._since -= before
         if (limit := self._limit()) is not None:
-            await self.inboxes.look(self._bytes, limit)
+            messages = self._messages()
+            if messages is not None and messages >= int(info["config"]["max_msgs_per_subject"]):
+                messages = None  # more exactly kept by the server
+            await self.inboxes.look(self._bytes, limit, messages)
 
     async def follow(self) -> None:
         """Look while this worker writes, or while the log or an inbox is full, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if not self.full and not self.inboxes.over:
+            if not (self.full or self.inboxes.over or self.inboxes.full):
                 await self._written.wait()
             self._written.clear()
             with contextlib.suppress(nats.errors.Error, JetStreamError, OSError):

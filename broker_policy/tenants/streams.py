@@ -222,7 +222,7 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         except APIError as error:
             if error.err_code != _NAME_IN_USE:
                 raise
-            await js.update_stream(config)
+            await js.update_stream(await _without_loss(js, config))
 
     try:
         await _patiently(make)
@@ -234,6 +234,18 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
                 f"log_bytes ({error.description})"
             ) from error
         raise
+
+
+async def _without_loss(js: JetStreamContext, config: StreamConfig) -> StreamConfig:
+    """``config``, but with no fewer messages of a subject than now where each one is still wanted.
+
+    The server deletes the oldest of those that are too many, whatever ``discard`` says (nats-server 2.15.1).
+    A lower ``inbox_messages`` is kept by the workers (ADR 11).
+    """
+    if config.retention is not RetentionPolicy.WORK_QUEUE:
+        return config
+    now = (await js.stream_info(str(config.name))).config.max_msgs_per_subject or 0
+    return config.evolve(max_msgs_per_subject=max(now, config.max_msgs_per_subject or 0))
 
 
 async def add_missing_stream(js: JetStreamContext, config: StreamConfig) -> None:
