@@ -92,7 +92,8 @@ class Ruleset:
         self.settings = settings.model_dump_json(exclude_defaults=True)
         self.rules: list[Rule] = []
         sources: list[tuple[int, str, bool]] = []
-        actions = _actions(settings)
+        overrides = _overrides(settings)
+        actions = DEFAULT_ACTIONS | overrides
         if settings.merge_strategy == "append":
             off = set(map(canonical, settings.disable_defaults))
             for pattern in builtin.PATTERNS:
@@ -129,7 +130,7 @@ class Ruleset:
             (always if _ANCHORS.search(own.pattern) else []).append(number)
             if not _ANCHORS.search(own.pattern):
                 sources.append((number, own.pattern, own.case_insensitive))
-            action = settings.policy_overrides.get(own.type, own.action)
+            action = overrides.get(canonical(own.type), own.action)
             self.rules.append(Rule(number, own.type, action, compiled, own=True))
             if action is not DlpAction.ALERT:
                 self._widen(own)
@@ -182,7 +183,7 @@ def ruleset(settings: Dlp) -> Ruleset:
     return _cached(settings.model_dump_json(exclude_defaults=True))
 
 
-def _actions(settings: Dlp) -> dict[str, DlpAction]:
+def _overrides(settings: Dlp) -> dict[str, DlpAction]:
     known = {*DEFAULT_ACTIONS, *ALIASES}
     own = {rule.type for rule in settings.rules}
     for name in settings.disable_defaults:
@@ -195,7 +196,7 @@ def _actions(settings: Dlp) -> dict[str, DlpAction]:
             raise ConfigurationError(
                 f"dlp.policy_overrides: no type {name!r}; there are {_listed({*DEFAULT_ACTIONS, *own})}"
             )
-    return DEFAULT_ACTIONS | {canonical(name): action for name, action in settings.policy_overrides.items()}
+    return {canonical(name): action for name, action in settings.policy_overrides.items()}
 
 
 def _listed(names: Iterable[str]) -> str:

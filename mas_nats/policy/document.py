@@ -59,6 +59,8 @@ class Permissions(Strict):
 
 _MOST = 1 << 53
 """No number is larger: JSON keeps them exact up to here."""
+_LARGEST_STATE = (1 << 31) - 1 - 4096
+"""Bytes: the server counts the size of a message in 31 bits, and a state has headers, too."""
 _LONGEST = 1e9
 """Seconds: some thirty years. The server counts nanoseconds in 64 bits."""
 
@@ -67,7 +69,9 @@ class Limits(Strict):
     """Limits that hold for every agent of the namespace."""
 
     max_payload: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of a message's body")
-    max_state: int = Field(1_000_000, gt=0, le=_MOST, description="Bytes of an agent's state as JSON")
+    max_state: int = Field(
+        1_000_000, gt=0, le=_LARGEST_STATE, description="Bytes of an agent's state as JSON"
+    )
     inbox_messages: int = Field(100_000, gt=0, le=_MOST, description="Waiting messages for each agent")
     log_bytes: int = Field(
         4 << 30,

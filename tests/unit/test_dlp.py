@@ -347,6 +347,17 @@ def test_defaults_off_and_overridden():
     assert types({"t": SSN}, ruleset(Dlp(enabled=False))) == ()
 
 
+@pytest.mark.parametrize("names", [("insurance", "health_insurance"), ("health_insurance", "insurance")])
+def test_an_override_by_either_name_holds_for_rules_of_a_users_own(names: tuple[str, str]):
+    own = rule(type=names[0], action=DlpAction.ALERT)
+    found = judge(
+        ruleset(Dlp(rules=(own,), policy_overrides={names[1]: DlpAction.BLOCK})),
+        orjson.dumps({"t": "see PRJ-1234"}),
+    )
+    assert found is not None
+    assert found.decision is Decision.DLP_BLOCKED
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

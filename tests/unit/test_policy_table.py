@@ -90,6 +90,7 @@ def test_a_table_knows_its_agents_and_revision():
         {"operators": ["UPPER"]},
         {"limits": {"max_payload": 0}},
         {"limits": {"ack_wait": -1}},
+        {"limits": {"max_state": 2_147_479_552}},  # with its headers more than the server can count
         {"version": 2},
         {"unknown": 1},
     ],
