@@ -521,12 +521,11 @@ class Agent(Generic[S]):
     # -- inside ------------------------------------------------------------------------------------
 
     def _make_inbox(self, running: _Running[S]) -> Inbox:
-        ack_wait = running.session.terms.ack_wait
         return Inbox(
             running.connection,
             running.calls,
             running.session,
-            running.transport.signs_of_life(self._agent_id, ack_wait),
+            running.transport.signs_of_life(self._agent_id, lambda: running.session.terms.ack_wait),
             agent=self._agent_id,
             handle=partial(handlers.dispatch, self, self._handlers),
             replier=running.messenger,

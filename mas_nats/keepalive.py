@@ -23,26 +23,33 @@ IN_PROGRESS = b"+WPI"
 
 
 class KeepAlive:
-    """Signs of life for the deliveries that are being handled."""
+    """Signs of life for the deliveries that are being handled, three in each ``ack_wait`` of the moment."""
 
-    def __init__(self, connection: Callable[[str], Connection], *, name: str, ack_wait: float) -> None:
-        self.interval = ack_wait / 3
+    def __init__(
+        self, connection: Callable[[str], Connection], *, name: str, ack_wait: Callable[[], float]
+    ) -> None:
+        self._ack_wait = ack_wait
         self._connection = connection
         self._name = name
-        self._due: dict[str, float] = {}  # ack subject -> when the next sign is due (monotonic)
+        self._signed: dict[str, float] = {}  # ack subject -> when the server heard of it last (monotonic)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two signs."""
+        return self._ack_wait() / 3
+
     def add(self, ack_subject: str) -> None:
         """A handler starts."""
-        self._due[ack_subject] = time.monotonic() + self.interval
+        self._signed[ack_subject] = time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"{self._name}-keepalive", daemon=True)
             self._thread.start()
 
     def remove(self, ack_subject: str) -> None:
         """A handler has ended."""
-        self._due.pop(ack_subject, None)
+        self._signed.pop(ack_subject, None)
 
     async def stop(self) -> None:
         """End the thread and its connection."""
@@ -58,7 +65,8 @@ class KeepAlive:
         while not self._stopping.is_set():
             await asyncio.sleep(min(0.5, self.interval / 4))
             now = time.monotonic()
-            due = [subject for subject, when in tuple(self._due.items()) if when <= now]
+            latest = now - self.interval
+            due = [subject for subject, when in tuple(self._signed.items()) if when <= latest]
             if not due:
                 continue
             try:
@@ -70,8 +78,8 @@ class KeepAlive:
                 continue
             if await connection.flush(self.interval):
                 for subject in due:
-                    if subject in self._due:
-                        self._due[subject] = now + self.interval
+                    if subject in self._signed:
+                        self._signed[subject] = now
         if connection is not None:
             await connection.close()
 

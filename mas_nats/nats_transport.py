@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mas_nats.config import Endpoint
@@ -20,7 +21,7 @@ class NatsTransport:
         """A connection that is not open yet."""
         return NatsConnection(self.endpoint, name=name)
 
-    def signs_of_life(self, name: str, ack_wait: float) -> KeepAlive:
+    def signs_of_life(self, name: str, ack_wait: Callable[[], float]) -> KeepAlive:
         """Signs from a thread, over a connection of their own."""
         return KeepAlive(self.connection, name=name, ack_wait=ack_wait)
 

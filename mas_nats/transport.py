@@ -132,8 +132,8 @@ class Transport(Protocol):
     def connection(self, name: str) -> Connection:
         """A connection that is not open yet; ``name`` is for whoever looks at the broker."""
 
-    def signs_of_life(self, name: str, ack_wait: float) -> SignsOfLife:
-        """For an instance whose deliveries come again after ``ack_wait`` seconds of silence."""
+    def signs_of_life(self, name: str, ack_wait: Callable[[], float]) -> SignsOfLife:
+        """For an instance whose deliveries come again after ``ack_wait`` seconds of silence at the time."""
 
     def now(self) -> float:
         """Unix time, in seconds."""

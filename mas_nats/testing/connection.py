@@ -30,7 +30,11 @@ class MemoryTransport:
         """A connection that is not open yet."""
         return MemoryConnection(self.server, self.agent, name)
 
-    def signs_of_life(self, name: str, ack_wait: float) -> MemorySigns:  # noqa: ARG002 - the server asks
+    def signs_of_life(  # the server asks
+        self,
+        name: str,  # noqa: ARG002
+        ack_wait: Callable[[], float],  # noqa: ARG002
+    ) -> MemorySigns:
         """Handlers count as alive while their connection is."""
         return MemorySigns(self.server)
 

@@ -61,10 +61,15 @@ class ScriptedWorker:
                 await self.js.add_stream(config)
             except APIError:
                 await self.js.update_stream(config)
-        for agent in self._agents:
-            await self.js.add_consumer(subjects.INBOX_STREAM, inbox_consumer(agent, self._limits))
+        await self.limited(self._limits)
         await self.listen()
         return self
+
+    async def limited(self, limits: Limits) -> None:
+        """Have other limits, as an apply brings them."""
+        self._limits = limits
+        for agent in self._agents:
+            await self.js.add_consumer(subjects.INBOX_STREAM, inbox_consumer(agent, limits))
 
     async def listen(self) -> None:
         self._subscription = await self.nc.subscribe(

@@ -261,6 +261,25 @@ async def test_long_handler_is_not_given_to_another_instance(make: Make, worker:
     await all_acked(worker)
 
 
+async def test_a_shorter_ack_wait_is_heeded_by_who_runs_already(make: Make, worker: ScriptedWorker):
+    """An apply made it shorter; the next heartbeat says so."""
+    await worker.limited(LIMITS.model_copy(update={"ack_wait": 60.0}))
+    a, b, other = make("a"), make("b"), make("b")
+
+    async def work(message: AgentMessage) -> None:
+        await asyncio.sleep(2.5 * LIMITS.ack_wait)
+
+    b.work = other.work = work
+    await asyncio.gather(a.start(), b.start(), other.start())
+    await worker.limited(LIMITS)
+    for each in (b, other):
+        await each._alive().session.hello()
+    await a.send("b", "t", {"n": 1})
+    await eventually(lambda: b.got or other.got)
+    await all_acked(worker)
+    assert [message.attempt for message in b.got + other.got] == [1]
+
+
 async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: ScriptedWorker):
     a, b = make("a"), make("b")
     await asyncio.gather(a.start(), b.start())
