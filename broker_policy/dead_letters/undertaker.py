@@ -1,8 +1,8 @@
 """Moves a message from the inbox to the dead letters, repeatable at any point of a crash (DESIGN 5).
 
-First the dead letter is stored (under a dedup id made of the sequence), then the outcome is recorded in
-the log, then the message is removed from the inbox, then a waiting requester is told. What fails on the way
-leaves the message in the inbox.
+First the dead letter is stored (under a dedup id made of the sequence and the decision, since a log that is
+made anew gives its sequences once more), then the outcome is recorded in the log, then the message is removed
+from the inbox, then a waiting requester is told. What fails on the way leaves the message in the inbox.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Undertaker:
         """
         fields = {name: stored.headers[name] for name in KEPT if name in stored.headers}
         fields |= {
-            headers.MSG_ID: f"{self._namespace}.{stored.sequence}",
+            headers.MSG_ID: f"{self._namespace}.{stored.sequence}.{stored.headers.get(headers.AUDIT, '')}",
             headers.DEAD_REASON: reason,
             headers.DEAD_ATTEMPTS: str(attempt),
             headers.DEAD_ERROR: printable(error, 300),

@@ -23,7 +23,7 @@ async def bury(
     """
     fields = {name: stored.headers[name] for name in KEPT if name in stored.headers}
     fields |= {
-        headers.MSG_ID: f"{namespace}.delayed.{one.sequence}",
+        headers.MSG_ID: f"{namespace}.delayed.{one.sequence}.{stored.headers.get(headers.AUDIT, '')}",
         headers.DEAD_REASON: verdict.decision,
         headers.DEAD_ATTEMPTS: "0",
         headers.DEAD_ERROR: printable(f"refused when due: {verdict.rule}: {verdict.reason}", 300),

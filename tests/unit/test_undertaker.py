@@ -140,6 +140,20 @@ async def test_interrupted_before_it_was_recorded(undertaker: Undertaker, journa
     assert await waiting(nc) == []
 
 
+async def test_where_the_log_was_made_anew_its_messages_get_letters_of_their_own(
+    undertaker: Undertaker, nc: Client
+):
+    """It gives the same sequences again, within the time for which the dead letters know their ids."""
+    for decision in ("w1i.1.0", "w2i.1.0"):
+        stored = await message(nc, **{headers.AUDIT: decision})
+        assert stored.sequence == 1
+        await bury(undertaker, stored)
+        assert await waiting(nc) == []
+        await nc.jetstream().delete_stream(subjects.INBOX_STREAM)
+        await make_streams(nc, ("bob", "carol"), LIMITS)
+    assert [each.headers[headers.AUDIT] for each in await letters(nc)] == ["w1i.1.0", "w2i.1.0"]
+
+
 async def test_no_room_for_dead_letters_loses_nothing(undertaker: Undertaker, journal: Journal, nc: Client):
     js = nc.jetstream()
     config = (await js.stream_info(subjects.DLQ_STREAM)).config
