@@ -24,6 +24,8 @@ _SLACK = 60_000
 """Milliseconds that a key outlives its meaning, so that a clock that is set back does not free anybody."""
 _MANY = 10_000
 """Keys kept in memory before those that mean nothing any more are forgotten."""
+_FAR = 1 << 60
+"""No burst is longer (36,000 years): both forms count in 64 bits."""
 
 SCRIPT = f"""
 local now = tonumber(ARGV[1])
@@ -94,7 +96,8 @@ def limits_of(rates: RateLimits) -> tuple[Limit, ...]:
         ):
             if count:
                 interval = -(-length // count)  # rounded up: rather too slow than too fast
-                found.append(Limit(prefix + span, count, span, interval, interval * (burst or count), pair))
+                most = min(interval * (burst or count), _FAR)
+                found.append(Limit(prefix + span, count, span, interval, most, pair))
     return tuple(found)
 
 

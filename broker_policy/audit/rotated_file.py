@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -93,6 +94,12 @@ class RotatedFile:
         """A rotated file."""
         return self.path.with_name(f"{self.path.name}.{number}")
 
+    def _numbers(self) -> list[int]:
+        """Those of the rotated files that there are, the newest first."""
+        pattern = re.compile(rf"{re.escape(self.path.name)}\.([1-9][0-9]{{0,17}})")
+        found = (pattern.fullmatch(each.name) for each in self.path.parent.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
     def all_backwards(self) -> Iterator[Place]:
         """The entries of this file and of those before it, the last first; what is no copy is passed over.
 
@@ -101,11 +108,8 @@ class RotatedFile:
 
         """
         yield from self._readable(self.path)
-        for number in count(1):
-            older = self.numbered(number)
-            if not older.exists() and number > self._backups:  # one may lack, after a crash between renames
-                return
-            yield from self._readable(older)
+        for number in self._numbers():  # one may lack, after a crash between renames
+            yield from self._readable(self.numbered(number))
 
     def _readable(self, path: Path) -> Iterator[Place]:
         with contextlib.suppress(NotACopy):
@@ -170,9 +174,10 @@ class RotatedFile:
         new.replace(self.path)
 
     def _rotate(self, place: Place) -> None:
-        for number in range(self._backups - 1, 0, -1):
-            if self.numbered(number).exists():
-                self.numbered(number).replace(self.numbered(number + 1))
+        there = {*self._numbers()}
+        free = next(number for number in count(1) if number >= self._backups or number not in there)
+        for number in range(free - 1, 0, -1):
+            self.numbered(number).replace(self.numbered(number + 1))
         self.path.replace(self.numbered(1))
         self._begin(place)
 

@@ -363,3 +363,19 @@ def test_backwards_is_the_reverse_of_forwards(tmp_path: Path, monkeypatch) -> No
     file.append(made, Place())
     assert [each.index for each in file.backwards(file.path)] == [*range(29, 0, -1), 0]
     assert [each.index for each in file.all_backwards()] == [*range(29, 0, -1), 0]
+
+
+def test_all_that_are_rotated_may_be_kept(tmp_path: Path) -> None:
+    """However many are asked for, only those that there are take time."""
+    file = RotatedFile(tmp_path / "f", "default", max_bytes=1, backups=10**12)
+    (tmp_path / "1").touch()
+    place = Place()
+    for index in range(1, 8):
+        entry = {"i": index, "f": "x" * 300}
+        file.append([orjson.dumps({"e": entry, "h": f"{index:x}"}) + b"\n"], place)
+        place = Place(index, f"{index:x}")
+        if index == 4:
+            file.numbered(2).rename(tmp_path / "gone")
+    kept = sorted(each.name for each in tmp_path.iterdir() if each.name not in ("1", "gone"))
+    assert kept == ["f", "f.1", "f.2", "f.3", "f.4", "f.5"]
+    assert list(dict.fromkeys(each.index for each in file.all_backwards())) == [*range(7, -1, -1)]

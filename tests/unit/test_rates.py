@@ -147,6 +147,13 @@ async def test_workers_that_do_not_share_admit_more(redis_server: RedisServer):
     await counters.close()
 
 
+@pytest.mark.parametrize("limits", [RateLimits(per_minute=1, burst=10**13), RateLimits(per_hour=10**20)])
+async def test_a_number_that_no_computer_word_holds_is_no_obstacle(counters: Counters, limits: RateLimits):
+    limited = rates(counters, Time())
+    for _ in range(3):
+        assert allowed(await limited.admit(ONE * 1_000, limits)) == 1_000
+
+
 # -- one limit at a time --------------------------------------------------------------------------------
 async def test_what_is_refused_uses_up_nothing(counters: Counters):
     """The pair's limit is met; the sender's own is not spent on what it refuses."""
