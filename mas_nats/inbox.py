@@ -315,9 +315,10 @@ class Inbox:
     # -- acknowledging -----------------------------------------------------------------------------
 
     def _delay(self, attempt: int) -> float:
-        """Seconds until the next attempt: doubling, capped, spread so that not all come at once."""
+        """Seconds until the next attempt: doubling, spread so that not all come at once, capped."""
         terms = self._session.terms
-        delay = min(terms.retry_delay * 2.0 ** min(attempt - 1, 30), terms.retry_delay_max)
+        longest = terms.retry_delay_max / (1 + terms.retry_spread)
+        delay = min(terms.retry_delay * 2.0 ** min(attempt - 1, 30), longest)
         return delay * random.uniform(1 - terms.retry_spread, 1 + terms.retry_spread)
 
     async def _give_back(self, delivery: _Delivery, delay: float) -> None:

@@ -38,6 +38,7 @@ _LOOK_EVERY = 5.0
 _FOLLOW_EVERY = 0.2
 """Seconds between two looks at what became of probes."""
 _FOLLOW_FOR = 3600.0
+"""Seconds for which a probe is followed, or for as long as it keeps its room where that is longer."""
 _AGAIN = 1.0
 """Seconds after which a message is tried again that found no room among the probes."""
 _MOST = 1_000
@@ -246,8 +247,10 @@ class Breaker:
 
     async def _follow(self, target: str, id_: str, probe: _Followed) -> None:
         settings = self._active()
-        late = time.monotonic() - probe.since > _FOLLOW_FOR
-        if settings is None or late or target not in self._known:
+        if settings is None or target not in self._known:
+            self._probes.pop((target, id_), None)
+            return
+        if time.monotonic() - probe.since > max(_FOLLOW_FOR, settings.timeout_seconds):
             self._probes.pop((target, id_), None)
             return
         try:

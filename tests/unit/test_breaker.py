@@ -194,6 +194,19 @@ async def test_a_probe_that_nobody_handles_makes_room_after_the_timeout(nc: Clie
         await until(lambda: breaker_of(here).quiet)
 
 
+async def test_a_probe_is_followed_for_as_long_as_it_keeps_its_room(
+    here: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(breakers, "_FOLLOW_FOR", 0.3)
+    monkeypatch.setattr(breakers, "_FOLLOW_EVERY", 0.05)
+    await half_open(here)
+    assert (await here.send("alice", "bob")).ok
+    await asyncio.sleep(0.6)
+    assert not breaker_of(here).quiet
+    await handle(here, 1)
+    await until(lambda: breaker_of(here).quiet)
+
+
 async def test_a_probe_whose_worker_died_makes_room_after_the_timeout(nc: Client, counters: Counters):
     async with serving(nc, policy(BRIEF), counters=counters) as here:
         await opened(here)

@@ -280,6 +280,17 @@ async def test_a_shorter_ack_wait_is_heeded_by_who_runs_already(make: Make, work
     assert [message.attempt for message in b.got + other.got] == [1]
 
 
+async def test_no_attempt_waits_longer_than_it_may(make: Make):
+    b = make("b")
+    await b.start()
+    inbox: Any = b._inbox
+    first, last = ([inbox._delay(attempt) for _ in range(1_000)] for attempt in (1, 99))
+    assert max(last) <= LIMITS.retry_delay_max
+    assert min(last) > LIMITS.retry_delay_max / 2
+    assert LIMITS.retry_delay < max(first) <= 1.25 * LIMITS.retry_delay
+    assert LIMITS.retry_delay > min(first) >= 0.75 * LIMITS.retry_delay
+
+
 async def test_lost_ack_is_repeated_not_handled_again(make: Make, worker: ScriptedWorker):
     a, b = make("a"), make("b")
     await asyncio.gather(a.start(), b.start())
