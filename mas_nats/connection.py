@@ -18,7 +18,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mas_nats.config import Endpoint
-from mas_nats.errors import ConfigurationError, IdentityRefused, MasError, PermissionDenied, Unavailable
+from mas_nats.errors import (
+    ConfigurationError,
+    IdentityRefused,
+    InvalidMessage,
+    MasError,
+    PermissionDenied,
+    Unavailable,
+)
 from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
 from mas_nats.transport import Incoming, Listener, NoAnswer, NoResponders, NotSent, Receive
@@ -151,6 +158,7 @@ class NatsConnection:
             NoAnswer: no answer within ``timeout`` seconds, or the connection was lost meanwhile.
             NoResponders: nobody is there to take it.
             PermissionDenied: this identity may not publish to ``subject``.
+            InvalidMessage: it is larger than the server takes; nothing was sent.
 
         """
         loop = asyncio.get_running_loop()
@@ -198,6 +206,8 @@ class NatsConnection:
             raise NoResponders(f"nobody answers {subject}") from None
         except PublishDenied as denied:
             raise PermissionDenied(_denied(subject)) from denied
+        except nats_errors.MaxPayloadError:
+            raise _too_large(len(body), self._client.max_payload) from None
         except nats_errors.OutboundBufferLimitError as error:
             raise NotSent("the broker is away and the outgoing buffer is full") from error
         except (nats_errors.ConnectionReconnectingError, nats_errors.ConnectionClosedError) as error:
@@ -342,6 +352,19 @@ def _denied(subject: str) -> Verdict:
         rule="grant",
         reason=f"this certificate may not use {subject}",
         fix="Use the certificate of the agent that the program says it is",
+    )
+
+
+def _too_large(size: int, limit: int) -> InvalidMessage:
+    return InvalidMessage(
+        Verdict(
+            Decision.TOO_LARGE,
+            ok=False,
+            step="connection",
+            rule="max_payload",
+            reason=f"this has {size} bytes, the NATS server takes {limit}",
+            fix="Send less, or a reference to the data instead",
+        )
     )
 
 

@@ -58,7 +58,7 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
-        told = terms(table, call.sender, instance)
+        told = terms(table, call.sender, instance, self._deciding.room())
         return accepted(call.message_id, **told, bundle=MOST_CALLS, ack_many=True)
 
     async def bye(self, call: Call) -> Verdict:

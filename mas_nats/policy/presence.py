@@ -36,8 +36,11 @@ class Discover(BaseModel):
     capabilities: list[str] = Field(default_factory=list)
 
 
-def terms(table: Table, agent: str, instance: str) -> dict[str, Any]:
-    """What ``instance`` of ``agent`` is told when it says hello."""
+def terms(table: Table, agent: str, instance: str, room: int) -> dict[str, Any]:
+    """What ``instance`` of ``agent`` is told when it says hello.
+
+    ``room``: bytes of a body that the server carries.
+    """
     limits, policy = table.limits, table.agent(agent)
     return {
         "instance": instance,
@@ -46,8 +49,8 @@ def terms(table: Table, agent: str, instance: str) -> dict[str, Any]:
         "in_flight": limits.in_flight,
         "ack_wait": limits.ack_wait,
         "max_deliver": limits.max_deliver,
-        "max_payload": limits.max_payload,
-        "max_state": limits.max_state,
+        "max_payload": min(limits.max_payload, room),
+        "max_state": min(limits.max_state, room),
         "state": policy.state if policy else StateMode.MEDIATED,
         "retry_delay": limits.retry_delay,
         "retry_delay_max": limits.retry_delay_max,

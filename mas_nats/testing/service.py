@@ -127,9 +127,8 @@ class MemoryService:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
             metadata: dict[str, Any] = dict(hello.metadata or {})
             self.instances.announce(call.sender, instance, hello.capabilities, metadata, len(call.body))
-        return accepted(
-            call.message_id, **terms(self.deciding.table, call.sender, instance), retry_spread=0.0
-        )
+        told = terms(self.deciding.table, call.sender, instance, ROOM)
+        return accepted(call.message_id, **told, retry_spread=0.0)
 
     def _bye(self, call: Call) -> Verdict:
         try:

@@ -20,10 +20,11 @@ from mas_nats import (
     PermissionDenied,
     RequestFailed,
     RequestTimeout,
+    StateInvalid,
     UnknownTarget,
 )
 from tests.contract.broker import LIMITS, Broker
-from tests.contract.conftest import AGENTS, ALLOW, Stage, eventually, now
+from tests.contract.conftest import AGENTS, ALLOW, Recorder, Stage, eventually, now
 
 
 class Ask(BaseModel):
@@ -226,6 +227,31 @@ async def test_an_inbox_that_nobody_reads_leaves_half_of_the_log(broker: Broker)
                 await a.send("b", "note", large)
                 break
             await asyncio.sleep(0.05)
+    await stage.close()
+
+
+async def test_what_the_server_does_not_carry_is_refused_at_once(broker: Broker):
+    """Though the namespace's own limits are larger."""
+    limits = LIMITS.model_copy(update={"max_payload": 50_000_000, "max_state": 50_000_000})
+    stage = Stage(await broker.namespace(AGENTS, ALLOW, limits))
+    a, b = await stage.recorders("a", "b")
+    for size in (2_090_000, 3_000_000):
+        large = {"text": "x" * size}
+        begun = now()
+        with pytest.raises(InvalidMessage, match=r"TOO_LARGE.*the limit is 2088960"):
+            await a.send("b", "note", large)
+        with pytest.raises(InvalidMessage, match="TOO_LARGE"):
+            await a.request("b", "note", large)
+        with pytest.raises(StateInvalid, match="the limit is 2088960"):
+            await a.update_state(large)
+        assert now() - begun < 5
+    await a.send("b", "note", {"text": "x" * 2_080_000})
+    await eventually(lambda: b.got)
+    boastful = stage.make(Recorder, "c", metadata={"text": "x" * 3_000_000})
+    begun = now()
+    with pytest.raises(InvalidMessage):
+        await boastful.start()
+    assert now() - begun < 5
     await stage.close()
 
 
