@@ -45,6 +45,7 @@ class Inbound:
         *,
         now: Callable[[], float],
         max_payload: Callable[[], int],
+        ack_wait: Callable[[], float],
         registration: Registration | None = None,
     ) -> None:
         self._settings = settings
@@ -52,6 +53,7 @@ class Inbound:
         self._in_flight = in_flight
         self._registration = registration
         self._now = now  # unix time, in seconds
+        self._ack_wait = ack_wait  # of the namespace, in seconds
         self._sessions = Sessions()
         self._standing = 0
         self._begun: OrderedDict[str, None] = OrderedDict()
@@ -144,7 +146,9 @@ class Inbound:
 
     def _require_in_time(self, message: AgentMessage, carried: Carried) -> None:
         """Look at the caller's limit, and at one's own since the policy service took the call."""
-        latest = message.sent_at.timestamp() + self._settings.limits.begin
+        # Half of what an apply made of it since the start: after all of it another sidecar may begin.
+        begin = min(self._settings.limits.begin, self._ack_wait() / 2)
+        latest = message.sent_at.timestamp() + begin
         if self._now() > min(carried.begin_by / 1000, latest):
             text = "the call came too late, and was not run"
             raise Refusal("expired", text, "Call again", 504, UNAVAILABLE)

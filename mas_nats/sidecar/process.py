@@ -71,6 +71,7 @@ class Sidecar(Agent[dict[str, Any]]):
                 in_flight,
                 now=time.time,
                 max_payload=self._most,
+                ack_wait=lambda: self._alive().session.terms.ack_wait,
                 registration=self._registration,
             )
             if receives

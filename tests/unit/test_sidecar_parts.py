@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,9 +16,11 @@ from pydantic import ValidationError
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.sidecar import card, events, relay
-from mas_nats.sidecar.application import load
+from mas_nats.sidecar.application import Application, Kind, Settings, load
+from mas_nats.sidecar.authority import NoTokens
 from mas_nats.sidecar.carriage import Carried, Event, Head, Part, Refused
 from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
+from mas_nats.sidecar.inbound import Inbound
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal, Shape
 from mas_nats.sidecar.sessions import Sessions
 
@@ -318,3 +323,25 @@ def test_settings(tmp_path: Path):
     path.write_text(GOOD.replace(', base_url: "http://127.0.0.1:9"', ""))
     with pytest.raises(ConfigurationError, match="base_url"):
         load(path, "bank")
+
+
+async def test_how_late_a_call_may_begin_follows_the_ack_wait_of_the_moment():
+    """It is at most half of it at the start; an apply may make the ack wait shorter."""
+    bank = Application(type=Kind.MCP_SERVER, base_url="http://127.0.0.1:1")
+    now, ack_wait = 1000.0, 20.0
+    inbound = Inbound(
+        Settings(app="bank", applications={"bank": bank}),
+        NoTokens(),
+        InFlight(),
+        now=lambda: now,
+        max_payload=lambda: 1_000_000,
+        ack_wait=lambda: ack_wait,
+    )
+    message: Any = SimpleNamespace(sent_at=datetime.fromtimestamp(1000, UTC))
+    carried: Any = SimpleNamespace(begin_by=2_000_000)
+    now = 1009.0
+    inbound._require_in_time(message, carried)
+    ack_wait = 10.0
+    with pytest.raises(Refusal, match="too late"):
+        inbound._require_in_time(message, carried)
+    await inbound.close()
