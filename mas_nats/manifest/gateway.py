@@ -57,7 +57,9 @@ class RedisSettings(_Section):
         repr=False,  # it may hold a password
         description="`redis://`, `rediss://` or `unix://`; empty: a Redis of its own is started",
     )
-    socket_timeout: float | None = Field(None, gt=0, description="Seconds to wait for an answer")
+    socket_timeout: float | None = Field(
+        None, gt=0, description="Seconds to wait for an answer of the Redis that `url` names"
+    )
 
     @field_validator("url")
     @classmethod
