@@ -31,6 +31,10 @@ _FAR = 20
 _SIGNED_BACK = 200
 _REQUESTS = 200
 """Requests looked at, the newest first, to find the one that a reply answers."""
+_REPLIES = 5
+"""Decisions about one reply, or one frame of it, that are told."""
+_FRAMES = 20
+"""Frames of a streamed reply that are told, the first ones."""
 
 Document = dict[str, Any]
 _SAID = {
@@ -223,7 +227,7 @@ async def _buried(sources: Sources, entry: Entry) -> list[Document]:
     try:
         async for letter in letters.letters(sources.tenant, Wanted(agent=entry["t"], sender=entry["f"])):
             row = letter.row()
-            if row["message_id"] == entry["id"]:
+            if row["audit"] == f"{entry['w']}.{entry['n']}.{entry['p']}":  # redriven, it dies another death
                 facts = {name: row[name] for name in ("sequence", "reason", "attempts", "redrives")}
                 return [_step(row["died"] or None, "buried", "lies among the dead letters", "bad", **facts)]
     except (JetStreamError, nats.errors.Error):
@@ -242,9 +246,8 @@ async def _related(sources: Sources, answers: list[Answer]) -> tuple[list[Docume
     for answer in answers:
         entry = answer.entry
         if entry["o"] in ("request", "delay", "release"):
-            wanted = reply_id(entry["f"], entry["t"], entry["id"])
-            for reply in await ask(sources.store, Question(message_id=wanted), limit=5):
-                found[reply.index] = described(reply)
+            replies = await _replies(sources, _reply_id(sources.namespace, entry))
+            found |= {reply.index: described(reply) for reply in replies}
         elif entry["o"] in ("reply", "frame"):
             back = Question(sender=entry["t"], target=entry["f"], until=entry["at"])
             within = max(deadline - time.monotonic(), 0)
@@ -252,10 +255,27 @@ async def _related(sources: Sources, answers: list[Answer]) -> tuple[list[Docume
             matching = [
                 request
                 for request in looked.answers
-                if entry["id"].startswith(
-                    reply_id(request.entry["f"], request.entry["t"], request.entry["id"])
-                )
+                if entry["id"].startswith(_reply_id(sources.namespace, request.entry))
             ]
             found |= {request.index: described(request) for request in matching}
             complete = complete and (bool(matching) or looked.following is None)
     return list(found.values()), complete
+
+
+async def _replies(sources: Sources, wanted: str) -> list[Answer]:
+    """The decisions about the reply ``wanted``, or about the first of its frames where it is streamed."""
+    found = await ask(sources.store, Question(message_id=wanted), limit=_REPLIES)
+    for number in range(_FRAMES):
+        frames = await ask(sources.store, Question(message_id=f"{wanted}.{number}"), limit=_REPLIES)
+        if not frames:
+            break
+        found += frames
+    return found
+
+
+def _reply_id(namespace: str, request: Entry) -> str:
+    """The id of the reply to a request, made with the names that who was asked knows them by."""
+    sender, target = request["f"], request["t"]
+    if "/" in target:
+        sender, target = f"{namespace}/{sender}", target.partition("/")[2]
+    return reply_id(sender, target, request["id"])

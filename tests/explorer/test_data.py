@@ -19,11 +19,13 @@ from broker_policy.state_revisions import state_revisions
 from mas_nats import Agent
 from mas_nats.errors import Refused
 from mas_nats.manifest.wanted import WantedAgent
-from mas_nats.message import reply_id
+from mas_nats.message import AgentMessage, reply_id
+from mas_nats.policy.document import Limits
 from mas_nats.wire import subjects
 from mas_nats.wire.state_mode import StateMode
+from tests.across import two
 from tests.explorer.checked import checked
-from tests.explorer.conftest import SECRET, options
+from tests.explorer.conftest import SECRET, Desk, options
 from tests.explorer.entries import a_line, decided, many
 from tests.explorer.served import exploring
 from tests.explorer.tampering import a_decision, edit
@@ -39,6 +41,16 @@ DOCUMENTS = (
     "tokens",
     "verify",
 )
+
+
+class Streaming(Agent[Any]):
+    """Answers with some words, each by itself."""
+
+    async def on_message(self, message: AgentMessage) -> None:
+        async with message.reply_stream() as out:
+            for word in ("a ", "b ", "c "):
+                await out.write(word)
+                await asyncio.sleep(0.05)  # longer than what is written is gathered for
 
 
 def until(look: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
@@ -122,6 +134,60 @@ def test_a_request_has_its_life_and_its_reply(explorer, traffic):
     assert (reply["op"], reply["sender"], reply["target"]) == ("reply", "desk", "asker")
     back = explorer.api(f"message/{reply['message_id']}")
     assert [each["message_id"] for each in back["related"]] == [traffic.asked]
+
+
+async def test_a_reply_from_another_namespace_and_a_streamed_one_are_found(system: System):
+    async with two(system, out={"router": ["B/desk", "desk"]}) as both:
+        router, _ = await both.pair()
+        await both.start(both.sales, "desk", Streaming)
+        abroad = await router.request(both.desk, "ask", {}, id="abroad-1", timeout=30)
+        words = [chunk async for chunk in router.stream("desk", "tell", {}, id="told-1")]
+        with exploring(system, both.sales) as explorer:
+
+            def related(message: str) -> list[tuple[str, str]]:
+                found = explorer.api(f"message/{message}")
+                assert found["related_complete"]
+                return [(each["op"], each["message_id"]) for each in found["related"]]
+
+            def answered(message: str, count: int) -> list[tuple[str, str]]:
+                return until(lambda: related(message), lambda each: len(each) == count)
+
+            assert await asyncio.to_thread(answered, "abroad-1", 1) == [("reply", abroad.message_id)]
+            assert await asyncio.to_thread(answered, abroad.message_id, 1) == [("request", "abroad-1")]
+            frames = await asyncio.to_thread(answered, "told-1", len(words) + 1)  # the last one ends it
+            assert {op for op, _ in frames} == {"frame"}
+            for _, frame in frames:
+                assert await asyncio.to_thread(answered, frame, 1) == [("request", "told-1")]
+
+
+async def test_each_death_of_a_message_has_its_own_dead_letter(system: System):
+    namespace = await system.namespace(["asker", "desk"], {"asker": ["desk"]}, limits=Limits(max_deliver=1))
+    where = ("--namespace", namespace, "--folder", str(system.layout.root))
+    asker = Agent("asker", **options(system, "asker", namespace))
+    async with asker, Desk("desk", **options(system, "desk", namespace)):
+        await asker.send("desk", "broken", {}, id="dies-twice")
+        with exploring(system, namespace) as explorer:
+
+            def deaths(count: int) -> list[dict[str, Any]]:
+                found = until(
+                    lambda: explorer.api("message/dies-twice")["decisions"],
+                    lambda each: [one["outcome"] for one in each] == ["dead"] * count,
+                )
+                return [
+                    {step["name"]: step["facts"] for step in each["steps"]}.get("buried") for each in found
+                ]
+
+            def letters() -> list[int]:
+                return [each["sequence"] for each in explorer.api("dead-letters")["dead_letters"]]
+
+            await asyncio.to_thread(until, lambda: explorer.api("dead-letters")["dead_letters"], bool)
+            [first] = await asyncio.to_thread(deaths, 1)
+            assert first["sequence"] == 1
+            await asyncio.to_thread(mas, "dlq", "redrive", "1", *where)
+            await asyncio.to_thread(until, letters, lambda each: each == [2])
+            first, second = await asyncio.to_thread(deaths, 2)
+    assert first is None, "the letter of its first death was redriven, and lies there no more"
+    assert (second["sequence"], second["redrives"]) == (2, 1)
 
 
 async def test_a_request_that_was_not_found_among_the_latest_is_no_missing_one(system: System):
