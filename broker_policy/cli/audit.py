@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import nats.errors
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nats.aio.client import Client
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -58,7 +60,7 @@ from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial, SignerKeys
 from mas_nats.errors import ConfigurationError, Unavailable
 from mas_nats.manifest.mistakes import guess
-from mas_nats.wire.identity import DEFAULT_NAMESPACE
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 audit = typer.Typer(help="Verify, export and query the audit.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
@@ -75,20 +77,6 @@ class _Sources:
     store: Store
     checkpoints: CheckpointStream
     public: PublicMaterial
-    policy: PolicyStore
-
-    async def require_known(self) -> None:
-        """Refuse a namespace that never was: its audit would be empty, and intact.
-
-        Raises:
-            ConfigurationError: it has neither entries nor policy.
-
-        """
-        name = self.store.layout.namespace
-        if not (await self.store.head()).index and await self.policy.get(name) is None:
-            names = [each.document.namespace for each in await self.policy.namespaces()]
-            known = "`mas get mas` lists them"
-            raise ConfigurationError(f"there is no namespace {name!r}{guess(name, names)}; {known}")
 
 
 @asynccontextmanager
@@ -116,10 +104,50 @@ async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
         nc = await connect_control_admin(connection, ControllerKeys.load(layout.keys), name="audit")
         try:
             public = PublicMaterial.load(layout.keys)
-            checkpoints = CheckpointStream(nc, namespace)
-            yield _Sources(Store(redis, namespace), checkpoints, public, PolicyStore(nc))
+            store = Store(redis, namespace)
+            await _require_known(store, nc)
+            yield _Sources(store, CheckpointStream(nc, namespace), public)
         finally:
             await nc.close()
+
+
+@asynccontextmanager
+async def _asked(folder: Path, namespace: str) -> AsyncIterator[Store]:
+    """The entries of one namespace, for a question that Redis alone answers.
+
+    Raises: as ``audit_redis`` and ``_require_known``.
+    """
+    layout = Layout(folder.resolve())
+    async with audit_redis(layout) as redis:
+        store = Store(redis, namespace)
+        if not (await store.head()).index:  # else nobody need be asked whether there is such a namespace
+            async with _sources(folder, namespace):
+                pass
+        yield store
+
+
+async def _require_known(store: Store, nc: Client) -> None:
+    """Check that there is such a namespace, or an audit of one that was: of a mistyped one nothing is said.
+
+    Raises:
+        ConfigurationError: neither policy, nor Redis, nor a checkpoint knows it.
+
+    """
+    namespace = require_id(store.layout.namespace, "namespace")
+    if (await store.head()).index:
+        return
+    with contextlib.suppress(ValueError):  # damaged, but there
+        if (await CheckpointStream(nc, namespace).last())[0] is None:
+            await _require_in_policy(namespace, nc)
+
+
+async def _require_in_policy(namespace: str, nc: Client) -> None:
+    names = [each.document.namespace for each in await PolicyStore(nc).namespaces()]
+    if namespace not in names:
+        raise ConfigurationError(
+            f"there is no namespace {namespace!r}, and no audit of one{guess(namespace, names)}; "
+            "`mas get mas` lists those that are"
+        )
 
 
 @command("verify", group=audit, example="mas audit verify --namespace default")
@@ -152,8 +180,6 @@ async def verify(
             report = await verify_store(
                 sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue, segments=sealed
             )
-            if not report.checkpoints:
-                await sources.require_known()
     out.result(report.document(), _told(report))
     if not report.intact:
         raise typer.Exit(ExitCode.ALTERED)
@@ -192,9 +218,7 @@ async def export(
     """
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
     if form is not _Format.CHAIN:
-        async with audit_redis(Layout(folder.resolve())) as redis:
-            store = Store(redis, namespace)
-            await _require_known(store, folder)
+        async with _asked(folder, namespace) as store:
             past = await past_of(store, segments, folder, Output(json=json))
             found = answers(store, asked, oldest_first=True, past=past)
             count = await write_decisions(found, file, DecisionFormat(form.value))
@@ -205,7 +229,6 @@ async def export(
         )
     else:
         async with _sources(folder, namespace) as sources:
-            await sources.require_known()
             history = sources.public.checkpoint_history
             checkpoints = sources.checkpoints.standing(sources.public.checkpoint_keys)
             count = await export_to(sources.store, checkpoints, file, key_history=history)
@@ -238,7 +261,6 @@ async def report(
         keys = sources.public.checkpoint_keys
         sealed = None if segments is None else Segments(segments)
         standing = sources.checkpoints.standing(keys)
-        await sources.require_known()
         verified = await verify_store(sources.store, standing, keys, segments=sealed)
         past = await past_of(sources.store, segments, folder, Output(json=json))
         document = (await compliance(sources.store, first, last, past)).document()
@@ -271,7 +293,6 @@ async def seal(
     signing = SignerKeys.load(Layout(folder.resolve()).keys).checkpoint
     out = Output(json=json)
     async with _sources(folder, namespace) as sources:
-        await sources.require_known()
         store, keys = sources.store, sources.public.checkpoint_keys
         whole = Span((await store.removed()).index + 1, (await store.head()).index)
         last = (await span_of(store, whole, when(before), None)).first - 1
@@ -337,9 +358,7 @@ async def query(
 ) -> None:
     """List decisions and what became of them, the newest first. All conditions must hold."""
     asked = question(sender, target, decision, violation, outcome, message_id, since, until)
-    async with audit_redis(Layout(folder.resolve())) as redis:
-        store = Store(redis, namespace)
-        await _require_known(store, folder)
+    async with _asked(folder, namespace) as store:
         past = await past_of(store, segments, folder, Output(json=json))
         found = await ask(store, asked, limit=limit, cursor=cursor, oldest_first=oldest, past=past)
     rows = [answer.row() for answer in found]
@@ -349,13 +368,6 @@ async def query(
         lines.append(f"more: --cursor {following}")
     document = {"namespace": namespace, "decisions": rows, "next": following}
     Output(json=json).result(document, "\n".join(lines))
-
-
-async def _require_known(store: Store, folder: Path) -> None:
-    """The same for what looks into Redis alone, as long as there is something."""
-    if not (await store.head()).index:
-        async with _sources(folder, store.layout.namespace) as sources:
-            await sources.require_known()
 
 
 async def past_of(store: Store, segments: Path | None, folder: Path, out: Output) -> Past | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +14,7 @@ import orjson
 import typer
 
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command, operator_name
+from broker_policy.cli.times import when
 from broker_policy.dead_letters import letters as stored
 from broker_policy.dead_letters.letters import Letter, Wanted
 from broker_policy.dead_letters.operations import Operations
@@ -32,7 +31,6 @@ from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 dlq = typer.Typer(help="List, show, redrive and purge dead letters.", no_args_is_help=True)
 app.add_typer(dlq, name="dlq")
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHOWN = 20
 _PROGRESS_EVERY = 500
 
@@ -43,7 +41,12 @@ AgentOption = Annotated[str, typer.Option("--agent", help="Whose inbox they lay 
 Reason = Annotated[str, typer.Option("--reason", help="EXHAUSTED, AGENT_REMOVED, or an error's class.")]
 Sender = Annotated[str, typer.Option("--sender", help="Who had sent them.")]
 Type = Annotated[str, typer.Option("--type", help="The message type.")]
-Since = Annotated[str, typer.Option("--since", help="Dead since: 90s, 15m, 2h, 7d ago, or an ISO time.")]
+Since = Annotated[
+    str,
+    typer.Option(
+        "--since", help="Dead since: 90s, 15m, 2h, 7d ago, or a time (ISO 8601, local without a zone)."
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="Every dead letter of the namespace.")]
 By = Annotated[str, typer.Option("--by", help="Your name for the audit; by default this system's.")]
 
@@ -189,20 +192,7 @@ async def _tenant(namespace: str, folder: Path) -> AsyncIterator[ResilientClient
 def _wanted(agent: str, reason: str, sender: str, message_type: str, since: str, after: int = 0) -> Wanted:
     if agent:
         require_id(agent, "agent id")
-    return Wanted(agent, reason, sender, message_type, _milliseconds(since), after)
-
-
-def _milliseconds(since: str) -> int:
-    """A duration before now, or a time, as unix milliseconds; 0 for none."""
-    if not since:
-        return 0
-    if ago := re.fullmatch(r"(\d{1,9})([smhd])", since):
-        return int((time.time() - int(ago[1]) * _UNITS[ago[2]]) * 1000)
-    try:
-        moment = datetime.fromisoformat(since)
-    except ValueError:
-        raise ConfigurationError(f"--since {since!r} is neither 90s, 15m, 2h, 7d nor an ISO time") from None
-    return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+    return Wanted(agent, reason, sender, message_type, when(since) if since else 0, after)
 
 
 async def _chosen(

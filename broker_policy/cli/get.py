@@ -55,8 +55,9 @@ async def get_mas(*, namespace: Only = "", folder: Folder = DEFAULT_FOLDER, json
 
 @command("agents", group=get_app, example="mas get agents -n default")
 async def get_agents(*, namespace: Only = "", folder: Folder = DEFAULT_FOLDER, json: Json = False) -> None:
-    """List agents: instances that live, capabilities, messages that wait, dead letters.
+    """List agents: instances that live, capabilities, messages that wait or are in flight, dead letters.
 
+    Pending: not delivered yet; in flight: delivered and not finished, as in `mas top`.
     A capability in brackets is declared, and offered by no instance that lives.
     """
     rows: list[AgentRow] = []

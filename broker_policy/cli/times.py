@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import datetime, timedelta
 
 from mas_nats.errors import ConfigurationError
 
@@ -38,7 +39,7 @@ def moment(text: str) -> datetime:
     """
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigurationError(f"{text!r} is not a time: write 2026-12-24T18:00:00+01:00") from None
 
 
@@ -50,5 +51,10 @@ def when(text: str) -> int:
 
     """
     if _PART.match(text):
-        return int((datetime.now(UTC) - duration(text)).timestamp() * 1000)
-    return int(moment(text).timestamp() * 1000)
+        return int((time.time() - duration(text).total_seconds()) * 1000)
+    try:
+        return int(moment(text).timestamp() * 1000)
+    except ConfigurationError:
+        raise ConfigurationError(
+            f"{text!r} is neither a time (2026-12-24T18:00:00+01:00) nor how long ago (90s, 15m, 2h, 7d)"
+        ) from None

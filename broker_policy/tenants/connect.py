@@ -168,20 +168,8 @@ async def connect_tenant_admin(
     name: str = "controller",
     patience: float = _PATIENCE,
 ) -> ResilientClient:
-    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers.
-
-    Raises:
-        IdentityRefused: the server knows no such account.
-        Unavailable: no server answered within ``patience`` seconds.
-
-    """
-    account = keys.account(require_id(namespace, "namespace"))
-    try:
-        return await _admin(endpoint, account, name, patience)
-    except IdentityRefused:
-        raise IdentityRefused(
-            f"the server knows no namespace {namespace!r} of these keys; `mas get mas` lists what there is"
-        ) from None
+    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers."""
+    return await _inside(endpoint, keys, namespace, name, patience)
 
 
 async def connect_tenant_reader(
@@ -193,8 +181,8 @@ async def connect_tenant_reader(
     patience: float = _PATIENCE,
 ) -> ResilientClient:
     """Who reads a tenant account: the server lets it ask for what is there, and publish nothing else."""
-    account = keys.account(require_id(namespace, "namespace"))
-    return await _admin(endpoint, account, name, patience, accounts.permissions(accounts.TENANT_READER))
+    reading = accounts.permissions(accounts.TENANT_READER)
+    return await _inside(endpoint, keys, namespace, name, patience, reading)
 
 
 async def connect_control_reader(
@@ -204,6 +192,24 @@ async def connect_control_reader(
     return await _admin(
         endpoint, keys.account(CONTROL), name, patience, accounts.permissions(accounts.CONTROL_READER)
     )
+
+
+async def _inside(
+    endpoint: Endpoint,
+    keys: ControllerKeys,
+    namespace: str,
+    name: str,
+    patience: float,
+    permissions: jwt.Permissions = jwt.EVERYTHING,
+) -> ResilientClient:
+    account = keys.account(require_id(namespace, "namespace"))
+    try:
+        return await _admin(endpoint, account, name, patience, permissions)
+    except IdentityRefused as error:
+        raise IdentityRefused(
+            f"the broker lets nobody into namespace {namespace!r}: there is none of this name (`mas get mas` "
+            f"lists them), or these keys are not the broker's ({error})"
+        ) from None
 
 
 async def _admin(

@@ -69,6 +69,31 @@ async def test_query_in_pages(options: list[str]) -> None:
     assert "handled" in unknown.stderr
 
 
+async def test_a_namespace_that_is_not_there_is_not_intact(options: list[str], tmp_path: Path) -> None:
+    *folder, namespace = options
+    file = str(tmp_path / "none.jsonl")
+    for command in (
+        ("query",),
+        ("verify",),
+        ("report", "--from", "1h"),
+        ("export", file),
+        ("export", file, "--format", "csv"),
+    ):
+        missed = await asyncio.to_thread(mas, "audit", *command, *folder, f"{namespace}x", check=False)
+        assert (missed.returncode, missed.stdout) == (ExitCode.FAILED, "")
+        assert f"did you mean '{namespace}'" in missed.stderr
+        assert not Path(file).exists()
+    nowhere = await asyncio.to_thread(mas, "dlq", "list", *folder, "nowhere", check=False)
+    assert "into namespace 'nowhere': there is none of this name" in nowhere.stderr
+
+
+async def test_a_namespace_in_which_nothing_happened_is_there(system: System) -> None:
+    namespace = await system.namespace(["alice"], {})
+    where = ("--folder", str(system.layout.root), "--namespace", namespace)
+    assert (await query(*where))["decisions"] == []
+    assert "is intact" in await run("verify", *where)
+
+
 async def test_export_of_decisions(options: list[str], tmp_path: Path) -> None:
     file = tmp_path / "refused.csv"
     said = json.loads(
