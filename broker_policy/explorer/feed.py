@@ -27,6 +27,8 @@ _EVERY = 0.25
 _QUEUE = 500
 
 Row = dict[str, Any]
+Kind = tuple[str, str, bool]
+"""A decision, its rule, and whether it refuses."""
 
 
 class Feed:
@@ -37,6 +39,7 @@ class Feed:
         self._clock = clock
         self._at = 0
         self._recent: deque[Row] = deque(maxlen=_KEPT)
+        self._counts: dict[int, Counter[Kind]] = {}  # by the second in which they were made
         self._listeners: set[asyncio.Queue[Row | None]] = set()
         self._away = False
 
@@ -57,8 +60,11 @@ class Feed:
         last = (await self._store.head()).index
         if last < self._at:  # Redis was restored from a copy, or emptied
             self._recent.clear()
+            self._counts.clear()
             self._at = last
         self._at = max(self._at, last - _KEPT)
+        oldest = self._clock() - WINDOW - 1
+        self._counts = {second: found for second, found in self._counts.items() if second >= oldest}
         while self._at < last and (page := await self._store.page(self._at + 1)):
             await self._take(page)
             self._at = page[-1].index
@@ -69,28 +75,31 @@ class Feed:
         for (stored, entry), letter in zip(entries, letters, strict=True):
             row = described(Answer(stored.index, entry, letter, stored.hash))
             self._recent.append(row)
+            self._count(row)
             for queue in self._listeners:
                 _put(queue, row)
 
-    def recent(self, seconds: float = WINDOW) -> list[Row]:
-        """The decisions of the last ``seconds`` that are kept, oldest first."""
-        since = (self._clock() - seconds) * 1000
-        return [row for row in self._recent if row["time"] >= since]
+    def _count(self, row: Row) -> None:
+        second = row["time"] // 1000
+        if second >= self._clock() - WINDOW - 1:
+            self._counts.setdefault(second, Counter())[row["decision"], row["rule"], row["refused"]] += 1
+
+    def counted(self) -> Counter[Kind]:
+        """How many decisions of each kind were made in the last minute, also those that are not kept."""
+        last = int(self._clock())
+        found: Counter[Kind] = Counter()
+        for second in range(last - int(WINDOW) + 1, last + 1):
+            found += self._counts.get(second, Counter())
+        return found
 
     def kept(self) -> list[Row]:
         """All decisions that are kept, oldest first."""
         return list(self._recent)
 
-    def per_second(self, seconds: int = int(WINDOW)) -> list[dict[str, int]]:
-        """Decisions of each of the last ``seconds`` whole seconds, the oldest first."""
+    def per_second(self) -> list[dict[str, int]]:
+        """Decisions of each whole second of the last minute, the oldest first."""
         last = int(self._clock())
-        allowed: Counter[int] = Counter()
-        refused: Counter[int] = Counter()
-        for row in self.recent(seconds + 1):
-            (refused if row["refused"] else allowed)[row["time"] // 1000] += 1
-        return [
-            {"allowed": allowed[second], "refused": refused[second]} for second in range(last - seconds, last)
-        ]
+        return [_of_second(self._counts.get(second, Counter())) for second in range(last - int(WINDOW), last)]
 
     async def listen(self) -> AsyncGenerator[Row, None]:
         """Decisions as they come, until ``end`` or as long as somebody asks."""
@@ -117,6 +126,11 @@ class Feed:
             yield self
         finally:
             await end([following])
+
+
+def _of_second(counts: Counter[Kind]) -> dict[str, int]:
+    refused = sum(count for kind, count in counts.items() if kind[2])
+    return {"allowed": counts.total() - refused, "refused": refused}
 
 
 def _put(queue: asyncio.Queue[Row | None], row: Row | None) -> None:

@@ -15,10 +15,11 @@ import orjson
 from broker_policy.audit.checkpoint import SignedCheckpoint
 from broker_policy.audit.query import OUTCOME_LETTERS, Question, search
 from broker_policy.audit.verify import verify
+from broker_policy.cli.audit_question import require_decision
 from broker_policy.cli.times import when
 from broker_policy.dead_letters import letters as stored
 from broker_policy.dead_letters.letters import Wanted
-from broker_policy.explorer.feed import WINDOW, Feed, Row, described
+from broker_policy.explorer.feed import WINDOW, Feed, Kind, described
 from broker_policy.explorer.looks import Looks
 from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, Sources
 from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
@@ -67,7 +68,8 @@ class Views:
         )
         now = None if isinstance(found, BaseException) else await self.looks.current()
         workers = len(now.tallies) if now else 0
-        recent = self.feed.recent()
+        counted = self.feed.counted()
+        refused = sum(count for (_, _, refuses), count in counted.items() if refuses)
         health = [
             _state("NATS", found, "the streams of the namespace answer"),
             _state("Redis", head, "the audit can be read"),
@@ -95,10 +97,10 @@ class Views:
             "dead_letters": sum(row.dead_letters for row in rows),
             "window": WINDOW,
             "per_second": self.feed.per_second(),
-            "accepted": sum(not row["refused"] for row in recent),
-            "refused": sum(row["refused"] for row in recent),
+            "accepted": counted.total() - refused,
+            "refused": refused,
             "decisions": {} if isinstance(totals, BaseException) else totals,
-            "refusals": _reasons(recent),
+            "refusals": _reasons(counted),
             "latest_refusals": [row for row in reversed(self.feed.kept()) if row["refused"]][:5],
             "entries": 0 if isinstance(head, BaseException) else head,
         }
@@ -339,9 +341,10 @@ def question(fields: dict[str, str]) -> Question:
     """What the fields of an address ask for.
 
     Raises:
-        ConfigurationError: a time or an outcome is none.
+        ConfigurationError: a time, a decision or an outcome is none.
 
     """
+    require_decision(fields.get("decision"))
     outcome = fields.get("outcome")
     if outcome and outcome not in OUTCOME_LETTERS:
         raise ConfigurationError(f"{outcome!r} is no outcome: {', '.join(OUTCOME_LETTERS)}")
@@ -379,11 +382,11 @@ def _node(name: str, known: set[str]) -> str:
     return name if name in known or "/" in name else ELSEWHERE
 
 
-def _reasons(recent: list[Row]) -> list[Document]:
-    counted = Counter((row["decision"], row["rule"]) for row in recent if row["refused"])
+def _reasons(counted: Counter[Kind]) -> list[Document]:
+    refusing = Counter({kind[:2]: count for kind, count in counted.items() if kind[2]})
     return [
         {"decision": decision, "rule": rule, "count": count}
-        for (decision, rule), count in counted.most_common(10)
+        for (decision, rule), count in refusing.most_common(10)
     ]
 
 
