@@ -77,7 +77,7 @@ class MicroService:
         endpoints = [_counted(op, self._tally.ops[op]) for op in Op]
         for each in endpoints:
             if each["name"] == Op.SEND:
-                each["data"] = {"agents": self._tally.agents()}
+                each["data"] = {"agents": self._tally.agents(), "untold": self._tally.untold}
         return {
             "type": "io.nats.micro.v1.stats_response",
             **self._standard,

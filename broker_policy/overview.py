@@ -22,6 +22,8 @@ from mas_nats.wire.subjects import Op
 _SILENCE = 0.25
 """Seconds without a further answer after which all workers are taken to have answered."""
 _FIRST = 2.0
+_MOST_TOLD_BEFORE = 1_000
+"""Agents of which workers told that do not say how many they leave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,15 @@ class Look:
     instances: Counter[str]
     tallies: dict[str, dict[str, AgentCount]] = field(default_factory=dict)  # of each worker, by its id
     announced: list[StoredMessage] = field(default_factory=list)  # by each instance, last
+    partial: frozenset[str] = frozenset()  # workers that told of the busiest agents only
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One agent. Rates are of a second, between two looks; ``None`` where an agent or a worker is new."""
+    """One agent. Rates are of a second, between two looks.
+
+    ``None`` where an agent or a worker is new, or a worker with very many agents did not tell of this one.
+    """
 
     agent: str
     instances: int
@@ -64,7 +70,7 @@ async def look(nc: Client) -> Look:
         JetStreamError, nats.errors.Error: a stream did not answer.
 
     """
-    inboxes, letters, announced, tallies = await asyncio.gather(
+    inboxes, letters, announced, (tallies, partial) = await asyncio.gather(
         consumers(nc),
         counts(nc, subjects.DLQ_STREAM, subjects.DLQ_SUBJECTS),
         last_of_each(
@@ -76,7 +82,7 @@ async def look(nc: Client) -> Look:
     )
     there = [each for each in announced if each.data not in (b"", b"{}")]
     alive = Counter(each.subject.split(".")[2] for each in there)
-    return Look(time.monotonic(), inboxes, letters, alive, tallies, there)
+    return Look(time.monotonic(), inboxes, letters, alive, tallies, there, partial)
 
 
 def rows(before: Look, now: Look) -> list[Row]:
@@ -98,12 +104,15 @@ def _row(agent: str, before: Look, now: Look) -> Row:
     if inbox is not None and earlier is not None and inbox["created"] == earlier["created"]:
         delivered = (inbox["delivered"]["consumer_seq"] - earlier["delivered"]["consumer_seq"]) / passed
     sent = refused = 0
+    measured = bool(now.tallies.keys() & before.tallies.keys())
     for worker, tally in now.tallies.items():
         if (then := before.tallies.get(worker)) is not None:
+            if not (_told(agent, worker, before) and _told(agent, worker, now)):
+                measured = False
+                break
             count, was = tally.get(agent, _NOTHING), then.get(agent, _NOTHING)
             sent += max(count.sent - was.sent, 0)
             refused += max(count.refused - was.refused, 0)
-    measured = bool(now.tallies.keys() & before.tallies.keys())
     return Row(
         agent,
         instances=now.instances[agent],
@@ -121,27 +130,40 @@ def _row(agent: str, before: Look, now: Look) -> Row:
 _NOTHING = AgentCount()
 
 
-async def _tallies(nc: Client) -> dict[str, dict[str, AgentCount]]:
-    """What each worker counted; a worker that does not answer in time is left out."""
+def _told(agent: str, worker: str, seen: Look) -> bool:
+    """Whether it is known what ``worker`` counted of ``agent``: it told of it, or of all agents."""
+    return agent in seen.tallies[worker] or worker not in seen.partial
+
+
+async def _tallies(nc: Client) -> tuple[dict[str, dict[str, AgentCount]], frozenset[str]]:
+    """What each worker counted, and which of them left agents out.
+
+    A worker that does not answer in time is left out.
+    """
     inbox = nc.new_inbox()
     subscription = await nc.subscribe(inbox)
     found: dict[str, dict[str, AgentCount]] = {}
+    partial: set[str] = set()
     try:
         await nc.publish(subjects.micro("STATS", NAME), b"", reply=inbox)
         while True:
             answer = await subscription.next_msg(timeout=_SILENCE if found else _FIRST)
             if (answer.headers or {}).get("Status") == "503":
-                return found
+                return found, frozenset(partial)
             stats = orjson.loads(answer.data)
-            found[stats["id"]] = _of_agents(stats)
+            found[stats["id"]], untold = _of_agents(stats)
+            if untold:
+                partial.add(stats["id"])
     except nats.errors.TimeoutError:
-        return found
+        return found, frozenset(partial)
     finally:
         await subscription.unsubscribe()
 
 
-def _of_agents(stats: dict[str, Any]) -> dict[str, AgentCount]:
+def _of_agents(stats: dict[str, Any]) -> tuple[dict[str, AgentCount], bool]:
     for endpoint in stats["endpoints"]:
         if endpoint["name"] == Op.SEND:
-            return {agent: AgentCount(**count) for agent, count in endpoint["data"]["agents"].items()}
-    return {}
+            data = endpoint["data"]
+            told = {agent: AgentCount(**count) for agent, count in data["agents"].items()}
+            return told, bool(data.get("untold", len(told) >= _MOST_TOLD_BEFORE))
+    return {}, False

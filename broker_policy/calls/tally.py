@@ -11,8 +11,8 @@ from mas_nats.policy.call import Call
 from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Verdict
 
-MOST_AGENTS = 1_000
-"""Agents whose counts are told, those with the most calls: an answer has a limit."""
+MOST_AGENTS = 10_000
+"""Agents whose counts are told, those with the most calls: an answer has a limit of 2 MB."""
 _SENDING = frozenset({Op.SEND, Op.REQUEST, Op.DELAY})
 
 
@@ -62,6 +62,11 @@ class Tally:
             agent.refused += 1
         elif call.op in _SENDING:
             agent.sent += 1
+
+    @property
+    def untold(self) -> int:
+        """How many agents ``agents`` leaves out."""
+        return max(len(self._agents) - MOST_AGENTS, 0)
 
     def agents(self) -> dict[str, dict[str, Any]]:
         """The counts of the agents with the most calls."""

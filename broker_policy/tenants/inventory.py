@@ -21,7 +21,7 @@ _NANOSECONDS = 1e9
 class AgentRow:
     """One agent. ``capabilities`` are declared; ``announced`` are those of them that an instance offers.
 
-    ``pending`` messages lie in its inbox, ``in_flight`` of them are being handled.
+    ``pending`` messages wait in its inbox, ``in_flight`` others were delivered and are not finished.
     """
 
     namespace: str
@@ -70,11 +70,14 @@ async def agents(nc: Client, document: Document) -> list[AgentRow]:
     pending, handling = await waiting(nc), await consumers(nc)
     dead = await counts(nc, subjects.DLQ_STREAM, subjects.DLQ_SUBJECTS)
     alive = await _alive(nc)
-    rows = []
+    rows: list[AgentRow] = []
     for name in sorted({*document.agents, *pending, *dead}):
         declared = document.agents.get(name)
         said = alive.get(name, [])
         offered = {capability for each in said for capability in each}
+        inbox = handling.get(
+            name, {"num_pending": pending.get(name, 0)}
+        )  # without a consumer all of it waits
         known = declared.capabilities if declared is not None else ()
         rows.append(
             AgentRow(
@@ -84,8 +87,8 @@ async def agents(nc: Client, document: Document) -> list[AgentRow]:
                 len(said),
                 known,
                 tuple(capability for capability in known if capability in offered),
-                pending.get(name, 0),
-                int(handling.get(name, {}).get("num_ack_pending", 0)),
+                int(inbox["num_pending"]),
+                int(inbox.get("num_ack_pending", 0)),
                 dead.get(name, 0),
             )
         )

@@ -12,7 +12,7 @@ import pytest
 
 from mas_nats import Agent, AgentMessage
 from mas_nats.errors import PermissionDenied
-from tests.system import REPOSITORY, System
+from tests.system import REPOSITORY, System, mas_json
 from tests.terminal import in_terminal
 
 MAS = (sys.executable, "-m", "broker_policy.cli")
@@ -78,6 +78,10 @@ async def test_its_numbers_are_what_happens(system, where):
         assert seen["worker"]["pending"] == 0
         assert seen["idle"]["pending"] > 2
         assert seen["idle"]["instances"] == 0
+        listed = await asyncio.to_thread(mas_json, "get", "agents", *where)
+        got = {row["agent"]: row for row in listed["agents"]}
+        assert (got["worker"]["pending"], got["worker"]["in_flight"]) == (0, 2)
+        assert (got["idle"]["pending"] > 2, got["idle"]["in_flight"]) == (True, 0)
         assert seen["boss"]["refused"] == 1
         assert seen["boss"]["rate_out"] > 1
         assert seen["worker"]["rate_in"] == seen["idle"]["rate_in"] == 0

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
-from broker_policy.calls.tally import AgentCount, Tally
+import orjson
+
+from broker_policy import overview
+from broker_policy.calls.tally import MOST_AGENTS, AgentCount, Tally
+from broker_policy.micro import MicroService
 from broker_policy.overview import Look, rows
 from mas_nats.policy.call import Call
 from mas_nats.wire.subjects import AdminOp, Op
@@ -47,6 +52,31 @@ def test_a_worker_that_came_or_went_makes_no_rate():
     assert (row.rate_out, row.rate_refused, row.refused) == (None, None, 9)
     (row,) = rows(before, look(1, w1={"a": AgentCount(101, 101, 100)}, w2={"a": AgentCount(9, 9, 9)}))
     assert (row.rate_out, row.rate_refused) == (1.0, 0.0)
+
+
+def test_an_agent_that_a_worker_did_not_tell_of_makes_no_rate():
+    """A worker tells of those with the most calls: one that comes among them did not send all at once."""
+    told = {"b": AgentCount(9, 9, 9), "a": AgentCount(5_000, 5_000, 0)}
+    before, now = look(0, w1={"b": told["b"]}), look(1, w1=told)
+    (row,) = (each for each in rows(replace(before, partial=frozenset({"w1"})), now) if each.agent == "a")
+    assert (row.rate_out, row.rate_refused) == (None, None)
+    gone = replace(look(2, {"a": inbox(0)}, w1={"b": told["b"]}), partial=frozenset({"w1"}))
+    (row,) = (each for each in rows(now, gone) if each.agent == "a")
+    assert (row.rate_out, row.rate_refused) == (None, None)
+    (row,) = (each for each in rows(before, now) if each.agent == "a")  # the control: it told of all
+    assert row.rate_out == 5_000
+
+
+def test_a_worker_says_how_many_agents_it_leaves_out():
+    tally = Tally()
+    for number in range(MOST_AGENTS + 7):
+        for _ in range(1 + (number < MOST_AGENTS)):
+            tally.asked(Call(f"agent-{number:058}", Op.SEND, b"", ""))
+    stats = MicroService(None, "default", "w1", tally).stats()
+    assert len(orjson.dumps(stats)) < 2_000_000
+    told, partial = overview._of_agents(stats)
+    assert (len(told), partial, tally.untold) == (MOST_AGENTS, True, 7)
+    assert {count.calls for count in told.values()} == {2}
 
 
 def test_a_consumer_that_was_made_again_makes_no_rate():
