@@ -26,6 +26,7 @@ class Compliance:
     namespace: str
     since: int
     until: int
+    not_counted: int = 0  # up to this entry some of the range are in segments, and were not looked at
     total: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -82,6 +83,7 @@ class Compliance:
             "namespace": self.namespace,
             "from": self.since,
             "to": self.until,
+            "not_counted_up_to": self.not_counted,
             "decisions": self.total,
             "by_decision": dict(self.decisions.most_common()),
             "by_outcome": dict(self.outcomes.most_common()),
@@ -105,7 +107,7 @@ class Compliance:
 
 
 async def compliance(store: Store, since: int, until: int, past: Past | None = None) -> Compliance:
-    """Read the range and count, in ``past`` what left Redis.
+    """Read the range and count, in ``past`` what left Redis; without it the report says up to where.
 
     Raises:
         SegmentBroken: a segment is missing or altered.
@@ -114,7 +116,9 @@ async def compliance(store: Store, since: int, until: int, past: Past | None = N
     """
     report = Compliance(store.layout.namespace, since, until)
     removed = (await store.removed()).index
-    if past is not None:
+    if past is None:
+        report.not_counted = await _not_counted(store, removed, since, until)
+    else:
         for seal in past.overlapping(1, removed, since, until):
             rows = [row for row in past.segments.read(seal) if row.index <= removed]
             for first in range(0, len(rows), PAGE):
@@ -126,6 +130,15 @@ async def compliance(store: Store, since: int, until: int, past: Past | None = N
     async for page in _pages(store, span):
         await _count(store, report, page)
     return report
+
+
+async def _not_counted(store: Store, removed: int, since: int, until: int) -> int:
+    """The last entry that left Redis and may be of the range; 0 where there is none."""
+    seals = [signed.seal for signed in await store.seals() if signed.seal.first <= removed]
+    if max((seal.last for seal in seals), default=0) < removed:
+        return removed  # nothing says of what time they were
+    within = (seal.last for seal in seals if seal.youngest >= since and seal.oldest <= until)
+    return min(max(within, default=0), removed)
 
 
 async def _count(store: Store, report: Compliance, page: list[StoredEntry]) -> None:

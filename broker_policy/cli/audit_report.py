@@ -49,7 +49,7 @@ def _title(document: Mapping[str, Any]) -> str:
 
 
 def _sections(document: Mapping[str, Any]) -> Iterator[Section]:
-    yield "Chain", _chain(document["verification"])
+    yield "Chain", [*_chain(document["verification"]), *_not_counted(document)]
     keys = ("decisions", "refusals", "dead_letters", "expired", "unknown", "unsettled")
     yield "Totals", [(name.replace("_", " "), str(document[name])) for name in keys]
     yield "Decisions", _counts(document["by_decision"])
@@ -71,7 +71,15 @@ def _chain(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
         signed = f"up to entry {index}, at {told(verification['signed_time'])}"
     count = len(verification["findings"]) + verification["more_findings"]
     verified = "yes" if verification["intact"] else f"NO, {count} findings: see mas audit verify"
+    if unexamined := verification["unexamined_segments"]:
+        verified += f"; not examined: sealed segments, up to entry {unexamined[-1]['last']}"
     return [("verified", verified), ("entries", str(verification["entries"])), ("signed", signed)]
+
+
+def _not_counted(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not (last := document["not_counted_up_to"]):
+        return []
+    return [("NOT COUNTED", f"entries up to {last}, which are in sealed segments: give --segments")]
 
 
 def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:

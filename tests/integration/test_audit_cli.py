@@ -172,6 +172,15 @@ async def test_seal_and_verify_with_the_folder(options: list[str], tmp_path: Pat
     assert len((await query(*options))["decisions"]) < len(everything)
     report = json.loads(await run("report", "--from", "1h", "--json", "--segments", segments, *options))
     assert (report["refusals"], report["verification"]["intact"]) == (3, True)
+    assert report["not_counted_up_to"] == 0
+    partly = json.loads(await run("report", "--from", "1h", "--json", *options))
+    assert (partly["decisions"] < report["decisions"], partly["refusals"]) == (True, 0)
+    assert partly["not_counted_up_to"] == sealed["removed_up_to"]
+    assert f"NOT COUNTED  entries up to {sealed['removed_up_to']}" in await run(
+        "report", "--from", "1h", *options
+    )
+    later = json.loads(await run("report", "--from", "0s", "--json", *options))  # none of it is of that time
+    assert later["not_counted_up_to"] == 0
     next((tmp_path / "segments").glob("*.gz")).unlink()
     altered = await asyncio.to_thread(mas, "audit", "verify", "--segments", segments, *options, check=False)
     assert altered.returncode == ExitCode.ALTERED

@@ -120,6 +120,7 @@ async def test_what_others_chose_cannot_mark_up_a_report(store: Store) -> None:
         "signed_index": 0,
         "findings": [1],
         "more_findings": 0,
+        "unexamined_segments": [],
         "signed_time": 0,
     }
     told = markdown(document)
