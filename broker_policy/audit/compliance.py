@@ -17,6 +17,8 @@ from broker_policy.audit.time_span import span_of
 _MOST = 1000
 """Acts, alarms and losses that are listed one by one; all are counted."""
 _DLP = "dlp:"
+_MORE = "(more)"
+"""Stands for the types beyond those that a decision names."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Compliance:
             self.refused_by_sender[entry["f"]] += 1
         if entry["r"].startswith(_DLP):
             for found in entry["r"].removeprefix(_DLP).split(","):
-                self.dlp[found, entry["d"]] += 1
+                self.dlp[_MORE if found.startswith("+") else found, entry["d"]] += 1
         if by := entry.get("b"):
             act = {"by": by, "op": entry["o"], "sender": entry["f"], "target": entry["t"]}
             self._list("acts", self.acts, entry, act | {"message_id": entry["id"], "decision": entry["d"]})

@@ -58,7 +58,7 @@ async def test_every_number(store: Store) -> None:
     await add(store, at(100), at(101, rule="blocked_targets", sender="carol"))
     await add(
         store,
-        at(102, decision="DLP_BLOCKED", rule="dlp:email,phone"),
+        at(102, decision="DLP_BLOCKED", rule="dlp:email,phone,+2"),
         at(103, Way.BATCH, decision="DLP_REDACTED", rule="dlp:email"),
         at(104, Way.BATCH, op="redrive", by="olga"),
         revision=4,
@@ -73,11 +73,12 @@ async def test_every_number(store: Store) -> None:
     assert report["decisions"] == 10
     assert report["by_decision"] == {"ALLOWED": 6, "AUTHZ_DENIED": 2, "DLP_BLOCKED": 1, "DLP_REDACTED": 1}
     assert report["refusals"] == 3
-    assert report["refusals_by_rule"] == {"default": 1, "blocked_targets": 1, "dlp:email,phone": 1}
+    assert report["refusals_by_rule"] == {"default": 1, "blocked_targets": 1, "dlp:email,phone,+2": 1}
     assert report["refusals_by_sender"] == {"alice": 2, "carol": 1}
     assert report["dlp_findings"] == {
         "email": {"DLP_BLOCKED": 1, "DLP_REDACTED": 1},
         "phone": {"DLP_BLOCKED": 1},
+        "(more)": {"DLP_BLOCKED": 1},
     }
     assert (report["dead_letters"], report["expired"], report["unknown"], report["unsettled"]) == (2, 1, 1, 1)
     assert [(act["by"], act["op"]) for act in report["operators_acts"]] == [("olga", "redrive")]

@@ -19,6 +19,7 @@ from broker_policy.dlp.judging import places
 from broker_policy.dlp.ruleset import Ruleset
 from broker_policy.dlp.scanning import Scan, TooDeep
 from mas_nats.errors import ConfigurationError
+from mas_nats.policy.call import Finding
 from mas_nats.policy.governance import Dlp, DlpAction, DlpRule
 from mas_nats.wire.verdict import Decision
 
@@ -304,6 +305,15 @@ def test_an_alert_delivers_the_very_bytes():
     found = judge(DEFAULT, body)
     assert found is not None
     assert (found.decision, found.body) == (Decision.ALERT, body)
+
+
+def test_a_decision_names_every_built_in_type_that_was_found():
+    """Else the audit does not find it by its type, and a report counts too few."""
+    every = tuple(sorted({each.type for each in DEFAULT.rules}))
+    named = Finding(Decision.ALERT, every).rule
+    assert named == "dlp:" + ",".join(every)
+    more = (*every, *(f"z{number:02}" for number in range(20)))
+    assert Finding(Decision.ALERT, more).rule.endswith(f",+{len(more) - 16}")
 
 
 def test_text_for_a_header():
