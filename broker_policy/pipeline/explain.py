@@ -14,6 +14,8 @@ from broker_policy.pipeline import STEPS, Call, Refusal, Step
 from broker_policy.pipeline.dlp import Inspection
 from mas_nats.policy import refusals
 from mas_nats.policy.authorize import authorize
+from mas_nats.policy.call import Finding as Found
+from mas_nats.policy.shape import sized
 from mas_nats.policy.table import Table
 from mas_nats.wire.identity import agent_of, namespace_of
 from mas_nats.wire.subjects import Op
@@ -106,6 +108,8 @@ def _steps(
     others: Mapping[str, Table] | None,
 ) -> Iterator[_Step]:
     yield _identity(call, table, others)
+    if call.origin and (home := (others or {}).get(call.origin)) is not None:
+        yield _content_elsewhere(home, _as_it_left(table))  # it comes as its own namespace lets it go
     for step in STEPS:
         name = step.__name__
         yield name, _asking(step, table), _PASSED.get(name, _plainly(name))(table)
@@ -120,10 +124,55 @@ def _steps(
     else:
         yield "circuit_breaker", *_circuit_of(circuits)
     if table.document.governance.dlp.enabled:
-        inspection = Inspection()
-        yield "dlp", lambda call: inspection.inspect(call, table), _inspected
+        yield _content("dlp", table, lambda call: replace(call, finding=None))
     else:
         yield "dlp", None, _always(Finding("dlp", Outcome.OFF))
+    if call.crosses and (there := (others or {}).get(namespace_of(call.target))) is not None:
+        yield _content_elsewhere(there, _as_it_arrives(table))
+
+
+_View = Callable[[Call], Call]
+"""A call as the one who judges it has it."""
+
+
+def _as_it_left(table: Table) -> _View:
+    return lambda call: replace(
+        call, sender=agent_of(call.sender), target=f"{table.namespace}/{call.target}", origin="", finding=None
+    )
+
+
+def _as_it_arrives(table: Table) -> _View:
+    return lambda call: replace(
+        call,
+        sender=f"{table.namespace}/{call.sender}",
+        target=agent_of(call.target),
+        origin=table.namespace,
+        crosses=False,
+        finding=None,
+    )
+
+
+def _content_elsewhere(table: Table, view: _View) -> _Step:
+    def sized_and_seen(call: Call) -> Refusal | None:
+        return sized(view(call), table) or ask(call)
+
+    step, ask, said = _content("other_side_content", table, view)
+    return step, sized_and_seen, said
+
+
+def _content(step: str, table: Table, view: _View) -> tuple[str, _Ask, _Said]:
+    """A search by the rules of ``table``: what it leaves of the body goes on to the next."""
+    inspection = Inspection()
+    seen: list[Found | None] = []
+
+    def ask(call: Call) -> Refusal | None:
+        judged = replace(view(call), searched=None)
+        if (refusal := inspection.inspect(judged, table)) is None:
+            seen.append(judged.finding)
+            call.body, call.finding = judged.body, judged.finding or call.finding
+        return refusal
+
+    return step, ask, lambda _: _inspected(step, seen[-1])
 
 
 def _asking(step: Step, table: Table) -> _Ask:
@@ -233,9 +282,8 @@ def _circuit_of(circuits: Mapping[str, float | None]) -> tuple[_Ask, _Said]:
     return ask, said
 
 
-def _inspected(call: Call) -> Finding:
-    found = call.finding
+def _inspected(step: str, found: Found | None) -> Finding:
     if found is None:
-        return Finding("dlp", Outcome.PASSES, "", "nothing found")
+        return Finding(step, Outcome.PASSES, "", "nothing found")
     how = "delivered without it" if found.decision is Decision.DLP_REDACTED else "delivered as it is"
-    return Finding("dlp", Outcome.PASSES, found.rule, f"found {', '.join(found.types)}: {how}")
+    return Finding(step, Outcome.PASSES, found.rule, f"found {', '.join(found.types)}: {how}")

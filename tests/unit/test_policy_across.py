@@ -13,8 +13,8 @@ from broker_policy.pipeline.explain import Outcome, explain, message
 from broker_policy.pipeline.rules import OtherSide, rules
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
-from mas_nats.policy.document import AgentPolicy, Document, Permissions
-from mas_nats.policy.governance import Governance, Role
+from mas_nats.policy.document import AgentPolicy, Document, Limits, Permissions
+from mas_nats.policy.governance import Dlp, DlpAction, Governance, Role
 from mas_nats.policy.table import Table
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.verdict import Decision
@@ -26,6 +26,9 @@ def table(
     allow: dict[str, tuple[str, ...]] | None = None,
     block: dict[str, tuple[str, ...]] | None = None,
     roles: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
+    *,
+    acts: dict[str, DlpAction] | None = None,
+    limits: Limits | None = None,
 ) -> Table:
     """A policy; roles as name: (permissions, agents)."""
     allow, block = allow or {}, block or {}
@@ -38,8 +41,10 @@ def table(
             for sender in {*allow, *block}
         },
         governance=Governance(
-            roles={name: Role(permissions=said, agents=held) for name, (said, held) in (roles or {}).items()}
+            roles={name: Role(permissions=said, agents=held) for name, (said, held) in (roles or {}).items()},
+            dlp=Dlp(policy_overrides=acts or {}),
         ),
+        limits=limits or Limits(),
     )
     return Table.compile(Document.model_validate_json(document.stored()), 1)
 
@@ -270,6 +275,33 @@ def test_the_dry_run_explains_what_comes_from_elsewhere(others, decision, outcom
     assert found.findings[0].outcome is outcome
     refused = explain(message("sales/router", "router", "t", b"{}"), ACCEPTING, others=None)
     assert refused.decision is Decision.AUTHZ_DENIED
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "decision", "rule"),
+    [
+        ({}, {"limits": Limits(max_payload=10)}, Decision.TOO_LARGE, "max_payload"),
+        ({}, {"acts": {"email": DlpAction.BLOCK}}, Decision.DLP_BLOCKED, "dlp:email"),
+        ({}, {"acts": {"email": DlpAction.REDACT}}, Decision.DLP_REDACTED, "dlp:email"),
+        (
+            {"acts": {"email": DlpAction.REDACT}},
+            {"acts": {"email": DlpAction.BLOCK}},
+            Decision.DLP_REDACTED,
+            "dlp:email",
+        ),
+        ({"acts": {"email": DlpAction.BLOCK}}, {}, Decision.DLP_BLOCKED, "dlp:email"),
+        ({}, {}, Decision.ALERT, "dlp:email"),
+    ],
+)
+def test_the_dry_run_has_the_content_judged_by_both_sides(ours, theirs, decision, rule):
+    """As the service does: what the sender's side redacts, the other does not get."""
+    here = table(allow={"router": ("billing/desk",)}, **ours)
+    there = table("billing", allow={"sales/router": ("desk",)}, **theirs)
+    body = b'{"to": "joe.doe@example.com"}'
+    found = explain(message("router", "billing/desk", "t", body), here, others={"billing": there})
+    assert (found.decision, found.rule) == (decision, rule)
+    found = explain(message("sales/router", "desk", "t", body), there, others={"sales": here})
+    assert (found.decision, found.rule) == (decision, rule)
 
 
 def test_the_rules_are_listed_with_what_the_other_side_says():
