@@ -97,7 +97,7 @@ class WorkerTelemetry:
 
     async def end_looking(self) -> None:
         """The worker stops: it is not ready any more, and what is looked at goes away."""
-        self._trouble = "the worker is stopping"
+        self._trouble, self._seen.ready = "the worker is stopping", False
         if self._looking is not None:
             await end([self._looking])
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
+from broker_policy.audit.projector import Lag
 from broker_policy.embedded.ports import LOOPBACK, free_port
+from broker_policy.telemetry import health
 from broker_policy.telemetry import port as module
 from broker_policy.telemetry.port import MOST_AT_ONCE, MOST_BYTES, Port
+from broker_policy.telemetry.worker import WorkerTelemetry
+from mas_nats.telemetry.settings import TelemetrySettings
 
 METRICS = b"mas_worker_ready 1.0\n"
 
@@ -111,3 +116,37 @@ async def test_many_that_say_nothing_leave_it_room_again(worker: Worker, monkeyp
 async def test_a_port_that_is_taken_is_an_error(worker: Worker):
     with pytest.raises(OSError, match="in use"):
         await Port(metrics=lambda: (b"", ""), trouble=str).start(LOOPBACK, worker.number)
+
+
+class Served:
+    nc = None
+
+    async def lag(self) -> Lag:
+        return Lag(3, 0.5)
+
+    def circuits(self) -> Counter[str]:
+        return Counter(open=2)
+
+
+async def test_metrics_and_readiness_say_the_same_also_while_it_stops(monkeypatch: pytest.MonkeyPatch):
+    async def answers(_: object) -> int:
+        return 1
+
+    monkeypatch.setattr(health.log, "last_sequence", answers)
+    port = Worker()
+    telemetry = WorkerTelemetry(TelemetrySettings(), worker="w1", port=port.number)
+
+    async def ready() -> tuple[int, bool]:
+        lines = (await port.get("/metrics"))[1].splitlines()
+        return (await port.get("/readyz"))[0], b"mas_worker_ready 1.0" in lines
+
+    await telemetry.start(lambda: {"default": Served()}, stale=lambda: False)
+    async with asyncio.timeout(30):
+        while (await ready()) != (200, True):
+            await asyncio.sleep(0.05)
+    metrics = (await port.get("/metrics"))[1]
+    assert b'mas_audit_waiting{mas_namespace="default"} 3.0' in metrics
+    assert b'mas_circuits{mas_circuit_state="open",mas_namespace="default"} 2.0' in metrics
+    await telemetry.end_looking()
+    assert await ready() == (503, False)
+    await telemetry.stop()
