@@ -56,5 +56,5 @@ def when(text: str) -> int:
         return int(moment(text).timestamp() * 1000)
     except ConfigurationError:
         raise ConfigurationError(
-            f"{text!r} is neither a time (2026-12-24T18:00:00+01:00) nor how long ago (90s, 15m, 2h, 7d)"
+            f"{text!r} is not a time: write 2026-12-24T18:00:00+01:00, or how long ago: 90s, 15m, 2h, 7d"
         ) from None
