@@ -168,7 +168,13 @@ async def connect_tenant_admin(
     name: str = "controller",
     patience: float = _PATIENCE,
 ) -> ResilientClient:
-    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers."""
+    """The tenant controller inside a tenant account, with full rights: it makes streams and consumers.
+
+    Raises:
+        IdentityRefused: the server knows no such account.
+        Unavailable: no server answered within ``patience`` seconds.
+
+    """
     return await _inside(endpoint, keys, namespace, name, patience)
 
 
@@ -205,10 +211,9 @@ async def _inside(
     account = keys.account(require_id(namespace, "namespace"))
     try:
         return await _admin(endpoint, account, name, patience, permissions)
-    except IdentityRefused as error:
+    except IdentityRefused:
         raise IdentityRefused(
-            f"the broker lets nobody into namespace {namespace!r}: there is none of this name (`mas get mas` "
-            f"lists them), or these keys are not the broker's ({error})"
+            f"the broker knows no namespace {namespace!r} of these keys: `mas get mas` lists what there is"
         ) from None
 
 
