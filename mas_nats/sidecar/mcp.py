@@ -112,7 +112,7 @@ def strays(call: Call, data: Any) -> bool:
         return False
     if call.operation == "session.stream":
         return False
-    said, wanted = data.get("id"), None if call.operation == "response" else call.request_id
+    said, wanted = data.get("id"), call.request_id
     if said in _NOT_READ and "result" not in data:
         return False
     return wanted is None or type(said) is not type(wanted) or said != wanted
@@ -156,14 +156,8 @@ def _message(request: HttpRequest) -> Call:
 def _response(message: Rpc, version: str, *, sessions: bool) -> Call:
     if not sessions:
         raise _refusal("json_rpc", f"MCP {version} has no responses of a client")
-    return Call(
-        Protocol.MCP,
-        version,
-        "response",
-        Shape.MCP,
-        request_id=message.request_id,
-        document=message.document,
-    )
+    # Its id is the server's: an error with it would look like the answer to a call of the client.
+    return Call(Protocol.MCP, version, "response", Shape.MCP, document=message.document)
 
 
 def _initialized_version(message: Rpc, header: str) -> str:

@@ -116,7 +116,7 @@ class Outbound:
             raise Refusal("connect", text, "Use http:// addresses", status=405, code=REFUSED)
         if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
             text = "a page of a browser asks, and those are no applications"
-            raise Refusal("origin", text, "Send no Origin header", status=403, code=REFUSED)
+            raise Refusal("origin", text, "Send no Origin header", status=403)  # MCP's own: no code of ours
         host, target = headers.get("host", "").lower(), received.target
         if not target.startswith("/"):
             try:
@@ -228,7 +228,10 @@ def _repeatable(application: Application | None, call: Call) -> bool:
 
 
 def _shape(received: Received) -> tuple[Shape, str | int | None]:
-    """How to tell whoever sent this that it is refused, before it is known what it is."""
+    """How to tell whoever sent this that it is refused, before it is known what it is.
+
+    The id is that of a request: nothing else is answered.
+    """
     try:
         document = strict_json.parse(received.body)
     except NotStrict:
@@ -237,4 +240,5 @@ def _shape(received: Received) -> tuple[Shape, str | int | None]:
         return Shape.PLAIN, None
     request_id = document.get("id")
     known = isinstance(request_id, str | int) and not isinstance(request_id, bool)
-    return Shape.MCP, request_id if known else None
+    asks = received.method == "POST" and "method" in document
+    return Shape.MCP, request_id if known and asks else None

@@ -2,6 +2,8 @@
 
 Codes: JSON-RPC 2.0; MCP 2026-07-28 for -32020; A2A 1.0 section 3.3 for -32003 and -32009. -32010 to -32013
 are the sidecar's own, from the range that JSON-RPC leaves to implementations and neither protocol uses.
+MCP says the status of what is no message, version, header, method or session that it has. A request that is
+refused otherwise is answered with status 200, as servers answer one that went wrong (ADR 45).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ TOO_LARGE = -32013
 HEADER_MISMATCH = -32020
 MCP_VERSION = -32022
 
+_ANSWERS = frozenset({REFUSED, UNAVAILABLE, OUTCOME_UNKNOWN, TOO_LARGE})
+"""Codes of errors that answer a request of MCP with status 200."""
 _STATUS_NAMES = {
     400: "INVALID_ARGUMENT",
     403: "PERMISSION_DENIED",
@@ -51,7 +55,7 @@ _ANTHROPIC = {
 class Shape(StrEnum):
     """The form of an error."""
 
-    MCP = "mcp"  # JSON-RPC, with the status in HTTP too
+    MCP = "mcp"  # JSON-RPC, with the status in HTTP where MCP has one for it
     A2A_RPC = "a2a_rpc"  # JSON-RPC with status 200, as A2A servers answer
     A2A_REST = "a2a_rest"  # google.rpc.Status
     OPENAI = "openai"
@@ -107,11 +111,12 @@ def response(refusal: Refusal) -> HttpResponse:
     else:
         error = {"code": refusal.code, "message": str(refusal), "data": _data(refusal)}
         document = {"jsonrpc": "2.0", "id": refusal.request_id, "error": error}
-        if refusal.shape is Shape.A2A_RPC and refusal.request_id is not None:
+        answers = refusal.shape is Shape.A2A_RPC or refusal.code in _ANSWERS
+        if answers and refusal.request_id is not None:
             status = 200
     headers = {"content-type": JSON, "cache-control": "no-store"}
     if refusal.retry_after:
-        headers["retry-after"] = str(max(1, round(refusal.retry_after)))
+        headers["retry-after"] = str(_later(refusal))
     if refusal.allow:
         headers["allow"] = refusal.allow
     return HttpResponse(status, headers, orjson.dumps(document))
@@ -122,9 +127,20 @@ def _details(refusal: Refusal) -> dict[str, str]:
     return found | ({"message_id": refusal.message_id} if refusal.message_id else {})
 
 
+def _later(refusal: Refusal) -> int:
+    """Whole seconds after which to try again."""
+    return max(1, round(refusal.retry_after))
+
+
 def _data(refusal: Refusal) -> Any:
-    """The ``data`` of a JSON-RPC error; A2A has a list of typed details there."""
-    return [_info(refusal)] if refusal.shape is Shape.A2A_RPC else _details(refusal)
+    """The ``data`` of a JSON-RPC error; A2A has a list of typed details there.
+
+    In MCP's is what HTTP does not say, or cannot say in a stream that has begun.
+    """
+    if refusal.shape is Shape.A2A_RPC:
+        return [_info(refusal)]
+    later = {"retry_after": _later(refusal)} if refusal.retry_after else {}
+    return {**_details(refusal), "status": refusal.status, **later}
 
 
 def _info(refusal: Refusal) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import pytest
 
 from mas_nats import ConfigurationError
 from mas_nats.sidecar.inbound import Inbound
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN
+from tests.sidecar.answers import SERVED, outcome
 from tests.sidecar.conftest import Town
 from tests.sidecar.running import start
 
@@ -133,14 +135,14 @@ async def test_a_call_that_comes_too_late_is_not_run(empty_town: Town):
         await town.start(stack, "shop", limits={"begin": 0.3, "heartbeat": 1.0})
         async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
             answer = await tool(http, "transfer_money", {"number": 1})
-            assert answer.status_code == 504
+            assert outcome(answer) == (OUTCOME_UNKNOWN, 504)
             assert answer.json()["error"]["data"]["ran"] == "unknown"
             assert "outcome_unknown" in answer.json()["error"]["message"]
     async with contextlib.AsyncExitStack() as stack:
         await town.start(stack, "bank", "shop")
         async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
             # One inbox, in order: when this one is answered, the one before it was looked at.
-            assert (await tool(http, "balance", {"account": "a"})).status_code == 200
+            assert outcome(await tool(http, "balance", {"account": "a"})) == SERVED
     assert town.bank.transfers == []
 
 
@@ -164,7 +166,7 @@ async def test_an_operation_marked_idempotent_is_run_again(empty_town: Town, mon
         async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
             headers = {**HEADERS, "mcp-method": "tools/list"}
             answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
-    assert answer.status_code == 200
+    assert outcome(answer) == SERVED
     assert ran == 2
 
 

@@ -14,7 +14,8 @@ import pytest
 from mas_nats import Agent, AgentMessage
 from mas_nats.agent import DRAIN_TIMEOUT
 from mas_nats.sidecar import Settings, Sidecar
-from mas_nats.sidecar.refusal import HEADER_MISMATCH
+from mas_nats.sidecar.refusal import HEADER_MISMATCH, OUTCOME_UNKNOWN, REFUSED, UNAVAILABLE
+from tests.sidecar.answers import SERVED, outcome
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import HEADERS, META
@@ -130,7 +131,7 @@ async def test_hosts(town: Town):
             f"http://{town.sidecars['shop'].address}/mcp",
         ):
             answer = await http.post(url, json=rpc("tools/call", PAY), headers=NEW)
-            assert answer.status_code == 403, url
+            assert outcome(answer) == (REFUSED, 403), url
             assert answer.json()["error"]["data"]["rule"] == "unknown_host"
     assert b" 405 " in await raw(town, b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\nconnection: close\r\n\r\n")
     for request in (
@@ -169,7 +170,7 @@ async def test_a_page_of_a_browser_reaches_no_application(town: Town, who: bytes
 async def test_types_of_applications_before_anything_leaves(town: Town):
     async with shop(town, "bank") as http:
         answer = await http.post("http://echo.test/", json=rpc("message/send", {}))
-    assert answer.status_code == 403
+    assert outcome(answer) == (REFUSED, 403)
     assert answer.json()["error"]["data"]["rule"] == "application_type"
     assert town.echo.told == []
 
@@ -272,7 +273,7 @@ async def test_a_session_of_somebody_else(town: Town):
         assert stolen.status_code == 404
         assert stolen.json()["error"]["data"]["rule"] == "session"
         own = await http.post("http://bank.test/mcp", json=rpc("tools/list", {}), headers=with_it)
-        assert own.status_code == 200
+        assert outcome(own) == SERVED
 
 
 async def test_what_policy_refuses_is_told_and_in_the_audit(town: Town):
@@ -281,7 +282,7 @@ async def test_what_policy_refuses_is_told_and_in_the_audit(town: Town):
         headers = NEW | {"mcp-method": "tools/call", "mcp-name": "balance"}
         answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", secret), headers=headers)
     error = answer.json()["error"]
-    assert answer.status_code == 403
+    assert outcome(answer) == (REFUSED, 403)
     assert error["data"]["rule"].startswith("policy.dlp:")
     assert error["data"]["ran"] == "no"
     assert "AKIA" not in answer.text
@@ -310,7 +311,7 @@ async def test_an_answer_that_policy_refuses(empty_town: Town, json_response: bo
             answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
     assert empty_town.bank.calls == 1
     assert "AKIA" not in answer.text
-    assert answer.status_code == 502
+    assert outcome(answer) == (OUTCOME_UNKNOWN, 502)
     assert answer.json()["error"]["data"]["rule"] == "answer_refused"
     assert answer.json()["error"]["data"]["ran"] == "yes"
 
@@ -372,7 +373,7 @@ async def test_a_hostile_target_cannot_write_headers(empty_town: Town):
             assert not {"set-cookie", "transfer-encoding", "etag", "y"} & first.headers.keys()
             while answers:
                 answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
-                assert answer.status_code == 502
+                assert outcome(answer) == (OUTCOME_UNKNOWN, 502)
                 assert answer.json()["error"]["data"]["rule"] == "carriage"
 
 
@@ -402,10 +403,11 @@ async def test_an_application_that_is_away(empty_town: Town):
         async with shop(empty_town) as http:
             headers = NEW | {"mcp-method": "tools/call", "mcp-name": "transfer_money"}
             answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=headers)
-    assert answer.status_code == 502
+    assert outcome(answer) == (UNAVAILABLE, 502)
     assert answer.json()["error"]["data"] == {
         "rule": "application_away",
         "ran": "no",
+        "status": 502,
         "message_id": answer.json()["error"]["data"]["message_id"],
     }
 
@@ -430,10 +432,10 @@ async def test_an_application_of_another_namespace(empty_town: Town, system: Sys
         httpx.AsyncClient(proxy=f"http://{shop.address}", timeout=60) as http,
     ):
         answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=headers)
-        assert answer.status_code == 200, answer.text
+        assert outcome(answer) == SERVED, answer.text
         assert town.bank.transfers == [1]
         await system.apply(wanted(town.namespace, ["shop", "echo", "bank"], {"shop": ["bank"]}))
         async with asyncio.timeout(30):
-            while answer.status_code == 200:
+            while outcome(answer) == SERVED:
                 answer = await http.post("http://bank.test/mcp", json=rpc("tools/call", PAY), headers=headers)
-        assert answer.status_code == 403
+        assert outcome(answer) == (REFUSED, 403)

@@ -15,7 +15,9 @@ import pytest
 
 from mas_nats.sidecar.at_application import AtApplication
 from mas_nats.sidecar.carriage import Head
+from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, TOO_LARGE
 from mas_nats.sidecar.signs_of_life import SignsOfLife
+from tests.sidecar.answers import SERVED, outcome
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import LIMITS, Town
 from tests.sidecar.test_at_most_once import HEADERS, META, tool
@@ -94,7 +96,7 @@ async def test_a_cookie_set_for_one_caller_is_not_sent_with_anothers_call(empty_
     async with asking(empty_town, said, "shop", "echo") as (raw, (shop, echo)):
         for http in (shop, echo, shop):
             answer = await listed(http)
-            assert answer.status_code == 200
+            assert outcome(answer) == SERVED
             assert "set-cookie" not in answer.headers
         assert len(raw.heads) == 3
         assert not any("cookie" in head for head in raw.heads)
@@ -110,7 +112,7 @@ async def test_an_answer_to_another_call_is_not_handed_over(empty_town: Town):
     async with asking(empty_town, lambda number: answers[number - 1], "shop") as (raw, (shop,)):
         for _ in range(2):
             answer = await tool(shop, "pay", {})
-            assert answer.status_code == 502
+            assert outcome(answer) == (OUTCOME_UNKNOWN, 502)
             assert answer.json()["id"] == 1
             data = answer.json()["error"]["data"]
             assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
@@ -141,7 +143,7 @@ async def test_a_status_that_nobody_has(empty_town: Town, status: str):
     async with asking(empty_town, lambda _: whole({}, status=status), "shop") as (raw, (shop,)):
         before = time.monotonic()
         for answer in (await tool(shop, "pay", {}), await listed(shop)):
-            assert answer.status_code == 502
+            assert outcome(answer) == (OUTCOME_UNKNOWN, 502)
             data = answer.json()["error"]["data"]
             assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
             assert "a status that HTTP does not have" in answer.text
@@ -152,7 +154,7 @@ async def test_a_status_that_nobody_has(empty_town: Town, status: str):
 async def test_a_stream_that_asks_for_long_patience(empty_town: Town):
     async with asking(empty_town, lambda _: retrying(5000), "shop") as (raw, (shop,)):
         answer = await listed(shop)
-        assert answer.status_code == 200
+        assert outcome(answer) == SERVED
         assert answer.text == f"data: {orjson.dumps(HELLO).decode()}\n\n"
         assert len(raw.heads) == 1
 
@@ -176,7 +178,7 @@ async def test_a_failure_of_the_sidecar_is_told(
         before = time.monotonic()
         answer = await tool(shop, "pay", {})
         assert time.monotonic() - before < LIMITS["begin"]
-        assert answer.status_code == 502
+        assert outcome(answer) == (OUTCOME_UNKNOWN, 502)
         data = answer.json()["error"]["data"]
         assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
         assert "ValueError" in answer.text
@@ -195,16 +197,16 @@ PROGRESS = {
     "params": {"progressToken": 1, "progress": 1},
 }
 ENDS = [
-    (told("AKIAIOSFODNN7EXAMPLE"), "answer_refused", "yes"),
-    (told("y" * 2_000_000), "response_bytes", "yes"),
-    ({"jsonrpc": "2.0", "id": 2, "result": {}}, "outcome_unknown", "unknown"),
+    (told("AKIAIOSFODNN7EXAMPLE"), "answer_refused", OUTCOME_UNKNOWN, "yes"),
+    (told("y" * 2_000_000), "response_bytes", TOO_LARGE, "yes"),
+    ({"jsonrpc": "2.0", "id": 2, "result": {}}, "outcome_unknown", OUTCOME_UNKNOWN, "unknown"),
 ]
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-@pytest.mark.parametrize(("last", "rule", "ran"), ENDS)
+@pytest.mark.parametrize(("last", "rule", "code", "ran"), ENDS)
 async def test_who_reads_a_stream_learns_why_it_ends(
-    empty_town: Town, last: dict[str, Any], rule: str, ran: str, resumable: bool
+    empty_town: Town, last: dict[str, Any], rule: str, code: int, ran: str, resumable: bool
 ):
     """As the error of its call, at once: the official client waits for its answer without a limit.
 
@@ -251,4 +253,5 @@ async def test_who_reads_a_stream_learns_why_it_ends(
     [error] = said[1:]
     assert error["id"] == 1
     assert (error["error"]["data"]["rule"], error["error"]["data"]["ran"]) == (rule, ran)
+    assert (error["error"]["code"], error["error"]["data"]["status"]) == (code, 502)
     assert "AKIA" not in str(error)

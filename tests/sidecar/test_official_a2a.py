@@ -12,6 +12,8 @@ from a2a.client.card_resolver import A2ACardResolver
 from a2a.types import Message, Part, Role, SendMessageRequest
 from google.protobuf import json_format
 
+from mas_nats.sidecar.refusal import REFUSED
+from tests.sidecar import answers
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import META
 
@@ -84,7 +86,7 @@ async def test_an_answer_larger_than_a_message_is_whole(town: Town):
 
 async def test_an_agent_that_calls_a_tool_is_tied_to_what_made_it(town: Town):
     """Two requests at once: without ``traceparent`` it is not known for which it calls; with it, it is."""
-    outcome: dict[str, int] = {}
+    outcome: dict[str, tuple[int, int]] = {}
     both = asyncio.Barrier(2)
     passes_on = False
     params = {"name": "balance", "arguments": {"account": "a"}, "_meta": META}
@@ -97,7 +99,7 @@ async def test_an_agent_that_calls_a_tool_is_tied_to_what_made_it(town: Town):
         trace = {"traceparent": town.echo.traces[text]} if passes_on else {}
         async with httpx.AsyncClient(proxy=town.proxy("echo"), timeout=30) as http:
             answer = await http.post("http://bank.test/mcp", json=call, headers=headers | trace)
-        outcome[text] = answer.status_code
+        outcome[text] = answers.outcome(answer)
         await both.wait()
         return answer.text
 
@@ -116,12 +118,12 @@ async def test_an_agent_that_calls_a_tool_is_tied_to_what_made_it(town: Town):
             return (await http.post(f"{URL}/", json=body)).text
 
     said = await asyncio.gather(ask("a"), ask("b"))
-    assert outcome == {"a": 403, "b": 403}
+    assert outcome == {"a": (REFUSED, 403), "b": (REFUSED, 403)}
     assert all("correlation" in each and "traceparent" in each for each in said)
     assert town.bank.calls == 0
     passes_on = True
     said = await asyncio.gather(ask("c"), ask("d"))
-    assert (outcome["c"], outcome["d"]) == (200, 200)
+    assert (outcome["c"], outcome["d"]) == (answers.SERVED, answers.SERVED)
     passes_on, both = False, asyncio.Barrier(1)
     assert "a: 100" in await ask("e")  # the only one
     assert town.bank.calls == 3

@@ -14,6 +14,8 @@ import openai
 import pytest
 
 from mas_nats.policy.governance import Governance, RateLimits
+from mas_nats.sidecar.refusal import REFUSED
+from tests.sidecar import answers
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
 from tests.sidecar.guarded import BOTH, guard, policy
@@ -125,15 +127,15 @@ async def test_the_tool_that_the_model_selected_is_allowed_and_no_other(
     outcome: list[Any] = []
 
     async def think(text: str) -> str:
-        outcome.append((await call_tool(town, "transfer_money")).status_code)  # the control: not yet selected
+        outcome.append(answers.outcome(await call_tool(town, "transfer_money")))  # the control: too early
         outcome.append(await select(text))
-        outcome.append((await call_tool(town, "transfer_money")).status_code)
+        outcome.append(answers.outcome(await call_tool(town, "transfer_money")))
         outcome.append(rule(await call_tool(town, "balance")))
         return ""
 
     town.echo.think = think
     assert (await prompted(town, "pay the rent")).status_code == 200
-    assert outcome == [403, ["transfer_money"], 200, f"policy.BLOCK:{SELECTED}"]
+    assert outcome == [(REFUSED, 403), ["transfer_money"], answers.SERVED, f"policy.BLOCK:{SELECTED}"]
     assert (town.bank.transfers, town.bank.calls) == ([1], 0)
     assert "pay the rent" in str(providers.asked)
     assert KEY in str(providers.headers)

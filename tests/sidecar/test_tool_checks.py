@@ -18,11 +18,13 @@ from mcp.shared.exceptions import MCPError
 from mas_nats import Agent
 from mas_nats.policy.applications import ApplicationPolicy, ApplicationType, TokenPolicy, ToolCheck
 from mas_nats.policy.token_call import Exchange, Issue, Present, Selected
+from mas_nats.sidecar.refusal import REFUSED
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.tokens import jwt
 from mas_nats.tokens.claims import Claims, Purpose, prompt_digest
 from mas_nats.tokens.spelling import spelled
 from mas_nats.wire.correlation import new_message_id
+from tests.sidecar.answers import SERVED, outcome
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import ALLOW, Town
 from tests.sidecar.guarded import (
@@ -125,14 +127,14 @@ async def test_from_the_prompt_to_the_tool(empty_town: Town):
         causes.append(cause(town))
         await authority(town).selected(cause(town), ["transfer_money", "no such tool!", "made_up"])
         answer = await call_tool(town, "transfer_money", authorization="Bearer of-the-application")
-        return str(answer.status_code)
+        return "called" if outcome(answer) == SERVED else answer.text
 
     town.echo.think = think
     async with contextlib.AsyncExitStack() as stack:
         town.ports["bank"] = await stack.enter_async_context(serving(bank))
         await town.start(stack, *EVERYONE, tokens=True, applications=applications(town))
         answer = await prompted(town, "pay")
-        assert answer.json()["result"]["parts"][0]["text"] == "200"
+        assert answer.json()["result"]["parts"][0]["text"] == "called"
         held = authority(town)._held[causes[0]].token
     assert town.bank.transfers == [1]
     input_, call = read(town, f"Bearer {held}"), read(town, bank.seen[-1])
@@ -194,10 +196,13 @@ async def test_what_the_model_did_not_select(guarded: Town):
 
 
 def _told(answer: httpx.Response) -> tuple[int, str]:
-    if answer.status_code == 200:
+    """The status that the answer's error names, and its rule."""
+    code, status = outcome(answer)
+    if (code, status) == SERVED:
         return 200, ""
+    assert code == REFUSED
     assert answer.json()["error"]["data"]["ran"] == "no"
-    return answer.status_code, rule(answer)
+    return status, rule(answer)
 
 
 async def test_what_goes_on_after_the_answer_is_not_done_in_the_name_of_the_next_request(guarded: Town):

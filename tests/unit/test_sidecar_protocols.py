@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,7 +16,20 @@ from mas_nats.sidecar.application import Application, Kind
 from mas_nats.sidecar.call import Call, Protocol
 from mas_nats.sidecar.decision import decide
 from mas_nats.sidecar.http_message import HttpRequest
-from mas_nats.sidecar.refusal import Refusal, Shape, response
+from mas_nats.sidecar.refusal import (
+    HEADER_MISMATCH,
+    INVALID_REQUEST,
+    MCP_VERSION,
+    METHOD_NOT_FOUND,
+    OUTCOME_UNKNOWN,
+    PARSE_ERROR,
+    REFUSED,
+    TOO_LARGE,
+    UNAVAILABLE,
+    Refusal,
+    Shape,
+    response,
+)
 from mas_nats.sidecar.strict_json import NotStrict
 
 OLD = {"mcp-protocol-version": "2025-11-25", "content-type": "application/json"}
@@ -140,6 +154,53 @@ NO_MCP = [
 ]
 
 
+OUR_OWN = [
+    (REFUSED, 403),
+    (UNAVAILABLE, 429),
+    (UNAVAILABLE, 502),
+    (UNAVAILABLE, 503),
+    (UNAVAILABLE, 504),
+    (OUTCOME_UNKNOWN, 500),
+    (OUTCOME_UNKNOWN, 502),
+    (OUTCOME_UNKNOWN, 504),
+    (TOO_LARGE, 413),
+    (TOO_LARGE, 502),
+]
+"""What is refused for a reason that MCP does not have."""
+MCPS_OWN = [
+    (PARSE_ERROR, 400),
+    (INVALID_REQUEST, 400),
+    (INVALID_REQUEST, 403),  # a page of a browser
+    (INVALID_REQUEST, 404),  # no such session: the client begins anew
+    (METHOD_NOT_FOUND, 404),
+    (HEADER_MISMATCH, 400),
+    (MCP_VERSION, 400),
+]
+
+
+@pytest.mark.parametrize(("code", "status"), OUR_OWN + MCPS_OWN)
+@pytest.mark.parametrize("request_id", [1, 0, "a", "", None])
+def test_the_status_of_a_refusal_in_mcp(code: int, status: int, request_id: str | int | None):
+    """A request is answered; of anything else, a notification for one, the status is all there is."""
+    refusal = Refusal("r", "t", "", status, code, Shape.MCP, request_id, message_id="m", retry_after=2.4)
+    answer = response(refusal)
+    document = orjson.loads(answer.body)
+    assert answer.status == (200 if (code, status) in OUR_OWN and request_id is not None else status)
+    assert (document["id"], document["error"]["code"]) == (request_id, code)
+    data = {"rule": "r", "ran": "no", "message_id": "m", "status": status, "retry_after": 2}
+    assert document["error"]["data"] == data
+    assert answer.headers["retry-after"] == "2"
+    never = orjson.loads(response(replace(refusal, retry_after=0.0)).body)["error"]["data"]
+    assert never == {name: value for name, value in data.items() if name != "retry_after"}
+
+
+def test_a_response_is_not_answered():
+    """Its id is the server's; the client has calls of its own by the same ids."""
+    document = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    call = decide(post(OLD, document), caller=CLIENT, target=SERVER)
+    assert (call.operation, call.request_id, call.document) == ("response", None, document)
+
+
 @pytest.mark.parametrize(("request_", "rule", "status", "code"), NO_MCP)
 def test_mcp_that_does_not(request_: HttpRequest, rule: str, status: int, code: int):
     refusal = refused(request_)
@@ -199,7 +260,7 @@ ANOTHERS = [
     (called("initialize"), result(2)),
     (called("notifications/initialized", None), result(1)),
     (called("notifications/initialized", None), result(None)),
-    (called("response", 7), result(7)),  # the server chose that id: it may be the one of a list
+    (called("response", None), result(7)),  # the server chose that id: it may be the one of a list
     (called(), [result(1)]),  # batches are not carried
     (called("session.stream", None), [result(7)]),
 ]
