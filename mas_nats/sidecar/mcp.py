@@ -132,7 +132,9 @@ def _message(request: HttpRequest) -> Call:
     if message.method not in known[sessions]:
         kind = "request" if "id" in message.document else "notification"
         text = f"MCP {version} has no {kind} of this name"
-        raise _refusal("unknown_method", text, "", message, status=404, code=METHOD_NOT_FOUND)
+        # Where there are sessions, a request that is answered with 404 is told that its session is over.
+        status = 501 if sessions and "id" in message.document else 404
+        raise _refusal("unknown_method", text, "", message, status=status, code=METHOD_NOT_FOUND)
     name = _name(message)
     _require_mirrored(request, message, name, required=not sessions and "id" in message.document)
     if sessions:

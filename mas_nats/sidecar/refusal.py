@@ -29,8 +29,8 @@ TOO_LARGE = -32013
 HEADER_MISMATCH = -32020
 MCP_VERSION = -32022
 
-_ANSWERS = frozenset({REFUSED, UNAVAILABLE, OUTCOME_UNKNOWN, TOO_LARGE})
-"""Codes of errors that answer a request of MCP with status 200."""
+_ANSWERS = frozenset({METHOD_NOT_FOUND, INVALID_PARAMS, REFUSED, UNAVAILABLE, OUTCOME_UNKNOWN, TOO_LARGE})
+"""Codes of errors that answer a request of MCP with status 200; but for 404, which MCP has a meaning for."""
 _STATUS_NAMES = {
     400: "INVALID_ARGUMENT",
     403: "PERMISSION_DENIED",
@@ -111,7 +111,7 @@ def response(refusal: Refusal) -> HttpResponse:
     else:
         error = {"code": refusal.code, "message": str(refusal), "data": _data(refusal)}
         document = {"jsonrpc": "2.0", "id": refusal.request_id, "error": error}
-        answers = refusal.shape is Shape.A2A_RPC or refusal.code in _ANSWERS
+        answers = refusal.shape is Shape.A2A_RPC or (refusal.code in _ANSWERS and status != 404)
         if answers and refusal.request_id is not None:
             status = 200
     headers = {"content-type": JSON, "cache-control": "no-store"}

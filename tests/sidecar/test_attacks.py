@@ -14,7 +14,7 @@ import pytest
 from mas_nats import Agent, AgentMessage
 from mas_nats.agent import DRAIN_TIMEOUT
 from mas_nats.sidecar import Settings, Sidecar
-from mas_nats.sidecar.refusal import HEADER_MISMATCH, OUTCOME_UNKNOWN, REFUSED, UNAVAILABLE
+from mas_nats.sidecar.refusal import HEADER_MISMATCH, INVALID_PARAMS, OUTCOME_UNKNOWN, REFUSED, UNAVAILABLE
 from tests.sidecar.answers import SERVED, outcome
 from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
@@ -64,7 +64,7 @@ ATTACKS = [
     (
         rpc("tools/call", {**PAY, "name": "transfer_money\u200b"}),
         NEW | {"mcp-method": "tools/call", "mcp-name": "transfer_money"},
-        400,
+        200,
         "name",
     ),
     (rpc("tools/call", PAY), {"content-type": "application/json"}, 400, "protocol_version"),
@@ -78,6 +78,7 @@ async def test_bodies(town: Town, body: Any, headers: dict[str, str], status: in
     assert answer.status_code == status
     assert answer.json()["error"]["data"]["rule"] == rule
     assert answer.json()["error"]["code"] == HEADER_MISMATCH or rule != "header_mismatch"
+    assert rule != "name" or outcome(answer) == (INVALID_PARAMS, 400)
     assert town.bank.transfers == []
 
 
@@ -108,7 +109,7 @@ async def test_tool_names_with_tricks(town: Town):
                 headers = NEW | {"mcp-method": "tools/call", "mcp-name": said}
                 body = rpc("tools/call", {**PAY, "name": name})
                 answer = await http.post("http://bank.test/mcp", json=body, headers=headers)
-                assert answer.status_code == 400, name
+                assert outcome(answer) == (INVALID_PARAMS, 400), name
                 assert answer.json()["error"]["data"]["rule"] == "name", name
     assert town.bank.transfers == []
 

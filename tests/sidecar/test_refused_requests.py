@@ -13,8 +13,16 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from mas_nats.policy.governance import Governance, RateLimits
-from mas_nats.sidecar.refusal import INVALID_REQUEST, OUTCOME_UNKNOWN, REFUSED, UNAVAILABLE
+from mas_nats.sidecar.refusal import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    OUTCOME_UNKNOWN,
+    REFUSED,
+    UNAVAILABLE,
+)
 from tests.sidecar.answers import SERVED, last, outcome
+from tests.sidecar.applications import serving
 from tests.sidecar.conftest import Town
 from tests.sidecar.test_at_most_once import HEADERS, META
 
@@ -55,26 +63,34 @@ class Session:
 
 
 @pytest.fixture
-async def session(town: Town) -> AsyncIterator[Session]:
-    async with httpx.AsyncClient(proxy=town.proxy("shop"), timeout=60) as http:
-        begun = Session(http)
+async def session(empty_town: Town) -> AsyncIterator[Session]:
+    """With a server that answers as JSON: a stream that has begun would be cut off after its error."""
+    async with contextlib.AsyncExitStack() as stack:
+        app = empty_town.bank.app(json_response=True)
+        empty_town.ports["bank"] = await stack.enter_async_context(serving(app))
+        await empty_town.start(stack, "bank", "shop")
+        http = httpx.AsyncClient(proxy=empty_town.proxy("shop"), timeout=60)
+        begun = Session(await stack.enter_async_context(http))
         await begun.begin()
         yield begun
 
 
-async def test_a_session_goes_on_after_refused_calls(town: Town, session: Session):
+async def test_a_session_goes_on_after_refused_calls(empty_town: Town, session: Session):
     assert outcome(await session.tool("balance", account="a")) == SERVED
     assert outcome(await session.tool("balance", account=SECRET)) == (REFUSED, 403)
     refused = await session.tool("secret")  # what it says is refused
     assert outcome(refused) == (OUTCOME_UNKNOWN, 502)
     assert SECRET not in refused.text
     assert outcome(await session.tool("balance", account="b")) == SERVED
-    await town.govern(Governance(rate_limit=RateLimits(per_hour=1)))
+    assert outcome(await session.tool("what is there", account="b")) == (INVALID_PARAMS, 400)
+    assert outcome(await session.ask("tasks/get", taskId="t")) == (METHOD_NOT_FOUND, 501)
+    assert outcome(await session.tool("balance", account="b")) == SERVED
+    await empty_town.govern(Governance(rate_limit=RateLimits(per_hour=1)))
     await session.ask("ping")
     limited = await session.ask("tools/list")
     assert outcome(limited) == (UNAVAILABLE, 429)
     assert limited.json()["error"]["data"]["retry_after"] == int(limited.headers["retry-after"])
-    await town.govern(Governance())
+    await empty_town.govern(Governance())
     assert outcome(await session.tool("balance", account="c")) == SERVED
 
 

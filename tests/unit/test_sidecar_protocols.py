@@ -18,6 +18,7 @@ from mas_nats.sidecar.decision import decide
 from mas_nats.sidecar.http_message import HttpRequest
 from mas_nats.sidecar.refusal import (
     HEADER_MISMATCH,
+    INVALID_PARAMS,
     INVALID_REQUEST,
     MCP_VERSION,
     METHOD_NOT_FOUND,
@@ -116,9 +117,10 @@ NO_MCP = [
     (post(OLD, rpc("ping", request_id=1.5)), "json_rpc", 400, -32600),
     (post(OLD, {"jsonrpc": "2.0", "id": 1, "result": {}, "error": {}}), "json_rpc", 400, -32600),
     (post(OLD, {"id": 1, "method": "ping"}), "json_rpc", 400, -32600),
-    (post(OLD, rpc("tools/steal")), "unknown_method", 404, -32601),
-    (post(OLD, rpc("server/discover")), "unknown_method", 404, -32601),
-    (post(OLD, rpc("message/send")), "unknown_method", 404, -32601),
+    (post(OLD, rpc("tools/steal")), "unknown_method", 501, -32601),
+    (post(OLD, rpc("server/discover")), "unknown_method", 501, -32601),
+    (post(OLD, rpc("message/send")), "unknown_method", 501, -32601),
+    (post(OLD, {"jsonrpc": "2.0", "method": "notifications/steal"}), "unknown_method", 404, -32601),
     (post(mirrored("initialize"), rpc("ping")), "unknown_method", 404, -32601),
     (post(mirrored("ping"), rpc("ping")), "unknown_method", 404, -32601),
     (post(NEW, tool()), "header_mismatch", 400, -32020),
@@ -154,7 +156,9 @@ NO_MCP = [
 ]
 
 
-OUR_OWN = [
+ANSWERED = [
+    (METHOD_NOT_FOUND, 501),  # where there are sessions
+    (INVALID_PARAMS, 400),
     (REFUSED, 403),
     (UNAVAILABLE, 429),
     (UNAVAILABLE, 502),
@@ -166,7 +170,7 @@ OUR_OWN = [
     (TOO_LARGE, 413),
     (TOO_LARGE, 502),
 ]
-"""What is refused for a reason that MCP does not have."""
+"""What MCP has no status for."""
 MCPS_OWN = [
     (PARSE_ERROR, 400),
     (INVALID_REQUEST, 400),
@@ -178,14 +182,14 @@ MCPS_OWN = [
 ]
 
 
-@pytest.mark.parametrize(("code", "status"), OUR_OWN + MCPS_OWN)
+@pytest.mark.parametrize(("code", "status"), ANSWERED + MCPS_OWN)
 @pytest.mark.parametrize("request_id", [1, 0, "a", "", None])
 def test_the_status_of_a_refusal_in_mcp(code: int, status: int, request_id: str | int | None):
     """A request is answered; of anything else, a notification for one, the status is all there is."""
     refusal = Refusal("r", "t", "", status, code, Shape.MCP, request_id, message_id="m", retry_after=2.4)
     answer = response(refusal)
     document = orjson.loads(answer.body)
-    assert answer.status == (200 if (code, status) in OUR_OWN and request_id is not None else status)
+    assert answer.status == (200 if (code, status) in ANSWERED and request_id is not None else status)
     assert (document["id"], document["error"]["code"]) == (request_id, code)
     data = {"rule": "r", "ran": "no", "message_id": "m", "status": status, "retry_after": 2}
     assert document["error"]["data"] == data
@@ -208,7 +212,8 @@ def test_mcp_that_does_not(request_: HttpRequest, rule: str, status: int, code: 
     assert refusal.shape is Shape.MCP
     answer = response(refusal)
     document = orjson.loads(answer.body)
-    assert answer.status == status
+    assert answer.status == (200 if (code, status) in ANSWERED else status)
+    assert document["error"]["data"]["status"] == status
     assert document["jsonrpc"] == "2.0"
     assert document["error"]["code"] == code
     assert document["error"]["data"]["rule"] == rule
