@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.aio.client import Client
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MasterDownError, NoPermissionError, RedisError, ResponseError
 
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
@@ -57,9 +57,6 @@ class ChainAltered(Exception):
 
 _NO_CHAIN = (ChainAltered, ResponseError, ValueError, TypeError)
 """What comes of it where Redis holds anything else than a chain that continues what was signed."""
-_NOT_NOW = ("BUSY ", "MASTERDOWN ", "NOPERM ")
-"""How an error begins with which Redis says nothing of what it holds: it runs a script, has lost its master,
-or does not let this user ask."""
 
 
 class Signer:
@@ -212,7 +209,7 @@ class SigningRound:
             try:
                 await self._signer(namespace).sign_once()
             except _NO_CHAIN as problem:
-                if str(problem).startswith(_NOT_NOW):
+                if _says_nothing(problem):
                     self._fail(namespace, problem)
                 else:
                     self._refuse(namespace, problem)
@@ -249,7 +246,7 @@ class SigningRound:
         try:
             listed, strange = await namespaces(self._redis)
         except ResponseError as error:
-            if str(error).startswith(_NOT_NOW):
+            if _says_nothing(error):
                 raise
             listed, strange = [], []  # no list at all
         known = self._signed | await self._kept.names()
@@ -294,6 +291,12 @@ class SigningRound:
                 Store(self._redis, namespace), stream, self._key, keys=self.keys
             )
         return self._signers[namespace]
+
+
+def _says_nothing(problem: Exception) -> bool:
+    """Whether Redis says nothing of what it holds: it runs a script, has no master, or we may not ask."""
+    busy = isinstance(problem, ResponseError) and "BUSY " in str(problem)  # which has no class of its own
+    return busy or isinstance(problem, NoPermissionError | MasterDownError)
 
 
 def _due(said: dict[str, float], namespace: str) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -524,27 +525,52 @@ async def test_a_refusal_is_loud(store, stream, caplog):
     assert [signed async for signed in stream.all()] == []
 
 
-async def test_a_redis_that_runs_a_script_is_no_altered_audit(store, stream, caplog):
-    """It answers BUSY then, and says nothing of what it holds."""
+@pytest.mark.parametrize("asked", ["namespaces", "end"])
+async def test_a_redis_that_runs_a_script_is_no_altered_audit(store, stream, caplog, monkeypatch, asked):
+    """It answers BUSY then, and says nothing of what it holds; in a transaction that is said differently."""
     signing = SigningRound(store.redis, stream._nc, KEY)
     await signing.sign()
     await grow(store, 10)
     await store.redis.config_set("lua-time-limit", 50)
-    async with Redis(**store.redis.connection_pool.connection_kwargs) as other:
-        running = asyncio.create_task(other.eval("while true do end", 0))
-        try:
+    end = Store.end
+    async with Redis(**store.redis.connection_pool.connection_kwargs) as other, AsyncExitStack() as after:
+
+        async def run_a_script() -> None:
+            running = asyncio.create_task(other.eval("while true do end", 0))
+            after.push_async_callback(asyncio.gather, running, return_exceptions=True)
+            after.push_async_callback(store.redis.script_kill)
             async with asyncio.timeout(20):
                 while not await _busy(store.redis):
                     await asyncio.sleep(0.02)
-            with caplog.at_level(logging.CRITICAL), contextlib.suppress(ResponseError):
-                await signing.sign()
-        finally:
-            await store.redis.script_kill()
-            await asyncio.gather(running, return_exceptions=True)
-            await store.redis.config_set("lua-time-limit", 5000)
+
+        async def end_of_a_busy_one(store: Store) -> object:
+            await run_a_script()
+            return await end(store)
+
+        if asked == "end":
+            monkeypatch.setattr(Store, "end", end_of_a_busy_one)
+        else:
+            await run_a_script()
+        with caplog.at_level(logging.CRITICAL), contextlib.suppress(ResponseError):
+            await signing.sign()
+    monkeypatch.undo()
+    await store.redis.config_set("lua-time-limit", 5000)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL] == []
     await signing.sign()
     assert [signed.checkpoint.index async for signed in stream.all()] == [300, 310]
+
+
+async def test_who_may_not_ask_redis_has_found_no_altered_audit(store, stream, caplog):
+    await store.redis.execute_command("ACL", "SETUSER", "blind", "on", "nopass", "~*", "+smembers", "+client")
+    login = {"username": "blind", "password": "any"}
+    async with Redis(**store.redis.connection_pool.connection_kwargs | login) as blind:
+        with caplog.at_level(logging.WARNING):
+            await SigningRound(blind, stream._nc, KEY).sign()
+    await store.redis.execute_command("ACL", "DELUSER", "blind")
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, f"the audit of {NAMESPACE} is not signed for now: NoPermissionError")
+    ]
+    assert [signed async for signed in stream.all()] == []
 
 
 async def _busy(redis: Redis) -> bool:
