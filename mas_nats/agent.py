@@ -224,7 +224,8 @@ class Agent(Generic[S]):
             return
         self._starting = over = asyncio.Event()
         self._starter, self._abandoned = task, False
-        self._finished = asyncio.Event()
+        if self._finished.is_set():  # else somebody may wait already
+            self._finished = asyncio.Event()
         try:
             await self._start(timeout)
         finally:
@@ -240,6 +241,8 @@ class Agent(Generic[S]):
         try:
             await running.state.refresh(timeout=timeout)
             await self.on_start()
+            if self._stopped is not None:  # nothing is handled any more, and nobody would end the inbox
+                await self._stopped.wait()
             if self._receive and self._running is running:
                 self._inbox = inbox = self._make_inbox(running)
                 running.messenger.busy = inbox.busy

@@ -181,6 +181,36 @@ async def test_who_starts_an_agent_that_is_stopped_meanwhile_is_told(after: floa
             assert await agent.discover() == []
 
 
+async def test_an_agent_that_is_being_stopped_begins_to_handle_nothing():
+    async with broker() as up, up.agent(Worker, "a") as sender:
+        agent = up.agent(Hooked, "b")
+        agent.at_start = lambda: asyncio.sleep(2)
+        agent.at_stop = lambda: asyncio.sleep(2)
+        starting = asyncio.ensure_future(agent.start())
+        await asyncio.sleep(1)
+        stopping = asyncio.ensure_future(agent.stop())
+        await asyncio.sleep(1.5)
+        assert agent.steps == ["start", "stop"]
+        await sender.send("b", "work", {})
+        await stopping
+        with pytest.raises(Unavailable, match="stopped while it was being started"):
+            await starting
+        assert agent._inbox is None
+        assert (up.waiting("b"), up.dead_letters("b")) == (1, []), "it waits for the next one"
+
+
+async def test_who_waits_for_the_end_before_the_start_is_told():
+    async with broker() as up:
+        agent = up.agent(Hooked, "b")
+        waiting = asyncio.ensure_future(agent.finished())
+        await asyncio.sleep(0)
+        async with agent:
+            agent.finish()
+            async with asyncio.timeout(10):
+                await waiting
+        assert agent.steps == ["start", "stop"]
+
+
 async def test_an_agent_may_be_told_to_stop_while_it_stops_itself():
     async with broker() as up:
         agent = up.agent(Hooked, "b")
