@@ -6,13 +6,15 @@ what was stored last: messages leave in the order in which they came.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 
 ENVELOPE = 500
 """Bytes that a message takes in a stream beside its body, about."""
-_BLOCKS = 1024
+_BLOCKS = 256
+"""Blocks remembered of each name, as bare numbers: a namespace may have thousands of agents."""
 _LEAST_BLOCK = 64 << 10
 
 
@@ -50,22 +52,29 @@ class BytesHeld:
         return waiting * ENVELOPE + workers * sizes.last(-(-waiting // workers))
 
 
+def _numbers() -> array[int]:
+    return array("Q")
+
+
 @dataclass(slots=True)
 class _Sizes:
     """Of the messages of one name, in blocks: how many, and their bytes together."""
 
     count: int = 0
     size: int = 0
-    blocks: list[tuple[int, int]] = field(default_factory=list)  # full ones, the oldest first
+    counts: array[int] = field(default_factory=_numbers)  # of full blocks, the oldest first
+    sizes: array[int] = field(default_factory=_numbers)
 
     def close(self) -> None:
-        self.blocks.append((self.count, self.size))
+        self.counts.append(self.count)
+        self.sizes.append(self.size)
         self.count = self.size = 0
-        del self.blocks[:-_BLOCKS]
+        del self.counts[:-_BLOCKS], self.sizes[:-_BLOCKS]
 
     def last(self, most: int) -> int:
         found = 0
-        for count, size in chain(((self.count, self.size),), reversed(self.blocks)):
+        blocks = zip(reversed(self.counts), reversed(self.sizes), strict=True)
+        for count, size in chain(((self.count, self.size),), blocks):
             if count >= most:
                 return found + (size * most // count if count else 0)
             found += size

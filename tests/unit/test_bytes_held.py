@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -79,7 +80,19 @@ def test_it_remembers_as_much_as_the_stream_may_hold_and_not_for_ever():
     for _ in range(20_000):
         counted.stored("bob", 1 * MIB)
     assert counted.of("bob", 1024) >= 1 << 30
-    assert len(counted._sizes["bob"].blocks) <= 1024
+
+
+def test_it_needs_little_memory_for_thousands_of_agents():
+    counted = held()
+    counted.reach(1 << 24)
+    tracemalloc.start()
+    try:
+        for agent in range(20):
+            for _ in range(1_100):
+                counted.stored(f"agent-{agent}", 70_000)
+        assert tracemalloc.get_traced_memory()[0] < 20 * 8_192
+    finally:
+        tracemalloc.stop()
 
 
 def test_half_of_it_is_nobodys_business():
