@@ -278,3 +278,7 @@ class CorruptAt(StateCorrupt):
     def __init__(self, revision: int, text: str) -> None:
         super().__init__(text)
         self.revision = revision
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is copied, and carried to another process."""
+        return type(self), (self.revision, str(self))

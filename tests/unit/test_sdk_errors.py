@@ -8,8 +8,10 @@ import pickle
 import pytest
 
 from mas_nats import Decision, MasError, OutcomeUnknown, PermissionDenied, RequestFailed, Verdict
+from mas_nats.state_access import CorruptAt
 
 ERRORS = [
+    CorruptAt(3, "no JSON object"),
     OutcomeUnknown("7", "no answer"),
     RequestFailed(Decision.DEAD, "given up"),
     PermissionDenied(Verdict(Decision.AUTHZ_DENIED, ok=False, reason="no rule", fix="Allow it")),
