@@ -94,12 +94,9 @@ class Inbound:
         except Refused as error:
             text = f"the answer was refused ({error.decision}, {error.verdict.rule}): {error.verdict.reason}"
             refused = Refusal("answer_refused", text, error.verdict.fix, 502, OUTCOME_UNKNOWN, ran="yes")
-            if message.course.told:  # with the end of its stream
-                logger.warning("call %s from %s: %s", message.message_id, message.sender, refused)
-            else:
-                await self._refuse(message, refused)
+            await self._end(message, refused)
         except Broken as error:
-            logger.warning("call %s: %s", message.message_id, error)
+            await self._end(message, unknown(str(error)))
         except Exception as error:
             if not message.course.acknowledged:
                 raise  # it is delivered again, as the settings want it
@@ -152,6 +149,13 @@ class Inbound:
         if self._now() > min(carried.begin_by / 1000, latest):
             text = "the call came too late, and was not run"
             raise Refusal("expired", text, "Call again", 504, UNAVAILABLE)
+
+    async def _end(self, message: AgentMessage, refusal: Refusal) -> None:
+        """Tell the caller why there is no more, where the end of its stream did not: it may have had none."""
+        if message.course.told:
+            logger.warning("call %s from %s: %s", message.message_id, message.sender, refusal)
+        else:
+            await self._refuse(message, refusal)
 
     async def _refuse(self, message: AgentMessage, refusal: Refusal) -> None:
         """Tell the caller; the type of the reply has the rule, so that the audit has it."""

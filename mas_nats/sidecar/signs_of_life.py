@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Broken(Exception):
-    """An answer broke off after a part of it was sent. Holds nothing of its content."""
+    """An answer broke off. Holds nothing of its content."""
 
 
 class SignsOfLife:

@@ -255,3 +255,17 @@ async def test_who_reads_a_stream_learns_why_it_ends(
     assert (error["error"]["data"]["rule"], error["error"]["data"]["ran"]) == (rule, ran)
     assert (error["error"]["code"], error["error"]["data"]["status"]) == (code, 502)
     assert "AKIA" not in str(error)
+
+
+@pytest.mark.parametrize("first", [b"data: nonsense\n\n", b"data: \xff\n\n"])
+async def test_a_stream_that_is_none_from_its_beginning_is_told_at_once(empty_town: Town, first: bytes):
+    """Nothing of it was sent by then, so that its end says nothing either."""
+    async with asking(empty_town, lambda _: streamed(first), "shop") as (raw, (shop,)):
+        before = time.monotonic()
+        answer = await tool(shop, "pay", {})
+        assert time.monotonic() - before < LIMITS["begin"] / 2
+        assert answer.status_code == 502
+        data = answer.json()["error"]["data"]
+        assert (data["rule"], data["ran"]) == ("outcome_unknown", "unknown")
+        assert "stream broke off" in answer.text
+        assert len(raw.heads) == 1
