@@ -243,12 +243,12 @@ async def _related(sources: Sources, answers: list[Answer]) -> tuple[list[Docume
     found: dict[int, Document] = {}
     complete = True
     deadline = time.monotonic() + PATIENCE
+    asked = [answer.entry for answer in answers if answer.entry["o"] in ("request", "delay", "release")]
+    for wanted in dict.fromkeys(_reply_id(sources.namespace, entry) for entry in asked):
+        found |= {reply.index: described(reply) for reply in await _replies(sources, wanted)}
     for answer in answers:
         entry = answer.entry
-        if entry["o"] in ("request", "delay", "release"):
-            replies = await _replies(sources, _reply_id(sources.namespace, entry))
-            found |= {reply.index: described(reply) for reply in replies}
-        elif entry["o"] in ("reply", "frame"):
+        if entry["o"] in ("reply", "frame"):
             back = Question(sender=entry["t"], target=entry["f"], until=entry["at"])
             within = max(deadline - time.monotonic(), 0)
             looked = await search(sources.store, back, limit=_REQUESTS, within=within)
