@@ -95,9 +95,10 @@ async def test_a_policy_that_cannot_be_read(system: System):
 async def test_streams_that_somebody_removed(system: System):
     async with system.tenant("default") as tenant:
         js = tenant.jetstream()
-        await js.delete_consumer(subjects.INBOX_STREAM, AUDIT_GUARD)
-        await js.delete_stream(subjects.kv_stream(subjects.LEASES_BUCKET))
-        found = await bad(system)
+        with paused(system, "w1", "w2"):  # else they may have made them again before anybody looks
+            await js.delete_consumer(subjects.INBOX_STREAM, AUDIT_GUARD)
+            await js.delete_stream(subjects.kv_stream(subjects.LEASES_BUCKET))
+            found = await bad(system)
     assert found["streams of default"].status is Status.FAIL
     assert found["streams of default"].text == "KV_leases, AUDIT are gone"
     await until_whole(system)  # workers make them again
