@@ -12,6 +12,7 @@ import pkgutil
 import sys
 
 from broker_policy.unused import UNUSED
+from mas_nats import standard_streams
 from mas_nats.starting import importing
 
 _ELSEWHERE = {
@@ -46,6 +47,7 @@ def _completed() -> str:
 
 def main() -> None:
     """Run ``mas``."""
+    standard_streams.open_closed()
     with importing(without=UNUSED):
         if sys.argv[1:] != ["--version"]:
             load(sys.argv[1] if len(sys.argv) > 1 else _completed())

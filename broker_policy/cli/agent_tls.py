@@ -20,7 +20,6 @@ def agent_tls(layout: Layout, broker: Broker, namespace: str, agent: str) -> Tls
     for path in tls.paths[1:]:
         if not path.is_file():
             where = "" if namespace == DEFAULT_NAMESPACE else f" --namespace {namespace}"
-            raise ConfigurationError(
-                f"{path} does not exist. Make a certificate with: mas certs agent {agent}{where}"
-            )
+            command = f"mas certs agent {agent}{where}{layout.option}"
+            raise ConfigurationError(f"{path} does not exist. Make a certificate with: {command}")
     return tls

@@ -57,6 +57,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (Unavailable, ExitCode.UNREACHABLE),
     (OutcomeUnknown, ExitCode.UNKNOWN),
     (RequestTimeout, ExitCode.TIMEOUT),
+    (BrokenPipeError, ExitCode.FAILED),  # of standard output: whoever read it has gone
     (ConnectionError, ExitCode.UNREACHABLE),
 )
 

@@ -21,7 +21,8 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="One or more
 Out = Annotated[
     Path | None, typer.Option("--out", help="Where to write them; certs/ of the folder if not given.")
 ]
-Hours = Annotated[float, typer.Option("--hours", min=0.01, help="How long they are valid.")]
+_CENTURY = 100 * 365 * 24.0
+Hours = Annotated[float, typer.Option("--hours", min=0.01, max=_CENTURY, help="How long they are valid.")]
 
 _MONTH = 30 * 24.0
 

@@ -19,10 +19,9 @@ def duration(text: str) -> timedelta:
         ConfigurationError: it is none.
 
     """
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        return timedelta(seconds=float(text))
-    parts = _PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    bare = re.fullmatch(r"\d+(?:\.\d+)?", text) is not None
+    parts = [(text, "s")] if bare else _PART.findall(text)
+    if not bare and (not parts or "".join(number + unit for number, unit in parts) != text):
         raise ConfigurationError(f"{text!r} is not a duration: write 90s, 10m, 1h30m or 2d")
     try:
         return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))

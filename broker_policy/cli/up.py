@@ -173,7 +173,7 @@ def _document(layout: Layout, plan: Plan, broker: Broker) -> dict[str, Any]:
 
 
 def _how_to_go_on(layout: Layout, broker: Broker, *, detached: bool) -> str:
-    folder = "" if layout.root == DEFAULT_FOLDER.absolute() else f" --folder {layout.root}"
+    folder = layout.option
     durable = (
         "what is accepted is on disk" if broker.durable else "relaxed: a power cut loses accepted messages"
     )

@@ -59,6 +59,11 @@ class Layout:
         return self.root / "authority"
 
     @property
+    def option(self) -> str:
+        """What a ``mas`` command has to be given to work on this folder; "" where it does so anyway."""
+        return "" if self.root == DEFAULT_FOLDER.absolute() else f" --folder {self.root}"
+
+    @property
     def route_authority(self) -> Path:
         """The CA that signs the certificate with which nodes of a cluster know one another."""
         return self.root / "route-authority"

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from mas_nats import standard_streams
 from mas_nats.errors import MasError
 
 _INSTALL = "reading a manifest needs more than the SDK: pip install 'mas-nats[runner]'"
@@ -15,6 +16,7 @@ _INSTALL = "reading a manifest needs more than the SDK: pip install 'mas-nats[ru
 
 def main() -> int:
     """The whole program; its exit status."""
+    standard_streams.open_closed()
     try:
         from mas_nats.runner.printing import JsonLines, Text  # noqa: PLC0415
         from mas_nats.runner.run import GRACE, Options, run  # noqa: PLC0415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -112,14 +113,59 @@ def test_what_cannot_be_written_is_said_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_a_certificate_that_is_missing_is_named_with_its_namespace(tmp_path):
-    """Without it, the command that the error names would make one of another namespace."""
+@pytest.mark.parametrize("closed", ["<&- >&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "program",
+    ["broker_policy.cli doctor --folder none", "broker_policy.cli doctor --folder none --json",
+     "mas_nats.runner --manifest none --json"],
+)  # fmt: skip
+def test_what_is_said_where_nothing_is_open_goes_nowhere(tmp_path, program, closed):
+    """Python has no such stream then: asking it whether it is a terminal ended with a traceback."""
+    command = f"exec {shlex.quote(sys.executable)} -m {program} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    code = """
+from mas_nats import standard_streams
+standard_streams.open_closed()
+with open("here", "w") as file:
+    file.write(str(file.fileno()))
+"""
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&- 2>&-"
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, check=True)
+    assert int((tmp_path / "here").read_text()) > 2
+
+
+def test_a_certificate_is_valid_for_a_century_at_most(tmp_path):
+    """Longer ones ended with the traceback of a date that there is not."""
+    for hours in ("876001", "100000000", "1000000000", "inf", "nan"):
+        refused = run("certs", "agent", "alice", "--folder", str(tmp_path), "--hours", hours)
+        assert (refused.exit_code, "--hours" in refused.output) == (ExitCode.USAGE, True), hours
+    assert run("certs", "agent", "alice", "--folder", str(tmp_path), "--hours", "876000").exit_code == 0
+
+
+def test_a_certificate_that_is_missing_is_named_with_its_namespace(tmp_path, monkeypatch):
+    """Without it, or the folder, the command that the error names would make another one."""
     layout = Layout(tmp_path)
     broker = Broker("tls://127.0.0.1:1", "ca.pem", "", "", "", 1, "", durable=True)
-    with pytest.raises(ConfigurationError, match=r"mas certs agent alice --namespace shop$"):
+    folder = re.escape(f" --folder {tmp_path}")
+    with pytest.raises(ConfigurationError, match=rf"mas certs agent alice --namespace shop{folder}$"):
         agent_tls(layout, broker, "shop", "alice")
-    with pytest.raises(ConfigurationError, match=r"mas certs agent alice$"):
+    with pytest.raises(ConfigurationError, match=rf"mas certs agent alice{folder}$"):
         agent_tls(layout, broker, "default", "alice")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"mas certs agent alice$"):
+        agent_tls(Layout(Path(".mas").absolute()), broker, "default", "alice")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +175,7 @@ def test_a_certificate_that_is_missing_is_named_with_its_namespace(tmp_path):
         (NotRunning("x"), 3),
         (Unavailable("x"), 3),
         (ConnectionRefusedError("x"), 3),
+        (BrokenPipeError("who read the output has gone"), 1),
         (OutcomeUnknown("id", "x"), 5),
         (RequestTimeout("x"), 6),
         (BinaryMissing("x"), 1),

@@ -9,7 +9,7 @@ import pytest
 
 from broker_policy.cli import dlq
 from broker_policy.cli.audit_question import question
-from broker_policy.cli.times import when
+from broker_policy.cli.times import duration, when
 from mas_nats.errors import ConfigurationError
 
 HOUR = 3_600_000
@@ -51,6 +51,12 @@ def test_what_is_no_time_is_said_to_be_none(read):
     for text in ("yesterday", "90", "2026-13-01", "0001-01-01"):
         with pytest.raises(ConfigurationError, match=r"is not a time: .* or how long ago"):
             read(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 15, "9" * 400, "9" * 400 + "d", "99999999999d"])
+def test_what_is_longer_than_any_duration_is_said_to_be(text):
+    with pytest.raises(ConfigurationError, match="longer than anything that can be waited for"):
+        duration(text)
 
 
 def test_a_decision_that_nobody_makes_is_not_asked_for():
