@@ -21,8 +21,10 @@ from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.embedded.plan import Plan
 from broker_policy.embedded.server_part import planned
+from broker_policy.unused import UNUSED
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
+from mas_nats.starting import importing
 
 _STARTING = 120.0
 """Seconds within which a detached broker must be ready."""
@@ -83,7 +85,8 @@ def up(
 
 
 async def _stay(layout: Layout, plan: Plan, out: Output) -> None:
-    from broker_policy.embedded.up import running  # noqa: PLC0415 - who detaches starts another that needs it
+    with importing(without=UNUSED):  # who detaches starts another that needs it
+        from broker_policy.embedded.up import running  # noqa: PLC0415
 
     stopping = _cancelled_by_signals()
     try:

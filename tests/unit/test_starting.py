@@ -76,3 +76,16 @@ def test_an_import_that_fails_leaves_it_on() -> None:
         assert gc.isenabled()
     finally:
         gc.unfreeze()
+
+
+def test_mas_up_does_without_what_the_other_commands_do_without() -> None:
+    """It imports what it runs only then, since who detaches has no use for it."""
+    code = """
+import asyncio, contextlib, sys
+from broker_policy.cli import up
+with contextlib.suppress(AttributeError):  # of no output
+    asyncio.run(up._stay(None, None, None))
+print("redis" in sys.modules, "opentelemetry.sdk.metrics" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "False"], done.stderr
