@@ -13,10 +13,9 @@ import nats.errors
 import orjson
 
 from broker_policy.audit.checkpoint import SignedCheckpoint
-from broker_policy.audit.query import OUTCOME_LETTERS, Question, search
+from broker_policy.audit.query import Question, search
 from broker_policy.audit.verify import verify
-from broker_policy.cli.audit_question import require_decision
-from broker_policy.cli.times import when
+from broker_policy.cli.audit_question import question as asked_by
 from broker_policy.dead_letters import letters as stored
 from broker_policy.dead_letters.letters import Wanted
 from broker_policy.explorer.feed import WINDOW, Feed, Kind, described
@@ -24,7 +23,7 @@ from broker_policy.explorer.looks import Looks
 from broker_policy.explorer.sources import WRITABLE, WRITABLE_FIX, Sources
 from broker_policy.jetstream import JetStreamError, StoredMessage, direct_get_page, get_last
 from broker_policy.printable import printable
-from mas_nats.errors import ConfigurationError, MasError, error_of
+from mas_nats.errors import MasError, error_of
 from mas_nats.wire import subjects
 from mas_nats.wire.subjects import AdminOp
 from mas_nats.wire.verdict import Decision, Verdict
@@ -337,6 +336,9 @@ _LATE = 120.0
 """Seconds after which an entry without a checkpoint is worth a look."""
 
 
+_FIELDS = ("sender", "target", "decision", "violation", "outcome", "message_id", "from", "to")
+
+
 def question(fields: dict[str, str]) -> Question:
     """What the fields of an address ask for.
 
@@ -344,20 +346,7 @@ def question(fields: dict[str, str]) -> Question:
         ConfigurationError: a time, a decision or an outcome is none.
 
     """
-    require_decision(fields.get("decision"))
-    outcome = fields.get("outcome")
-    if outcome and outcome not in OUTCOME_LETTERS:
-        raise ConfigurationError(f"{outcome!r} is no outcome: {', '.join(OUTCOME_LETTERS)}")
-    return Question(
-        fields.get("sender") or None,
-        fields.get("target") or None,
-        fields.get("decision") or None,
-        fields.get("violation") or None,
-        fields.get("message_id") or None,
-        OUTCOME_LETTERS[outcome] if outcome else None,
-        when(fields["from"]) if fields.get("from") else None,
-        when(fields["to"]) if fields.get("to") else None,
-    )
+    return asked_by(*(fields.get(name) or None for name in _FIELDS))
 
 
 def _instances(announced: list[StoredMessage]) -> dict[str, list[Document]]:
