@@ -113,7 +113,19 @@ def test_what_cannot_be_written_is_said_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["<&- >&-", ">&-", "<&- >&- 2>&-"])
+def closing(closed: str, arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python from ``folder`` without some of its standard streams, as a shell closes them."""
+    return subprocess.run(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} {arguments} {closed}"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", ">&-"])
 @pytest.mark.parametrize(
     "program",
     ["broker_policy.cli doctor --folder none", "broker_policy.cli doctor --folder none --json",
@@ -121,16 +133,13 @@ def test_what_cannot_be_written_is_said_without_a_traceback():
 )  # fmt: skip
 def test_what_is_said_where_nothing_is_open_goes_nowhere(tmp_path, program, closed):
     """Python has no such stream then: asking it whether it is a terminal ended with a traceback."""
-    command = f"exec {shlex.quote(sys.executable)} -m {program} {closed}"
-    done = subprocess.run(
-        ["sh", "-c", command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    done = closing(closed, f"-m {program}", tmp_path)
     assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
+
+
+def test_an_error_that_nobody_is_told_is_still_known_by_its_exit_code(tmp_path):
+    done = closing("2>&-", "-m broker_policy.cli get mas --folder none", tmp_path)
+    assert done.returncode == ExitCode.UNREACHABLE
 
 
 def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
@@ -140,9 +149,7 @@ standard_streams.open_closed()
 with open("here", "w") as file:
     file.write(str(file.fileno()))
 """
-    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&- 2>&-"
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, check=True)
+    assert closing("<&- >&- 2>&-", f"-c {shlex.quote(code)}", tmp_path).returncode == 0
     assert int((tmp_path / "here").read_text()) > 2
 
 
