@@ -105,12 +105,10 @@ def test_the_payload_is_not_shown(folder):
     assert "ALLOWED by allowed_targets" in done.output
 
 
-def test_rules_are_shown_as_they_are_written():
+def test_rules_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]):
     """Not as the picture that :credit_card: is a name of."""
-    out = Output(json=False)
-    with out._result.capture() as shown:
-        out.result({}, "dlp:credit_card: found")
-    assert shown.get() == "dlp:credit_card: found\n"
+    Output(json=False).result({}, "dlp:credit_card: found")
+    assert capsys.readouterr().out == "dlp:credit_card: found\n"
 
 
 def test_what_is_set_and_depends_on_traffic_is_said(folder):
