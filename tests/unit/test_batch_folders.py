@@ -262,6 +262,7 @@ class Batching:
         self.folders = BatchFolders(server.folder, memory=memory)
         self.memory = memory
         self.identity = ca.issue(Identity("mas", "default", Role.POLICY, "worker"), folder / "worker")
+        self._wait = 0.002  # seconds until a batch that was written is being stored, as far as was found out
 
     @contextlib.asynccontextmanager
     async def connected(self):
@@ -283,20 +284,21 @@ class Batching:
             return int((await stream_info(nc, INBOX_STREAM))["state"]["last_seq"])
 
     async def hand_over(self, nc: Client, batch: str, count: int) -> None:
-        """A whole batch; returns when the server has read it, and while it stores it."""
+        """A whole batch; returns when it is written, so that the server reads it, and then stores it."""
         for number in range(1, count + 1):
             fields = {headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: str(number)}
             if number == count:
                 fields[headers.BATCH_COMMIT] = "1"
             await nc.publish("a", b"x" * 1000, headers=fields)
-        await nc.flush()
+        await nc._flush_pending()
+        await asyncio.sleep(0)
 
     async def killed_within(self, batch: str, *, lost: bool) -> int:
         """How many messages of a batch are there after the server was killed. ``lost``: the memory too."""
         before = await self.last()
         async with self.connected() as nc:
             await self.hand_over(nc, batch, MESSAGES)
-            await asyncio.sleep(random.uniform(0, 0.005))
+            await asyncio.sleep(self._wait * random.uniform(0.5, 1.5))
             self.server.kill()
             await self.server.process.wait()
         if lost:
@@ -304,7 +306,12 @@ class Batching:
         await self.server.start()
         assert self.folders.prepare()
         assert self.folders.link()
-        return await self.last() - before
+        there = await self.last() - before
+        if there == 0:  # too early
+            self._wait = 1.3 * self._wait + 0.0001
+        elif there == MESSAGES:  # too late, or completed by the start
+            self._wait /= 1.3
+        return there
 
     @property
     def completed(self) -> bool:
