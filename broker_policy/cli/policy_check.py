@@ -119,9 +119,10 @@ def _body(data: str) -> bytes:
 
 def _shown(found: Explanation, sender: str, target: str, source: str) -> str:
     lines = [f"{sender} -> {target} under {source}"]
+    longest = max(16, *(len(each.step) for each in found.findings))
     for each in found.findings:
         said = ": ".join(part for part in (each.rule, each.text) if part)
-        lines.append(f"  {each.step:<16} {each.outcome:<12} {said}".rstrip())
+        lines.append(f"  {each.step:<{longest}} {each.outcome:<12} {said}".rstrip())
     types = f" ({', '.join(found.types)})" if found.types else ""
     lines.append(f"{found.decision}{types} by {found.rule or 'no rule'}")
     if found.fix:
