@@ -79,9 +79,14 @@ class DelayedStream:
         self._clock = clock
         self._held = BytesHeld(workers)
         self.claims = Claims(nc)
-        self.scarce = False
-        """Whether so much room is taken that it matters by whom."""
+        self._most: int | None = None
+        self._looked = -math.inf
         self._counts: dict[str, _Count] = {}  # by sender
+
+    @property
+    def scarce(self) -> bool:
+        """Whether so much room is taken that it matters by whom."""
+        return self._most is not None
 
     async def hold(
         self, sender: str, message_id: str, body: bytes, fields: dict[str, str], most: int
@@ -204,8 +209,8 @@ class DelayedStream:
         now, before = self._clock(), count.stored
         try:
             pattern = subjects.delayed(sender)
-            found = await count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
-            most = await self._most_for_one()
+            counting = count_by_subject(self._nc, subjects.DELAYED_STREAM, pattern)
+            found, most = await asyncio.gather(counting, self._most_for_one())
         finally:
             count.counting = None
         # What was stored meanwhile may be counted twice until the next time: rather than not at all.
@@ -214,9 +219,12 @@ class DelayedStream:
         count.counted = now
 
     async def _most_for_one(self) -> int | None:
+        """Bytes that one sender may hold, looked up lately by any of them."""
+        now = self._clock()
+        if now - self._looked < COUNT_EVERY:
+            return self._most
         stream = await stream_info(self._nc, subjects.DELAYED_STREAM)
         limit = int(stream["config"]["max_bytes"])
         self._held.reach(limit)
-        most = most_for_one(int(stream["state"]["bytes"]), limit)
-        self.scarce = most is not None
-        return most
+        self._most, self._looked = most_for_one(int(stream["state"]["bytes"]), limit), now
+        return self._most
