@@ -21,18 +21,10 @@ class InboxBytes:
     def __init__(self, nc: Client, workers: Callable[[], int]) -> None:
         self._nc = nc
         self._held = BytesHeld(workers)
-        self._over: frozenset[str] = frozenset()
-        self._full: frozenset[str] = frozenset()
-
-    @property
-    def over(self) -> frozenset[str]:
+        self.over: frozenset[str] = frozenset()
         """The agents whose inbox held too much at the last look."""
-        return self._over
-
-    @property
-    def full(self) -> frozenset[str]:
+        self.full: frozenset[str] = frozenset()
         """The agents whose inbox had too many messages at the last look."""
-        return self._full
 
     def stored(self, agent: str, size: int) -> None:
         """A message with a body of ``size`` bytes lies in the inbox of ``agent``."""
@@ -50,11 +42,11 @@ class InboxBytes:
         self._held.reach(limit)
         most = most_for_one(used, limit)
         counts = await waiting(self._nc) if most is not None or messages is not None else {}
-        self._over = frozenset(
+        self.over = frozenset(
             agent
             for agent, count in counts.items()
             if most is not None and self._held.of(agent, count) > most
         )
-        self._full = frozenset(
+        self.full = frozenset(
             agent for agent, count in counts.items() if messages is not None and count >= messages
         )

@@ -75,9 +75,8 @@ async def agents(nc: Client, document: Document) -> list[AgentRow]:
         declared = document.agents.get(name)
         said = alive.get(name, [])
         offered = {capability for each in said for capability in each}
-        inbox = handling.get(
-            name, {"num_pending": pending.get(name, 0)}
-        )  # without a consumer all of it waits
+        without_consumer = {"num_pending": pending.get(name, 0)}  # all of it waits
+        inbox = handling.get(name, without_consumer)
         known = declared.capabilities if declared is not None else ()
         rows.append(
             AgentRow(
