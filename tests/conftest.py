@@ -162,7 +162,7 @@ class Shared:
 
     def system(self) -> System:
         """The one, or another."""
-        if self._system is not None and self._system.namespaces > self.MOST:
+        if self._system is not None and len(self._system.namespaces) >= self.MOST:
             self.down()
         if self._system is None:
             self._system = System.up(self._folders.mktemp("system") / ".mas")
@@ -183,7 +183,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     found.down()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def system(shared: Shared) -> System:
-    """A running broker, the same for a whole file; each test takes a namespace of its own."""
+    """A running broker; each test takes a namespace of its own."""
     return shared.system()

@@ -25,11 +25,11 @@ Event = dict[str, Any]
 
 def project(system: System, folder: Path, manifest: str, **files: str) -> Path:
     """A folder with a manifest of a namespace of its own, applied, and with modules; the manifest's path."""
-    path = folder / "mas.yaml"
-    path.write_text(f"namespace: {new_namespace()}\n{manifest}")
+    path, namespace = folder / "mas.yaml", new_namespace()
+    path.write_text(f"namespace: {namespace}\n{manifest}")
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
-    system.namespaces += 1
+    system.namespaces.add(namespace)
     mas("apply", "--folder", str(system.layout.root), str(path))
     return path
 

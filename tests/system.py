@@ -39,7 +39,7 @@ class System:
     """A broker in a folder. Each test takes a namespace of its own, so that none disturbs another."""
 
     layout: Layout
-    namespaces: int = field(default=0, init=False)  # made here
+    namespaces: set[str] = field(default_factory=set, init=False)  # applied here
 
     @classmethod
     def up(cls, folder: Path, *options: str) -> System:
@@ -86,13 +86,13 @@ class System:
         name: str = "",
     ) -> str:
         """A new namespace with these agents and permissions; its name."""
-        self.namespaces += 1
         name = name or new_namespace()
         await self.apply(wanted(name, agents, allow, block=block, limits=limits, governance=governance))
         return name
 
     async def apply(self, what: Wanted) -> Applied:
         """Apply a manifest's content."""
+        self.namespaces.add(what.namespace)
         async with self.control() as (controller, store):
             return await apply(controller, store, what)
 

@@ -12,6 +12,7 @@ import pytest
 from mas_nats import Agent, AgentMessage
 from mas_nats.errors import Refused
 from mas_nats.policy.document import Limits
+from tests.conftest import Shared
 from tests.explorer.served import Explorer, exploring
 from tests.system import System
 
@@ -37,6 +38,12 @@ class Traffic:
     asked: str  # the id of a request that was answered
     refused: str
     dead: str
+
+
+@pytest.fixture(scope="module")
+def system(shared: Shared) -> System:
+    """A running broker, the same for a whole file."""
+    return shared.system()
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def played(system: System, folder: Path, name: str, until: str) -> tuple[Run, st
     shutil.copytree(EXAMPLES / name, folder / name)
     manifest = folder / name / "mas.yaml"
     manifest.write_text(f"namespace: {namespace}\n{manifest.read_text()}")
-    system.namespaces += 1
+    system.namespaces.add(namespace)
     where = ("--folder", str(system.layout.root))
     mas("apply", *where, str(manifest))
     with running(folder / name, *where, "--until", until) as run:
@@ -141,8 +141,9 @@ def test_an_example_says_how_to_run_it_on_one_screen(name: str) -> None:
 
 def casa(system: System, manifest: Path, text: str) -> subprocess.CompletedProcess[str]:
     """The example of ``make casa-demo`` on the running broker, by ``text``, in a namespace of its own."""
-    manifest.write_text(re.sub(r"\boffice\b(?=})", new_namespace(), text))
-    system.namespaces += 1
+    namespace = new_namespace()
+    manifest.write_text(re.sub(r"\boffice\b(?=})", namespace, text))
+    system.namespaces.add(namespace)
     place = ("--folder", str(system.layout.root), "--manifest", str(manifest))
     return subprocess.run(
         [sys.executable, "-m", "examples.casa", *place],

@@ -16,6 +16,7 @@ import pytest
 from broker_policy.jetstream import api, publish
 from mas_nats import Agent
 from mas_nats.wire import subjects
+from tests.conftest import Shared
 from tests.nats_cli import NatsCli, Said, binary
 from tests.system import REPOSITORY, System
 
@@ -90,6 +91,12 @@ class Inspected:
                     if each["name"] != "AUDIT" and not each["name"].startswith("VIEW-") and name == "INBOX"
                 }
             return found
+
+
+@pytest.fixture(scope="module")
+def system(shared: Shared) -> System:
+    """A running broker, the same for the whole file."""
+    return shared.system()
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,15 @@ from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.config import Endpoint, TlsClientConfig
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
+from tests.conftest import Shared
 
 Connect = Callable[[], Awaitable[ResilientClient]]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _nothing_beside(shared: Shared) -> None:
+    """What other tests shared serves its namespaces until it is stopped, and nothing here needs it."""
+    shared.down()
 
 
 @pytest.fixture
