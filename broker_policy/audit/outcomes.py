@@ -16,7 +16,7 @@ from itertools import islice
 from nats.aio.client import Client
 
 from broker_policy.audit import entry, log
-from broker_policy.audit.draft import Draft
+from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import WorkerEvent
 from broker_policy.audit.inbox_view import Gone, InboxView
 from broker_policy.audit.layout import id_place
@@ -36,6 +36,8 @@ OVERDUE = 60.0
 """Seconds after which an outcome is found out even if its writer lives."""
 SEARCH_EVERY = 5.0
 """Seconds between searches behind an inbox's first message."""
+ASK_AGAIN_AFTER = 10.0
+"""Seconds after which it is asked anew whether anything waits, though the chain has not grown."""
 UNDELIVERED_GRACE = 30.0
 """Seconds that a message may be gone before the server says it was delivered. After a crash the server's
 word on deliveries is behind until the next one."""
@@ -79,6 +81,7 @@ class Settler:
         self._views: dict[str, InboxView] = {}
         self._searched = 0.0
         self._watching = tail.now()
+        self._idle: tuple[Head, float] | None = None  # where the chain ended when nothing waited, and when
         self._undelivered: dict[int, float] = {}  # index -> since when; only searches find all of them
 
     def interrupted(self) -> None:
@@ -86,9 +89,17 @@ class Settler:
         self._watching = self._tail.now()
 
     async def has_work(self) -> bool:
-        """Whether any decision or report waits for an outcome. Errors as ``Projector.project_once``."""
+        """Whether any decision or report waits for an outcome. Errors as ``Projector.project_once``.
+
+        Only a record makes one wait, so while the chain does not grow it is seldom asked anew.
+        """
+        await self._tail.refresh()
+        head, now = self._tail.head, time.monotonic()
+        if self._idle is not None and self._idle[0] == head and now - self._idle[1] < ASK_AGAIN_AFTER:
+            return False
         layout = self._layout
         [there] = await self._tail.pipeline([("EXISTS", layout.opened, layout.unsettled, layout.early)])
+        self._idle = None if there else (head, now)
         return bool(there)
 
     async def settle_once(self) -> int:

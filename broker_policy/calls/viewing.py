@@ -23,8 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from broker_policy.commit.answered import UNANSWERED
 from broker_policy.ending import end
 from broker_policy.jetstream import JetStreamError, api
-from broker_policy.tenants.streams import tenant_streams
-from mas_nats.policy.document import Limits
+from broker_policy.tenants.streams import tenant_stream_names
 from mas_nats.wire import subjects
 
 log = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class Viewing:
 
 def viewable() -> frozenset[str]:
     """The streams from which a consumer takes nothing away: all but the work queue."""
-    return frozenset(str(stream.name) for stream in tenant_streams(Limits())) - {subjects.INBOX_STREAM}
+    return tenant_stream_names() - {subjects.INBOX_STREAM}
 
 
 def consumer(inspector: str, view: View) -> dict[str, Any]:

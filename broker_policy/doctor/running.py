@@ -7,15 +7,13 @@ import http.client
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
 import nats.errors
 import redis.exceptions
-from nats.aio.client import Client
-from nats.js.api import StreamConfig
 from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -33,7 +31,7 @@ from broker_policy.tenants.connect import connect_control_admin, connect_system,
 from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
 from broker_policy.tenants.restore import missing_consumers, missing_streams
-from broker_policy.tenants.streams import control_streams, tenant_streams
+from broker_policy.tenants.streams import control_stream_names, tenant_stream_names
 from mas_nats.errors import MasError
 from mas_nats.policy.document import Document
 from mas_nats.wire import subjects
@@ -75,7 +73,7 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
             patience = _patience(broker)
             control = await connect_control_admin(endpoint, keys, name="doctor", patience=patience)
             stack.push_async_callback(control.close)
-            if lost := judge_control(await _lost(control, control_streams())):
+            if lost := judge_control(await missing_streams(control, control_stream_names())):
                 return [*checks, lost]
             documents, found = await _policy(control)
             checks += [*found, await _workers(control)]
@@ -226,10 +224,6 @@ def judge_workers(revisions: dict[str, int]) -> Check:
     )
 
 
-async def _lost(nc: Client, wanted: Iterable[StreamConfig]) -> list[str]:
-    return [str(config.name) for config in await missing_streams(nc, wanted)]
-
-
 def judge_control(lost: Sequence[str]) -> Check | None:
     """What it means that the CONTROL account lacks the streams ``lost``; None where it lacks none."""
     if not lost:
@@ -256,7 +250,7 @@ async def _namespace(
         patience = _PATIENCE * endpoint.nodes
         tenant = await connect_tenant_admin(endpoint, keys, name, name="doctor", patience=patience)
         try:
-            lost = await _lost(tenant, tenant_streams(document.limits))
+            lost = await missing_streams(tenant, tenant_stream_names())
             if subjects.INBOX_STREAM not in lost:
                 lost += await missing_consumers(tenant, lambda: document)
             if lost:

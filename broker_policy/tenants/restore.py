@@ -7,10 +7,9 @@ controller's, and a worker's policy may be behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from nats.aio.client import Client
-from nats.js.api import StreamConfig
 
 from broker_policy.jetstream import api
 from broker_policy.tenants.streams import (
@@ -19,6 +18,7 @@ from broker_policy.tenants.streams import (
     audit_guard,
     ensure_consumer,
     inbox_consumer,
+    tenant_stream_names,
     tenant_streams,
 )
 from mas_nats.policy.document import Document
@@ -38,10 +38,11 @@ async def restore(nc: Client, policy: Callable[[], Document | None], copies: int
     js = nc.jetstream()
     if (document := policy()) is None:
         return []
-    lost = await missing_streams(nc, tenant_streams(document.limits, copies))
-    for config in lost:
-        await add_missing_stream(js, config)
-    made = [str(config.name) for config in lost]
+    made = await missing_streams(nc, tenant_stream_names())
+    if made:
+        for config in tenant_streams(document.limits, copies):
+            if config.name in made:
+                await add_missing_stream(js, config)
     for name in await missing_consumers(nc, policy):
         if (document := policy()) is None:
             break
@@ -52,10 +53,9 @@ async def restore(nc: Client, policy: Callable[[], Document | None], copies: int
     return made
 
 
-async def missing_streams(nc: Client, wanted: Iterable[StreamConfig]) -> list[StreamConfig]:
-    """Those of the streams and buckets ``wanted`` that are not there. Errors as ``restore``."""
-    there = await _names(nc, "STREAM.NAMES", "streams")
-    return [config for config in wanted if config.name not in there]
+async def missing_streams(nc: Client, wanted: frozenset[str]) -> list[str]:
+    """Those of the streams and buckets ``wanted`` that are not there, sorted. Errors as ``restore``."""
+    return sorted(wanted - await _names(nc, "STREAM.NAMES", "streams"))
 
 
 async def missing_consumers(nc: Client, policy: Callable[[], Document | None]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 import nats.errors
 from nats.js import JetStreamContext
@@ -65,6 +66,12 @@ _NO_RESOURCES = (10023, 10028, 10047)
 def tenant_streams(limits: Limits, copies: int = 1) -> list[StreamConfig]:
     """The streams and buckets of a tenant account, each kept by ``copies`` nodes."""
     return [stream.evolve(num_replicas=copies) for stream in _tenant_streams(limits)]
+
+
+@cache
+def tenant_stream_names() -> frozenset[str]:
+    """The names of those streams and buckets."""
+    return frozenset(str(stream.name) for stream in _tenant_streams(Limits()))
 
 
 def _tenant_streams(limits: Limits) -> list[StreamConfig]:
@@ -153,6 +160,12 @@ def _tenant_streams(limits: Limits) -> list[StreamConfig]:
 def control_streams(copies: int = 1) -> list[StreamConfig]:
     """The streams and buckets of the CONTROL account, each kept by ``copies`` nodes."""
     return [stream.evolve(num_replicas=copies) for stream in _control_streams()]
+
+
+@cache
+def control_stream_names() -> frozenset[str]:
+    """The names of those streams and buckets."""
+    return frozenset(str(stream.name) for stream in _control_streams())
 
 
 def _control_streams() -> list[StreamConfig]:
