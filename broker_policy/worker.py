@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 from broker_policy import huge_pages
 from broker_policy.admission.counters import PATIENCE, Counters
 from broker_policy.audit.file_sink import FileSink
+from broker_policy.audit.lease import Leases
 from broker_policy.audit.memory import Memory, memory_of
 from broker_policy.audit.projector import Lag, Projector
 from broker_policy.audit.recall import Recall
@@ -166,6 +167,7 @@ class PolicyWorker:
         self._opening: tuple[SealingKey, ...] = ()
         self._take_ring()
         self._redis = Redis.from_url(config.redis_url, socket_timeout=5, socket_connect_timeout=2)
+        self._leases = Leases(self._redis)
         self._counters = Counters.at(config.redis_url, patience=config.counted_within)
         self._apart = Apart()
         self._namespaces: dict[str, _Served] = {}
@@ -253,6 +255,7 @@ class PolicyWorker:
         if self._control is not None:
             await self._follower.stop()
         await end(served.projecting for served in self._namespaces.values())
+        await self._leases.stop()
         connections = [served.nc for served in self._namespaces.values()]
         for nc in (*connections, self._callout_nc, self._control, self._observer):
             if nc is not None:
@@ -377,6 +380,7 @@ class PolicyWorker:
             self._record_key,
             clock=lambda: self._clock() / 1000,
             remember=lambda: self._remember(nc),
+            leases=self._leases,
             name=config.name,
         )
         projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")

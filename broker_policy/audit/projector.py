@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker_policy.audit import log
-from broker_policy.audit.lease import Lease
+from broker_policy.audit.lease import Lease, Leases
 from broker_policy.audit.lost_log import begin_anew
 from broker_policy.audit.memory import Remember
 from broker_policy.audit.numbering import NO_END, Received, receive
@@ -61,6 +61,8 @@ _SURE = 2.0
 """Seconds until a log that ends below what is projected is believed: its leader may lag behind a copy."""
 ASK_EVERY = 1.0
 """Seconds after which a worker that does not project asks again whether it may."""
+_TOGETHER = 0.2
+"""Seconds within which those who have nothing to do ask for their leases together."""
 REMOVE_EVERY = 1.0
 _BY_NOW = 0.5
 """Seconds since the log was read for which its end counts as known: a writer may be taken for silent."""
@@ -87,6 +89,7 @@ class Projector:
     how long it waits between looks at the log, in seconds. ``alive`` says of a writer whether its worker is
     known to live (None: not known); without it a writer counts as dead when it was silent for 15 seconds.
     ``remember`` says how far back the log knows message ids; without it, it is taken to know them all.
+    ``leases`` are shared with the projectors of other namespaces.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Projector:
         clock: Callable[[], float] = time.time,
         alive: Callable[[str], bool | None] | None = None,
         remember: Remember | None = None,
+        leases: Leases | None = None,
         name: str = "",
     ) -> None:
         self.namespace = namespace
@@ -108,7 +112,7 @@ class Projector:
         self._key = record_key
         self._interval = interval
         self._clock = clock
-        self._lease = Lease(redis, self.store.layout.lease, name)
+        self._lease = Lease(leases or Leases(redis), self.store.layout.lease, name)
         self._tail = Tail(self.store, clock)
         prober = Prober(nc, namespace, record_key, clock=clock)
         self._settler = Settler(self._tail, nc, prober, self._reach_end, alive=alive, remember=remember)
@@ -119,20 +123,20 @@ class Projector:
     # -- for ever ------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Project until cancelled. Nothing ends it: while Redis or NATS is away, records wait in the log."""
-        pause, idle, away, leading = 0.0, self._interval, False, False
+        pause, idle, away, leading, within = 0.0, self._interval, False, False, 0.0
         try:
             while True:
                 try:
-                    if await self._lease.hold():
+                    if await self._lease.hold(within=within):
                         if not leading:
                             self._lead()
                         leading = True
                         found = await self._round()
                         idle = self._interval if found else min(idle * 1.25, LONGEST_INTERVAL)
-                        pause = max(self._interval, idle)
+                        pause, within = max(self._interval, idle), 0.0 if found else _TOGETHER
                     else:
                         leading = False
-                        pause = max(self._interval, ASK_EVERY)
+                        pause, within = max(self._interval, ASK_EVERY), _TOGETHER
                     if away:
                         away = False
                         logger.info("audit of %s: projecting again", self.namespace)

@@ -22,7 +22,7 @@ from broker_policy.audit import lease as lease_module
 from broker_policy.audit import log
 from broker_policy.audit.entry import unranged
 from broker_policy.audit.findings import FindingKind
-from broker_policy.audit.lease import Lease
+from broker_policy.audit.lease import Lease, Leases
 from broker_policy.audit.log import Page
 from broker_policy.audit.memory import Memory
 from broker_policy.audit.probe import is_probe
@@ -256,7 +256,7 @@ async def test_a_projector_ended_while_it_asks_leaves_no_lease(
 
 
 async def test_who_asked_in_vain_leaves_the_lease_to_its_holder(redis):
-    first, second = Lease(redis, "lease", "w1"), Lease(redis, "lease", "w2")
+    first, second = Lease(Leases(redis), "lease", "w1"), Lease(Leases(redis), "lease", "w2")
     assert await first.hold()
     assert not await second.hold()
     await second.give_up()
