@@ -84,7 +84,9 @@ _START_PATIENCE = 1.0
 _TRY_AGAIN = 1.0
 _FOLLOW_KEYS = 0.5
 _KEEP_WHOLE = 10.0
-"""Seconds between two looks for streams and consumers that somebody removed."""
+"""Seconds between two looks for streams and consumers that somebody removed, and at who has no policy."""
+_LOOKS = 60
+"""So many looks, one a second, may pass until the log of a namespace that is let go is projected."""
 _NEW_OBJECTS = 10_000
 """Objects more than at the garbage collector's last look, before it looks again: those of calls under way
 are thousands, all of them in use."""
@@ -141,6 +143,8 @@ class _Served:
     service: NamespaceService
     projector: Projector
     projecting: asyncio.Task[None]
+    beside: list[asyncio.Task[None]]  # what looks after its service and its connection
+    removed: bool = False  # it had no policy at the last look
 
     async def lag(self) -> Lag:
         """What of the log is not in the chain yet."""
@@ -172,6 +176,7 @@ class PolicyWorker:
         self._apart = Apart()
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._starts: Counter[str] = Counter()
         self._copied: set[str] = set()  # namespaces with a task that copies their audit
         self._stopping = False
@@ -242,6 +247,8 @@ class PolicyWorker:
     async def stop(self) -> None:
         """Finish what was taken, close the records, disconnect."""
         self._stopping = True
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
         await end(self._tasks)
         if self._telemetry is not None:
             await self._telemetry.end_looking()
@@ -337,6 +344,8 @@ class PolicyWorker:
 
     async def _start_namespace(self, table: Table) -> None:
         config, namespace = self._config, table.namespace
+        if namespace in self._leaving:
+            await asyncio.wait({self._leaving[namespace]})
         self._starts[namespace] += 1
 
         async def reconnected() -> None:  # the server may be a new one that has forgotten what was in memory
@@ -385,10 +394,11 @@ class PolicyWorker:
         )
         projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")
         projecting.add_done_callback(self._ended)
-        self._namespaces[namespace] = _Served(nc, service, projector, projecting)
+        beside = [self._spawn(service.wait_broken())]
         if config.endpoint.nodes > 1:
-            self._spawn(keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}"))
-        self._spawn(service.wait_broken())
+            reach = keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}")
+            beside.append(self._spawn(reach))
+        self._namespaces[namespace] = _Served(nc, service, projector, projecting, beside)
         if namespace not in self._copied:
             self._copied.add(namespace)
             store, root = Store(self._redis, namespace), config.disk or Path()
@@ -418,6 +428,38 @@ class PolicyWorker:
             await asyncio.sleep(_KEEP_WHOLE)
             if not self._follower.stale:
                 await asyncio.gather(*map(self._restored, tuple(self._namespaces)))
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """End serving namespaces that have had no policy since the last look: an idle one costs, too.
+
+        Nothing of theirs is removed. With a policy they are served again.
+        """
+        for namespace, served in tuple(self._namespaces.items()):
+            if self._follower.table(namespace) is not None:
+                served.removed = False
+            elif not served.removed:
+                served.removed = True
+            else:
+                del self._namespaces[namespace]
+                self._leaving[namespace] = asyncio.create_task(self._leave(namespace, served))
+
+    async def _leave(self, namespace: str, served: _Served) -> None:
+        """Close the records, project them, disconnect."""
+        try:
+            await end(served.beside)
+            await served.service.stop()
+            for _ in range(_LOOKS):
+                if self._stopping or not (await served.lag()).records:
+                    break
+                await asyncio.sleep(_TRY_AGAIN)
+            log.info("namespace %s has no policy any more: it is not served", namespace)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other namespaces go on
+            log.warning("namespace %s has no policy any more; its log waits for one: %r", namespace, error)
+        finally:
+            await end([served.projecting])
+            await served.nc.close()
+            del self._leaving[namespace]
 
     async def _restored(self, namespace: str) -> bool:
         """Whether the namespace has all that it needs now."""

@@ -7,9 +7,11 @@ the test run in any case.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,8 +155,8 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 class Shared:
     """A running broker that tests share, until it has so many namespaces that they cost more than a start."""
 
-    MOST = 30
-    """Each is served for as long as the broker runs, and takes about a 200th of a core."""
+    MOST = 100
+    """Those of the tests before are not served any more, but have their streams."""
 
     def __init__(self, folders: pytest.TempPathFactory) -> None:
         self._folders = folders
@@ -184,6 +186,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @pytest.fixture
-def system(shared: Shared) -> System:
-    """A running broker; each test takes a namespace of its own."""
-    return shared.system()
+def system(shared: Shared) -> Iterator[System]:
+    """A running broker; each test takes a namespace of its own, which nobody serves after it."""
+    found = shared.system()
+    before = set(found.namespaces)
+    yield found
+    if made := found.namespaces - before:
+        with ThreadPoolExecutor(1) as thread:  # beside the loop of the test, which may go on
+            thread.submit(asyncio.run, found.without_policy(made)).result()

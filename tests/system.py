@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.ports import free_port
 from broker_policy.identity.pki import CertificateAuthority
+from broker_policy.jetstream import publish
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.apply import Applied, apply
 from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
@@ -25,9 +26,10 @@ from broker_policy.tenants.controller import TenantController
 from broker_policy.tenants.material import Material
 from mas_nats import TlsClientConfig
 from mas_nats.manifest.wanted import Wanted, WantedAgent
-from mas_nats.policy.document import Limits, Permissions
+from mas_nats.policy.document import Limits, Permissions, key
 from mas_nats.policy.governance import Governance
 from mas_nats.resilient import ResilientClient
+from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 
 REPOSITORY = Path(__file__).parent.parent
@@ -95,6 +97,19 @@ class System:
         self.namespaces.add(what.namespace)
         async with self.control() as (controller, store):
             return await apply(controller, store, what)
+
+    async def without_policy(self, namespaces: Iterable[str]) -> None:
+        """Remove the policy of namespaces, as who may write its bucket can: workers let go of them soon."""
+        control = await connect_control_admin(
+            self.broker.connection(self.layout, "controller"), self.material.controller
+        )
+        try:
+            for each in namespaces:
+                subject = subjects.kv_key(subjects.POLICY_BUCKET, key(each))
+                gone = await publish(control, subject, b"", {"KV-Operation": "DEL"})
+            await PolicyStore(control).wait_confirmed(gone.sequence)
+        finally:
+            await control.close()
 
     @contextlib.asynccontextmanager
     async def control(self) -> AsyncIterator[tuple[TenantController, PolicyStore]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from broker_policy import worker
+from broker_policy.audit.log import read
+from broker_policy.audit.store import Store
 from broker_policy.jetstream import stream_info
 from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats import Agent, AgentMessage, MasError
@@ -19,7 +21,7 @@ from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects
 from tests.load import Handling, send_all
 from tests.parts import Parts, parts
-from tests.system import wanted
+from tests.system import mas, wanted
 
 
 class Desk(Agent[dict[str, object]]):
@@ -118,6 +120,83 @@ async def test_what_is_removed_by_hand_is_made_again(up: Parts, monkeypatch: pyt
             await asyncio.sleep(1)  # several looks
             names = {info.name for info in await js.consumers_info(subjects.INBOX_STREAM)}
             assert names == {AUDIT_GUARD, "asker", "desk"}
+
+
+async def test_a_namespace_without_policy_is_let_go_and_taken_up_again(
+    up: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.3)
+    agents, allow = ["asker", "desk", "idle"], {"asker": ["desk", "idle"]}
+    other, namespace = await up.namespace(agents, allow), await up.namespace(agents, allow)
+    await up.stop_worker(up.workers[0])
+    for _ in range(2):
+        await up.start_worker()
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await whole(asker, desk)
+        waiting = await asker.send("idle", "note", {"n": 1})
+        await asker.send("idle", "note", {"n": 2}, delay=3600)
+    async with up.tenant(namespace) as tenant, up.redis() as redis:
+        await up.without_policy([namespace])
+        await served_by_nobody(up, namespace)
+        assert await workers_in(up, namespace) == 0
+        head = await Store(redis, namespace).head()
+        assert (await read(tenant, head.sequence + 1, most=1)).messages == [], (
+            "all that was decided is in the chain"
+        )
+        assert (await stream_info(tenant, subjects.DELAYED_STREAM))["state"]["messages"] == 1
+    async with AsyncExitStack() as stack:
+        await whole(*await pair(up, other, stack))
+    assert await workers_in(up, other) == 2
+    await up.apply(wanted(namespace, agents, allow))
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await eventually(lambda: whole(asker, desk))
+        idle = Handling("idle", server_addr=up.broker.url, tls=up.tls("idle", namespace))
+        await stack.enter_async_context(idle)
+        assert not await idle.wait_handled({waiting}, 20)
+    assert all(not each._broken.done() for each in up.workers)
+    await intact(up, namespace)
+
+
+async def test_a_policy_that_comes_back_at_once_is_followed(
+    up: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a worker lets go it takes no call, and begins anew behind it."""
+    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.1)
+    agents, allow = ["asker", "desk"], {"asker": ["desk"]}
+    namespace = await up.namespace(agents, allow)
+    await up.stop_worker(up.workers[0])
+    served = await up.start_worker()
+    for _ in range(5):
+        await up.without_policy([namespace])
+        async with asyncio.timeout(20):
+            while namespace in served._namespaces:
+                await asyncio.sleep(0.01)
+        await up.apply(wanted(namespace, agents, allow))
+        async with AsyncExitStack() as stack:
+            asker, desk = await pair(up, namespace, stack)
+            await eventually(lambda asker=asker, desk=desk: whole(asker, desk))
+    assert not served._broken.done()
+    await intact(up, namespace)
+
+
+async def served_by_nobody(up: Parts, namespace: str) -> None:
+    async with asyncio.timeout(60):
+        while any(namespace in (*each._namespaces, *each._leaving) for each in up.workers):
+            await asyncio.sleep(0.05)
+
+
+async def workers_in(up: Parts, namespace: str) -> int:
+    """How many workers have a connection into its account."""
+    async with up.control() as (controller, _):
+        there = await controller._connections({"state": 0})
+    return sum(connection.get("name", "").endswith(f"-{namespace}") for _, connection in there)
+
+
+async def intact(up: Parts, namespace: str) -> None:
+    where = ("--folder", str(up.layout.root), "--namespace", namespace)
+    await asyncio.to_thread(mas, "audit", "verify", *where)
 
 
 async def nothing_delayed(tenant: ResilientClient) -> None:
