@@ -226,6 +226,9 @@ class OperatorCalls:
         asked = _read(_Reset, call)
         if isinstance(asked, Verdict):
             return asked
+        table = self._deciding.follower.table(self._deciding.namespace)
+        if table is not None and table.agent(asked.agent) is None:
+            return refusals.unknown_target(asked.agent, table.namespace).verdict("")
         about = Call(asked.agent, AdminOp.RESET, b"", "", target=asked.agent, type="reset")
         about.errand = Errand(asked.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from broker_policy.keys.site import Site
 from broker_policy.policy.store import NotConfirmed
 from broker_policy.tenants.revoke import revoke as revoke_certificates
 from mas_nats.errors import ConfigurationError, Unavailable
-from mas_nats.policy.document import Revocation
+from mas_nats.policy.document import Document, Revocation
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role, require_id
 
 _HEX = frozenset("0123456789abcdef")
@@ -96,11 +97,24 @@ async def kick(
     """Disconnect an agent: it is back at once, with the permissions of this moment, if it still may."""
     out = Output(json=json)
     uri = _uri(namespace, role, name)
-    async with Site(Layout(folder.absolute()), out.progress).control() as (controller, _):
+    async with Site(Layout(folder.absolute()), out.progress).control() as (controller, store):
         count, unseen = await controller.kick(uri), controller.unseen
+        stored = await store.get(namespace)
+    if not count and (stored is None or name not in _named(stored.document, role)):
+        raise ConfigurationError(f"there is no {role} {name!r} in namespace {namespace!r}")
     document = {"identity": uri, "disconnected": count, "unseen_nodes": unseen}
     out.result(document, f"{count} connections of {uri} ended")
     _require_all_seen(out, unseen)
+
+
+def _named(document: Document, role: Role) -> Collection[str]:
+    """Who may connect in this role."""
+    by_role: dict[Role, Collection[str]] = {
+        Role.AGENT: document.agents,
+        Role.OPERATOR: document.operators,
+        Role.INSPECTOR: document.inspectors,
+    }
+    return by_role.get(role, ())
 
 
 def _require_all_seen(out: Output, unseen: int) -> None:

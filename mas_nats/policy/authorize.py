@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mas_nats.policy import refusals
 from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.table import Table
 from mas_nats.wire.subjects import ANSWERING
@@ -19,11 +20,5 @@ def authorize(call: Call, table: Table) -> Refusal | None:
         denial = table.denial(call.sender, call.target)
         return Refusal(Decision.AUTHZ_DENIED, "authorize", denial.rule, denial.reason, denial.fix)
     if table.agent(call.target) is None and not call.crosses:  # who is there, the other side knows
-        return Refusal(
-            Decision.UNKNOWN_TARGET,
-            "authorize",
-            "unknown_target",
-            f"there is no agent {call.target!r} in namespace {table.namespace!r}",
-            "Declare it in the manifest and apply it",
-        )
+        return refusals.unknown_target(call.target, table.namespace)
     return None

@@ -63,6 +63,17 @@ def unknown_sender(sender: str) -> Refusal:
     )
 
 
+def unknown_target(target: str, namespace: str) -> Refusal:
+    """A target that a rule allows, or that an operator names, and that policy does not know."""
+    return Refusal(
+        Decision.UNKNOWN_TARGET,
+        "authorize",
+        "unknown_target",
+        f"there is no agent {target!r} in namespace {namespace!r}",
+        "Declare it in the manifest and apply it",
+    )
+
+
 def not_accepted(sender: str, target: str) -> Refusal:
     """An agent of another namespace that does not exist, or takes nothing from this sender.
 

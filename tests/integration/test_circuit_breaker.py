@@ -355,6 +355,9 @@ async def test_operators_see_and_reset_it(up: Parts) -> None:
         done = await asyncio.to_thread(mas, *checked, "--json", check=False)
         found = json.loads(done.stdout)
         assert (found["decision"], found["rule"]) == ("CIRCUIT_OPEN", "circuit_open")
+        mistyped = await asyncio.to_thread(mas, "breaker", "reset", "dsk", *folder, check=False)
+        assert mistyped.returncode == 1
+        assert "there is no agent 'dsk'" in mistyped.stderr
         desk.ill = False
         await asyncio.to_thread(mas, "breaker", "reset", "desk", "--by", "maria", *folder)
         await until(lambda: here.known() == [False, False])

@@ -244,6 +244,10 @@ async def test_a_revoked_certificate_stays_out(rotating, tmp_path):
         kicked = await asyncio.to_thread(mas_json, "kick", "alice", "--folder", folder, "-n", namespace)
         assert kicked["disconnected"] == 1
         await alice.send("bob", "work", {})
+    for where in (("alicia", "-n", namespace), ("alice", "-n", "elsewhere"), ("bob", "-n", namespace)):
+        done = await asyncio.to_thread(mas, "kick", *where, "--folder", folder, check=False)
+        assert (done.returncode == 0) == (where[0] == "bob"), "who is away, and nobody"
+        assert done.returncode == 0 or f"there is no agent '{where[0]}'" in done.stderr
     rotating.down()
     await asyncio.to_thread(mas, "up", "--detach", "--folder", folder)
     with pytest.raises(IdentityRefused):
