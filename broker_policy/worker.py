@@ -15,7 +15,7 @@ import logging
 import secrets
 import signal
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from broker_policy.admission.counters import PATIENCE, Counters
 from broker_policy.audit.file_sink import FileSink
 from broker_policy.audit.lease import Leases
 from broker_policy.audit.memory import Memory, memory_of
-from broker_policy.audit.projector import Lag, Projector
+from broker_policy.audit.projector import AWAY, Lag, Projector
 from broker_policy.audit.recall import Recall
 from broker_policy.audit.store import Store
 from broker_policy.callout.service import Attempt, CalloutService
@@ -85,8 +85,8 @@ _TRY_AGAIN = 1.0
 _FOLLOW_KEYS = 0.5
 _KEEP_WHOLE = 10.0
 """Seconds between two looks for streams and consumers that somebody removed, and at who has no policy."""
-_LOOKS = 60
-"""So many looks, one a second, may pass until the log of a namespace that is let go is projected."""
+_MOST_UNHEARD = 1000
+"""Attempts to connect that are kept until their namespaces are served."""
 _NEW_OBJECTS = 10_000
 """Objects more than at the garbage collector's last look, before it looks again: those of calls under way
 are thousands, all of them in use."""
@@ -177,6 +177,7 @@ class PolicyWorker:
         self._namespaces: dict[str, _Served] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._unheard: deque[Attempt] = deque(maxlen=_MOST_UNHEARD)  # in namespaces that are not served yet
         self._starts: Counter[str] = Counter()
         self._copied: set[str] = set()  # namespaces with a task that copies their audit
         self._stopping = False
@@ -327,11 +328,12 @@ class PolicyWorker:
         if namespace in self._namespaces or namespace in self._starting or self._stopping:
             return
         self._starting[namespace] = self._spawn(self._keep_starting(namespace))
-        await asyncio.wait({self._starting[namespace]}, timeout=_START_PATIENCE)
+        if namespace not in self._leaving:
+            await asyncio.wait({self._starting[namespace]}, timeout=_START_PATIENCE)
 
     async def _keep_starting(self, namespace: str) -> None:
         try:
-            while (table := self._follower.table(namespace)) is not None:
+            while not self._stopping and (table := self._follower.table(namespace)) is not None:
                 try:
                     await self._start_namespace(table)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the other namespaces go on
@@ -399,6 +401,10 @@ class PolicyWorker:
             reach = keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}")
             beside.append(self._spawn(reach))
         self._namespaces[namespace] = _Served(nc, service, projector, projecting, beside)
+        unheard = tuple(self._unheard)
+        self._unheard.clear()
+        for attempt in unheard:
+            self._audit_attempt(attempt)
         if namespace not in self._copied:
             self._copied.add(namespace)
             store, root = Store(self._redis, namespace), config.disk or Path()
@@ -435,6 +441,8 @@ class PolicyWorker:
 
         Nothing of theirs is removed. With a policy they are served again.
         """
+        if self._stopping:
+            return
         for namespace, served in tuple(self._namespaces.items()):
             if self._follower.table(namespace) is not None:
                 served.removed = False
@@ -445,17 +453,18 @@ class PolicyWorker:
                 self._leaving[namespace] = asyncio.create_task(self._leave(namespace, served))
 
     async def _leave(self, namespace: str, served: _Served) -> None:
-        """Close the records, project them, disconnect."""
+        """Close the records, project them, disconnect; sooner where there is a policy again."""
         try:
             await end(served.beside)
             await served.service.stop()
-            for _ in range(_LOOKS):
-                if self._stopping or not (await served.lag()).records:
-                    break
+            while not self._stopping and self._follower.table(namespace) is None:
+                with contextlib.suppress(*AWAY):
+                    if await served.projector.at_rest():
+                        log.info("namespace %s has no policy any more: it is not served", namespace)
+                        break
                 await asyncio.sleep(_TRY_AGAIN)
-            log.info("namespace %s has no policy any more: it is not served", namespace)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other namespaces go on
-            log.warning("namespace %s has no policy any more; its log waits for one: %r", namespace, error)
+        except Exception:  # whatever it is, the other namespaces go on
+            log.exception("namespace %s has no policy any more, and was left in bad order", namespace)
         finally:
             await end([served.projecting])
             await served.nc.close()
@@ -531,6 +540,8 @@ class PolicyWorker:
             served.service.connected(
                 attempt.uri, attempt.holder.fingerprint, agent=agent, refused=attempt.reason
             )
+        elif self._follower.table(identity.namespace) is not None:
+            self._unheard.append(attempt)  # let in as soon as there is a policy, and it is about to be served
 
 
 def _telemetry(config: WorkerConfig, worker: str) -> WorkerTelemetry | None:

@@ -193,4 +193,4 @@ def system(shared: Shared) -> Iterator[System]:
     yield found
     if made := found.namespaces - before:
         with ThreadPoolExecutor(1) as thread:  # beside the loop of the test, which may go on
-            thread.submit(asyncio.run, found.without_policy(made)).result()
+            thread.submit(asyncio.run, found.without_policy(made, confirm=False)).result()

@@ -308,6 +308,11 @@ class Projector:
         await self._tail.refresh()
         return await self._removal.remove(self._tail)
 
+    async def at_rest(self) -> bool:
+        """Whether the log is in the chain and no writer owes an outcome. Errors as ``project_once``."""
+        store = self.store
+        return not (await self.lag()).records and not await store.redis.exists(store.layout.unsettled)
+
     async def lag(self) -> Lag:
         """What of the log is not in the chain yet. Errors as ``project_once``."""
         head = await self.store.head()

@@ -99,9 +99,10 @@ async def kick(
     uri = _uri(namespace, role, name)
     async with Site(Layout(folder.absolute()), out.progress).control() as (controller, store):
         count, unseen = await controller.kick(uri), controller.unseen
-        stored = await store.get(namespace)
-    if not count and (stored is None or name not in _named(stored.document, role)):
-        raise ConfigurationError(f"there is no {role} {name!r} in namespace {namespace!r}")
+        if not count and not unseen:
+            stored = await store.get(namespace)
+            if stored is None or name not in _named(stored.document, role):
+                raise ConfigurationError(f"there is no {role} {name!r} in namespace {namespace!r}")
     document = {"identity": uri, "disconnected": count, "unseen_nodes": unseen}
     out.result(document, f"{count} connections of {uri} ended")
     _require_all_seen(out, unseen)

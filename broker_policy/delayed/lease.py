@@ -12,7 +12,7 @@ from mas_nats.wire import headers, subjects
 from mas_nats.wire.stored import WRONG_LAST_SEQUENCE
 
 RENEW_EVERY = 1.5
-"""Seconds between two renewals by who has it: one may go wrong before the lease ends."""
+"""Seconds between two renewals by who has it."""
 ASK_EVERY = 2.0
 """Seconds after which who has it not asks again."""
 _UNANSWERED = (nats.errors.Error, JetStreamError, OSError)

@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from broker_policy import worker
+from broker_policy.audit.entry import short_fingerprint
 from broker_policy.audit.log import read
+from broker_policy.audit.projector import Projector
 from broker_policy.audit.store import Store
 from broker_policy.jetstream import stream_info
 from broker_policy.tenants.streams import AUDIT_GUARD
+from broker_policy.worker import PolicyWorker
 from mas_nats import Agent, AgentMessage, MasError
 from mas_nats.policy.document import Document
+from mas_nats.policy.table import Table
 from mas_nats.resilient import ResilientClient
 from mas_nats.wire import subjects
-from tests.load import Handling, send_all
+from tests.load import Handling, audit_of, send_all
 from tests.parts import Parts, parts
 from tests.system import mas, wanted
 
@@ -179,6 +183,65 @@ async def test_a_policy_that_comes_back_at_once_is_followed(
             await eventually(lambda asker=asker, desk=desk: whole(asker, desk))
     assert not served._broken.done()
     await intact(up, namespace)
+
+
+async def test_a_policy_that_comes_back_does_not_wait_for_the_audit(
+    up: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is slow, or a newer version has to project: the next projector does what is left."""
+
+    async def never(_: Projector) -> bool:
+        return False
+
+    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.1)
+    monkeypatch.setattr(Projector, "at_rest", never)
+    agents, allow = ["asker", "desk"], {"asker": ["desk"]}
+    namespace = await up.namespace(agents, allow)
+    await up.stop_worker(up.workers[0])
+    served = await up.start_worker()
+    await up.without_policy([namespace])
+    async with asyncio.timeout(20):
+        while namespace not in served._leaving:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(1)
+    assert namespace in served._leaving
+    await up.apply(wanted(namespace, agents, allow))
+    async with AsyncExitStack() as stack:
+        asker, desk = await pair(up, namespace, stack)
+        await eventually(lambda: whole(asker, desk))
+    await intact(up, namespace)
+
+
+async def test_who_is_let_in_before_its_namespace_is_served_is_audited(
+    up: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents, allow = ["asker", "desk"], {"asker": ["desk"]}
+    free, start = asyncio.Event(), PolicyWorker._start_namespace
+
+    async def late(self: PolicyWorker, table: Table) -> None:
+        await free.wait()
+        await start(self, table)
+
+    monkeypatch.setattr(PolicyWorker, "_start_namespace", late)
+    namespace = await up.namespace(agents, allow)
+    asker = Agent("asker", server_addr=up.broker.url, tls=up.tls("asker", namespace))
+    starting = asyncio.create_task(eventually(asker.start))
+    async with asyncio.timeout(20):
+        while not up.workers[0]._unheard:
+            await asyncio.sleep(0.01)
+    free.set()
+    await starting
+    async with Handling("desk", server_addr=up.broker.url, tls=up.tls("desk", namespace)) as desk:
+        sent = await eventually(lambda: asker.send("desk", "note", {}))
+        assert not await desk.wait_handled({sent}, 20)
+    await asker.stop()
+    service = up.workers[0]._namespaces[namespace].service
+    fingerprint = short_fingerprint(service._registry.fingerprint("asker"))
+    assert fingerprint
+    audit = await audit_of(up, namespace, {sent})
+    assert [each["x"] for each in audit["decisions"][sent]] == [fingerprint]
+    connected = [each for each in audit["entries"] if each["k"] == "d" and each["o"] == "connect"]
+    assert ("asker", fingerprint) in [(each["f"], each["x"]) for each in connected]
 
 
 async def served_by_nobody(up: Parts, namespace: str) -> None:

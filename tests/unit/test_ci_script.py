@@ -28,6 +28,8 @@ def test_together():
 
 @pytest.mark.alone
 def test_alone():
+    if "crash" in {failing!r}:
+        os._exit(1)
     assert "alone" not in {failing!r} or {broken!r} != "alone" and begun_before("alone")
 
 @pytest.mark.containers
@@ -65,6 +67,12 @@ def test_what_fails_again_is_an_error(tmp_path: Path) -> None:
     done = run(tmp_path, failing="together", broken="together")
     assert done.returncode == 1, done.stdout
     assert done.stdout.splitlines()[-1] == "FAILED, and not all passed alone: test_suite.py::test_together"
+    assert not (tmp_path / "containers").exists()
+
+
+def test_a_run_that_ends_without_saying_what_failed_is_an_error(tmp_path: Path) -> None:
+    done = run(tmp_path, failing="crash")
+    assert done.returncode == 1, done.stdout
     assert not (tmp_path / "containers").exists()
 
 
