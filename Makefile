@@ -22,7 +22,7 @@ help:
 	@echo "make explorer-demo  the healthcare example with traffic, and a web page to watch it"
 	@echo "make casa-demo  an MCP server, an A2A agent and a client, unmodified, and what policy makes of them"
 	@echo "make test    lint, types and every test"
-	@echo "make unit    the tests that start no server"
+	@echo "make unit    the tests that start no whole broker"
 	@echo "make chaos   break everything in turn under load and look for losses: SECONDS=600 SEED=1"
 	@echo "make bench   how fast it is beside raw nats-py, in one run; QUICK=1 in under a minute"
 	@echo "make speed   whether it has become slower than benchmarks/expected.json says"
