@@ -740,9 +740,9 @@ async def test_a_hundred_thousand_entries(redis, capsys):
     for _ in range(50):
         await grow(store, 2000)
     used = (await redis.info("memory"))["used_memory"] - before
-    started = time.monotonic()
+    started = time.process_time()  # what others do on the machine says nothing
     report = await examine(store, [await sign(store)])
-    took = time.monotonic() - started
+    took = time.process_time() - started
     assert report.intact
     assert used / report.entries < 500
     with capsys.disabled():
