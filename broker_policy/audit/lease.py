@@ -41,7 +41,8 @@ class Leases:
         self.redis: Any = redis
         self._hold = redis.register_script(_HOLD)
         self._asked: list[tuple[str, str, asyncio.Future[bool]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # when it ends, by the loop's clock
         self._asking: set[asyncio.Task[None]] = set()
 
     async def hold(self, key: str, holder: str, within: float) -> bool:
@@ -54,9 +55,10 @@ class Leases:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bool] = loop.create_future()
         self._asked.append((key, holder, answer))
-        if self._timer is None or self._timer.when() > loop.time() + within:
+        due = loop.time() + within
+        if self._timer is None or self._due > due:
             self._forget_timer()
-            self._timer = loop.call_later(within, self._begin)
+            self._timer, self._due = loop.call_later(within, self._begin), due
         return await answer
 
     async def stop(self) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -34,6 +37,26 @@ async def test_who_can_wait_is_asked_for_together(redis: Redis) -> None:
     for lease in others[40:]:
         await lease.give_up()
     assert all(await asyncio.gather(*(lease.hold(within=SOON) for lease in free)))
+
+
+def test_it_works_on_the_workers_loop() -> None:
+    """Timers of uvloop are not those of asyncio."""
+
+    class Given:
+        def register_script(self, _: str) -> Any:
+            async def told(*, keys: Sequence[str], args: Sequence[Any]) -> list[int]:
+                assert len(args) == 1 + len(keys)
+                return [1] * len(keys)
+
+            return told
+
+    async def asked() -> list[bool]:
+        leases = Leases(cast("Any", Given()))
+        held = (Lease(leases, str(number), "w1").hold(within=SOON * (number % 2)) for number in range(6))
+        return await asyncio.gather(*held)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(asked()) == [True] * 6
 
 
 async def test_they_end_by_themselves_and_are_renewed(redis: Redis) -> None:
