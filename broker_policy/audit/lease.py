@@ -102,7 +102,6 @@ class Lease:
     """A lease on ``key``; ``name`` tells people who holds it."""
 
     def __init__(self, leases: Leases, key: str, name: str = "") -> None:
-        self._leases = leases
         self._key = key
         self._holder = f"{name}.{secrets.token_hex(8)}"
         self._hold = leases.hold

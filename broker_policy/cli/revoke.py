@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +15,10 @@ from broker_policy.cli.certs import certs
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Layout
 from broker_policy.keys.site import Site
 from broker_policy.policy.store import NotConfirmed
+from broker_policy.tenants.accounts import grant_for
 from broker_policy.tenants.revoke import revoke as revoke_certificates
 from mas_nats.errors import ConfigurationError, Unavailable
-from mas_nats.policy.document import Document, Revocation
+from mas_nats.policy.document import Revocation
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, DEFAULT_TRUST_DOMAIN, Identity, Role, require_id
 
 _HEX = frozenset("0123456789abcdef")
@@ -49,7 +49,7 @@ async def revoke(
     site = Site(Layout(folder.absolute()), out.progress)
     found: dict[str, Revocation] = {}
     now = int(time.time())
-    uri = _uri(namespace, role, name) if name else ""
+    uri = _identity(namespace, role, name).uri if name else ""
     for each in fingerprint or ():
         found[_fingerprint(each)] = Revocation(identity=uri, at=now)
     for path in file or ():
@@ -96,26 +96,17 @@ async def kick(
 ) -> None:
     """Disconnect an agent: it is back at once, with the permissions of this moment, if it still may."""
     out = Output(json=json)
-    uri = _uri(namespace, role, name)
+    identity = _identity(namespace, role, name)
+    uri = identity.uri
     async with Site(Layout(folder.absolute()), out.progress).control() as (controller, store):
         count, unseen = await controller.kick(uri), controller.unseen
         if not count and not unseen:
             stored = await store.get(namespace)
-            if stored is None or name not in _named(stored.document, role):
+            if stored is None or grant_for(stored.document, identity) is None:
                 raise ConfigurationError(f"there is no {role} {name!r} in namespace {namespace!r}")
     document = {"identity": uri, "disconnected": count, "unseen_nodes": unseen}
     out.result(document, f"{count} connections of {uri} ended")
     _require_all_seen(out, unseen)
-
-
-def _named(document: Document, role: Role) -> Collection[str]:
-    """Who may connect in this role."""
-    by_role: dict[Role, Collection[str]] = {
-        Role.AGENT: document.agents,
-        Role.OPERATOR: document.operators,
-        Role.INSPECTOR: document.inspectors,
-    }
-    return by_role.get(role, ())
 
 
 def _require_all_seen(out: Output, unseen: int) -> None:
@@ -127,9 +118,9 @@ def _require_all_seen(out: Output, unseen: int) -> None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _uri(namespace: str, role: Role, name: str) -> str:
+def _identity(namespace: str, role: Role, name: str) -> Identity:
     require_id(namespace, "namespace")
-    return Identity(DEFAULT_TRUST_DOMAIN, namespace, role, require_id(name, f"{role} id")).uri
+    return Identity(DEFAULT_TRUST_DOMAIN, namespace, role, require_id(name, f"{role} id"))
 
 
 def _of_file(path: Path, uri: str, now: int) -> dict[str, Revocation]:

@@ -94,13 +94,8 @@ class Inspected:
 
 
 @pytest.fixture(scope="module")
-def system(shared: Shared) -> System:
-    """A running broker, the same for the whole file."""
-    return shared.system()
-
-
-@pytest.fixture(scope="module")
-def inspected(system: System, tmp_path_factory: pytest.TempPathFactory) -> Inspected:
+def inspected(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Inspected:
+    system = shared.system()
     found = Inspected(system, NatsCli(tmp_path_factory.mktemp("config"), system.layout.root.parent))
     asyncio.run(found.fill())
     for role in ("inspector", "operator"):
