@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from nats import errors
@@ -214,6 +214,22 @@ class AskingClient(Client):
         return command
 
     # -- publishing and reading --------------------------------------------------------------------------
+    async def publish_all(self, messages: Sequence[Published]) -> None:
+        """Publish them one right behind the other. That their subjects are subjects is not looked at.
+
+        Raises: as ``publish``.
+        """
+        commands = [self._command(each.subject, "", each.payload, each.headers) for each in messages]
+        if self._status != Client.CONNECTED or not all(commands):
+            for each in messages:
+                await self.publish(each.subject, each.payload, headers=each.headers)
+            return
+        self.stats["out_msgs"] += len(messages)
+        self.stats["out_bytes"] += sum(len(each.payload) for each in messages)
+        await self._send_command(b"".join(commands))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
     ) -> None:

@@ -196,12 +196,30 @@ _LINE_KEYS = (  # in the order of the fields
     "by",
     "letter",
 )
+_NO_OPERATOR = _LINE_KEYS.index("by")
+"""So many fields a line has that is no operator's doing."""
 _KNOWN_LINE_KEYS = frozenset(_LINE_KEYS)
 _WAYS = {str(way): way for way in Way}
 
 
 def _line_out(line: DecisionLine) -> dict[str, Any]:
-    return {key: value for key, value in zip(_LINE_KEYS, line, strict=True) if value != ""}
+    op, identifier, sender, target, kind, size, decided, rule, way, time, committed, print_, by, letter = line
+    if by or letter or "" in line[:_NO_OPERATOR]:
+        return {key: value for key, value in zip(_LINE_KEYS, line, strict=True) if value != ""}
+    return {  # as most are: written out it takes half as long
+        "op": op,
+        "id": identifier,
+        "from": sender,
+        "to": target,
+        "type": kind,
+        "size": size,
+        "decision": decided,
+        "rule": rule,
+        "way": way,
+        "at": time,
+        "commit": committed,
+        "cert": print_,
+    }
 
 
 def _line_in(raw: dict[str, Any]) -> DecisionLine:

@@ -24,6 +24,7 @@ _TURN = 0.005
 _TOGETHER = 16
 """Calls whose content is searched together first. The more there are, the likelier one of them holds
 something, and then all are searched one by one."""
+_REQUEST, _BATCH = Op.REQUEST, Way.BATCH  # looked up once, as in ``audit.entry``
 _NOBODY = "0" * 20
 """An instance that does not exist."""
 
@@ -115,12 +116,12 @@ class Messages:
             fields |= {headers.SENT: call.errand.sent, headers.REDRIVES: str(call.errand.redrives)}
             if call.reply_token:
                 fields[headers.REPLY_TOKEN] = self._renewed(call)
-        if call.op == Op.REQUEST:
+        if call.op == _REQUEST:
             fields[headers.DEADLINE] = str(call.deadline)
             fields[headers.REPLY_TOKEN] = self._capability(call)
         if call.stream and headers.REPLY_TOKEN in fields:
             fields[headers.STREAM] = "1"
-        line = deciding.allowed(call, "permissions", Way.BATCH, committed, now)
+        line = deciding.allowed(call, "permissions", _BATCH, committed, now)
         outgoing = Outgoing(
             subjects.inbox(call.target),
             call.body,

@@ -32,6 +32,7 @@ MOST_BYTES_OF_ONE = 16 << 20
 _GLANCE = 1 << 20
 """Bytes up to which one pass over the raw bytes is done in place: two milliseconds."""
 _JUDGED = frozenset({Op.SEND, Op.REQUEST, Op.DELAY})
+_SCREENED = frozenset({Op.FRAME, Op.PROMPT})
 
 Go = Callable[[Call], None]
 
@@ -129,9 +130,11 @@ class Searching:
 
     def _screens(self, call: Call) -> FrameCalls | ModelAnswers | None:
         """Who searches it with what came before; None where its body stands for itself."""
+        if call.op not in _SCREENED:
+            return None
         if call.op == Op.FRAME:
             return self._frames
-        return self._answers if call.op == Op.PROMPT and is_answer(call) else None
+        return self._answers if is_answer(call) else None
 
     def _rules(self, call: Call) -> Ruleset | None:
         """The rules by which the call will be searched; None where it will not come so far."""

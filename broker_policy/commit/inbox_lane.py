@@ -40,7 +40,7 @@ from broker_policy.jetstream import (
     subject_full,
 )
 from broker_policy.telemetry.watching import Watch
-from mas_nats.asking import AskingClient
+from mas_nats.asking import AskingClient, Published
 from mas_nats.policy import refusals
 from mas_nats.policy.call import Call
 from mas_nats.wire import headers
@@ -280,8 +280,7 @@ class InboxLane:
     async def _publish_batch(self, prepared: Prepared, items: Sequence[Judged]) -> None:
         batch = secrets.token_hex(11)
         first = {**prepared.fields, headers.BATCH_ID: batch, headers.BATCH_SEQUENCE: "1"}
-        await self._nc.publish(prepared.subject, prepared.body, headers=first)
-        last = len(items)
+        whole = [Published(prepared.subject, prepared.body, first)]
         for position, judged in enumerate(items):
             message = judged.message
             fields = message.fields | {
@@ -289,12 +288,12 @@ class InboxLane:
                 headers.BATCH_ID: batch,
                 headers.BATCH_SEQUENCE: str(position + 2),
             }
-            if position + 1 < last:
-                await self._nc.publish(message.subject, message.body, headers=fields)
-            else:
-                fields[headers.BATCH_COMMIT] = "1"
-                answer = await self._nc.request(message.subject, message.body, timeout=10, headers=fields)
-                checked(answer.data)
+            whole.append(Published(message.subject, message.body, fields))
+        last = whole.pop()
+        last.headers[headers.BATCH_COMMIT] = "1"
+        await self._nc.publish_all(whole)
+        answer = await self._nc.request(last.subject, last.payload, timeout=10, headers=last.headers)
+        checked(answer.data)
 
     async def _log_full(self, told: Sequence[Judged], items: Sequence[Judged]) -> None:
         """Refuse what would have to be stored. What needs no room is told as it is: it stays true."""

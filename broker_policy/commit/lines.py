@@ -23,12 +23,16 @@ def line_of(
 ) -> DecisionLine:
     """The line about ``call``, decided at ``time`` (unix milliseconds; None: now by this machine's clock)."""
     errand = call.errand
+    claimed = message_id, target, kind = call.message_id, call.target, call.type
+    whole = message_id + target + kind
+    if printable(whole, _LONGEST) != whole:
+        message_id, target, kind = (printable(each, _LONGEST) for each in claimed)
     return DecisionLine(  # by place: by name it takes twice as long
         call.op,
-        printable(call.message_id, _LONGEST),
+        message_id,
         call.sender,
-        printable(call.target, _LONGEST),
-        printable(call.type, _LONGEST),
+        target,
+        kind,
         len(call.body),
         decision,
         rule,

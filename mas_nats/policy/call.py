@@ -13,6 +13,7 @@ from mas_nats.wire.verdict import Decision, Verdict
 
 _MOST_TYPES = 16
 """Types that are named in one decision: all that are built in, and some of one's own."""
+_LONGEST = headers.MAX_VALUE_BYTES
 # Which attribute of a call a header goes into.
 _TEXTS = {
     headers.MSG_ID: "message_id",
@@ -134,7 +135,7 @@ class Call:
         call = cls(sender, op, body, reply_to, received=_now() if received is None else received)
         for name, value in fields.items():
             if (attribute := _TEXTS.get(name)) is not None:
-                setattr(call, attribute, call._kept(name, value))
+                setattr(call, attribute, value if len(value) <= _LONGEST else call._cut(name, value))
             elif (attribute := _MILLISECONDS.get(name)) is not None:
                 setattr(call, attribute, call._milliseconds(name, value))
             elif (attribute := _FLAGS.get(name)) is not None:
@@ -153,19 +154,18 @@ class Call:
         return self.due_at if self.delay < 0 else self.received + self.delay
 
     def _milliseconds(self, name: str, value: str) -> int:
-        value = self._kept(name, value)
+        if len(value) > _LONGEST:
+            value = self._cut(name, value)
         if value.isascii() and value.isdecimal() and len(value) < 16:
             return int(value)
         if value:
             self.malformed = f"{name} is not a number of milliseconds"
         return 0
 
-    def _kept(self, name: str, value: str) -> str:
-        """A header's value; no more of it is kept than one may hold."""
-        if len(value) > headers.MAX_VALUE_BYTES:
-            self.malformed = f"{name} has more than {headers.MAX_VALUE_BYTES} characters"
-            return value[: headers.MAX_ID_BYTES]
-        return value
+    def _cut(self, name: str, value: str) -> str:
+        """What is kept of a header's value that is longer than one may be."""
+        self.malformed = f"{name} has more than {_LONGEST} characters"
+        return value[: headers.MAX_ID_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

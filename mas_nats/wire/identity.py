@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_TRUST_DOMAIN = "mas"
@@ -118,6 +119,7 @@ def parse_spiffe_id(uri: str) -> Identity:
     return Identity(parts["domain"], parts.get("ns") or DEFAULT_NAMESPACE, role, parts["name"])
 
 
+@lru_cache(maxsize=1024)
 def split_target(target: str) -> tuple[str | None, str]:
     """Split ``agent`` or ``namespace/agent``; the namespace is None when not named.
 
