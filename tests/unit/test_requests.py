@@ -194,6 +194,66 @@ async def test_what_is_too_large_to_be_published_first_is_refused(connect: Conne
     assert heard == []
 
 
+async def test_all_that_is_published_together_is_one_write_and_the_request_after_it_comes_last(
+    connect: Connect,
+) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    await nc.request("said", b"first", timeout=5)
+    written, write = list[bytes](), nc._transport.write
+
+    def counted(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    nc._transport.write = counted
+    before = dict(nc.stats)
+    some = [Published("said", b"%d" % number, {"X-Number": str(number)}) for number in range(100)]
+    await nc.publish_all(some)
+    await nc.request("said", b"last", timeout=5)
+    assert heard == [b"first", *(each.payload for each in some), b"last"]
+    assert len(written) == 1
+    assert nc.stats["out_msgs"] - before["out_msgs"] == 101
+    assert nc.stats["out_bytes"] - before["out_bytes"] == 10 + 2 * 90 + 4
+
+
+async def test_all_arrive_with_their_headers(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    subscription = await other.subscribe("said.*")
+    await other.flush()
+    await nc.publish_all([Published("said.a", b"1", {"X-A": "ä", "X-B": ""}), Published("said.b", b"", {})])
+    one, two = [await subscription.next_msg(timeout=5) for _ in range(2)]
+    assert (one.subject, one.data, one.headers) == ("said.a", b"1", {"X-A": "ä", "X-B": ""})
+    assert (two.subject, two.data, two.headers) == ("said.b", b"", None)
+
+
+async def test_of_all_together_a_header_that_is_none_is_left_to_nats_py(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    with pytest.raises(nats.errors.BadHeaderError):
+        await nc.publish_all([Published("said", b"1", {"X-A": "1"}), Published("said", b"2", {"X A": "2"})])
+    with pytest.raises(nats.errors.MaxPayloadError):
+        await nc.publish_all([Published("said", bytes(nc.max_payload + 1), {})])
+    await nc.flush()
+    await other.flush()
+    assert heard == [b"1"]
+
+
+async def test_all_that_is_published_without_a_connection_arrives_with_the_next(connect: Connect) -> None:
+    nc, other = await connect(), await connect()
+    heard = await echo(other, "said")
+    await nc.force_reconnect()
+    await nc.publish_all([Published("said", b"%d" % number, {"X-A": "1"}) for number in range(3)])
+    assert heard == []
+    async with asyncio.timeout(10):
+        while len(heard) < 3:
+            await asyncio.sleep(0.01)
+    assert heard == [b"0", b"1", b"2"]
+    await nc.close()
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await nc.publish_all([Published("said", b"", {})])
+
+
 async def test_where_nobody_may_publish_it_fails_at_once(
     ca: CertificateAuthority, start_nats: Callable[..., Awaitable[NatsServer]], tmp_path: Path
 ) -> None:
