@@ -15,7 +15,6 @@ import logging
 import secrets
 import signal
 import sys
-from collections import Counter, deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +28,8 @@ from redis.exceptions import RedisError
 
 from broker_policy import huge_pages
 from broker_policy.admission.counters import PATIENCE, Counters
-from broker_policy.audit.file_sink import FileSink
 from broker_policy.audit.lease import Leases
-from broker_policy.audit.memory import Memory, memory_of
-from broker_policy.audit.projector import AWAY, Lag, Projector
-from broker_policy.audit.recall import Recall
-from broker_policy.audit.store import Store
-from broker_policy.callout.service import Attempt, CalloutService
-from broker_policy.calls.arriving import Arriving
+from broker_policy.callout.service import CalloutService
 from broker_policy.clock import ServerClock
 from broker_policy.commit.disk_room import DiskRoom, jetstream_store, local_disk
 from broker_policy.dead_letters.sweep import SWEEP_EVERY
@@ -46,47 +39,33 @@ from broker_policy.embedded.errors import NotDurable
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.ending import end
 from broker_policy.identity.pki import Holder
-from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.follower import PolicyFollower
 from broker_policy.sealing import Sealer
-from broker_policy.service import NamespaceService
+from broker_policy.serving import Namespaces, Shared
 from broker_policy.tenants.accounts import Grant, grant_for
 from broker_policy.tenants.connect import (
-    Listener,
     connect_callout,
     connect_control,
     connect_observer,
-    connect_tenant,
 )
 from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.live_keys import LiveWorkerKeys
 from broker_policy.tenants.material import PublicMaterial, WorkerKeys
 from broker_policy.tenants.reach import keep_in_reach
-from broker_policy.tenants.restore import restore
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
 from mas_nats.loop import run
-from mas_nats.policy.document import Document
-from mas_nats.policy.governance import AuditSink
 from mas_nats.policy.table import Table
-from mas_nats.resilient import ResilientClient
 from mas_nats.telemetry.settings import OFF, TelemetrySettings
 from mas_nats.wire import subjects
-from mas_nats.wire.identity import Identity, Role
+from mas_nats.wire.identity import Identity
 
 if TYPE_CHECKING:  # not loaded where it is off
     from broker_policy.telemetry.worker import WorkerTelemetry
 
 log = logging.getLogger(__name__)
 
-_START_PATIENCE = 1.0
-"""Seconds for which a namespace that begins to be served holds up the following of policy for the others."""
-_TRY_AGAIN = 1.0
 _FOLLOW_KEYS = 0.5
-_KEEP_WHOLE = 10.0
-"""Seconds between two looks for streams and consumers that somebody removed, and at who has no policy."""
-_MOST_UNHEARD = 1000
-"""Attempts to connect that are kept until their namespaces are served."""
 _NEW_OBJECTS = 10_000
 """Objects more than at the garbage collector's last look, before it looks again: those of calls under way
 are thousands, all of them in use."""
@@ -135,26 +114,6 @@ class WorkerConfig:
         )
 
 
-@dataclass(slots=True)
-class _Served:
-    """One namespace in this worker."""
-
-    nc: Any
-    service: NamespaceService
-    projector: Projector
-    projecting: asyncio.Task[None]
-    beside: list[asyncio.Task[None]]  # what looks after its service and its connection
-    removed: bool = False  # it had no policy at the last look
-
-    async def lag(self) -> Lag:
-        """What of the log is not in the chain yet."""
-        return await self.projector.lag()
-
-    def circuits(self) -> Counter[str]:
-        """How many circuits are open and half open."""
-        return self.service.circuits()
-
-
 class PolicyWorker:
     """One worker. Use ``start``, ``wait`` and ``stop``."""
 
@@ -174,13 +133,6 @@ class PolicyWorker:
         self._leases = Leases(self._redis)
         self._counters = Counters.at(config.redis_url, patience=config.counted_within)
         self._apart = Apart()
-        self._namespaces: dict[str, _Served] = {}
-        self._starting: dict[str, asyncio.Task[None]] = {}
-        self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._unheard: deque[Attempt] = deque(maxlen=_MOST_UNHEARD)  # in namespaces that are not served yet
-        self._starts: Counter[str] = Counter()
-        self._copied: set[str] = set()  # namespaces with a task that copies their audit
-        self._stopping = False
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._control: Any = None
@@ -190,6 +142,7 @@ class PolicyWorker:
         local = [local_disk(config.disk)] if config.disk is not None else []
         self._disk = DiskRoom(jetstream_store(self._jsz), *local)
         self._follower: PolicyFollower
+        self._namespaces: Namespaces
         self._callout: CalloutService
 
     async def start(self) -> None:
@@ -207,6 +160,7 @@ class PolicyWorker:
         self._follower = PolicyFollower(
             self._control, self.worker_id, server_clock=self._clock, keys=self._keys.names
         )
+        self._namespaces = Namespaces(self._shared())
         if config.endpoint.nodes > 1:
             stream = subjects.kv_stream(subjects.POLICY_BUCKET)
             self._spawn(keep_in_reach(self._control, stream, self.worker_id))
@@ -222,12 +176,12 @@ class PolicyWorker:
             self._resolve,
             revoked=self._revoked,
             clock=self._clock,
-            on_accept=self._on_accept,
-            on_refuse=self._on_refuse,
+            on_accept=self._namespaces.audit,
+            on_refuse=self._namespaces.audit,
         )
         await self._callout.start()
         self._spawn(self._follow_keys())
-        self._spawn(self._keep_whole())
+        self._spawn(self._namespaces.keep_whole())
         self._spawn(_gather_memory())
         if self._telemetry is not None:
             await self._telemetry.start(lambda: dict(self._namespaces), stale=lambda: self._follower.stale)
@@ -247,25 +201,23 @@ class PolicyWorker:
 
     async def stop(self) -> None:
         """Finish what was taken, close the records, disconnect."""
-        self._stopping = True
-        if self._leaving:
-            await asyncio.wait(self._leaving.values())
+        begun = self._control is not None  # so far that there is policy to follow
+        if begun:
+            await self._namespaces.begin_no_more()
         await end(self._tasks)
         if self._telemetry is not None:
             await self._telemetry.end_looking()
         if self._callout_nc is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self._callout.stop()
-        stopping = [served.service.stop() for served in self._namespaces.values()]
-        for result in await asyncio.gather(*stopping, return_exceptions=True):
-            if isinstance(result, BaseException):
-                log.error("a namespace did not stop in good order: %r", result)
-        if self._control is not None:
+        if begun:
+            await self._namespaces.stop_serving()
             await self._follower.stop()
-        await end(served.projecting for served in self._namespaces.values())
+            await self._namespaces.stop_projecting()
         await self._leases.stop()
-        connections = [served.nc for served in self._namespaces.values()]
-        for nc in (*connections, self._callout_nc, self._control, self._observer):
+        if begun:
+            await self._namespaces.disconnect()
+        for nc in (self._callout_nc, self._control, self._observer):
             if nc is not None:
                 await nc.close()
         await self._apart.stop()
@@ -317,175 +269,35 @@ class PolicyWorker:
         durability.require(await durability.redis_findings(self._redis))
 
     # -- namespaces ------------------------------------------------------------------------------------
+    def _shared(self) -> Shared:
+        config, telemetry = self._config, self._telemetry
+        return Shared(
+            name=config.name,
+            worker_id=self.worker_id,
+            endpoint=config.endpoint,
+            keys=self._keys,
+            follower=self._follower,
+            clock=self._clock,
+            sealer=self._sealer,
+            record_key=self._record_key,
+            redis=self._redis,
+            leases=self._leases,
+            counters=self._counters,
+            apart=self._apart,
+            disk=self._disk,
+            root=config.disk or Path(),
+            sweep_every=config.sweep_every,
+            watch=lambda namespace: None if telemetry is None else telemetry.watch(namespace),
+            observing=self._observing,
+            spawn=self._spawn,
+            ended=self._ended,
+        )
+
     async def _serve(self, table: Table) -> None:
-        """Begin to serve a namespace, and wait for it a moment: who applied a policy may use it at once."""
         self._take_ring()  # the server's time is known by now
         with contextlib.suppress(ConfigurationError):  # told by whoever needs them
             ruleset(table.document.governance.dlp)  # compiled now, not with the first message
-        namespace = table.namespace
-        if namespace in self._namespaces:
-            self._namespaces[namespace].service.policy_changed()
-        if namespace in self._namespaces or namespace in self._starting or self._stopping:
-            return
-        self._starting[namespace] = self._spawn(self._keep_starting(namespace))
-        if namespace not in self._leaving:
-            await asyncio.wait({self._starting[namespace]}, timeout=_START_PATIENCE)
-
-    async def _keep_starting(self, namespace: str) -> None:
-        try:
-            while not self._stopping and (table := self._follower.table(namespace)) is not None:
-                try:
-                    await self._start_namespace(table)
-                except Exception as error:  # noqa: BLE001 - whatever it is, the other namespaces go on
-                    log.warning("namespace %s cannot be served yet: %r", namespace, error)
-                    await asyncio.sleep(_TRY_AGAIN)
-                else:
-                    return
-        finally:
-            del self._starting[namespace]
-
-    async def _start_namespace(self, table: Table) -> None:
-        config, namespace = self._config, table.namespace
-        if namespace in self._leaving:
-            await asyncio.wait({self._leaving[namespace]})
-        self._starts[namespace] += 1
-
-        async def reconnected() -> None:  # the server may be a new one that has forgotten what was in memory
-            self._spawn(self._keep_restoring(namespace))
-
-        async def connect(what: str = "", listener: Listener | None = None) -> ResilientClient:
-            name = f"{self.worker_id}-{namespace}{what}"
-            account = table.document.account
-            return await connect_tenant(config.endpoint, self._keys, account, name=name, reconnected=listener)
-
-        nc = await connect(listener=reconnected)
-        service = NamespaceService(
-            nc,
-            namespace,
-            worker=f"{self.worker_id}x{self._starts[namespace]}",  # record numbers begin anew with each start
-            follower=self._follower,
-            sealer=self._sealer,
-            record_key=self._record_key,
-            recall=Recall(Store(self._redis, namespace)),
-            listen=lambda: connect("-state"),
-            sweep_every=config.sweep_every,
-            disk=self._disk,
-            clock=self._clock,
-            counters=self._counters,
-            apart=self._apart,
-            neighbours=self._entrance,
-            watch=None if self._telemetry is None else self._telemetry.watch(namespace),
-            token_ring=lambda: self._keys.tokens,
-        )
-        try:
-            await self._restore(nc, namespace)
-            await service.start()
-        except BaseException:
-            await service.stop()
-            await nc.close()
-            raise
-        projector = Projector(
-            namespace,
-            nc,
-            self._redis,
-            self._record_key,
-            clock=lambda: self._clock() / 1000,
-            remember=lambda: self._remember(nc),
-            leases=self._leases,
-            name=config.name,
-        )
-        projecting = asyncio.create_task(projector.run(), name=f"{namespace}-projector")
-        projecting.add_done_callback(self._ended)
-        beside = [self._spawn(service.wait_broken())]
-        if config.endpoint.nodes > 1:
-            reach = keep_in_reach(nc, subjects.INBOX_STREAM, f"{self.worker_id}-{namespace}")
-            beside.append(self._spawn(reach))
-        self._namespaces[namespace] = _Served(nc, service, projector, projecting, beside)
-        unheard = tuple(self._unheard)
-        self._unheard.clear()
-        for attempt in unheard:
-            self._audit_attempt(attempt)
-        if namespace not in self._copied:
-            self._copied.add(namespace)
-            store, root = Store(self._redis, namespace), config.disk or Path()
-            self._spawn(FileSink(store, lambda: self._sink_of(namespace), root=root).run())
-
-    def _entrance(self, namespace: str) -> Arriving | None:
-        """Where messages of other namespaces come in."""
-        served = self._namespaces.get(namespace)
-        return None if served is None else served.service.arriving
-
-    def _sink_of(self, namespace: str) -> AuditSink | None:
-        table = self._follower.table(namespace)
-        return None if table is None else table.document.governance.audit
-
-    async def _remember(self, nc: Client) -> Memory:
-        return await memory_of(nc, await self._observing(), self._config.endpoint.nodes)
-
-    async def _keep_restoring(self, namespace: str) -> None:
-        while namespace in self._namespaces and self._follower.table(namespace) is not None:
-            if await self._restored(namespace):
-                return
-            await asyncio.sleep(_TRY_AGAIN)
-
-    async def _keep_whole(self) -> None:
-        """Make again what was removed while the connection stood: nobody says so."""
-        while True:
-            await asyncio.sleep(_KEEP_WHOLE)
-            if not self._follower.stale:
-                await asyncio.gather(*map(self._restored, tuple(self._namespaces)))
-                self._let_go()
-
-    def _let_go(self) -> None:
-        """End serving namespaces that have had no policy since the last look: an idle one costs, too.
-
-        Nothing of theirs is removed. With a policy they are served again.
-        """
-        if self._stopping:
-            return
-        for namespace, served in tuple(self._namespaces.items()):
-            if self._follower.table(namespace) is not None:
-                served.removed = False
-            elif not served.removed:
-                served.removed = True
-            else:
-                del self._namespaces[namespace]
-                self._leaving[namespace] = asyncio.create_task(self._leave(namespace, served))
-
-    async def _leave(self, namespace: str, served: _Served) -> None:
-        """Close the records, project them, disconnect; sooner where there is a policy again."""
-        try:
-            await end(served.beside)
-            await served.service.stop()
-            while not self._stopping and self._follower.table(namespace) is None:
-                with contextlib.suppress(*AWAY):
-                    if await served.projector.at_rest():
-                        log.info("namespace %s has no policy any more: it is not served", namespace)
-                        break
-                await asyncio.sleep(_TRY_AGAIN)
-        except Exception:  # whatever it is, the other namespaces go on
-            log.exception("namespace %s has no policy any more, and was left in bad order", namespace)
-        finally:
-            await end([served.projecting])
-            await served.nc.close()
-            del self._leaving[namespace]
-
-    async def _restored(self, namespace: str) -> bool:
-        """Whether the namespace has all that it needs now."""
-        try:
-            await self._restore(self._namespaces[namespace].nc, namespace)
-        except (nats.errors.Error, nats.js.errors.Error, JetStreamError, OSError) as error:
-            log.warning("streams of %s cannot be looked at: %r", namespace, error)
-            return False
-        return True
-
-    async def _restore(self, nc: Client, namespace: str) -> None:
-        def policy() -> Document | None:
-            table = self._follower.table(namespace)
-            return None if table is None else table.document
-
-        if made := await restore(nc, policy, self._config.endpoint.nodes):
-            log.warning("namespace %s had lost %s: made again, empty", namespace, ", ".join(made))
+        await self._namespaces.serve(table)
 
     def _spawn(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(running)
@@ -523,25 +335,6 @@ class PolicyWorker:
 
     def _revoked(self, holder: Holder) -> bool:
         return self._follower.revoked(holder.fingerprint)
-
-    def _on_accept(self, attempt: Attempt) -> None:
-        self._audit_attempt(attempt)
-
-    def _on_refuse(self, attempt: Attempt) -> None:
-        self._audit_attempt(attempt)
-
-    def _audit_attempt(self, attempt: Attempt) -> None:
-        if attempt.holder is None:
-            return  # nobody was named: there is no namespace to audit it in, the log has it
-        identity = attempt.holder.identity
-        served = self._namespaces.get(identity.namespace)
-        if served is not None:
-            agent = identity.name if identity.role is Role.AGENT else ""
-            served.service.connected(
-                attempt.uri, attempt.holder.fingerprint, agent=agent, refused=attempt.reason
-            )
-        elif self._follower.table(identity.namespace) is not None:
-            self._unheard.append(attempt)  # let in as soon as there is a policy, and it is about to be served
 
 
 def _telemetry(config: WorkerConfig, worker: str) -> WorkerTelemetry | None:

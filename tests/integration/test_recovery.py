@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from broker_policy import worker
+from broker_policy import serving
 from broker_policy.audit.entry import short_fingerprint
 from broker_policy.audit.log import read
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.store import Store
 from broker_policy.jetstream import stream_info
+from broker_policy.serving import Namespaces
 from broker_policy.tenants.streams import AUDIT_GUARD
-from broker_policy.worker import PolicyWorker
 from mas_nats import Agent, AgentMessage, MasError
 from mas_nats.policy.document import Document
 from mas_nats.policy.table import Table
@@ -103,7 +103,7 @@ async def test_what_protects_the_log_is_made_again(up: Parts) -> None:
 
 async def test_what_is_removed_by_hand_is_made_again(up: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """While everything runs: nobody reconnects, and nobody is told."""
-    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.2)
+    monkeypatch.setattr(serving, "_KEEP_WHOLE", 0.2)
     namespace = await up.namespace(["asker", "desk", "idle"], {"asker": ["desk", "idle"]})
     await up.stop_worker(up.workers[0])
     await up.start_worker()
@@ -129,7 +129,7 @@ async def test_what_is_removed_by_hand_is_made_again(up: Parts, monkeypatch: pyt
 async def test_a_namespace_without_policy_is_let_go_and_taken_up_again(
     up: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.3)
+    monkeypatch.setattr(serving, "_KEEP_WHOLE", 0.3)
     agents, allow = ["asker", "desk", "idle"], {"asker": ["desk", "idle"]}
     other, namespace = await up.namespace(agents, allow), await up.namespace(agents, allow)
     await up.stop_worker(up.workers[0])
@@ -167,7 +167,7 @@ async def test_a_policy_that_comes_back_at_once_is_followed(
     up: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a worker lets go it takes no call, and begins anew behind it."""
-    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.1)
+    monkeypatch.setattr(serving, "_KEEP_WHOLE", 0.1)
     agents, allow = ["asker", "desk"], {"asker": ["desk"]}
     namespace = await up.namespace(agents, allow)
     await up.stop_worker(up.workers[0])
@@ -193,7 +193,7 @@ async def test_a_policy_that_comes_back_does_not_wait_for_the_audit(
     async def never(_: Projector) -> bool:
         return False
 
-    monkeypatch.setattr(worker, "_KEEP_WHOLE", 0.1)
+    monkeypatch.setattr(serving, "_KEEP_WHOLE", 0.1)
     monkeypatch.setattr(Projector, "at_rest", never)
     agents, allow = ["asker", "desk"], {"asker": ["desk"]}
     namespace = await up.namespace(agents, allow)
@@ -201,10 +201,10 @@ async def test_a_policy_that_comes_back_does_not_wait_for_the_audit(
     served = await up.start_worker()
     await up.without_policy([namespace])
     async with asyncio.timeout(20):
-        while namespace not in served._leaving:
+        while namespace not in served._namespaces._leaving:
             await asyncio.sleep(0.01)
     await asyncio.sleep(1)
-    assert namespace in served._leaving
+    assert namespace in served._namespaces._leaving
     await up.apply(wanted(namespace, agents, allow))
     async with AsyncExitStack() as stack:
         asker, desk = await pair(up, namespace, stack)
@@ -216,18 +216,18 @@ async def test_who_is_let_in_before_its_namespace_is_served_is_audited(
     up: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agents, allow = ["asker", "desk"], {"asker": ["desk"]}
-    free, start = asyncio.Event(), PolicyWorker._start_namespace
+    free, start = asyncio.Event(), Namespaces._start
 
-    async def late(self: PolicyWorker, table: Table) -> None:
+    async def late(self: Namespaces, table: Table) -> None:
         await free.wait()
         await start(self, table)
 
-    monkeypatch.setattr(PolicyWorker, "_start_namespace", late)
+    monkeypatch.setattr(Namespaces, "_start", late)
     namespace = await up.namespace(agents, allow)
     asker = Agent("asker", server_addr=up.broker.url, tls=up.tls("asker", namespace))
     starting = asyncio.create_task(eventually(asker.start))
     async with asyncio.timeout(20):
-        while not up.workers[0]._unheard:
+        while not up.workers[0]._namespaces._unheard:
             await asyncio.sleep(0.01)
     free.set()
     await starting
@@ -246,7 +246,7 @@ async def test_who_is_let_in_before_its_namespace_is_served_is_audited(
 
 async def served_by_nobody(up: Parts, namespace: str) -> None:
     async with asyncio.timeout(60):
-        while any(namespace in (*each._namespaces, *each._leaving) for each in up.workers):
+        while any(namespace in (*each._namespaces, *each._namespaces._leaving) for each in up.workers):
             await asyncio.sleep(0.05)
 
 
@@ -287,20 +287,20 @@ async def test_a_namespace_that_cannot_be_served_holds_up_no_other(up: Parts) ->
             operators = tuple(f"o{number}" for number in range(revision))
             changed = stored.document.model_copy(update={"operators": operators})
             await store.wait_confirmed(await store.put(changed, expected=stored.sequence))
-        assert len(worker._starting) == 1
+        assert len(worker._namespaces._starting) == 1
         await controller.ensure_tenant("early", stored.document.limits)
         async with asyncio.timeout(10):
             while "early" not in worker._namespaces:
                 await asyncio.sleep(0.05)
         assert len(await controller._connections({"state": 0})) <= connections + 2
-    assert worker._starting == {}
+    assert worker._namespaces._starting == {}
 
 
 async def test_a_worker_sees_since_when_the_log_knows_ids(up: Parts) -> None:
     namespace = await up.namespace(["asker"], {})
     worker = up.workers[0]
     nc = worker._namespaces[namespace].nc
-    first = await worker._remember(nc)
+    first = await worker._namespaces._remember(nc)
     assert 0 < time.time() - first.since < 60
     up.nats.kill()
     restarted = time.time()
@@ -308,7 +308,7 @@ async def test_a_worker_sees_since_when_the_log_knows_ids(up: Parts) -> None:
     async with asyncio.timeout(10):
         while not nc.is_connected:
             await asyncio.sleep(0.05)
-    assert (await worker._remember(nc)).since >= restarted - 1
+    assert (await worker._namespaces._remember(nc)).since >= restarted - 1
 
 
 async def test_apply_sees_the_workers_again_after_such_a_restart(up: Parts) -> None:
