@@ -16,7 +16,9 @@ from nats.aio.transport import TcpTransport
 from nats.js.api import Header
 from nats.protocol.command import hpub_cmd, pub_cmd
 
+from mas_nats import transport
 from mas_nats.questions import Questions, fail
+from mas_nats.read_together import ReadTogether
 from mas_nats.wire.header_block import header_block, header_fields
 
 _FEW = 2
@@ -78,7 +80,8 @@ class AskingClient(Client):
         super().__init__()
         self._questions = Questions()
         self._inbox = ""
-        self._direct: dict[int, Receive] = {}
+        self._direct: dict[int, Receive | ReadTogether] = {}  # by subscription
+        self._reports: set[asyncio.Task[None]] = set()
 
     async def subscribe_directly(self, subject: str, receive: Receive, *, queue: str = "") -> Subscription:
         """Call ``receive`` with each message as it is read, without a queue and a task between.
@@ -89,8 +92,18 @@ class AskingClient(Client):
             nats.errors.Error: the subject is none, or the connection is closed.
 
         """
+        return await self._subscribe(subject, queue, receive)
+
+    async def subscribe_together(self, subject: str, receive: transport.Receive) -> Subscription:
+        """Call ``receive`` with each message, as soon as all that was read with it is taken apart.
+
+        Raises: as ``subscribe_directly``.
+        """
+        return await self._subscribe(subject, "", ReadTogether(receive, self._report_later))
+
+    async def _subscribe(self, subject: str, queue: str, receiver: Receive | ReadTogether) -> Subscription:
         number = self._sid + 1  # which nats-py gives it before anything else can
-        self._direct[number] = receive
+        self._direct[number] = receiver
         try:
             return await self.subscribe(subject, queue)
         except BaseException:
@@ -98,26 +111,45 @@ class AskingClient(Client):
             raise
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._direct.pop(sid, None)
+        self._end(self._direct.pop(sid, None))
         super()._remove_sub(sid, max_msgs)
 
+    def _receive_no_more(self) -> None:
+        for receiver in self._direct.values():
+            self._end(receiver)
+        self._direct.clear()
+
+    def _end(self, receiver: Receive | ReadTogether | None) -> None:
+        if isinstance(receiver, ReadTogether):
+            receiver.end()
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        if (receive := self._direct.get(sid)) is None:
+        if (receiver := self._direct.get(sid)) is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        fields = await self._process_headers(headers) if headers else None
+        fields = header_fields(headers) if headers else None
+        if headers and fields is None:
+            fields = await self._process_headers(headers)
+        if isinstance(receiver, ReadTogether):
+            receiver.add(subject, reply, fields or {}, data)
+            return
         if (message := self._build_message(sid, subject, reply, data, fields)) is None:
             return
         try:
-            await receive(message)
+            await receiver(message)
         except asyncio.CancelledError:
             if (reading := asyncio.current_task()) is None or reading.cancelling():
                 raise
             await self._report(errors.Error(f"whoever received a message on {message.subject} was cancelled"))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the reading
             await self._report(error)
+
+    def _report_later(self, error: Exception) -> None:
+        task = asyncio.create_task(self._report(error))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
 
     async def _report(self, error: Exception) -> None:
         with contextlib.suppress(Exception):

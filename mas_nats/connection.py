@@ -231,11 +231,7 @@ class NatsConnection:
 
     async def subscribe(self, subject: str, receive: Receive) -> NatsSubscription:
         """Call ``receive`` for every message on ``subject``, in order."""
-
-        async def received(message: Msg) -> None:
-            receive(_incoming(message))
-
-        return NatsSubscription(await self._client.subscribe(subject, cb=received))
+        return NatsSubscription(await self._client.subscribe_together(subject, receive))
 
     async def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the server has taken everything published so far; False when it did not in time."""

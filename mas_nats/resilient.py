@@ -63,7 +63,7 @@ class ResilientClient(AskingClient):
     async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py has it
         # First, since a silent server takes long to leave; nothing is asked of a closed connection any more.
         self._questions.give_up(errors.ConnectionClosedError)
-        self._direct.clear()
+        self._receive_no_more()
         await super()._close(status, do_cbs)
 
     def _writes_nowhere(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from broker_policy.identity.pki import CertificateAuthority
 from mas_nats.asking import Published
 from mas_nats.questions import PublishDenied
 from mas_nats.resilient import ResilientClient
+from mas_nats.transport import Incoming
 
 Connect = Callable[[], Awaitable[ResilientClient]]
 
@@ -426,6 +428,80 @@ async def test_draining_brings_what_has_arrived(nc: ResilientClient) -> None:
     await subscription.drain()
     assert heard == [b"%d" % number for number in range(100)]
     assert list(nc._direct) == []
+
+
+async def test_what_is_read_together_is_received_in_order(nc: ResilientClient, connect: Connect) -> None:
+    """Its receiver runs where it was subscribed, and after what was read with it was taken apart."""
+    heard, where = list[bytes](), ContextVar[str]("where")
+    where.set("here")
+
+    def receive(message: Incoming) -> None:
+        assert where.get() == "here"
+        heard.append(message.data)
+        assert message == ("said", "back", {"Mas-Type": "note"}, message.data)
+
+    subscription = await nc.subscribe_together("said", receive)
+    await nc.flush()
+    where.set("elsewhere")
+    other = await connect()
+    for number in range(1000):
+        await other.publish("said", b"%d" % number, reply="back", headers={"Mas-Type": "note"})
+    await other.flush()
+    await subscription.drain()
+    assert heard == [b"%d" % number for number in range(1000)]
+    assert list(nc._direct) == []
+
+
+async def test_what_goes_wrong_with_one_read_together_keeps_no_other_one(
+    ca: CertificateAuthority, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    where = endpoint(ca, tmp_path / "c", nats_server, "a")
+    nc, wrong, heard = ResilientClient(), list[Exception](), list[bytes]()
+
+    async def on_error(error: Exception) -> None:
+        wrong.append(error)
+        raise error
+
+    def receive(message: Incoming) -> None:
+        heard.append(message.data)
+        if message.data == b"bad":
+            raise ZeroDivisionError
+
+    await nc.connect_within(5, error_cb=on_error, servers=where.servers, tls=where.context())
+    try:
+        await nc.subscribe_together("said", receive)
+        for body in (b"good", b"bad", b"good"):
+            await nc.publish("said", body)
+        await nc.flush()
+        assert heard == [b"good", b"bad", b"good"]
+        await asyncio.sleep(0)
+        assert [type(each) for each in wrong] == [ZeroDivisionError]
+    finally:
+        await nc.close()
+
+
+@pytest.mark.parametrize("end", ["unsubscribed", "closed"])
+async def test_what_is_read_together_with_the_end_is_dropped(nc: ResilientClient, end: str) -> None:
+    heard: list[bytes] = []
+    subscription = await nc.subscribe_together("said", lambda message: heard.append(message.data))
+    number = max(nc._direct)
+    await nc._process_msg(number, b"said", b"", b"1", b"")
+    await asyncio.sleep(0)
+    await nc._process_msg(number, b"said", b"", b"2", b"")
+    await (subscription.unsubscribe() if end == "unsubscribed" else nc.close())
+    await asyncio.sleep(0)
+    assert heard == [b"1"]
+    assert list(nc._direct) == []
+
+
+async def test_a_subject_that_is_no_text_is_nobodys(nc: ResilientClient) -> None:
+    heard: list[str] = []
+    await nc.subscribe_together("said.*", lambda message: heard.append(message.subject))
+    number = max(nc._direct)
+    for subject in (b"said.\xff", b"said.1"):
+        await nc._process_msg(number, subject, b"", b"", b"")
+    await asyncio.sleep(0)
+    assert heard == ["said.1"]
 
 
 async def test_a_flush_without_a_connection_says_so_at_once(
