@@ -64,7 +64,8 @@ class Calls:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + min(timeout, MAX_TIMEOUT)
-        may_have_arrived, since = False, dict[type[Exception], float]()
+        may_have_arrived = False
+        since: dict[type[Exception], float] = {}  # which refusals began when
         wait, pause = self._patience.wait, _PAUSE
         while True:
             this_try = max(0.0, min(wait, end - loop.time()))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -100,7 +101,7 @@ class Messenger:
         due: Due | None = None,
     ) -> str:
         """Send, or have it held until it is ``due``; the id is returned once the message is durable."""
-        known = message_id or new_message_id()
+        known = _checked(message_id) if message_id else new_message_id()
         body, fields = self._compose(known, message_type, data)
         fields[headers.TARGET] = _target(target)
         if due is not None:
@@ -126,7 +127,7 @@ class Messenger:
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
     ) -> AgentMessage:
         """Send a request and wait for its reply."""
-        known = message_id or new_message_id()
+        known = _checked(message_id) if message_id else new_message_id()
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         if self._telemetry is None:
             return self._read_reply(await self._ask(body, fields, timeout), target, known)
@@ -179,7 +180,7 @@ class Messenger:
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
     ) -> Stream:
         """A request whose reply is read in parts; it is sent when the reading begins."""
-        known = message_id or new_message_id()
+        known = _checked(message_id) if message_id else new_message_id()
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         fields[headers.STREAM] = "1"
         sending: Sending = UNWATCHED
@@ -261,7 +262,6 @@ class Messenger:
 
     def _compose(self, message_id: str, message_type: str, data: Payload) -> tuple[bytes, dict[str, str]]:
         """Check what can be checked here, so that the error comes where the mistake is."""
-        _require_token("message id", message_id)
         _require_token("message type", message_type)
         body = encode(data)
         limit = self._session.terms.max_payload
@@ -368,13 +368,23 @@ def _require_requested(message: AgentMessage) -> None:
         )
 
 
+def _checked(message_id: str) -> str:
+    _require_token("message id", message_id)
+    return message_id
+
+
 def _require_token(what: str, value: object) -> None:
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+    if not isinstance(value, str) or not _is_token(value):
         raise invalid(
             what.replace(" ", "_"),
             f"the {what} is not made of 1 to 128 printable ASCII characters without spaces",
             "Use a short name such as 'ask' or 'order.created'",
         )
+
+
+@lru_cache(maxsize=256)
+def _is_token(value: str) -> bool:
+    return _TOKEN.fullmatch(value) is not None
 
 
 def _target(target: str) -> str:
