@@ -252,14 +252,13 @@ class Inbox:
             self._pull.more()
 
     async def _attempt(self, message: AgentMessage, fields: Mapping[str, str]) -> _Failure | None:
-        now = self._now()
-        if message.deadline is not None and message.deadline.timestamp() < now:
+        if message.deadline is not None and message.deadline.timestamp() < self._now():
             return _Failure(Decision.EXPIRED, "", retryable=False, handler_failed=False)
         try:
             if self._telemetry is None:
                 await self._handle(message)
             else:
-                with self._telemetry.processing(message, fields, now):
+                with self._telemetry.processing(message, fields, self._now()):
                     await self._handle(message)
         except StreamCancelled:
             return None  # nobody waits for what it did not finish

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class ReplyWriter(Protocol):
         """
 
 
-@dataclass(slots=True)
+@dataclass(init=False)
 class Course:
     """What the SDK remembers of one delivery.
 
@@ -206,6 +207,7 @@ def read_message(
     return read
 
 
+@lru_cache(maxsize=256)
 def _time(milliseconds: str) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
