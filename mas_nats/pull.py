@@ -82,6 +82,7 @@ class StandingPull:
         self._pause = _FIRST_PAUSE
         self._subscription: Subscription | None = None
         self._asking = asyncio.Event()
+        self._look: asyncio.Handle | None = None  # for room
         self._not_before = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._last_word: tuple[str, asyncio.Event] | None = None
@@ -142,7 +143,12 @@ class StandingPull:
         self.more()
 
     def more(self) -> None:
-        """There may be room again."""
+        """There may be room again: looked at once, however many say so in one turn of the loop."""
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_soon(self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        self._look = None
         room = self._room()
         free = room - self._busy() - self._coming
         if free > 0 and (self._coming <= 0 or free * 2 >= room):
@@ -187,7 +193,7 @@ class StandingPull:
 
     def _received(self, prefix: str, message: Incoming) -> None:
         self._sign_of_life = self._time()
-        if not (status := message.status):
+        if message.data or not (status := message.status):
             self._pause = _FIRST_PAUSE
             self._count_one()
             self._receive(message)
