@@ -374,7 +374,7 @@ def _checked(message_id: str) -> str:
 
 
 def _require_token(what: str, value: object) -> None:
-    if not isinstance(value, str) or not _is_token(value):
+    if not isinstance(value, str) or len(value) > headers.MAX_ID_BYTES or not _is_token(value):
         raise invalid(
             what.replace(" ", "_"),
             f"the {what} is not made of 1 to 128 printable ASCII characters without spaces",

@@ -82,6 +82,7 @@ class StandingPull:
         self._pause = _FIRST_PAUSE
         self._subscription: Subscription | None = None
         self._asking = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._look: asyncio.Handle | None = None  # for room
         self._not_before = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,8 +145,8 @@ class StandingPull:
 
     def more(self) -> None:
         """There may be room again: looked at once, however many say so in one turn of the loop."""
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_soon(self._look_for_room)
+        if self._look is None and not self._loop.is_closed():  # closed: a handler was left behind
+            self._look = self._loop.call_soon(self._look_for_room)
 
     def _look_for_room(self) -> None:
         self._look = None

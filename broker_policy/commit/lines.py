@@ -25,7 +25,7 @@ def line_of(
     errand = call.errand
     claimed = message_id, target, kind = call.message_id, call.target, call.type
     whole = message_id + target + kind
-    if printable(whole, _LONGEST) != whole:
+    if " " in whole or printable(whole, _LONGEST) != whole:
         message_id, target, kind = (printable(each, _LONGEST) for each in claimed)
     return DecisionLine(  # by place: by name it takes twice as long
         call.op,

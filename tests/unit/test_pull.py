@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -97,3 +98,33 @@ async def test_it_asks_again_when_nothing_is_on_its_way_any_more(one: Pull):
     assert not one.pull._asking.is_set()
     one.deliver("9")
     await eventually(lambda: one.connection.asked == [10, 10])
+
+
+def test_who_says_that_there_is_room_when_the_loop_has_ended_is_not_heard() -> None:
+    """As a handler does that nobody ended, when it is collected as garbage."""
+
+    async def begin() -> StandingPull:
+        one = Pull()
+        await one.pull.start()
+        return one.pull
+
+    loop = asyncio.new_event_loop()
+    pull = loop.run_until_complete(begin())
+    pull.more()
+    loop.run_until_complete(pull.stop())
+    loop.close()
+    pull.more()
+
+
+async def test_it_looks_for_room_once_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Pull()
+    looks: list[int] = []
+    monkeypatch.setattr(one.pull, "_room", lambda: looks.append(1) or 10)
+    for _ in range(5):
+        one.pull.more()
+    assert looks == []
+    await asyncio.sleep(0)
+    assert looks == [1]
+    one.pull.more()
+    await asyncio.sleep(0)
+    assert looks == [1, 1]

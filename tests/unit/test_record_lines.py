@@ -64,6 +64,8 @@ LONGEST = "x" * 128
         (("1", "b\x1b[2J", "t"), ("1", "b?[2J", "t")),
         (("1", "b", "ä"), ("1", "b", "?")),
         (("", "", ""), ("", "", "")),
+        (("", "a ", "a"), ("", "a", "a")),
+        (("a", " ", "a"), ("a", "", "a")),
     ],
 )
 def test_what_a_call_claims_is_cut_short_and_made_printable_each_by_itself(
