@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.aio.client import Client
 from redis.asyncio import Redis
-from redis.exceptions import MasterDownError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
@@ -294,9 +294,11 @@ class SigningRound:
 
 
 def _says_nothing(problem: Exception) -> bool:
-    """Whether Redis says nothing of what it holds: it runs a script, has no master, or we may not ask."""
-    busy = isinstance(problem, ResponseError) and "BUSY " in str(problem)  # which has no class of its own
-    return busy or isinstance(problem, NoPermissionError | MasterDownError)
+    """Whether Redis says nothing of what it holds: it has no memory, runs a script, or we may not ask.
+
+    It says one thing only, that a key holds something of another kind.
+    """
+    return isinstance(problem, ResponseError) and "WRONGTYPE " not in str(problem)
 
 
 def _due(said: dict[str, float], namespace: str) -> bool:

@@ -117,14 +117,19 @@ class Store:
 
     async def end(self) -> End:
         """How the chain ends. Errors as ``head``."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(self.layout.head, *_HEAD_AND_LOG)
-            pipe.xrevrange(self.layout.chain, count=1)
-            pipe.xinfo_stream(self.layout.chain)  # an error where there is no chain
-            head, last, info = await pipe.execute(raise_on_error=False)
-        for answer in (head, last):
-            if isinstance(answer, Exception):
-                raise answer
+        while True:
+            # No transaction: Redis without memory refuses whatever is in one.
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.hmget(self.layout.head, *_HEAD_AND_LOG)
+                pipe.xrevrange(self.layout.chain, count=1)
+                pipe.xinfo_stream(self.layout.chain)  # an error where there is no chain
+                pipe.hmget(self.layout.head, *_HEAD_AND_LOG)
+                head, last, info, after = await pipe.execute(raise_on_error=False)
+            for answer in (head, last, after):
+                if isinstance(answer, Exception):
+                    raise answer
+            if head == after:  # else somebody appended between these questions
+                break
         at = _stored(last[0]).index if last else 0
         highest = 0
         if not isinstance(info, Exception):

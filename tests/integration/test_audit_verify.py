@@ -560,6 +560,32 @@ async def test_a_redis_that_runs_a_script_is_no_altered_audit(store, stream, cap
     assert [signed.checkpoint.index async for signed in stream.all()] == [300, 310]
 
 
+async def test_a_redis_without_memory_is_no_altered_audit(store, stream, caplog):
+    """It refuses writes, and whatever is in a transaction; the chain is verified and signed all the same."""
+    signing = SigningRound(store.redis, stream._nc, KEY)
+    await signing.sign()
+    await grow(store, 10)
+    await store.redis.config_set("maxmemory", 1)
+    with caplog.at_level(logging.WARNING):
+        await signing.sign()
+        report = await verify(store, stream.all(), KEYS)
+    await store.redis.config_set("maxmemory", 0)
+    assert [record.getMessage() for record in caplog.records] == []
+    assert (report.findings, report.signed_index) == ([], 310)
+
+
+async def test_the_end_of_a_chain_that_grows_is_of_one_moment(store):
+    async def growing() -> None:
+        for _ in range(30):
+            await grow(store, 1)
+
+    task = asyncio.create_task(growing())
+    while not task.done():
+        end = await store.end()
+        assert end.head.index == end.last == end.highest
+    await task
+
+
 async def test_who_may_not_ask_redis_has_found_no_altered_audit(store, stream, caplog):
     await store.redis.execute_command("ACL", "SETUSER", "blind", "on", "nopass", "~*", "+smembers", "+client")
     login = {"username": "blind", "password": "any"}
