@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
+from broker_policy.audit.complaint import complaint
 from broker_policy.audit.rotated_file import NotACopy, Place, RotatedFile
 from broker_policy.audit.store import Store, StoredEntry
 from mas_nats.policy.governance import AuditSink
@@ -103,7 +104,7 @@ class FileSink:
         if self._alarmed is not None and now - self._alarmed < _REPEAT_ALARM:
             return
         self._alarmed = now
-        said = str(error) if isinstance(error, NotACopy | OSError) else type(error).__name__
+        said = str(error) if isinstance(error, NotACopy | OSError) else complaint(error)
         logger.critical(
             "ALARM: the copy of the audit of %s is not written: %s. The audit itself goes on; the copy "
             "follows when this is repaired",

@@ -16,9 +16,10 @@ from typing import TypeVar
 import nats.errors
 from nats.aio.client import Client
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from broker_policy.audit import log
+from broker_policy.audit.complaint import complaint
 from broker_policy.audit.lease import Lease, Leases
 from broker_policy.audit.lost_log import begin_anew
 from broker_policy.audit.memory import Remember
@@ -69,6 +70,8 @@ _BY_NOW = 0.5
 _RESTART_CHECK_EVERY = 5.0
 _REPEAT_ALARM = 60.0
 _BACKOFF = (0.2, 5.0)  # seconds, first and longest
+_COMPLAINTS = 5
+"""Different ones that are said until it projects again."""
 
 AWAY = (RedisError, JetStreamError, nats.errors.Error, OSError, TimeoutError)
 """What is raised while Redis or NATS is away."""
@@ -123,7 +126,8 @@ class Projector:
     # -- for ever ------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Project until cancelled. Nothing ends it: while Redis or NATS is away, records wait in the log."""
-        pause, idle, away, leading, within = 0.0, self._interval, False, False, 0.0
+        pause, idle, leading, within = 0.0, self._interval, False, 0.0
+        away: set[str] = set()  # what is wrong, as it was said
         try:
             while True:
                 try:
@@ -138,7 +142,7 @@ class Projector:
                         leading = False
                         pause, within = max(self._interval, ASK_EVERY), _TOGETHER
                     if away:
-                        away = False
+                        away.clear()
                         logger.info("audit of %s: projecting again", self.namespace)
                 except Overtaken:
                     self._forget_log()
@@ -146,13 +150,7 @@ class Projector:
                 except AWAY as error:
                     leading = False
                     pause = min(2 * pause, _BACKOFF[1]) if away else _BACKOFF[0]
-                    if not away:
-                        away = True
-                        logger.warning(
-                            "audit of %s: not projecting (%s); records wait in the log",
-                            self.namespace,
-                            type(error).__name__,
-                        )
+                    self._complain(error, away)
                 except NewerRecord as newer:
                     leading = False
                     pause = _BACKOFF[1]
@@ -166,6 +164,15 @@ class Projector:
         finally:
             with contextlib.suppress(*AWAY):
                 await asyncio.shield(asyncio.wait_for(self._lease.give_up(), 1.0))
+
+    def _complain(self, error: Exception, said: set[str]) -> None:
+        """Say once what is wrong, and once more where it is something else by now."""
+        kind = complaint(error) if isinstance(error, ResponseError) else type(error).__name__
+        if kind not in said and len(said) < _COMPLAINTS:
+            said.add(kind)
+            logger.warning(
+                "audit of %s: not projecting (%s); records wait in the log", self.namespace, complaint(error)
+            )
 
     async def _leave_to_newer(self, newer: NewerRecord) -> None:
         """Let a worker of a newer version project; say so once a minute while it goes on."""

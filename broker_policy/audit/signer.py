@@ -28,6 +28,7 @@ from redis.exceptions import RedisError, ResponseError
 from broker_policy.audit import chain
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.checkpoint_stream import CheckpointStream, SignedNamespaces
+from broker_policy.audit.complaint import complaint
 from broker_policy.audit.draft import Head
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import NO_HEAD, Store, heads, namespaces
@@ -276,7 +277,7 @@ class SigningRound:
     def _fail(self, namespace: str, error: Exception) -> None:
         self._failed[namespace] = time.monotonic()
         if _due(self._complained, namespace):
-            logger.warning("the audit of %s is not signed for now: %s", namespace, type(error).__name__)
+            logger.warning("the audit of %s is not signed for now: %s", namespace, complaint(error))
 
     def use(self, key: Ed25519PrivateKey, keys: CheckpointKeys) -> None:
         """Sign with ``key`` from here on."""
@@ -369,7 +370,7 @@ async def _until(stop: asyncio.Event, signing: SigningRound, keys: Path) -> None
             await signing.sign()
         except (ConfigurationError, RedisError, JetStreamError, nats.errors.Error, OSError) as error:
             if not away:
-                logger.warning("not signing: %s", type(error).__name__)
+                logger.warning("not signing: %s", complaint(error))
             away = True
         else:
             away = False

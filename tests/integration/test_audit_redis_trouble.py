@@ -118,11 +118,15 @@ async def memory_again(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "end"),
-    [(no_replica, replica_again), (read_only, writable), (no_memory, memory_again)],
+    ("begin", "end", "why"),
+    [
+        (no_replica, replica_again, "NOREPLICAS"),
+        (read_only, writable, "READONLY"),
+        (no_memory, memory_again, "OOM"),
+    ],
     ids=["min-replicas-to-write", "a replica", "maxmemory"],
 )
-async def test_a_redis_that_refuses_writes(running: Running, caplog, begin, end) -> None:
+async def test_a_redis_that_refuses_writes(running: Running, caplog, begin, end, why) -> None:
     await running.write()
     await running.caught_up()
     before = await running.store.head()
@@ -145,8 +149,34 @@ async def test_a_redis_that_refuses_writes(running: Running, caplog, begin, end)
             return "projecting again" in caplog.text
 
         await running.until(said_again)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert why in warning  # once, and in Redis's own words
     assert sorted(await running.ids()) == sorted(running.written)
     await running.intact()
+
+
+async def test_what_else_goes_wrong_meanwhile_is_said_too(running: Running, caplog) -> None:
+    """It would be looked for where it is no more."""
+
+    async def said(what: str, times: int = 1) -> None:
+        async def so() -> bool:
+            return caplog.text.count(what) >= times
+
+        await running.until(so)
+
+    with caplog.at_level(logging.WARNING):
+        await no_memory(running.redis)
+        await running.write()
+        await said("OOM")
+        await read_only(running.redis)
+        await said("READONLY")
+        await writable(running.redis)
+        await no_memory(running.redis)
+        await asyncio.sleep(1)
+        await memory_again(running.redis)
+        await running.caught_up()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages)), "each once"
 
 
 async def test_a_redis_that_is_slow(running: Running) -> None:
