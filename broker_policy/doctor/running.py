@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from broker_policy.audit import log as audit_log
+from broker_policy.audit.complaint import complaint
 from broker_policy.audit.store import Store
 from broker_policy.doctor.check import Check, fail, ok, warn
 from broker_policy.embedded import durability, lock
@@ -41,6 +42,8 @@ _PATIENCE = 3.0
 _CLOCK_WARN, _CLOCK_FAIL = 1.0, 60.0
 _LAG_WARN, _LAG_FAIL = 5.0, 60.0
 _FIELDS = 3
+_NO_KEY = "mas:doctor"
+"""Of Redis, where nothing is."""
 _SILENT = (OSError, ValueError, http.client.HTTPException)
 _NO_ANSWER = (MasError, nats.errors.Error, JetStreamError, OSError)
 
@@ -149,14 +152,20 @@ def _patience(broker: Broker) -> float:
 
 async def _redis(client: Redis, broker: Broker) -> tuple[list[Check], bool]:
     place = broker.redis.partition("?")[0]
+    refused = None
     try:
-        await client.execute_command("PING")  # type: ignore[no-untyped-call]
+        # It would be stored where it is already, and it never is: nothing is changed.
+        await client.set(_NO_KEY, "", xx=True)
+    except redis.exceptions.ResponseError as error:
+        fix = "See to what it says: messages are accepted, the audit waits in the log until that is full"
+        refused = fail("redis-server", f"{place} takes no writes ({complaint(error)})", fix)
     except (redis.exceptions.RedisError, OSError) as error:
-        text = f"{place} does not answer ({type(error).__name__})"
+        text = f"{place} does not answer ({complaint(error)})"
         fix = "Look at its log: messages are accepted, the audit waits in the log until that is full"
         return [fail("redis-server", text, fix)], False
     findings = await durability.redis_findings(client)
-    return [ok("redis-server", f"{place} answers"), *_durable("redis durability", findings, broker)], True
+    first = refused or ok("redis-server", f"{place} answers")
+    return [first, *_durable("redis durability", findings, broker)], True
 
 
 def _durable(name: str, findings: Sequence[durability.Finding], broker: Broker) -> list[Check]:

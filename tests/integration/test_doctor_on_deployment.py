@@ -148,6 +148,42 @@ async def test_a_redis_that_hangs(system: System):
     await until_whole(system)
 
 
+@pytest.mark.parametrize(
+    ("broken", "whole", "says"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "'maxmemory'"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+    ],
+    ids=["maxmemory", "a replica"],
+)
+async def test_a_redis_that_takes_no_writes(system: System, broken: tuple[str], whole: tuple[str], says: str):
+    """It answers, and the audit does not go on; when that began, no record waits yet."""
+    async with Redis.from_url(system.broker.redis_url()) as client:
+        await client.execute_command(*broken)
+        try:
+            found = await bad(system)
+        finally:
+            await client.execute_command(*whole)
+        assert found["redis-server"].status is Status.FAIL
+        assert "takes no writes" in found["redis-server"].text
+        assert says in found["redis-server"].text
+        await until_whole(system)
+        assert not await client.exists("mas:doctor")
+
+
+async def test_a_redis_with_another_password(system: System):
+    url = system.broker.redis_url()
+    async with Redis.from_url(url) as client:
+        password = client.connection_pool.connection_kwargs["password"]
+        await client.config_set("requirepass", "another")
+        try:
+            found = await bad(system)
+        finally:
+            await client.config_set("requirepass", password)
+    assert "does not answer (AuthenticationError: " in found["redis-server"].text
+    assert "password" in found["redis-server"].text
+
+
 def test_a_relaxed_broker_is_a_warning(tmp_path: Path):
     relaxed = System.up(tmp_path / ".mas", "--relaxed", "--workers", "1")
     try:
