@@ -20,8 +20,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from broker_policy.audit import log as audit_log
+from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.complaint import complaint
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import Store
+from broker_policy.doctor import signing
 from broker_policy.doctor.check import Check, fail, ok, warn
 from broker_policy.embedded import durability, lock
 from broker_policy.embedded.errors import NotRunning
@@ -85,6 +88,10 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
             return [*checks, fail("policy", f"it cannot be asked ({type(error).__name__}: {error})", fix)]
         looks = [_namespace(endpoint, keys, client if answers else None, each, clock) for each in documents]
         checks += itertools.chain.from_iterable(await asyncio.gather(*looks))
+        if answers:
+            theirs = PublicMaterial.load(layout.keys).checkpoint_keys
+            names = [each.namespace for each in documents]
+            checks += await asyncio.gather(*(_signed(client, control, each, theirs, clock) for each in names))
     return checks
 
 
@@ -276,6 +283,18 @@ async def _namespace(
     waiting = len(page.messages) + page.pending
     age = clock() - page.messages[0].time / 1000 if page.messages else 0.0
     return [judge_projection(f"audit of {name}", waiting, age)]
+
+
+async def _signed(
+    client: Redis, control: Any, namespace: str, keys: CheckpointKeys, clock: Callable[[], float]
+) -> Check:
+    """Whether what was signed of a namespace is there, and what came since is signed."""
+    try:
+        found = await signing.read(Store(client, namespace), CheckpointStream(control, namespace))
+    except (*_NO_ANSWER, redis.exceptions.RedisError, ValueError, KeyError) as error:
+        text = f"it cannot be asked ({type(error).__name__}: {error})"
+        return fail(f"signer of {namespace}", text, "Look at the checks above, and run mas audit verify")
+    return signing.judge_signing(namespace, found, keys, clock())
 
 
 def judge_streams(namespace: str, lost: Sequence[str]) -> Check:

@@ -62,6 +62,7 @@ class Views:
 
     async def overview(self) -> Document:
         """Health, rates, what was decided and why something was refused."""
+        signed = await self._last_checkpoint()  # before the chain's end: that only grows meanwhile
         found, circuits, head, totals = await asyncio.gather(
             self.looks.rows(), self.circuits(), self._head(), self._totals(), return_exceptions=True
         )
@@ -79,7 +80,7 @@ class Views:
                 if workers
                 else "no policy worker answers: start one, or look into its log",
             },
-            self._signed(head, await self._last_checkpoint()),
+            self._signed(head, signed),
             _open_circuits(circuits),
         ]
         rows = [] if isinstance(found, BaseException) else found
@@ -320,6 +321,9 @@ class Views:
                 "ok": empty,
                 "text": "nothing to sign yet" if empty else "no checkpoint yet: look whether the signer runs",
             }
+        if isinstance(head, int) and head < last.checkpoint.index:
+            text = f"entry {last.checkpoint.index} was signed, but the chain ends at {head}: mas audit verify"
+            return {"name": "Signer", "ok": False, "text": text}
         age = max(self._clock() - last.checkpoint.time / 1000, 0)
         behind = 0 if isinstance(head, BaseException) else max(head - last.checkpoint.index, 0)
         text = f"signed up to entry {last.checkpoint.index}"

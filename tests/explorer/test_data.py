@@ -27,7 +27,7 @@ from tests.across import two
 from tests.explorer.checked import checked
 from tests.explorer.conftest import SECRET, Desk, options
 from tests.explorer.entries import a_line, decided, many
-from tests.explorer.served import exploring
+from tests.explorer.served import Explorer, exploring
 from tests.explorer.tampering import a_decision, edit
 from tests.system import System, mas
 
@@ -380,3 +380,25 @@ async def test_a_tampered_entry_makes_verification_fail(system: System):
         after = await asyncio.to_thread(explorer.api, "verify")
     assert not after["intact"]
     assert any(finding["index"] == index for finding in after["findings"])
+
+
+async def test_an_audit_that_redis_lost_is_seen_in_the_overview(system: System):
+    namespace = await system.namespace(["asker", "desk"], {"asker": ["desk"]})
+
+    def signer(explorer: Explorer) -> dict[str, Any]:
+        return next(each for each in explorer.api("overview")["health"] if each["name"] == "Signer")
+
+    async with Agent("asker", **options(system, "asker", namespace), receive=False) as asker:
+        await asker.send("desk", "note", {})
+    with exploring(system, namespace) as explorer:
+        signed = await asyncio.to_thread(
+            until, lambda: signer(explorer), lambda said: "up to" in said["text"]
+        )
+        assert signed["ok"]
+        async with system.redis() as redis, asyncio.timeout(60):
+            keys = f"{Store(redis, namespace).layout.prefix}*"
+            found = signed
+            while found["ok"]:  # what is in the log still is projected again, the same
+                await redis.delete(*[key async for key in redis.scan_iter(keys)])
+                found = await asyncio.to_thread(signer, explorer)
+    assert "was signed, but the chain ends at" in found["text"]

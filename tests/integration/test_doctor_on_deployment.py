@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from broker_policy.audit.checkpoint_stream import CheckpointStream
+from broker_policy.audit.store import Store
 from broker_policy.doctor import running
 from broker_policy.doctor.check import Check, Status
 from broker_policy.embedded.halt import halt
@@ -182,6 +184,44 @@ async def test_a_redis_with_another_password(system: System):
             await client.config_set("requirepass", password)
     assert "does not answer (AuthenticationError: " in found["redis-server"].text
     assert "password" in found["redis-server"].text
+
+
+@pytest.mark.parametrize("altered", [False, True], ids=["emptied", "altered"])
+async def test_an_audit_that_is_not_what_was_signed(system: System, altered: bool):
+    """Workers go on as if nothing was missing: that it is not signed any more has to be seen."""
+    namespace = await system.namespace(["a"], {})
+    name = f"signer of {namespace}"
+    async with system.redis() as redis:
+        store = Store(redis, namespace)
+        async with asyncio.timeout(30):
+            while not (await store.head()).index or name in await bad(system):
+                await asyncio.sleep(0.2)
+            while not (signed := await signed_up_to(system, namespace)):
+                await asyncio.sleep(0.2)
+        with paused(system, "w1", "w2"):  # else what is still in the log is projected again at once
+            if altered:
+                await redis.xdel(store.layout.chain, f"{signed}-0")
+                says = f"entry {signed} is not the one that was signed"
+            else:
+                await redis.delete(*[key async for key in redis.scan_iter(f"{store.layout.prefix}*")])
+                says = f"entry {signed} was signed, but the chain ends at 0"
+            found = await bad(system)
+    assert found[name].status is Status.FAIL
+    assert says in found[name].text
+    assert "mas audit verify" in found[name].fix
+    await system.without_policy([namespace])
+    await until_whole(system)
+
+
+async def signed_up_to(system: System, namespace: str) -> int:
+    control = await connect_control_admin(
+        system.broker.connection(system.layout, "controller"), system.material.controller
+    )
+    try:
+        signed, _ = await CheckpointStream(control, namespace).last()
+    finally:
+        await control.close()
+    return 0 if signed is None else signed.checkpoint.index
 
 
 def test_a_relaxed_broker_is_a_warning(tmp_path: Path):

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from broker_policy import cli
+from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
+from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.cli.app import ExitCode, app
 from broker_policy.commit.disk_room import Space
 from broker_policy.doctor import at_rest, running
 from broker_policy.doctor.check import Check, Status, worst
+from broker_policy.doctor.signing import Signing, judge_signing
 from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.tenants.material import create_material
@@ -164,3 +169,28 @@ async def test_a_broker_that_died_is_told_from_one_that_runs(layout):
     assert "secret" not in repr(found)
     layout.endpoint.write_text("{")
     assert "damaged" in bad(await running.look(layout))["broker"][1]
+
+
+def test_what_is_not_signed_for_long_and_what_another_key_signed():
+    key = Ed25519PrivateKey.generate()
+    keys, at = CheckpointKeys(key.public_key()), NOW.timestamp()
+
+    def judged(since: float, following: float = 0.0, **fields: Any) -> tuple[Status, str]:
+        checkpoint = Checkpoint("default", 3, "cc", 9, int((at - since) * 1000))
+        entry = int((at - following) * 1000) if following else 0
+        signed = SignedCheckpoint.sign(checkpoint, fields.pop("by", key))
+        found = Signing(
+            **{"signed": signed, "end": 3, "there": "cc", "removed": 0, "following": entry} | fields
+        )
+        check = judge_signing("default", found, keys, at)
+        return check.status, check.text
+
+    assert judged(1)[0] is Status.OK
+    assert judged(9000)[0] is Status.OK  # there is nothing to sign
+    assert judged(9000, 1, end=4)[0] is Status.OK  # it came just now
+    assert judged(1, 9000, end=4)[0] is Status.OK  # of long ago, projected just now
+    assert judged(400, 300, end=4) == (Status.WARN, "signed up to entry 3 of 4, and no further for 300 s")
+    assert judged(400, 300, signed=None, end=4)[1] == "signed up to entry 0 of 4, and no further for 300 s"
+    assert judged(1, end=2)[0] is judged(1, there=None)[0] is judged(1, there="dd")[0] is Status.FAIL
+    assert judged(1, there=None, removed=3)[0] is Status.OK  # it is in a sealed segment
+    assert judged(1, by=Ed25519PrivateKey.generate())[0] is Status.FAIL
