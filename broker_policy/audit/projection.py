@@ -120,12 +120,13 @@ class Projection:
     """Builds one append from consecutive records.
 
     ``writers`` is what is known of the writers before; it is not changed. After ``finish`` the new states
-    are in ``seen`` (None: forgotten).
+    are in ``seen`` (None: forgotten). ``alarms`` are what was found wrong with the log, in words.
     """
 
     def __init__(self, draft: Draft, writers: dict[str, WriterState], known: Known) -> None:
         self.draft = draft
         self.seen: dict[str, WriterState | None] = {}
+        self.alarms: list[str] = []
         self._writers = writers
         self._known = known
         self._settled = Settled()
@@ -211,6 +212,7 @@ class Projection:
         self.draft.add(
             entry.alarm(self.draft.next_index, stored.sequence, stored.time, what, writer, first, last)
         )
+        self.alarms.append(f"{what}, writer {writer!r}, records {first} to {last}")
 
     def _decisions(self, received: Received, record: Record, mark: str) -> None:
         draft, sequence = self.draft, received.stored.sequence

@@ -70,6 +70,8 @@ _BY_NOW = 0.5
 _RESTART_CHECK_EVERY = 5.0
 _REPEAT_ALARM = 60.0
 _BACKOFF = (0.2, 5.0)  # seconds, first and longest
+_NAMED = 10
+"""Alarms in one line."""
 _COMPLAINTS = 5
 """Different ones that are said until it projects again."""
 
@@ -174,6 +176,19 @@ class Projector:
                 "audit of %s: not projecting (%s); records wait in the log", self.namespace, complaint(error)
             )
 
+    def _alarm(self, found: list[str]) -> None:
+        """Say what is wrong with the log; the chain says it already."""
+        if found:
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            logger.critical(
+                "ALARM: the log of %s is not what workers wrote, or Redis lost what is gone from it (%s%s)."
+                " Run 'mas audit verify --namespace %s'",
+                self.namespace,
+                "; ".join(found[:_NAMED]),
+                more,
+                self.namespace,
+            )
+
     async def _leave_to_newer(self, newer: NewerRecord) -> None:
         """Let a worker of a newer version project; say so once a minute while it goes on."""
         if self._due("newer", _REPEAT_ALARM):
@@ -275,6 +290,7 @@ class Projector:
             projection.finish(self._tail.now())
             projection.draft.made = self._made
             await self._tail.append(projection.draft, projection.seen)
+            self._alarm(projection.alarms)
             self._removal.projected(portion)
         if newer is not None:
             raise newer
@@ -413,7 +429,9 @@ class Projector:
             end = await log.end(self._nc)
             if end.made == self._made and end.sequence >= self._tail.head.sequence:
                 return False
+        before = self._tail.head.sequence
         await begin_anew(self._tail, end)
+        self._alarm([f"it was lost or cut off: it was projected up to {before}, and ends at {end.sequence}"])
         self._made = end.made
         self._removal.forget()
         return True

@@ -1006,18 +1006,23 @@ async def alarms(redis: Redis) -> list[str]:
     return [finding.text for finding in report.findings]
 
 
-async def test_a_removed_record_is_an_alarm(nc, redis, projector):
+async def test_a_removed_record_is_an_alarm(nc, redis, projector, caplog):
     writer = await LogWriter(nc).open()
     await writer.write(RecordKind.DECISIONS, decisions=(line(),))
     victim = await writer.write(RecordKind.DECISIONS, decisions=(line(),))
     await delete_message(nc, "INBOX", victim)
     await project(projector)
     assert await alarms(redis) == []  # not before a later record was seen
+    assert caplog.text == ""
     await writer.write(RecordKind.MARK)
     await project(projector)
     [text] = await alarms(redis)
     assert "gap" in text
     assert "records 3 to 3" in text
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "ALARM" in said
+    assert "gap" in said
+    assert "records 3 to 3" in said
 
 
 async def test_a_removed_first_record_is_an_alarm(nc, redis, projector):
@@ -1095,7 +1100,7 @@ async def test_a_record_with_wrong_types_stops_nothing(nc, redis, projector, cha
     assert "unreadable" in text
 
 
-async def test_a_log_that_begins_anew_is_an_alarm_and_is_projected(nc, redis, projector):
+async def test_a_log_that_begins_anew_is_an_alarm_and_is_projected(nc, redis, projector, caplog):
     writer = await LogWriter(nc).open()
     for _ in range(5):
         await writer.write(RecordKind.DECISIONS, decisions=(line(),))
@@ -1108,6 +1113,7 @@ async def test_a_log_that_begins_anew_is_an_alarm_and_is_projected(nc, redis, pr
     await project(projector)
     [text] = await alarms(redis)
     assert "restarted" in text
+    assert caplog.text.count("ALARM") == 1
     assert len(await ask(Store(redis, NAMESPACE), Question())) == 6
 
 
