@@ -39,6 +39,8 @@ _PING_INTERVAL = 3
 """Seconds between pings; a silent server is given up after two."""
 _RECONNECT_JITTER = 0.1
 """Seconds at most by which an attempt to reconnect is put off at random."""
+_COMPLAINTS = 10
+"""Different ones that are said of a lost connection until it is there again."""
 _SYSTEM = jwt.Permissions(
     publish=(
         "$SYS.REQ.CLAIMS.UPDATE",
@@ -248,9 +250,22 @@ async def _connect(
     reconnected: Listener | None = None,
 ) -> ResilientClient:
     client = ResilientClient()
+    said: set[str] = set()  # of what was said since it was lost: most of it comes with every attempt
 
     async def on_error(error: Exception) -> None:
-        log.warning("connection %s: %s", name, error or type(error).__name__)
+        text = str(error) or type(error).__name__
+        if not client.is_connected:
+            if text in said or len(said) >= _COMPLAINTS:
+                return
+            said.add(text)
+        log.warning("connection %s: %s", name, text)
+
+    async def on_reconnect() -> None:
+        if said:
+            said.clear()
+            log.info("connection %s: connected again", name)
+        if reconnected is not None:
+            await reconnected()
 
     async def on_disconnect() -> None:
         try:
@@ -270,6 +285,6 @@ async def _connect(
         disconnected_cb=on_disconnect,
         ping_interval=_PING_INTERVAL,
         reconnect_jitter=_RECONNECT_JITTER,
-        reconnected_cb=reconnected,
+        reconnected_cb=on_reconnect,
     )
     return client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -324,6 +325,23 @@ async def test_apply_sees_the_workers_again_after_such_a_restart(up: Parts) -> N
         while worker._follower.revision != applied.revision:
             await asyncio.sleep(0.05)
     assert not worker._follower._unseen
+
+
+async def test_a_server_that_stays_away_does_not_fill_the_log_of_workers(
+    up: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each connection tries again many times a second, and says once what comes of it."""
+    with caplog.at_level(logging.INFO, "broker_policy.tenants.connect"):
+        up.nats.kill()
+        await asyncio.sleep(3)
+        messages = [record.getMessage() for record in caplog.records if "connection " in record.getMessage()]
+        connections = {message.split(": ")[0] for message in messages}
+        assert any("Connect call failed" in message for message in messages)  # the control
+        assert len(messages) <= 10 * len(connections)
+        await up.nats.start()
+        async with asyncio.timeout(20):
+            while "connected again" not in caplog.text:
+                await asyncio.sleep(0.1)
 
 
 async def test_nothing_accepted_is_lost_when_the_server_is_killed_under_load(up: Parts) -> None:
