@@ -46,6 +46,7 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
     """
     if plan.workers < 1:
         raise ConfigurationError(f"{plan.workers} workers: at least one is needed")
+    say = _heard_or_not(say)
     private_folder(layout.root)
     nodes = settle(layout, plan.nodes)
     since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -65,6 +66,19 @@ async def running(layout: Layout, plan: Plan, say: Callable[[str], None]) -> Asy
             await supervisor.stop()
             if folders is not None:
                 folders.remove()
+
+
+def _heard_or_not(say: Callable[[str], None]) -> Callable[[str], None]:
+    """``say``, which ends nothing where the line cannot be written, to a full disk or a lost terminal.
+
+    Who says it keeps processes running.
+    """
+
+    def said(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            say(line)
+
+    return said
 
 
 async def _bring_up(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from broker_policy.embedded.batch_folders import MEMORY
 from broker_policy.embedded.layout import Layout
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
-from tests.processes import children
+from tests.processes import children, kill
 from tests.system import REPOSITORY, System, mas
 
 MANIFEST = """
@@ -30,7 +31,7 @@ ALL = {"nats-server", "redis-server", "w1", "signer"}
 
 
 @contextlib.contextmanager
-def foreground(folder, *options, environment=None):
+def foreground(folder, *options, environment=None, stderr=subprocess.PIPE):
     """``mas up`` in the foreground with one worker; killed at the end if it is still there."""
     with subprocess.Popen(
         [
@@ -49,7 +50,7 @@ def foreground(folder, *options, environment=None):
         env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     ) as process:
         try:
@@ -265,3 +266,21 @@ def test_a_manifest_is_applied(folder):
         assert ready.get("ready"), ready
         process.terminate()
         assert "mas.yaml applied as revision" in process.stderr.read()
+
+
+def test_what_cannot_be_written_keeps_nothing_from_being_started_again_and_stopped(tmp_path):
+    """Its log is on a disk that is full: who watches over the servers must not end of that."""
+    folder = tmp_path / ".mas"
+    with Path("/dev/full").open("w") as full, foreground(folder, "--no-manifest", stderr=full) as process:
+        assert document(process)["ready"]
+        assert children(process.pid).keys() == ALL
+        for name in ("redis-server", "w1", "nats-server"):
+            before = kill(process.pid, name)
+            until(lambda name=name, before=before: children(process.pid).get(name, before) != before)
+        until(lambda: mas("doctor", "--folder", str(folder), check=False).returncode == 0)
+        pids = children(process.pid).values()
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        until(lambda: not any(alive(pid) for pid in pids))
+    log = (folder / "logs" / "redis-server.log").read_text()
+    assert "bye bye" in log.splitlines()[-1]  # it was asked to end, not left to die
