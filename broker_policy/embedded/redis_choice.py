@@ -15,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from broker_policy.audit.complaint import complaint
 from broker_policy.embedded import durability
 from broker_policy.embedded.layout import Layout
 from broker_policy.identity.private_files import private_folder, write_private
@@ -92,7 +93,7 @@ async def choose(
                 say(f"no Redis answers on {named.place}: one of its own is started")
                 return None
             raise ConfigurationError(
-                f"the Redis on {named.place} does not answer ({type(error).__name__}): start it first"
+                f"the Redis on {named.place} does not answer rightly ({complaint(error)}): see to it first"
             ) from None
         if not relaxed:
             durability.require(await durability.redis_findings(client))

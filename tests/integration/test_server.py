@@ -295,6 +295,17 @@ async def test_a_redis_that_answers_is_joined_and_stays_the_one(authority: Certi
         await seed_server(port, gateway).start()
 
 
+async def test_a_redis_that_refuses_says_why_it_is_not_joined(authority: CertificateAuthority):
+    theirs = RedisServer(Path("redis-of-theirs"))
+    await theirs.start()
+    url = theirs.url.replace(theirs.password, "wrong")
+    try:
+        with pytest.raises(ConfigurationError, match=r"does not answer.*invalid username-password"):
+            await seed_server(free_port(), GatewaySettings(redis={"url": url})).start()
+    finally:
+        await theirs.stop()
+
+
 async def test_a_redis_that_would_lose_the_audit_is_not_joined(authority: CertificateAuthority):
     theirs = RedisServer(Path("redis-of-theirs"), relaxed=True)
     await theirs.start()
