@@ -101,7 +101,7 @@ class Messenger:
         due: Due | None = None,
     ) -> str:
         """Send, or have it held until it is ``due``; the id is returned once the message is durable."""
-        known = _checked(message_id) if message_id else new_message_id()
+        known = _own_or_new(message_id)
         body, fields = self._compose(known, message_type, data)
         fields[headers.TARGET] = _target(target)
         if due is not None:
@@ -127,7 +127,7 @@ class Messenger:
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
     ) -> AgentMessage:
         """Send a request and wait for its reply."""
-        known = _checked(message_id) if message_id else new_message_id()
+        known = _own_or_new(message_id)
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         if self._telemetry is None:
             return self._read_reply(await self._ask(body, fields, timeout), target, known)
@@ -180,7 +180,7 @@ class Messenger:
         self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
     ) -> Stream:
         """A request whose reply is read in parts; it is sent when the reading begins."""
-        known = _checked(message_id) if message_id else new_message_id()
+        known = _own_or_new(message_id)
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         fields[headers.STREAM] = "1"
         sending: Sending = UNWATCHED
@@ -368,7 +368,10 @@ def _require_requested(message: AgentMessage) -> None:
         )
 
 
-def _checked(message_id: str) -> str:
+def _own_or_new(message_id: str | None) -> str:
+    """The id that a program chose, or a new one, which needs no check."""
+    if not message_id:
+        return new_message_id()
     _require_token("message id", message_id)
     return message_id
 

@@ -49,8 +49,9 @@ def judge_signing(namespace: str, found: Signing, keys: CheckpointKeys, now: flo
     """What that means; ``now`` is unix seconds."""
     name, fix = f"signer of {namespace}", f"mas audit verify --namespace {namespace}"
     age = now - found.following / 1000 if found.following else 0.0
-    last = None if found.signed is None else found.signed.checkpoint
-    if last is not None and found.signed is not None:
+    up_to = 0
+    if found.signed is not None:
+        last = found.signed.checkpoint
         if not keys.signed(found.signed):
             text = f"the last checkpoint (entry {last.index}) is of a key that is not this installation's"
             return fail(name, text, fix)
@@ -61,8 +62,8 @@ def judge_signing(namespace: str, found: Signing, keys: CheckpointKeys, now: flo
         if last.index > found.removed and found.there != last.hash:
             text = f"entry {last.index} is not the one that was signed: the chain is not signed any more"
             return fail(name, text, fix + lost)
-        age = min(age, now - last.time / 1000)
-    signed = f"signed up to entry {0 if last is None else last.index} of {found.end}"
+        up_to, age = last.index, min(age, now - last.time / 1000)
+    signed = f"signed up to entry {up_to} of {found.end}"
     if age > _LATE:
         fix = "Ask again in a second; else look at the signer's log"
         return warn(name, f"{signed}, and no further for {age:.0f} s", fix)

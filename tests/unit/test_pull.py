@@ -97,6 +97,8 @@ async def test_it_asks_again_when_nothing_is_on_its_way_any_more(one: Pull):
         one.deliver(str(number))
     assert not one.pull._asking.is_set()
     one.deliver("9")
+    await asyncio.sleep(0)
+    assert one.pull._asking.is_set()
     await eventually(lambda: one.connection.asked == [10, 10])
 
 

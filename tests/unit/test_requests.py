@@ -37,6 +37,18 @@ async def echo(nc: ResilientClient, subject: str) -> list[bytes]:
     return heard
 
 
+def writes_of(nc: ResilientClient) -> list[bytes]:
+    """What is written to its connection from here on, by writes."""
+    written, write = list[bytes](), nc._transport.write
+
+    def counted(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    nc._transport.write = counted
+    return written
+
+
 async def unanswered(nc: ResilientClient) -> asyncio.Task[Any]:
     """A request that has arrived, and that nobody answers."""
     asked = await nc.subscribe("nobody.answers")
@@ -159,13 +171,7 @@ async def test_what_is_published_first_and_a_request_behind_it_are_one_write(
     nc, other = await connect(), await connect()
     heard = await echo(other, "said")
     await nc.request("said", b"first", timeout=5)
-    written, write = list[bytes](), nc._transport.write
-
-    def counted(data: bytes) -> None:
-        written.append(data)
-        write(data)
-
-    nc._transport.write = counted
+    written = writes_of(nc)
     bodies = [b"0"] if waits else []
     if waits:
         await nc.publish("said", b"0")
@@ -202,13 +208,7 @@ async def test_all_that_is_published_together_is_one_write_and_the_request_after
     nc, other = await connect(), await connect()
     heard = await echo(other, "said")
     await nc.request("said", b"first", timeout=5)
-    written, write = list[bytes](), nc._transport.write
-
-    def counted(data: bytes) -> None:
-        written.append(data)
-        write(data)
-
-    nc._transport.write = counted
+    written = writes_of(nc)
     before = dict(nc.stats)
     some = [Published("said", b"%d" % number, {"X-Number": str(number)}) for number in range(100)]
     await nc.publish_all(some)
