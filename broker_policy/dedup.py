@@ -7,17 +7,17 @@ comparing commitments (ADR 0006).
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections import OrderedDict
 
 from mas_nats.policy.call import Call
+from mas_nats.wire.base64url import base64url
 
 
 def dedup_id(namespace: str, sender: str, message_id: str) -> str:
     """The ``Nats-Msg-Id`` of a message in the inbox stream."""
     raw = hashlib.sha256(f"{namespace}\0{sender}\0{message_id}".encode()).digest()
-    return base64.urlsafe_b64encode(raw).decode()[:32]
+    return base64url(raw)[:32]
 
 
 def redrive_dedup_id(namespace: str, sender: str, message_id: str, letter: str) -> str:

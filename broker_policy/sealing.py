@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from broker_policy.tenants.sealing_ring import SealingKey
+from mas_nats.wire.base64url import base64url
 from mas_nats.wire.frames import Chunk
 
 _KEY_ID_BYTES = 4
@@ -130,7 +131,7 @@ class Sealer:
         Nobody but workers can compute one: what data-loss prevention kept back cannot be guessed from it.
         """
         head = b"\0".join((_bound(capability), str(cursor.number).encode(), cursor.mac.encode()))
-        return [_base64(hmac.digest(key, head + b"\0" + content, "sha256")) for key in self._frame_keys]
+        return [base64url(hmac.digest(key, head + b"\0" + content, "sha256")) for key in self._frame_keys]
 
     def _seal(self, body: bytes, bound: bytes) -> str:
         nonce = next(self._counter).to_bytes(_NONCE_BYTES, "big")
@@ -186,12 +187,9 @@ def _salt(keyed: HMAC, sender: str, message_id: str) -> bytes:
 def commitment(salt: bytes, target: str, message_type: str, body: bytes) -> str:
     """Commits to a message's content without telling anything about it to those without the salt."""
     content = hashlib.sha256(body).digest()
-    mac = hmac.digest(salt, b"\0".join((target.encode(), message_type.encode(), content)), "sha256")
-    return _base64(mac)
-
-
-def _base64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return base64url(
+        hmac.digest(salt, b"\0".join((target.encode(), message_type.encode(), content)), "sha256")
+    )
 
 
 def _bound(capability: ReplyCapability) -> bytes:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -183,7 +183,7 @@ class NamespaceService:
         messages = Messages(deciding, admission)
         lanes: dict[str, Any] = {
             "judging": messages,
-            "answer": self._answer,
+            "answer": self._answered,
             "probed": self._probed,
             "recall": recall,
             "recent": recent,
@@ -537,6 +537,11 @@ class NamespaceService:
         return 1 if table is None else table.limits.release_rate
 
     async def _answer(self, call: Call, verdict: Verdict) -> None:
+        if (answer := self._answered(call, verdict)) is not None:
+            await answer
+
+    def _answered(self, call: Call, verdict: Verdict) -> Awaitable[None] | None:
+        """Take the verdict of ``call``; what sends the answer, once there is one to send."""
         if call.finding is not None and verdict.ok and verdict.decision is Decision.ALLOWED:
             verdict = replace(verdict, decision=call.finding.decision, rule=call.finding.rule)
         if call.watched is not None:
@@ -545,10 +550,11 @@ class NamespaceService:
             call.on_verdict(verdict)
         elif call.reply_to:
             if call.bundle is None:
-                await self._send_answer([call], [verdict], verdict.encode())
-            elif (whole := call.bundle.answered(call, verdict)) is not None:
+                return self._send_answer([call], [verdict], verdict.encode())
+            if (whole := call.bundle.answered(call, verdict)) is not None:
                 calls, verdicts = whole
-                await self._send_answer(calls, verdicts, encode_verdicts(verdicts))
+                return self._send_answer(calls, verdicts, encode_verdicts(verdicts))
+        return None
 
     async def _send_answer(self, calls: Sequence[Call], verdicts: Sequence[Verdict], answer: bytes) -> None:
         self._onlookers.tally.answered(calls, verdicts, self._clock())

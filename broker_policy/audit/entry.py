@@ -17,7 +17,6 @@ Keys are short because an entry is kept for years:
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +26,7 @@ from typing import Any
 
 from broker_policy.audit.chain import MAX_INT
 from broker_policy.audit.record import DecisionLine, Outcome, Record, Way
+from mas_nats.wire.base64url import base64url
 from mas_nats.wire.identity import is_id
 from mas_nats.wire.verdict import Decision
 
@@ -267,7 +267,7 @@ def short_fingerprint(fingerprint: str) -> str:
         raw = bytes.fromhex(fingerprint)
     except ValueError:
         return fingerprint
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    return base64url(raw)
 
 
 @dataclass(frozen=True, slots=True)

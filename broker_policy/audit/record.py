@@ -270,4 +270,4 @@ class RecordKey:
 
 
 def _mac(secret: bytes, body: bytes) -> str:
-    return hmac.new(secret, body, hashlib.sha256).hexdigest()
+    return hmac.digest(secret, body, "sha256").hex()

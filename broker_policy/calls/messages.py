@@ -76,8 +76,10 @@ class Messages:
         for first in range(0, len(calls), _TOGETHER):
             some = range(first, min(first + _TOGETHER, len(calls)))
             let_through = [place for place in some if refused[place] is None]
-            said = self.deciding.clean_now([calls[place] for place in let_through])
-            clean = {place for place, each in zip(let_through, said, strict=True) if each}
+            clean: set[int] = set()
+            if len(let_through) > 1:
+                said = self.deciding.clean_now([calls[place] for place in let_through])
+                clean = {place for place, each in zip(let_through, said, strict=True) if each}
             for place in some:
                 out.append(
                     None if place in clean else refused[place] or self.deciding.inspected_now(calls[place])

@@ -122,7 +122,7 @@ class Searching:
 
     def _costly(self, call: Call) -> bool:
         """Whether searching it in place might take long; not where it is refused for something else."""
-        if (screens := self._screens(call)) is not None:
+        if call.op in _SCREENED and (screens := self._screens(call)) is not None:
             return screens.costly(call)
         if len(call.body) <= LARGE or (rules := self._rules(call)) is None:
             return False

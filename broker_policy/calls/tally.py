@@ -51,17 +51,13 @@ class Tally:
         """They are answered ``now``, in unix milliseconds."""
         for call, verdict in zip(calls, verdicts, strict=True):
             if call.sender and (count := self.ops.get(call.op)) is not None:  # else an operator's
-                self._count(count, self._agents[call.sender], call, verdict, now)
-
-    @staticmethod
-    def _count(count: OpCount, agent: AgentCount, call: Call, verdict: Verdict, now: int) -> None:
-        count.took += max(now - call.received, 0) * 1_000_000
-        if not verdict.ok:
-            count.refused += 1
-            count.last = str(verdict.decision)
-            agent.refused += 1
-        elif call.op in _SENDING:
-            agent.sent += 1
+                count.took += max(now - call.received, 0) * 1_000_000
+                if not verdict.ok:
+                    count.refused += 1
+                    count.last = str(verdict.decision)
+                    self._agents[call.sender].refused += 1
+                elif call.op in _SENDING:
+                    self._agents[call.sender].sent += 1
 
     @property
     def untold(self) -> int:

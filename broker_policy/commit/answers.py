@@ -15,7 +15,8 @@ from mas_nats.policy.call import Call
 from mas_nats.wire.bundle import PLAIN
 from mas_nats.wire.verdict import Verdict, accepted
 
-Answer = Callable[[Call, Verdict], Awaitable[None]]
+Answer = Callable[[Call, Verdict], Awaitable[None] | None]
+"""Takes the verdict of a call; what it returns sends the answer. None where there is nothing to send yet."""
 Probed = Callable[[Call, int], None]
 """Told of each probe where it lies in the inbox, or 0 when it was refused after all."""
 
@@ -39,10 +40,12 @@ class Answers:
         self._inboxes = inboxes
         self._watch = watch
 
-    def decided(self, judged: Judged) -> None:
-        """Tell who watches what was decided."""
-        if self._watch is not None and judged.call.watched is not None:
-            judged.call.watched.decided(judged.line)
+    def decided(self, judged: Sequence[Judged]) -> None:
+        """Tell who watches what was decided of each."""
+        if self._watch is not None:
+            for each in judged:
+                if each.call.watched is not None:
+                    each.call.watched.decided(each.line)
 
     def recorded(self, prepared: Prepared, judged: Sequence[Judged]) -> None:
         """Tell who watches, of each in the order of the record."""
@@ -73,7 +76,9 @@ class Answers:
         self._writer.stored(size, len(items))
         for judged in items:
             call = judged.call
-            await self.reply(call, PLAIN if call.bundle is not None else accepted(call.message_id))
+            verdict = PLAIN if call.bundle is not None else accepted(call.message_id)
+            if (answer := self._answer(call, verdict)) is not None:
+                await self._send(answer)
 
     async def tell(self, judged: Judged) -> None:
         """Say what became of a call of which nothing was stored."""
@@ -87,7 +92,12 @@ class Answers:
 
     async def reply(self, call: Call, verdict: Verdict) -> None:
         """Answer a call. Where that fails the sender repeats it, under the same id."""
+        if (answer := self._answer(call, verdict)) is not None:
+            await self._send(answer)
+
+    @staticmethod
+    async def _send(answer: Awaitable[None]) -> None:
         try:  # noqa: SIM105 - a context manager takes as long as what is in it
-            await self._answer(call, verdict)
+            await answer
         except (nats.errors.Error, OSError):
             pass

@@ -136,8 +136,9 @@ class InboxLane:
     # -- one batch -----------------------------------------------------------------------------------
     async def _commit_waiting(self) -> None:
         gathered = Gathered()
-        for judged in await self._next():
-            self._answers.decided(judged)
+        following = await self._next()
+        self._answers.decided(following)
+        for judged in following:
             if gathered.full:
                 gathered.again.append(judged)
             else:

@@ -17,6 +17,7 @@ import orjson
 
 from broker_policy.identity import nkeys
 from broker_policy.identity.nkeys import KeyPair, Kind
+from mas_nats.wire.base64url import base64url
 
 Claims = dict[str, Any]
 
@@ -170,8 +171,8 @@ def encode(issuer: KeyPair, claims: Claims, *, issued_at: int | None = None) -> 
     registered = {key: value for key, value in body.items() if key != "nats"}
     digest = hashlib.new("sha512_256", orjson.dumps(registered, option=orjson.OPT_SORT_KEYS)).digest()
     body["jti"] = base64.b32encode(digest).decode().rstrip("=")
-    signed = f"{_part(orjson.dumps(_HEADER))}.{_part(orjson.dumps(body))}"
-    return f"{signed}.{_part(issuer.sign(signed.encode()))}"
+    signed = f"{base64url(orjson.dumps(_HEADER))}.{base64url(orjson.dumps(body))}"
+    return f"{signed}.{base64url(issuer.sign(signed.encode()))}"
 
 
 def decode(token: str, *, issued_by: Kind, now: float | None = None) -> Claims:
@@ -209,10 +210,6 @@ def _read(token: str) -> tuple[Claims, Claims, bool]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidToken(f"not a NATS JWT: {type(error).__name__}") from None
     return header, claims, genuine
-
-
-def _part(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _unpart(text: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import re
@@ -18,6 +17,7 @@ from mas_nats.testing.deciding import Deciding, seen
 from mas_nats.testing.replies import Capability, Replies, ended
 from mas_nats.transport import Incoming
 from mas_nats.wire import headers, subjects
+from mas_nats.wire.base64url import base64url
 from mas_nats.wire.correlation import correlation
 from mas_nats.wire.frames import Chunk, FrameMark, joined, split, units
 from mas_nats.wire.verdict import Decision, Verdict, accepted
@@ -48,7 +48,7 @@ class _Frame:
 
     def mac(self, chunks: list[Chunk]) -> str:
         content = f"{self.cursor.number}\0{self.cursor.mac}\0".encode() + orjson.dumps(chunks)
-        return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        return base64url(hashlib.sha256(content).digest())
 
 
 class Answers:

@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mas_nats.tokens.claims import LIFETIME, MAX_BYTES, TOLERANCE, Claims, NotClaims
+from mas_nats.wire.base64url import base64url
 
 TYPE = "mas+jwt"
 _ALGORITHM = "EdDSA"
@@ -42,8 +43,8 @@ class UnknownKey(InvalidToken):
 def sign(claims: Claims, key_id: str, key: Ed25519PrivateKey) -> str:
     """The token."""
     head = orjson.dumps({"alg": _ALGORITHM, "typ": TYPE, "kid": key_id})
-    signed = f"{_encode(head)}.{_encode(claims.encode())}"
-    return f"{signed}.{_encode(key.sign(signed.encode()))}"
+    signed = f"{base64url(head)}.{base64url(claims.encode())}"
+    return f"{signed}.{base64url(key.sign(signed.encode()))}"
 
 
 def read(token: str, keys: PublicKeys, *, now: float) -> Claims:
@@ -93,7 +94,7 @@ def jwks(keys: Mapping[str, Ed25519PublicKey]) -> dict[str, Any]:
                 "use": "sig",
                 "alg": _ALGORITHM,
                 "kid": key_id,
-                "x": _encode(key.public_bytes_raw()),
+                "x": base64url(key.public_bytes_raw()),
             }
             for key_id, key in keys.items()
         ]
@@ -120,16 +121,12 @@ def _keys(said: Iterable[Any]) -> Iterable[tuple[str, Ed25519PublicKey]]:
             yield str(each["kid"]), Ed25519PublicKey.from_public_bytes(_decode(str(each["x"])))
 
 
-def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
 def _decode(text: str) -> bytes:
     """Base64url in its one spelling."""
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error as error:
         raise ValueError("not base64url") from error
-    if _encode(raw) != text:
+    if base64url(raw) != text:
         raise ValueError("not the one spelling")
     return raw
