@@ -40,6 +40,15 @@ class Gone:
     delivered: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What has left an inbox: all up to the sequence ``handled``, after they were delivered, and ``gone``."""
+
+    agent: str
+    handled: int = 0
+    gone: list[Gone] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class InboxView:
     """What was seen of one agent's inbox.
@@ -53,20 +62,25 @@ class InboxView:
     agent: str
     _cursor: int = field(default=0, init=False)
 
-    async def gone(self, tail: Tail, *, search: bool) -> list[Gone] | None:
-        """Messages that have left the inbox; None when the agent has no open entry at all."""
+    async def left(self, tail: Tail, *, search: bool) -> Left | None:
+        """What has left the inbox; None when the agent has no open entry at all."""
         oldest = await self._open(tail, "-inf", "+inf", 1)
         if not oldest:
             return None
         # Asked first: what is gone later and was delivered before, is gone by being handled.
         delivered = await self._delivered()
         if delivered < oldest[0][0] and not search:
-            return []
+            return Left(self.agent)
         front = await self._next(oldest[0][0])
-        gone = await self._open(tail, "-inf", f"({front}", MOST)
+        handled = min(front - 1, delivered)
+        gone = await self._open(tail, f"({handled}", f"({front}", MOST) if handled < front - 1 else []
         if search and len(gone) < MOST:
             gone += await self._behind(tail, front, delivered)
-        return [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone]
+        return Left(
+            self.agent,
+            handled if handled >= oldest[0][0] else 0,
+            [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone],
+        )
 
     async def _behind(self, tail: Tail, front: int, delivered: int) -> list[tuple[int, int]]:
         first = max(front + 1, self._cursor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,13 +18,13 @@ from nats.aio.client import Client
 from broker_policy.audit import entry, log
 from broker_policy.audit.draft import Draft, Head
 from broker_policy.audit.entry import WorkerEvent
-from broker_policy.audit.inbox_view import Gone, InboxView
+from broker_policy.audit.handled import Handled
 from broker_policy.audit.layout import id_place
 from broker_policy.audit.memory import Memory, Remember
 from broker_policy.audit.probe import Prober
 from broker_policy.audit.projection import CLOCKS, Pending, decode_reports, early_field
 from broker_policy.audit.record import Outcome, Report, Way
-from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled
+from broker_policy.audit.settled import FINAL_FOR_MESSAGE, Settled, append
 from broker_policy.audit.tail import Tail
 from broker_policy.tenants.streams import DEDUP_WINDOW
 from mas_nats.wire.subjects import RELEASE, Op
@@ -34,16 +34,10 @@ SILENT = 15.0
 _SURELY_SILENT = 2.0  # the same for a writer whose worker's heartbeat is gone
 OVERDUE = 60.0
 """Seconds after which an outcome is found out even if its writer lives."""
-SEARCH_EVERY = 5.0
-"""Seconds between searches behind an inbox's first message."""
 ASK_AGAIN_AFTER = 10.0
 """Seconds after which it is asked anew whether anything waits, though the chain has not grown."""
-UNDELIVERED_GRACE = 30.0
-"""Seconds that a message may be gone before the server says it was delivered. After a crash the server's
-word on deliveries is behind until the next one."""
 EARLY_FOR = 600.0
 """Seconds that a report waits for its decision."""
-_AGENTS_AT_ONCE = 32
 _PROBES = 256  # in one round
 _MESSAGES = frozenset((Op.SEND, Op.REQUEST, RELEASE))
 """The calls that store a message under an id of its sender's."""
@@ -51,7 +45,6 @@ _OPEN = frozenset((" ", Outcome.UNKNOWN))
 """What a decision has as its outcome that may have stored its message."""
 _TRIES = 3
 """How often the log is read where a copy of it lacks the newest."""
-_MOST_UNDELIVERED = 100_000
 
 
 class Settler:
@@ -78,11 +71,9 @@ class Settler:
         self._alive = alive or (lambda _: None)
         self._remember = remember
         self._layout = tail.store.layout
-        self._views: dict[str, InboxView] = {}
-        self._searched = 0.0
+        self._handled = Handled(tail, nc)
         self._watching = tail.now()
         self._idle: tuple[Head, float] | None = None  # where the chain ended when nothing waited, and when
-        self._undelivered: dict[int, float] = {}  # index -> since when; only searches find all of them
 
     def interrupted(self) -> None:
         """The log was out of sight: silence until now says nothing about anybody."""
@@ -107,7 +98,7 @@ class Settler:
 
         Raises: as ``Projector.project_once``.
         """
-        gone, empty = await self._look()
+        look = await self._handled.look()
         newest = await log.newest_record(self._nc)
         for _ in range(_TRIES):
             await self._catch_up()
@@ -116,96 +107,10 @@ class Settler:
             await asyncio.sleep(log.BEHIND)  # read from a copy that is behind: what it lacks may matter
         else:
             return 0
-        found = await self._settle_gone(gone)
-        await self._forget_agents(empty)
+        found = await self._handled.settle(look)
         found += await self._settle_dead()
         await self._expire_early()
         return found
-
-    # -- handled -------------------------------------------------------------------------------------
-    async def _look(self) -> tuple[list[Gone], list[str]]:
-        [names] = await self._tail.pipeline([("SMEMBERS", self._layout.opened)])
-        agents = sorted(name.decode() for name in names)
-        now = time.monotonic()
-        search = now - self._searched >= SEARCH_EVERY
-        if search:
-            self._searched = now
-        self._views = {
-            agent: self._views.get(agent) or InboxView(self._nc, self._layout, agent) for agent in agents
-        }
-        gone: list[Gone] = []
-        empty: list[str] = []
-        for first in range(0, len(agents), _AGENTS_AT_ONCE):
-            some = agents[first : first + _AGENTS_AT_ONCE]
-            looks = await asyncio.gather(
-                *(self._views[agent].gone(self._tail, search=search) for agent in some)
-            )
-            for agent, look in zip(some, looks, strict=True):
-                if look is None:
-                    empty.append(agent)
-                else:
-                    gone += look
-        return gone, empty
-
-    async def _settle_gone(self, gone: list[Gone]) -> int:
-        found = 0
-        ready = self._ready(gone)
-        while some := list(islice(ready, 2000)):
-            await self._tail.refresh()
-            still = await self._still_open(some)
-            draft, settled = self._tail.draft(), Settled()
-            closed: dict[str, list[str]] = {}
-            for one in still:
-                closed.setdefault(one.agent, []).append(str(one.index))
-            settled.add_all((one.index for one in still if one.delivered), Outcome.HANDLED)
-            unseen = (one.index for one in still if not one.delivered)
-            settled.add_all(unseen, Outcome.UNKNOWN, reason="removed from the inbox unseen")
-            for agent, indexes in closed.items():
-                draft.command_on_many("ZREM", self._layout.open(agent), indexes)
-            found += await self._append(draft, settled)
-        return found
-
-    async def _still_open(self, some: Iterable[Gone]) -> list[Gone]:
-        """Those that were not reported meanwhile."""
-        by_agent: dict[str, list[Gone]] = {}
-        for one in some:
-            by_agent.setdefault(one.agent, []).append(one)
-        asked = [
-            ("ZMSCORE", self._layout.open(agent), *(one.index for one in ones))
-            for agent, ones in by_agent.items()
-        ]
-        answers = await self._tail.pipeline(asked)
-        return [
-            one
-            for ones, scores in zip(by_agent.values(), answers, strict=True)
-            for one, score in zip(ones, scores, strict=True)
-            if score is not None
-        ]
-
-    def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:
-        """Those whose outcome is certain, or will not become more certain."""
-        now = time.monotonic()
-        ready: list[Gone] = []
-        for one in gone:
-            if not one.delivered and now - self._undelivered.setdefault(one.index, now) < UNDELIVERED_GRACE:
-                continue
-            self._undelivered.pop(one.index, None)
-            ready.append(one)
-        if len(self._undelivered) > _MOST_UNDELIVERED:  # those that were reported since are not seen again
-            self._undelivered.clear()
-        return iter(ready)
-
-    async def _forget_agents(self, agents: Sequence[str]) -> None:
-        if not agents:
-            return
-        await self._tail.refresh()
-        counts = await self._tail.pipeline([("ZCARD", self._layout.open(agent)) for agent in agents])
-        draft = self._tail.draft()
-        for agent, count in zip(agents, counts, strict=True):
-            if not count:
-                draft.command("SREM", self._layout.opened, agent)
-        if draft.changes_something:
-            await self._tail.append(draft)
 
     # -- the decisions of dead workers -----------------------------------------------------------------
     async def _settle_dead(self) -> int:
@@ -239,7 +144,7 @@ class Settler:
             draft.command("HDEL", self._layout.pending(writer), name)
             if answer.outcome is Outcome.COMMITTED:
                 await self._open(draft, settled, one, answer.sequence)
-        return await self._append(draft, settled)
+        return await append(self._tail, draft, settled)
 
     def _is_dead(self, writer: str) -> bool:
         state = self._tail.writers.get(writer)
@@ -367,12 +272,6 @@ class Settler:
             add_without_decision(draft, reports, self._tail.now())
         if draft.changes_something:
             await self._tail.append(draft)
-
-    async def _append(self, draft: Draft, settled: Settled) -> int:
-        covered = settled.write(draft, self._tail.now())
-        if draft.changes_something:
-            await self._tail.append(draft)
-        return covered
 
 
 def add_without_decision(draft: Draft, reports: Iterable[Report], now: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from broker_policy.audit import entry
 from broker_policy.audit.draft import Draft
 from broker_policy.audit.record import Outcome
+from broker_policy.audit.tail import Tail
 
 _RANK = {Outcome.REDELIVERED: 1, Outcome.HANDLED: 2, Outcome.DEAD: 2, Outcome.EXPIRED: 2}
 FINAL_FOR_MESSAGE = frozenset({Outcome.HANDLED, Outcome.DEAD, Outcome.EXPIRED, Outcome.UNKNOWN})
@@ -50,6 +51,14 @@ class Settled:
                 draft.set_outcomes(indexes, what)
                 covered += len(indexes)
         return covered
+
+
+async def append(tail: Tail, draft: Draft, settled: Settled) -> int:
+    """Append ``draft`` with them; returns how many decisions they cover. Errors as ``Tail.append``."""
+    covered = settled.write(draft, tail.now())
+    if draft.changes_something:
+        await tail.append(draft)
+    return covered
 
 
 def _order(group: tuple[Outcome, str, int]) -> tuple[int, int]:

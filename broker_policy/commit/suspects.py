@@ -51,11 +51,12 @@ class Suspects:
 
     def known_full(self, target: str) -> bool:
         """Whether the inbox of ``target`` was full a moment ago."""
-        return self._holds(self._full, target)
+        return bool(self._full) and self._holds(self._full, target)
 
     def suspicious(self, sender: str, target: str) -> bool:
         """Whether a message between these two could make a whole batch fail."""
-        return self._holds(self._targets, target) or (bool(self._senders) and self._suspected(sender))
+        full_lately = bool(self._targets) and self._holds(self._targets, target)
+        return full_lately or (bool(self._senders) and self._suspected(sender))
 
     def _suspected(self, sender: str) -> bool:
         now = self._clock()

@@ -531,7 +531,7 @@ async def test_what_only_lacks_in_a_copy_of_the_inbox_is_not_called_handled(
     known = await all_outcomes(redis)
     # What is handled before the first that is not is known by the same question; the rest is found later.
     assert known == [*expected[:70], *(["c"] * 130)]
-    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    monkeypatch.setattr("broker_policy.audit.handled.SEARCH_EVERY", 0.0)
     await projector.settle_once()
     assert await all_outcomes(redis) == expected
 
@@ -569,8 +569,8 @@ async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, project
     await delete_message(nc, "INBOX", record + 1)
     await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["c"]  # the server's word may be late
-    monkeypatch.setattr("broker_policy.audit.outcomes.UNDELIVERED_GRACE", 0.0)
-    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    monkeypatch.setattr("broker_policy.audit.handled.UNDELIVERED_GRACE", 0.0)
+    monkeypatch.setattr("broker_policy.audit.handled.SEARCH_EVERY", 0.0)
     await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["?"]
     await intact(redis)
@@ -586,9 +586,9 @@ async def test_a_message_removed_unseen_is_waited_for_over_looks_that_do_not_sea
     await projector.settle_once()  # searches
     await projector.settle_once()  # does not, within SEARCH_EVERY: what was found is not forgotten
     assert await outcomes(redis, sender="alice") == ["c"]
-    monkeypatch.setattr("broker_policy.audit.outcomes.SEARCH_EVERY", 0.0)
+    monkeypatch.setattr("broker_policy.audit.handled.SEARCH_EVERY", 0.0)
     now = time.monotonic() + 31
-    monkeypatch.setattr("broker_policy.audit.outcomes.time.monotonic", lambda: now)
+    monkeypatch.setattr("broker_policy.audit.handled.time.monotonic", lambda: now)
     await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["?"]
 
