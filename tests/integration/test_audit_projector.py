@@ -1138,6 +1138,26 @@ async def with_a_long_past(nc: Client, count: int = 50) -> LogWriter:
     return writer
 
 
+async def test_a_look_at_a_lost_log_says_nothing_of_the_one_after_it(nc, redis, projector):
+    """What was handled in it lay further on than what waits in the log made anew."""
+    writer = await with_a_long_past(nc)
+    await writer.batch([line(Way.BATCH) for _ in range(3)])
+    await notice(projector)
+    await handle(nc, "bob", 3)
+    look = await projector._settler._handled.look()
+    [left] = look.left
+    assert left.handled > 50
+    await make_anew(nc)
+    later = await LogWriter(nc).open()
+    await later.batch([line(Way.BATCH, sender="dora") for _ in range(6)])
+    await notice(projector)
+    assert await projector._settler._handled.settle(look) == 0
+    assert await outcomes(redis, sender="dora") == ["c"] * 6
+    await handle(nc, "bob", 6)
+    await projector.settle_once()
+    assert await outcomes(redis, sender="dora") == ["h"] * 6
+
+
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "when outcomes are looked for"])
 async def test_what_waited_in_a_lost_log_is_not_called_handled(nc, redis, projector, noticed):
     """Other messages get its places, and are handled."""
