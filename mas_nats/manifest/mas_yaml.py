@@ -22,13 +22,14 @@ from pydantic import (
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest.checked import checked
 from mas_nats.manifest.gateway import GatewaySettings, variables
+from mas_nats.manifest.mistakes import guess
 from mas_nats.manifest.wanted import Wanted, WantedAgent
 from mas_nats.manifest.yaml_lines import YamlFile
 from mas_nats.policy.document import AgentId, Limits, Permissions, require_one_side
 from mas_nats.policy.governance import Role
 from mas_nats.policy.roles import target_of
 from mas_nats.policy.table import ANY
-from mas_nats.wire.identity import DEFAULT_NAMESPACE, ID_PATTERN, require_id, require_name
+from mas_nats.wire.identity import DEFAULT_NAMESPACE, ID_PATTERN, namespace_of, require_id, require_name
 from mas_nats.wire.state_mode import StateMode
 
 FILE_NAME = "mas.yaml"
@@ -238,8 +239,18 @@ class MasYaml(_Model):
         """What the reader of the file should know."""
         if self.roles and self.gateway is not None and not self.gateway.features.rbac:
             yield "roles grant nothing while gateway.features.rbac is false"
+        yield from self._blocks_nobody()
         if named := variables():
             yield f"the environment beats the file: {', '.join(named)}"
+
+    def _blocks_nobody(self) -> Iterable[str]:
+        """Blocks of agents that are not declared: a typing error there leaves open what it was to close."""
+        known = [entry.agent_id for entry in self.agents]
+        for number, rule in enumerate(self.permissions, 1):
+            for name in (rule.sender, *rule.targets) if isinstance(rule, Block) else ():
+                if name not in known and not namespace_of(name):
+                    near = guess(name, known)
+                    yield f"rule {number} blocks nothing of {name!r}: no such agent is declared{near}"
 
 
 def _require_here(info: ValidationInfo, what: str, sender: str, target: str) -> None:

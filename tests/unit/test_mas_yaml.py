@@ -149,6 +149,39 @@ def test_roles_become_policy_unless_they_are_off(tmp_path: Path):
     assert any("roles grant nothing" in notice for notice in off.notices)
 
 
+AGENTS = "agents: [{agent_id: alice}, {agent_id: ledger}]"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            "{type: block, sender: alice, targets: [legder]}",
+            "rule 1 blocks nothing of 'legder': no such agent is declared; did you mean 'ledger'?",
+        ),
+        (
+            "{type: block, sender: mallory, targets: [ledger]}",
+            "rule 1 blocks nothing of 'mallory': no such agent is declared",
+        ),
+    ],
+)
+def test_a_block_that_names_nobody_is_told(tmp_path: Path, rule: str, said: str):
+    assert wanted(tmp_path, f"{AGENTS}\npermissions: [{rule}]").notices == (said,)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "{type: block, sender: alice, targets: [ledger, other/any, 'other/*']}",
+        "{type: block, sender: other/any, targets: [ledger]}",
+        "{type: allow, sender: alice, targets: [legder]}",
+    ],
+    ids=["each there is, or elsewhere", "a sender elsewhere", "an allowance leaves nothing open"],
+)
+def test_no_other_rule_is(tmp_path: Path, rule: str):
+    assert wanted(tmp_path, f"{AGENTS}\npermissions: [{rule}]").notices == ()
+
+
 def test_there_is_nothing_in_it_that_has_no_effect(tmp_path: Path):
     assert "no effect" not in "\n".join(wanted(tmp_path, WHOLE).notices)
 
