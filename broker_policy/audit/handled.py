@@ -32,9 +32,9 @@ _MOST_UNDELIVERED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of all inboxes. ``index``: where the chain ended then, what came later is left out."""
+    """What was seen of all inboxes, in the log as it was after so many ``restarts``."""
 
-    index: int
+    restarts: int
     left: Sequence[Left]
     empty: Sequence[str]  # agents without an open entry
 
@@ -52,8 +52,7 @@ class Handled:
 
     async def look(self) -> Look:
         """Look at the inboxes of all agents with open entries. Errors as ``Projector.project_once``."""
-        await self._tail.refresh()
-        index = self._tail.head.index
+        restarts = self._tail.restarts
         [names] = await self._tail.pipeline([("SMEMBERS", self._layout.opened)])
         agents = sorted(name.decode() for name in names)
         now = time.monotonic()
@@ -75,18 +74,20 @@ class Handled:
                     empty.append(agent)
                 else:
                     left.append(look)
-        return Look(index, left, empty)
+        return Look(restarts, left, empty)
 
     async def settle(self, look: Look) -> int:
         """Write what follows from it; returns how many outcomes. Errors as ``Projector.project_once``."""
-        found = await self._settle_front(look)
+        if look.restarts != self._tail.restarts:  # in this log other messages have the same places
+            return 0
+        found = await self._settle_front(look.left)
         found += await self._settle_gone([one for left in look.left for one in left.gone])
         await self._forget(look.empty)
         return found
 
-    async def _settle_front(self, look: Look) -> int:
+    async def _settle_front(self, looks: Sequence[Left]) -> int:
         found = 0
-        waiting = [(left.agent, left.handled) for left in look.left if left.handled]
+        waiting = [(left.agent, left.handled) for left in looks if left.handled]
         while waiting:
             await self._tail.refresh()
             some, waiting = waiting[:_AGENTS_AT_ONCE], waiting[_AGENTS_AT_ONCE:]
@@ -99,9 +100,9 @@ class Handled:
             )
             draft, settled = self._tail.draft(), Settled()
             for (agent, last), members in zip(some, answers, strict=True):
-                indexes = [index for index in map(int, members) if index <= look.index]
-                if not indexes:
+                if not members:
                     continue
+                indexes = list(map(int, members))
                 settled.add_all(indexes, Outcome.HANDLED)
                 draft.command_on_many("ZREM", self._layout.open(agent), list(map(str, indexes)))
                 if len(members) == most:

@@ -30,6 +30,7 @@ class Tail:
         self._clock = clock
         self._head: Head | None = None
         self.writers: dict[str, WriterState] = {}
+        self.restarts = 0  # how often the log was found to be another, so that its places mean something else
 
     @property
     def head(self) -> Head:
