@@ -166,7 +166,7 @@ class NatsConnection:
         end = begun + timeout
         while True:
             try:
-                answer = await self._exchange(subject, body, headers, max(0.0, end - loop.time()))
+                answer = await self._exchange(subject, body, headers, end)
             except NoAnswer:
                 self._asked_in_vain(begun)
                 raise
@@ -192,13 +192,12 @@ class NatsConnection:
             self._spawn(self._client.force_reconnect())
 
     async def _exchange(
-        self, subject: str, body: bytes, headers: Mapping[str, str] | None, timeout: float
+        self, subject: str, body: bytes, headers: Mapping[str, str] | None, end: float
     ) -> Incoming:
-        end = asyncio.get_running_loop().time() + timeout
-        await self._connected(timeout)
-        left = end - asyncio.get_running_loop().time()
+        await self._connected(end)
         try:
             fields = dict(headers) if headers else None
+            left = end - asyncio.get_running_loop().time()
             answer = await self._client.request(subject, body, timeout=left, headers=fields)
         except nats_errors.TimeoutError:
             raise NoAnswer(f"no answer from {subject} in time") from None
@@ -244,13 +243,13 @@ class NatsConnection:
 
     # -- reconnecting ------------------------------------------------------------------------------
 
-    async def _connected(self, timeout: float) -> None:
+    async def _connected(self, end: float) -> None:
         if self._ready.is_set():
             if self._client.is_connected:
                 return
             self._ready.clear()  # being left for another one
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(end):
                 await self._ready.wait()
         except TimeoutError:
             if self._refusal:

@@ -176,7 +176,7 @@ class StateStore(Generic[S]):
         self._stored = shape.initial()
         self._current = self._stored
         self._writing = asyncio.Lock()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], asyncio.Future[None]] = {}  # and who waits for each
         self._newest = 0  # number of the newest update
         self._written = 0  # number of the newest update that is durable
         self._lost: MasError | None = None  # why updates up to _lost_until were not written
@@ -197,11 +197,27 @@ class StateStore(Generic[S]):
         self._newest += 1
         self._current = merged
         # Whoever made it may be cancelled; others are made on top of it, so it is not left half way.
-        writing = asyncio.create_task(self._make_durable(self._newest, timeout))
-        self._under_way.add(writing)
-        writing.add_done_callback(self._under_way.discard)
-        await asyncio.shield(writing)
+        loop = asyncio.get_running_loop()
+        durable = loop.create_future()
+        writing = loop.create_task(self._tell(durable, self._newest, timeout))
+        self._under_way[writing] = durable
+        writing.add_done_callback(self._ended)
+        await durable
         return self._current.state
+
+    async def _tell(self, durable: asyncio.Future[None], number: int, timeout: float) -> None:
+        """Make update ``number`` durable, and tell whoever waits: a turn of the loop before this ends."""
+        try:
+            await self._make_durable(number, timeout)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for whoever waits
+            if not durable.done():
+                durable.set_exception(error)
+        else:
+            if not durable.done():
+                durable.set_result(None)
+
+    def _ended(self, writing: asyncio.Task[None]) -> None:
+        self._under_way.pop(writing).cancel()  # where it was given up before it could tell
 
     async def _make_durable(self, number: int, timeout: float) -> None:
         async with self._writing:
@@ -221,7 +237,7 @@ class StateStore(Generic[S]):
     async def settle(self, timeout: float) -> None:
         """Wait for what was begun, ``timeout`` seconds at most; what is not written then is given up."""
         if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=timeout)
+            _, late = await asyncio.wait(tuple(self._under_way), timeout=timeout)
             for writing in late:
                 writing.cancel()
             await asyncio.gather(*late, return_exceptions=True)
