@@ -48,8 +48,11 @@ def _completed() -> str:
 def main() -> None:
     """Run ``mas``."""
     standard_streams.open_closed()
-    with importing(without=UNUSED):
-        if sys.argv[1:] != ["--version"]:
-            load(sys.argv[1] if len(sys.argv) > 1 else _completed())
-        from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
+    try:
+        with importing(without=UNUSED):
+            if sys.argv[1:] != ["--version"]:
+                load(sys.argv[1] if len(sys.argv) > 1 else _completed())
+            from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
+    except KeyboardInterrupt:
+        sys.exit(130)  # ExitCode.INTERRUPTED, which may not be imported yet
     app()

@@ -15,6 +15,7 @@ A ``MasError`` (or ``ValueError``, ``OSError``) that it raises is printed and be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import getpass
 import inspect
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 import orjson
 import typer
 
+from broker_policy.cli.terminated import tidied
 from broker_policy.embedded.errors import AlreadyRunning, NotRunning
 from broker_policy.printable import legible
 from mas_nats.errors import MasError, OutcomeUnknown, Refused, RequestTimeout, Unavailable
@@ -212,17 +214,23 @@ def exit_code(error: BaseException) -> ExitCode:
     return ExitCode.FAILED
 
 
-def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[Callable[..., Any]], Any]:
-    """Register a command, plain or ``async``, with an example for its help."""
+def command(
+    name: str, *, example: str, group: typer.Typer = app, tidies: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
+    """Register a command, plain or ``async``, with an example for its help.
+
+    One that ``tidies`` up when it is interrupted does so at SIGTERM, too.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> None:
             try:
-                if inspect.iscoroutinefunction(function):
-                    asyncio.run(function(*args, **kwargs))
-                else:
-                    function(*args, **kwargs)
+                with tidied() if tidies else contextlib.nullcontext():
+                    if inspect.iscoroutinefunction(function):
+                        asyncio.run(function(*args, **kwargs))
+                    else:
+                        function(*args, **kwargs)
             except (MasError, OSError, ValueError) as error:
                 Output(json=bool(kwargs.get("json"))).fail(describe(error))
             except KeyboardInterrupt:

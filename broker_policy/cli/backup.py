@@ -26,7 +26,7 @@ PassphraseFile = Annotated[
 ]
 
 
-@command("backup", example="mas backup monday.backup --passphrase-file passphrase")
+@command("backup", example="mas backup monday.backup --passphrase-file passphrase", tidies=True)
 async def backup(
     file: Annotated[Path, typer.Argument(help="The file to write; with --verify: to check.")],
     *,
@@ -62,7 +62,9 @@ async def backup(
         raise typer.Exit(ExitCode.ALTERED)
 
 
-@command("restore", example="mas restore monday.backup --folder new --passphrase-file passphrase")
+@command(
+    "restore", example="mas restore monday.backup --folder new --passphrase-file passphrase", tidies=True
+)
 async def restore(
     file: Annotated[Path, typer.Argument(help="The backup.")],
     *,

@@ -42,7 +42,7 @@ _WIDE = 160
 """Characters of a line where nobody says how wide it may be."""
 
 
-@command("top", example="mas top --namespace shop --interval 2")
+@command("top", example="mas top --namespace shop --interval 2", tidies=True)
 async def top(
     *,
     once: Annotated[bool, typer.Option("--once", help="Print it once, after one interval, and end.")] = False,

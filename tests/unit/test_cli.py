@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -99,6 +100,63 @@ def test_wrong_usage_is_told_as_json_where_that_is_asked_for(words):
     assert (error["type"], error["exit_code"]) == ("UsageError", 2)
     assert error["text"]
     assert run(*words.split()).stdout == ""
+
+
+INTERRUPTED_WHILE_IMPORTED = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+
+
+def test_who_interrupts_a_command_that_is_still_imported_sees_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text(INTERRUPTED_WHILE_IMPORTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "broker_policy.cli", "up"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(REPOSITORY)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.INTERRUPTED, "", "")
+
+
+TERMINATED = """
+import asyncio, signal, sys, time
+import typer
+from broker_policy.cli.app import command
+
+group = typer.Typer()
+group.callback()(lambda: None)
+
+@command("plain", group=group, example="mas plain", tidies=True)
+def plain():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        print("tidied", flush=True)
+
+@command("later", group=group, example="mas later", tidies=True)
+async def later():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(60)
+    finally:
+        print("tidied", flush=True)
+
+group()
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "later"])
+def test_a_command_that_is_terminated_tidies_up_and_ends_by_the_signal(name):
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, name],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "tidied\n", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
