@@ -27,14 +27,16 @@ word on deliveries is behind until the next one."""
 _AGENTS_AT_ONCE = 32
 _AT_ONCE = 2000
 """Messages of one append."""
+_MOST = 100_000
+"""Messages settled by one look: what is written meanwhile waits in the log, and the lease is not renewed."""
 _MOST_UNDELIVERED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of all inboxes, in the log as it was after so many ``restarts``."""
+    """What was seen of all inboxes. ``begun``: of which log it was."""
 
-    restarts: int
+    begun: int
     left: Sequence[Left]
     empty: Sequence[str]  # agents without an open entry
 
@@ -52,7 +54,7 @@ class Handled:
 
     async def look(self) -> Look:
         """Look at the inboxes of all agents with open entries. Errors as ``Projector.project_once``."""
-        restarts = self._tail.restarts
+        begun = self._tail.begun
         [names] = await self._tail.pipeline([("SMEMBERS", self._layout.opened)])
         agents = sorted(name.decode() for name in names)
         now = time.monotonic()
@@ -74,12 +76,12 @@ class Handled:
                     empty.append(agent)
                 else:
                     left.append(look)
-        return Look(restarts, left, empty)
+        return Look(begun, left, empty)
 
     async def settle(self, look: Look) -> int:
         """Write what follows from it; returns how many outcomes. Errors as ``Projector.project_once``."""
-        if look.restarts != self._tail.restarts:  # in this log other messages have the same places
-            return 0
+        if look.begun != self._tail.begun:
+            return 0  # the log was cut off since: its places are given away again
         found = await self._settle_front(look.left)
         found += await self._settle_gone([one for left in look.left for one in left.gone])
         await self._forget(look.empty)
@@ -87,30 +89,40 @@ class Handled:
 
     async def _settle_front(self, looks: Sequence[Left]) -> int:
         found = 0
-        waiting = [(left.agent, left.handled) for left in looks if left.handled]
-        while waiting:
+        waiting = [left for left in looks if left.handled >= left.first]
+        while waiting and found < _MOST:
             await self._tail.refresh()
-            some, waiting = waiting[:_AGENTS_AT_ONCE], waiting[_AGENTS_AT_ONCE:]
-            most = _AT_ONCE // len(some)
-            answers = await self._tail.pipeline(
-                [
-                    ("ZRANGEBYSCORE", self._layout.open(agent), "-inf", last, "LIMIT", 0, most)
-                    for agent, last in some
-                ]
-            )
-            draft, settled = self._tail.draft(), Settled()
-            for (agent, last), members in zip(some, answers, strict=True):
-                if not members:
-                    continue
-                indexes = list(map(int, members))
-                settled.add_all(indexes, Outcome.HANDLED)
-                draft.command_on_many("ZREM", self._layout.open(agent), list(map(str, indexes)))
-                if len(members) == most:
-                    waiting.append((agent, last))
-                for index in indexes if self._undelivered else ():
-                    self._undelivered.pop(index, None)
+            draft, settled, room = self._tail.draft(), Settled(), _AT_ONCE
+            more: list[Left] = []
+            while waiting and room >= _AGENTS_AT_ONCE:
+                some, waiting = waiting[:_AGENTS_AT_ONCE], waiting[_AGENTS_AT_ONCE:]
+                most = room // len(some)
+                for left, indexes in zip(some, await self._listed(some, most), strict=True):
+                    if not indexes:
+                        continue
+                    settled.add_all(indexes, Outcome.HANDLED)
+                    draft.command_on_many("ZREM", self._layout.open(left.agent), list(map(str, indexes)))
+                    room -= len(indexes)
+                    if len(indexes) == most:
+                        more.append(left)
+                    for index in indexes if self._undelivered else ():
+                        self._undelivered.pop(index, None)
             found += await append(self._tail, draft, settled)
+            waiting += more
         return found
+
+    async def _listed(self, some: Sequence[Left], most: int) -> list[list[int]]:
+        """The indexes, up to ``most`` of each, of what is open of that which was handled."""
+        answers = await self._tail.pipeline(
+            [
+                (
+                    *("ZRANGEBYSCORE", self._layout.open(left.agent), left.first, left.handled),
+                    *("LIMIT", 0, most),
+                )
+                for left in some
+            ]
+        )
+        return [list(map(int, members)) for members in answers]
 
     async def _settle_gone(self, gone: Iterable[Gone]) -> int:
         found = 0
@@ -131,7 +143,7 @@ class Handled:
         return found
 
     async def _still_open(self, some: Iterable[Gone]) -> list[Gone]:
-        """Those that were not reported meanwhile."""
+        """Those that were not reported meanwhile, and still followed where they were."""
         by_agent: dict[str, list[Gone]] = {}
         for one in some:
             by_agent.setdefault(one.agent, []).append(one)
@@ -144,7 +156,7 @@ class Handled:
             one
             for ones, scores in zip(by_agent.values(), answers, strict=True)
             for one, score in zip(ones, scores, strict=True)
-            if score is not None
+            if score is not None and int(score) == one.sequence
         ]
 
     def _ready(self, gone: Iterable[Gone]) -> Iterable[Gone]:

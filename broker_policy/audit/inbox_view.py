@@ -42,10 +42,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What has left an inbox: all up to the sequence ``handled``, after they were delivered, and ``gone``."""
+    """What has left an inbox: all from ``first`` to ``handled``, after they were delivered, and ``gone``.
+
+    What lies before ``first`` was not looked at: a message whose place becomes known later may be there yet.
+    """
 
     agent: str
-    handled: int = 0
+    first: int = 0  # log sequence
+    handled: int = 0  # log sequence; before ``first`` where there is none
     gone: list[Gone] = field(default_factory=list)
 
 
@@ -69,18 +73,16 @@ class InboxView:
             return None
         # Asked first: what is gone later and was delivered before, is gone by being handled.
         delivered = await self._delivered()
-        if delivered < oldest[0][0] and not search:
-            return Left(self.agent)
-        front = await self._next(oldest[0][0])
+        first = oldest[0][0]
+        if delivered < first and not search:
+            return Left(self.agent, first)
+        front = await self._next(first)
         handled = min(front - 1, delivered)
         gone = await self._open(tail, f"({handled}", f"({front}", MOST) if handled < front - 1 else []
         if search and len(gone) < MOST:
             gone += await self._behind(tail, front, delivered)
-        return Left(
-            self.agent,
-            handled if handled >= oldest[0][0] else 0,
-            [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone],
-        )
+        left = [Gone(self.agent, seq, index, seq <= delivered) for seq, index in gone]
+        return Left(self.agent, first, handled, left)
 
     async def _behind(self, tail: Tail, front: int, delivered: int) -> list[tuple[int, int]]:
         first = max(front + 1, self._cursor)

@@ -62,7 +62,6 @@ async def begin_anew(tail: Tail, end: log.End) -> None:
     if made_anew:
         draft.command("DEL", layout.opened, layout.batches)
     draft.sequence, draft.made = 0, end.made
-    tail.restarts += 1
     await tail.append(draft)
 
 

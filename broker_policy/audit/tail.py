@@ -30,7 +30,8 @@ class Tail:
         self._clock = clock
         self._head: Head | None = None
         self.writers: dict[str, WriterState] = {}
-        self.restarts = 0  # how often the log was found to be another, so that its places mean something else
+        self.begun = 0
+        """How often the log was begun again since it was lost or cut off."""
 
     @property
     def head(self) -> Head:
@@ -87,6 +88,8 @@ class Tail:
             else:
                 self.writers[writer] = state
         self._head = draft.head
+        if draft.sequence < draft.base.sequence:
+            self.begun += 1
 
     async def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Run reading commands in one round trip."""

@@ -388,6 +388,53 @@ async def test_a_report_may_come_before_the_settlement(nc, redis, projector):
     await intact(redis)
 
 
+async def test_what_is_settled_after_the_look_and_waits_before_it_is_not_handled(nc, redis, projector):
+    """A lone message whose place was not known at the look: what came after it was handled before it."""
+    writer, other = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lone = line(Way.LONE, sender="dora")
+    await writer.write(RecordKind.DECISIONS, decisions=(lone,))
+    waiting = await writer.deliver(lone)
+    await other.batch([line(Way.BATCH) for _ in range(3)])
+    await project(projector)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
+    first, *later = await pull.fetch(4, timeout=5)
+    assert first.metadata.sequence.stream == waiting
+    for message in later:
+        await message.ack_sync()
+    await writer.settle((2, 0, Outcome.COMMITTED, waiting))  # projected by settling only
+    assert await projector.settle_once() == 3
+    assert await outcomes(redis, sender="alice") == ["h"] * 3
+    assert await outcomes(redis, sender="dora") == ["c"]
+    await writer.report("bob", waiting, Outcome.DEAD)
+    await first.ack_sync()
+    await projector.settle_once()
+    assert await outcomes(redis, sender="dora") == ["d"]
+    assert not await redis.exists(projector.store.layout.early)
+    await intact(redis)
+
+
+async def test_what_turns_out_to_lie_elsewhere_after_the_look_is_not_handled(nc, redis, projector):
+    """The place that it has in its batch went to another, whose message is gone from there."""
+    torn, lone = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.BATCH, sender="dora") for _ in range(2)]
+    taker = line(Way.LONE, sender="carol")
+    await lone.write(RecordKind.DECISIONS, decisions=(taker,))
+    record = await torn.write(RecordKind.DECISIONS, decisions=tuple(lines))
+    await torn.deliver(lines[0], 0)
+    assert await lone.deliver(taker) == record + 2
+    await lone.settle((2, 0, Outcome.COMMITTED, record + 2))
+    await project(projector)
+    pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
+    _, taken = await pull.fetch(2, timeout=5)
+    await taken.ack_sync()  # behind one that waits: found by a search
+    moved = await torn.deliver(lines[1], 1)
+    await torn.settle((2, 0, Outcome.COMMITTED, record + 1), (2, 1, Outcome.COMMITTED, moved))
+    assert await projector.settle_once() == 1
+    assert await outcomes(redis, sender="carol") == ["h"]
+    assert await outcomes(redis, sender="dora") == ["c", "c"]
+    assert await redis.zcard(projector.store.layout.open("bob")) == 2
+
+
 @pytest.mark.parametrize("projected", [False, True], ids=["at once", "projected before"])
 async def test_a_batch_torn_by_the_server_is_settled_singly(nc, redis, projector, projected):
     """Of four messages one was stored; one came later, one was refused, one was a repetition of another."""
@@ -493,7 +540,7 @@ async def behind_stuck_ones(nc: Client, kept: set[int]) -> list[str]:
 
 
 async def all_outcomes(redis: Redis) -> list[str]:
-    found = await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=200)
+    found = await ask(Store(redis, NAMESPACE), Question(sender="alice"), limit=1000)
     return [answer.outcome for answer in reversed(found)]
 
 
@@ -1156,6 +1203,89 @@ async def test_a_look_at_a_lost_log_says_nothing_of_the_one_after_it(nc, redis, 
     await handle(nc, "bob", 6)
     await projector.settle_once()
     assert await outcomes(redis, sender="dora") == ["h"] * 6
+
+
+async def test_a_look_before_a_cut_says_nothing_of_places_that_are_given_away_again(
+    nc, redis, projector, monkeypatch
+):
+    """A decision of before the cut may be stored behind it, where others lay that were handled."""
+    monkeypatch.setattr("broker_policy.audit.projector._SURE", 0.0)
+    writer, other = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lone = line(Way.LONE, sender="dora")
+    recorded = await writer.write(RecordKind.DECISIONS, decisions=(lone,))
+    lost = await other.batch([line(Way.BATCH) for _ in range(3)])
+    await project(projector)
+    await handle(nc, "bob", 3)
+    look = await projector._settler._handled.look()
+    assert [(left.first, left.handled) for left in look.left] == [(lost + 1, lost + 3)]
+    made = (await log.end(nc)).made
+
+    async def cut_off(_: Client) -> log.End:
+        return log.End(recorded, made)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "end", cut_off)
+        await projector._notice_restart()
+    await writer.settle((2, 0, Outcome.COMMITTED, lost + 2))
+    await project(projector)
+    assert await projector._settler._handled.settle(look) == 0
+    assert (await outcomes(redis, sender="dora"))[0] == "c"
+
+
+@pytest.mark.parametrize("agents", [1, 40])
+async def test_much_that_was_handled_is_settled_once_in_few_entries(
+    nc, redis, projector, monkeypatch, agents
+):
+    """However it is distributed; and not all by one look, since the log waits meanwhile."""
+    monkeypatch.setattr("broker_policy.audit.handled._AT_ONCE", 50)
+    monkeypatch.setattr("broker_policy.audit.handled._MOST", 100)
+    names = [f"agent{number}" for number in range(agents)]
+    await make_streams(nc, names)
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH, target=names[number % agents]) for number in range(240)])
+    await project(projector)
+    for name in names:
+        await handle(nc, name, 240 // agents)
+    before = projector._tail.head.index
+    counts = [await projector.settle_once() for _ in range(4)]
+    assert max(counts) <= 150
+    assert sum(counts) == 240
+    assert await all_outcomes(redis) == ["h"] * 240
+    entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries(before + 1)]
+    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    assert len(settled) == len(set(settled)) == 240
+    assert len(entries) <= 12
+    assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
+    await intact(redis)
+
+
+async def test_who_is_overtaken_in_the_middle_settles_nothing_twice(nc, redis, projector, monkeypatch):
+    """What it listed is another's to settle; what it had settled stays."""
+    monkeypatch.setattr("broker_policy.audit.handled._AT_ONCE", 40)
+    writer = await LogWriter(nc).open()
+    await writer.batch([line(Way.BATCH) for _ in range(100)])
+    await project(projector)
+    await handle(nc, "bob", 100)
+    another, listed = Projector(NAMESPACE, nc, redis, KEY), projector._settler._handled._listed
+    asked = 0
+
+    async def overtaken(*arguments: Any) -> list[list[int]]:
+        nonlocal asked
+        found = await listed(*arguments)
+        asked += 1
+        if asked == 2:
+            await another.settle_once()
+        return found
+
+    monkeypatch.setattr(projector._settler._handled, "_listed", overtaken)
+    with pytest.raises(Overtaken):
+        await projector.settle_once()
+    assert await outcomes(redis, sender="alice") == ["h"] * 100
+    assert await projector.settle_once() == 0
+    entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries()]
+    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    assert len(settled) == len(set(settled)) == 100
+    await intact(redis)
 
 
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "when outcomes are looked for"])
