@@ -53,6 +53,6 @@ def main() -> None:
             if sys.argv[1:] != ["--version"]:
                 load(sys.argv[1] if len(sys.argv) > 1 else _completed())
             from broker_policy.cli.app import app  # noqa: PLC0415 - after the commands are registered
-    except KeyboardInterrupt:
+        app()
+    except KeyboardInterrupt:  # before the command began, which says so itself
         sys.exit(130)  # ExitCode.INTERRUPTED, which may not be imported yet
-    app()

@@ -118,6 +118,27 @@ def test_who_interrupts_a_command_that_is_still_imported_sees_no_traceback(tmp_p
     assert (done.returncode, done.stdout, done.stderr) == (ExitCode.INTERRUPTED, "", "")
 
 
+INTERRUPTED_BEFORE_IT_BEGINS = """
+import signal, sys
+import typer.main
+typer.main.get_command = lambda *_: signal.raise_signal(signal.SIGINT)
+sys.argv = ["mas", "up"]
+from broker_policy.cli import main
+main()
+"""
+
+
+def test_nor_does_who_interrupts_it_before_it_begins():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_BEFORE_IT_BEGINS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.INTERRUPTED, "", "")
+
+
 TERMINATED = """
 import asyncio, signal, sys, time
 import typer
