@@ -85,6 +85,9 @@ _UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 """What a wrong command line raises: of click, which newer versions of typer have in themselves."""
 
 
+_PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}
+
+
 class _Commands(typer.core.TyperGroup):
     """All commands; what is wrong about a command line is told as JSON, too, where that is asked for."""
 
@@ -164,13 +167,15 @@ class Output:
 
 
 def _progress() -> Console:
-    return _console(stderr=True, soft_wrap=True)
+    from broker_policy.cli.unheard import ProgressConsole  # noqa: PLC0415 - see above
+
+    return ProgressConsole(stderr=True, soft_wrap=True, **_PLAIN)
 
 
 def _console(**options: Any) -> Console:
     from rich.console import Console  # noqa: PLC0415 - see above
 
-    return Console(highlight=False, emoji=False, **options)
+    return Console(**_PLAIN, **options)
 
 
 def _fit(text: str, stream: TextIO) -> str:

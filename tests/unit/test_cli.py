@@ -180,6 +180,43 @@ def test_a_command_that_is_terminated_tidies_up_and_ends_by_the_signal(name):
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "tidied\n", "")
 
 
+UNHEARD = """
+import typer
+from broker_policy.cli.app import Output, command
+
+group = typer.Typer()
+group.callback()(lambda: None)
+
+@command("long", group=group, example="mas long")
+def long():
+    out = Output(json=False)
+    for _ in range(3):
+        out.progress("half way")
+        out.warn("beware")
+    out.result({}, "done")
+    raise ConnectionRefusedError("so it fails")
+
+group()
+"""
+
+
+def test_who_reads_no_progress_ends_nothing():
+    """The result comes all the same, and the status says what became of it."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as unheard:
+        done = subprocess.run(
+            [sys.executable, "-c", UNHEARD, "long"],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=unheard,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+    assert (done.returncode, done.stdout) == (ExitCode.UNREACHABLE, "done\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
 def test_what_cannot_be_written_is_said_without_a_traceback():
     with Path("/dev/full").open("w") as full:
