@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 
 def open_closed() -> None:
@@ -18,3 +19,13 @@ def open_closed() -> None:
             stream = Path(os.devnull).open(mode)  # noqa: SIM115 - as long as the program
             os.set_inheritable(stream.fileno(), True)  # noqa: FBT003 - its only argument
             setattr(sys, name, stream)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """Put the null device in place of ``stream``, which nobody reads any more.
+
+    What is still buffered would fail again at exit.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

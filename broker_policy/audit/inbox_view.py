@@ -48,7 +48,7 @@ class Left:
     """
 
     agent: str
-    first: int = 0  # log sequence
+    first: int  # log sequence
     handled: int = 0  # log sequence; before ``first`` where there is none
     gone: list[Gone] = field(default_factory=list)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from broker_policy.embedded.layout import DEFAULT_FOLDER
 from broker_policy.jetstream import JetStreamError
 from broker_policy.overview import Look, Row, look, rows
 from mas_nats.errors import Unavailable
+from mas_nats.standard_streams import lead_nowhere
 from mas_nats.wire.identity import DEFAULT_NAMESPACE
 
 _COLUMNS = (
@@ -76,7 +76,7 @@ async def top(
     except JetStreamError as error:
         raise Unavailable(f"the streams of {namespace} do not answer: {error}") from None
     except BrokenPipeError:  # whoever read it has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)
 
 
 async def _looks(nc: Any, interval: float) -> AsyncIterator[tuple[Look, Look]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rich.console import Console
+
+from mas_nats.standard_streams import lead_nowhere
 
 
 class ProgressConsole(Console):
@@ -17,6 +18,4 @@ class ProgressConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Say nothing more, and let the command go on."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stderr.fileno())
-        os.close(nowhere)
+        lead_nowhere(sys.stderr)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
+from mas_nats.standard_streams import lead_nowhere
+
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _OWN = "mas"
 """The runner's own name in the first column; those of instances have a slash."""
@@ -102,8 +104,7 @@ def write(stream: TextIO, text: str, closed: Callable[[], None]) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # What is still buffered would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        lead_nowhere(stream)
         closed()
     except (OSError, UnicodeError):
         return

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from broker_policy.audit import lease as lease_module
 from broker_policy.audit import log
-from broker_policy.audit.entry import unranged
+from broker_policy.audit.entry import Entry, unranged
 from broker_policy.audit.findings import FindingKind
 from broker_policy.audit.lease import Lease, Leases
 from broker_policy.audit.log import Page
@@ -29,7 +29,7 @@ from broker_policy.audit.probe import is_probe
 from broker_policy.audit.projector import Projector
 from broker_policy.audit.query import Question, ask
 from broker_policy.audit.recall import Recall
-from broker_policy.audit.record import Outcome, RecordKind, Way
+from broker_policy.audit.record import DecisionLine, Outcome, RecordKind, Way
 from broker_policy.audit.store import Store
 from broker_policy.audit.tail import Overtaken
 from broker_policy.audit.verify import verify
@@ -413,16 +413,24 @@ async def test_what_is_settled_after_the_look_and_waits_before_it_is_not_handled
     await intact(redis)
 
 
-async def test_what_turns_out_to_lie_elsewhere_after_the_look_is_not_handled(nc, redis, projector):
-    """The place that it has in its batch went to another, whose message is gone from there."""
-    torn, lone = await LogWriter(nc).open(), await LogWriter(nc).open()
-    lines = [line(Way.BATCH, sender="dora") for _ in range(2)]
-    taker = line(Way.LONE, sender="carol")
+async def with_a_place_taken(
+    torn: LogWriter, lines: list[DecisionLine], lone: LogWriter, taker: DecisionLine
+) -> int:
+    """A torn batch of two, whose second has the place of another message; where its record lies."""
     await lone.write(RecordKind.DECISIONS, decisions=(taker,))
     record = await torn.write(RecordKind.DECISIONS, decisions=tuple(lines))
     await torn.deliver(lines[0], 0)
     assert await lone.deliver(taker) == record + 2
     await lone.settle((2, 0, Outcome.COMMITTED, record + 2))
+    return record
+
+
+async def test_what_turns_out_to_lie_elsewhere_after_the_look_is_not_handled(nc, redis, projector):
+    """The place that it has in its batch went to another, whose message is gone from there."""
+    torn, lone = await LogWriter(nc).open(), await LogWriter(nc).open()
+    lines = [line(Way.BATCH, sender="dora") for _ in range(2)]
+    taker = line(Way.LONE, sender="carol")
+    record = await with_a_place_taken(torn, lines, lone, taker)
     await project(projector)
     pull = await nc.jetstream().pull_subscribe_bind(consumer="bob", stream="INBOX")
     _, taken = await pull.fetch(2, timeout=5)
@@ -473,11 +481,7 @@ async def test_a_place_that_a_torn_batch_lost_to_another_message(nc, redis, proj
     torn, lone, other = [await LogWriter(nc).open() for _ in range(3)]
     lines = [line(Way.BATCH, sender="alice") for _ in range(2)]
     taker = line(Way.LONE, sender="carol")
-    await lone.write(RecordKind.DECISIONS, decisions=(taker,))
-    record = await torn.write(RecordKind.DECISIONS, decisions=tuple(lines))
-    await torn.deliver(lines[0], 0)
-    assert await lone.deliver(taker) == record + 2
-    await lone.settle((2, 0, Outcome.COMMITTED, record + 2))
+    record = await with_a_place_taken(torn, lines, lone, taker)
     if projected != "nothing":
         await project(projector)
     await torn.settle((2, 0, Outcome.COMMITTED, record + 1), (2, 1, Outcome.NOT_COMMITTED, 0))
@@ -537,6 +541,11 @@ async def behind_stuck_ones(nc: Client, kept: set[int]) -> list[str]:
         if place not in kept:
             await message.ack_sync()
     return ["c" if place in kept or place >= 150 else "h" for place in range(200)]
+
+
+def settled_in(entries: list[Entry]) -> list[int]:
+    """The decisions whose outcomes these entries tell, as often as they do."""
+    return [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
 
 
 async def all_outcomes(redis: Redis) -> list[str]:
@@ -1252,7 +1261,7 @@ async def test_much_that_was_handled_is_settled_once_in_few_entries(
     assert sum(counts) == 240
     assert await all_outcomes(redis) == ["h"] * 240
     entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries(before + 1)]
-    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    settled = settled_in(entries)
     assert len(settled) == len(set(settled)) == 240
     assert len(entries) <= 12
     assert not await redis.keys(f"{projector.store.layout.prefix}open:*")
@@ -1282,8 +1291,7 @@ async def test_who_is_overtaken_in_the_middle_settles_nothing_twice(nc, redis, p
         await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["h"] * 100
     assert await projector.settle_once() == 0
-    entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries()]
-    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    settled = settled_in([stored.entry() async for stored in Store(redis, NAMESPACE).entries()])
     assert len(settled) == len(set(settled)) == 100
     await intact(redis)
 
@@ -1378,8 +1386,7 @@ async def test_a_lost_log_with_much_in_it_is_left_step_by_step(nc, redis, projec
     assert await outcomes(redis, sender="alice") == ["?"] * 18
     [text] = await alarms(redis)
     assert "restarted" in text
-    entries = [stored.entry() async for stored in Store(redis, NAMESPACE).entries()]
-    settled = [index for each in entries if each["k"] == "o" for index in unranged(each["x"])]
+    settled = settled_in([stored.entry() async for stored in Store(redis, NAMESPACE).entries()])
     assert sorted(settled) == sorted(set(settled))
 
 
