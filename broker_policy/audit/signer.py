@@ -159,12 +159,12 @@ async def follow(store: Store, last: Checkpoint | None, head: Head) -> None:
         if signed is None or signed.hash != last.hash:
             raise ChainAltered(f"entry {last.index} is not the one that was signed")
         index, previous = last.index, bytes.fromhex(last.hash)
-    async for stored in store.entries(index + 1):
+    async for identifier, body, said in store.links(index + 1):
         if index == head.index:
             break
         index += 1
-        previous = chain.link(previous, stored.body)
-        if stored.index != index or stored.hash != previous.hex():
+        previous = chain.link(previous, body)
+        if identifier != b"%d-0" % index or said != previous.hex().encode():
             raise ChainAltered(f"entry {index} does not follow the one before it")
     if index != head.index or previous != head.hash:
         raise ChainAltered(f"the chain does not lead to its head (entry {head.index})")

@@ -206,6 +206,16 @@ class Store:
                 yield stored
             low = f"({page[-1].identifier}"
 
+    async def links(self, first: int) -> AsyncIterator[tuple[bytes, bytes, bytes]]:
+        """Stream id, body and hash of every entry from ``first`` on, as Redis says them: for who only follows
+        the chain.
+        """
+        low = f"{first}-0"
+        while page := await self.redis.xrange(self.layout.chain, low, "+", count=PAGE):
+            for identifier, fields in page:
+                yield identifier, fields.get(b"e", b""), fields.get(b"h", b"")
+            low = f"({page[-1][0].decode()}"
+
     async def entries_at(self, indexes: Sequence[int]) -> dict[int, StoredEntry]:
         """The entries at ``indexes``, those that exist."""
         found: dict[int, StoredEntry] = {}
