@@ -21,7 +21,7 @@ import getpass
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
@@ -91,15 +91,24 @@ _PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}
 class _Commands(typer.core.TyperGroup):
     """All commands; what is wrong about a command line is told as JSON, too, where that is asked for."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        with _wrong_usage_told(json="--json" in args):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        json = "--json" in ctx.args
-        try:
+        with _wrong_usage_told(json="--json" in ctx.args):
             return super().invoke(ctx)
-        except _UsageError as error:
-            if not json:
-                raise
-            text = cast("Any", error).format_message()
-            Output(json=True).fail({"type": "UsageError", "text": text, "exit_code": ExitCode.USAGE})
+
+
+@contextlib.contextmanager
+def _wrong_usage_told(*, json: bool) -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        if not json:
+            raise
+        text = cast("Any", error).format_message()
+        Output(json=True).fail({"type": "UsageError", "text": text, "exit_code": ExitCode.USAGE})
 
 
 app = typer.Typer(

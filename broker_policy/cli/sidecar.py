@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from broker_policy.cli.agent_tls import agent_tls
-from broker_policy.cli.app import Folder, Json, Namespace, Output, command
+from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, command
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from mas_nats.errors import ConfigurationError
+from mas_nats.runner.run import Stop
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 
@@ -41,7 +41,8 @@ async def sidecar(
 ) -> None:
     """Carry an application's MCP and A2A as messages, until it is stopped.
 
-    Set HTTP_PROXY of the application to the address that is printed.
+    Set HTTP_PROXY of the application to the address that is printed. Ctrl-C, SIGTERM or SIGHUP stops: calls
+    of the application finish first; a second one ends them at once.
     """
     try:
         from mas_nats.sidecar import Sidecar  # noqa: PLC0415 - an extra
@@ -56,10 +57,18 @@ async def sidecar(
     tls = agent_tls(layout, broker, require_id(namespace, "namespace"), settings.app)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request's address
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+    stop = Stop()
+    stop.on_signals()
     async with Sidecar(settings, server_addr=broker.url, tls=tls) as running:
         document = {"app": settings.app, "proxy": f"http://{running.address}", "namespace": namespace}
         Output(json=json).result(document, f"{settings.app}: HTTP_PROXY=http://{running.address}")
-        await stopped.wait()
+        await stop.asked.wait()
+        closing = asyncio.create_task(running.stop())
+        hurrying = asyncio.create_task(stop.hurried.wait())
+        await asyncio.wait((closing, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not closing.done():
+            closing.cancel()  # ends calls at once
+            await asyncio.wait((closing,))
+            raise typer.Exit(ExitCode.FAILED)
+        await closing

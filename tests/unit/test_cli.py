@@ -102,6 +102,14 @@ def test_wrong_usage_is_told_as_json_where_that_is_asked_for(words):
     assert run(*words.split()).stdout == ""
 
 
+@pytest.mark.parametrize("words", ["--json", "--json doctor", "--json nosuch", "--bogus doctor --json"])
+def test_so_is_what_is_wrong_before_the_command(words):
+    told = run(*words.split())
+    assert told.exit_code == ExitCode.USAGE
+    error = json.loads(told.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+
+
 INTERRUPTED_WHILE_IMPORTED = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
 
 
