@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from broker_policy.cli.app import Folder, Json, Output, command
+from broker_policy.cli.app import ExitCode, Folder, Json, Output, command
 from broker_policy.embedded import lock
 from broker_policy.embedded.errors import ServerDied
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
@@ -68,7 +68,8 @@ def up(
 ) -> None:
     """Bring up NATS, Redis, the policy workers and the checkpoint signer, and keep them up.
 
-    Stops in order on Ctrl-C or SIGTERM. Exits with 4 when another process has the folder already.
+    Stops in order on Ctrl-C or SIGTERM; exits with 130 where that was before it was ready. Exits with 4 when
+    another process has the folder already.
     """
     out = Output(json=json)
     if manifest and no_manifest:
@@ -89,13 +90,17 @@ async def _stay(layout: Layout, plan: Plan, out: Output) -> None:
         from broker_policy.embedded.up import running  # noqa: PLC0415
 
     stopping = _cancelled_by_signals()
+    ready = False
     try:
         async with running(layout, plan, out.progress) as broker:
+            ready = True
             out.result(_document(layout, plan, broker), _how_to_go_on(layout, broker, detached=False))
             await stopping.wait()
     except asyncio.CancelledError:
         if not stopping.is_set():
             raise
+        if not ready:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def _cancelled_by_signals() -> asyncio.Event:
