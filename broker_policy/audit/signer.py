@@ -33,7 +33,7 @@ from broker_policy.audit.draft import Head
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import NO_HEAD, Store, heads, namespaces
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
-from broker_policy.identity.private_files import write_private
+from broker_policy.identity.private_files import sync_folder, write_private
 from broker_policy.jetstream import JetStreamError
 from broker_policy.tenants.connect import connect_checkpoints
 from broker_policy.tenants.live_keys import LiveSignerKeys
@@ -330,6 +330,7 @@ async def change_key(signing: SigningRound, folder: Path) -> None:
     pem = following.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     write_private(folder / "public" / "checkpoint.pub", pem)
     (folder / "signer" / SignerKeys.NEXT).replace(folder / "signer" / SignerKeys.FILE)
+    sync_folder(folder / "signer")
     signing.use(keys.following, history)
     logger.info("signing with a new checkpoint key")
 

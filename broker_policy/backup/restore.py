@@ -15,7 +15,8 @@ from broker_policy.backup.examination import examine, remove_traces
 from broker_policy.backup.manifest import Manifest
 from broker_policy.backup.staging import secret
 from broker_policy.embedded.layout import Layout
-from broker_policy.identity.private_files import private_folder
+from broker_policy.identity import drafts
+from broker_policy.identity.private_files import private_folder, sync_folder, sync_tree
 from broker_policy.keys.agreement import strangers
 from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
@@ -51,9 +52,10 @@ async def restore(
         )
     private_folder(folder.parent)
     _require_room(folder.parent, manifest)
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        private_folder(draft)
+    start = f".{folder.name}."
+    drafts.remove_abandoned(folder.parent, start)
+    draft = folder.with_name(start + secrets.token_hex(4))
+    with drafts.filled(draft):
         say(f"unpacking {len(manifest.files)} files ...")
         if await asyncio.to_thread(archive.read, file, passphrase, draft) != manifest:
             raise BackupDamaged(f"{file} became another file while it was restored")
@@ -63,11 +65,11 @@ async def restore(
         _require_same_age(draft)
         say("bringing its servers up once ...")
         await _require_agreement(Layout(draft), manifest)
+        await asyncio.to_thread(sync_tree, draft)
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
-    finally:
-        await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
+    sync_folder(folder.parent)
     return manifest
 
 

@@ -43,8 +43,8 @@ def belongs(name: str) -> bool:
     """Whether the file ``name`` (relative, with slashes) belongs into a backup."""
     path = PurePosixPath(name)
     first, last = path.parts[0], path.name
-    if first in _LEFT_OUT or first.startswith(_STAGE) or last in _RENDERED:
-        return False
+    if first in _LEFT_OUT or first.startswith(".") or last in _RENDERED:
+        return False  # with a dot: the draft of a file or folder, of a backup too
     if first != "nats" and last.startswith("."):
         return False  # the draft of a file that is just being written
     return path.suffix not in (".log", ".out") and not (first == "redis" and last.startswith("temp-"))

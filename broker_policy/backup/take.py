@@ -28,7 +28,8 @@ from broker_policy.backup.staging import Staging, files, secret, size_of, stage_
 from broker_policy.embedded import lock
 from broker_policy.embedded.durability import monitor
 from broker_policy.embedded.layout import Broker, Layout
-from broker_policy.identity.private_files import private_folder
+from broker_policy.identity import drafts
+from broker_policy.identity.private_files import sync_folder
 from broker_policy.keys.turns import PATIENCE, only_one
 from broker_policy.tenants.material import PublicMaterial
 from mas_nats.errors import ConfigurationError
@@ -66,21 +67,20 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
 
     """
     _require_sense(wanted)
-    stage = wanted.layout.root / stage_name(secrets.token_hex(4))
+    drafts.remove_abandoned(wanted.layout.root, stage_name(""))
     part = wanted.file.with_name(f".{wanted.file.name}.{secrets.token_hex(4)}.part")
-    _remove_old_stages(wanted.layout.root)
     torn: set[str] = set()
     try:
         for attempt in range(1, _TRIES + 1):
-            private_folder(stage)
-            taken, pause, durable = await asyncio.to_thread(_stage_alone, wanted, stage, say)
-            part.unlink(missing_ok=True)
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                manifest = await _write(wanted, stage, file, (taken, pause, durable), torn, say)
+            stage = wanted.layout.root / stage_name(secrets.token_hex(4))
+            with drafts.filled(stage):
+                point = await asyncio.to_thread(_stage_alone, wanted, stage, say)
+                part.unlink(missing_ok=True)
+                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    manifest = await _write(wanted, stage, file, point, torn, say)
             if manifest is not None:
                 break
             say(f"try {attempt}: the copy holds half a batch, again")
-            await asyncio.to_thread(shutil.rmtree, stage)
         else:
             raise BackupError(
                 f"in {_TRIES} tries each copy held half of another batch: workers write that do not belong "
@@ -91,9 +91,9 @@ async def take(wanted: Wanted, say: Say = lambda _: None) -> Manifest:
             raise BackupError("what was written is not what is read: the disk may be failing")
         _require_new(wanted.file)
         part.replace(wanted.file)
+        sync_folder(wanted.file.parent)
     finally:
         part.unlink(missing_ok=True)
-        await asyncio.to_thread(shutil.rmtree, stage, ignore_errors=True)
     return manifest
 
 
@@ -122,13 +122,6 @@ def _require_sense(wanted: Wanted) -> None:
 def _require_new(file: Path) -> None:
     if file.exists() or file.is_symlink():
         raise ConfigurationError(f"{file} exists: a backup never overwrites a file")
-
-
-def _remove_old_stages(root: Path) -> None:
-    """What a backup left that was killed; one that is running would lose its copy, and say so."""
-    for old in root.glob(stage_name("*")):
-        if time.time() - old.stat().st_mtime > 86_400:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _stage_alone(wanted: Wanted, stage: Path, say: Say) -> tuple[datetime, float, bool]:

@@ -20,7 +20,7 @@ from broker_policy.containers.parts import (
     hand_out,
 )
 from broker_policy.embedded import telemetry_file
-from broker_policy.embedded.certify import YEAR, certify, expires_soon
+from broker_policy.embedded.certify import YEAR, certify, to_be_made
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.embedded.nats_config import Membership, NatsConfig
 from broker_policy.embedded.nodes import SIZES
@@ -131,7 +131,7 @@ def _certify_routes(layout: Layout) -> None:
     """A certificate for each node that could be, from a CA that signs nothing else."""
     folder = layout.route_certificate.cert.parent
     for name in NODES:
-        if expires_soon(folder / f"{name}.pem"):
+        if to_be_made(folder / f"{name}.pem"):
             authority = CertificateAuthority.open_or_create(layout.route_authority)
             authority.issue_peer([name], [], folder, name=name)
 
@@ -140,7 +140,7 @@ def _certify_agents(layout: Layout, names: list[str]) -> None:
     authority = CertificateAuthority.load(layout.authority)
     for name in names:
         identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.AGENT, name)
-        if expires_soon(layout.certs / identity.namespace / identity.role / f"{identity.name}.pem"):
+        if to_be_made(layout.certs / identity.namespace / identity.role / f"{identity.name}.pem"):
             authority.issue(identity, layout.certs, lifetime=YEAR)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from broker_policy.embedded import given_tls
 from broker_policy.embedded.layout import DEFAULT_TLS_HOSTNAME, POLICY_HOLDERS, Layout
@@ -28,25 +29,40 @@ def certify(layout: Layout, given: TlsFiles | None = None, *, also: Iterable[str
     authority = CertificateAuthority.open_or_create(layout.authority)
     if given is None:
         given_tls.forget(layout)
-        if expires_soon(layout.server_cert):
+        if to_be_made(layout.server_cert):
             names = [DEFAULT_TLS_HOSTNAME, *also]
             authority.issue_server(names, [LOOPBACK, "::1"], layout.certs, name="server")
+    certify_policy(layout, authority)
+    return DEFAULT_TLS_HOSTNAME if given is None else given_tls.install(layout, given)
+
+
+def certify_policy(layout: Layout, authority: CertificateAuthority) -> None:
+    """The certificates of the policy side, where they have to be made."""
     for holder in POLICY_HOLDERS:
-        if expires_soon(layout.policy_certificate(holder).cert):
+        if to_be_made(layout.policy_certificate(holder).cert):
             identity = Identity(DEFAULT_TRUST_DOMAIN, DEFAULT_NAMESPACE, Role.POLICY, holder)
             authority.issue(identity, layout.certs, lifetime=YEAR)
-    return DEFAULT_TLS_HOSTNAME if given is None else given_tls.install(layout, given)
 
 
 def certify_routes(layout: Layout) -> None:
     """The certificate with which the nodes know one another, from a CA that signs nothing else."""
-    if expires_soon(layout.route_certificate.cert):
+    if to_be_made(layout.route_certificate.cert):
         authority = CertificateAuthority.open_or_create(layout.route_authority)
         authority.issue_peer([], [LOOPBACK], layout.route_certificate.cert.parent, name="route")
 
 
-def expires_soon(path: Path) -> bool:
-    """Whether the certificate ``path`` is missing, or valid for less than a month."""
+def to_be_made(path: Path) -> bool:
+    """Whether the certificate ``path`` is missing, valid for less than a month, or not of the key beside it.
+
+    A certificate and its key are two files, and who replaced them may have been killed between.
+    """
     if not path.exists():
         return True
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc < datetime.now(UTC) + _RENEW
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    if certificate.not_valid_after_utc < datetime.now(UTC) + _RENEW:
+        return True
+    try:
+        key = load_pem_private_key(path.with_suffix(".key").read_bytes(), None)
+    except (FileNotFoundError, ValueError):
+        return True
+    return key.public_key() != certificate.public_key()

@@ -75,8 +75,8 @@ class CertificateAuthority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private(folder / "ca.key", _key_pem(key))
         write_private(folder / "ca.pem", _certificate_pem(certificate))
+        write_private(folder / "ca.key", _key_pem(key))  # last: who finds it takes the CA for whole
         return cls(folder, certificate, key)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Files only their owner may read."""
+"""Files only their owner may read, and that a power cut leaves as they were or as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def private_folder(folder: Path) -> Path:
 
 
 def write_private(path: Path, content: bytes) -> Path:
-    """Write ``content`` with mode 0600, at once: a reader sees the old file or the new one."""
+    """Write ``content`` with mode 0600, at once: a reader sees the old file or the new one.
+
+    When it returns, the file and its name are on the disk.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -25,7 +28,28 @@ def write_private(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in ``folder`` on the disk: what was made, renamed or removed in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Have everything under ``root`` on the disk, with its names; links are not followed."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder) / name for name in names):
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(folder))

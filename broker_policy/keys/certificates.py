@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from broker_policy.embedded.certify import certify_policy
 from broker_policy.embedded.layout import POLICY_HOLDERS
 from broker_policy.embedded.ports import LOOPBACK
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.identity.private_files import write_private
+from broker_policy.identity.private_files import sync_folder, write_private
 from broker_policy.keys import followers
 from broker_policy.keys.site import Site
 from mas_nats.errors import ConfigurationError, Unavailable
@@ -82,7 +84,8 @@ async def _change_over(site: Site, overlap: Path) -> None:
     following = authority / "next"
     if not (authority / "ca.key").exists():
         raise ConfigurationError(f"{authority} holds no CA: rotate it where certificates are issued")
-    if not following.exists():
+    if not overlap.exists():  # one that is there was not made to the end, and nobody trusts it
+        shutil.rmtree(following, ignore_errors=True)
         CertificateAuthority.create(following)
     new = (following / "ca.pem").read_bytes() if (following / "ca.pem").exists() else b""
     if new:
@@ -90,10 +93,13 @@ async def _change_over(site: Site, overlap: Path) -> None:
         write_private(overlap, old)
         await _trust(site, new + old, "both CAs trusted")
         (following / "ca.pem").replace(authority / "ca.pem")
+        sync_folder(authority)
     if (following / "ca.key").exists():
         (following / "ca.key").replace(authority / "ca.key")
-    await rotate_server(site)
+        sync_folder(authority)
     issuer = CertificateAuthority.load(authority)
+    certify_policy(site.layout, issuer)  # what was interrupted may have left one that nobody can use
+    await rotate_server(site)
     for holder in POLICY_HOLDERS:
         await rotate_policy(site, holder)
     count = _issue_again(site, issuer)
@@ -120,6 +126,7 @@ async def _end_overlap(site: Site, overlap: Path) -> None:
     if unseen:
         raise Unavailable(f"{unseen} nodes do not answer, and may have connections of the old CA: {_AGAIN}")
     overlap.unlink()
+    sync_folder(overlap.parent)
     site.say(f"the old CA is trusted no more, {count} connections of its certificates ended")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker_policy.identity.nkeys import KeyPair
-from broker_policy.identity.private_files import write_private
+from broker_policy.identity.private_files import sync_folder, write_private
 from mas_nats.errors import ConfigurationError
 
 
@@ -32,10 +32,12 @@ class Staged:
         if self._next.exists():
             write_private(self._old, self.path.read_bytes())
             self._next.replace(self.path)
+            sync_folder(self.path.parent)
 
     def finish(self) -> None:
         """Forget the old key."""
         self._old.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
 
     @property
     def current(self) -> KeyPair:

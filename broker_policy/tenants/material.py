@@ -17,7 +17,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -34,9 +33,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from broker_policy.audit.key_history import CheckpointKeys
-from broker_policy.identity import jwt
+from broker_policy.identity import drafts, jwt
 from broker_policy.identity.nkeys import KeyPair, Kind
-from broker_policy.identity.private_files import private_folder, write_private
+from broker_policy.identity.private_files import private_folder, sync_folder, write_private
 from broker_policy.tenants import accounts
 from broker_policy.tenants.sealing_ring import SealingKey, SealingRing
 from mas_nats.errors import ConfigurationError
@@ -262,15 +261,17 @@ def create_material(keys: Path) -> Material:
         _add_token_key(keys)
         return Material.load(keys)
     private_folder(keys.parent)
-    draft = keys.with_name(f".{keys.name}.{secrets.token_hex(4)}")
-    try:
+    start = f".{keys.name}."
+    drafts.remove_abandoned(keys.parent, start)
+    draft = keys.with_name(start + secrets.token_hex(4))
+    with drafts.filled(draft):
         _write_material(draft)
-        draft.rename(keys)
-    except OSError:
-        if not keys.exists():
-            raise  # otherwise another process made them at the same moment: use those
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.rename(keys)
+        except OSError:
+            if not keys.exists():
+                raise  # otherwise another process made them at the same moment: use those
+    sync_folder(keys.parent)
     return Material.load(keys)
 
 

@@ -155,6 +155,8 @@ def test_what_belongs_into_a_backup() -> None:
         assert belongs(name), name
     for name in ("logs/w1.log", "lock", "run/w1.ready", "redis/redis.conf", ".backup-1/nats/a", "keys/.x.ab"):
         assert not belongs(name), name
+    for name in (".keys.0123abcd/controller/operator.nk", ".ports.json.0123abcd"):  # of who was killed
+        assert not belongs(name), name
     for name in (
         "keys/worker/sealing.key",
         "authority/ca.key",
