@@ -11,6 +11,7 @@ from cryptography import x509
 
 from broker_policy.commit.disk_room import Space
 from broker_policy.doctor.check import Check, fail, ok, warn
+from broker_policy.embedded.certify import torn
 from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
 from broker_policy.tenants.material import ControllerKeys, Material, PublicMaterial
 from mas_nats.errors import ConfigurationError, MasError
@@ -81,6 +82,12 @@ def certificates(layout: Layout, now: datetime) -> list[Check]:
             checks.append(fail("certificates", f"{path} is missing or unreadable", _renew(layout, path)))
         elif left <= timedelta():
             checks.append(fail("certificates", f"{path} has expired", _renew(layout, path)))
+        elif (begins := _begins(path)) > now:
+            text = f"{path} is not valid before {begins.isoformat(timespec='minutes')}"
+            checks.append(fail("certificates", text, "Set this machine's clock, or " + _renew(layout, path)))
+        elif path != layout.ca and torn(path):
+            text = f"{path} does not belong to the key beside it"
+            checks.append(fail("certificates", text, "Start it again with mas up, which makes both anew"))
         elif left < _SOON:
             checks.append(warn("certificates", f"{path} expires in {_span(left)}", _renew(layout, path)))
         if left is not None and (soonest is None or left < soonest[0]):
@@ -130,6 +137,11 @@ def _left(path: Path, now: datetime) -> timedelta | None:
     except (OSError, ValueError):
         return None
     return min(each.not_valid_after_utc for each in found) - now
+
+
+def _begins(path: Path) -> datetime:
+    """From when on all of a file's certificates are valid."""
+    return max(each.not_valid_before_utc for each in x509.load_pem_x509_certificates(path.read_bytes()))
 
 
 def _renew(layout: Layout, path: Path) -> str:

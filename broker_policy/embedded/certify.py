@@ -52,17 +52,21 @@ def certify_routes(layout: Layout) -> None:
 
 
 def to_be_made(path: Path) -> bool:
-    """Whether the certificate ``path`` is missing, valid for less than a month, or not of the key beside it.
-
-    A certificate and its key are two files, and who replaced them may have been killed between.
-    """
+    """Whether the certificate ``path`` is missing, torn, or valid for less than a month."""
     if not path.exists():
         return True
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    if certificate.not_valid_after_utc < datetime.now(UTC) + _RENEW:
-        return True
+    return certificate.not_valid_after_utc < datetime.now(UTC) + _RENEW or torn(path)
+
+
+def torn(path: Path) -> bool:
+    """Whether the key beside the certificate ``path`` is not its own.
+
+    They are two files, and who replaced them may have been killed between.
+    """
     try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
         key = load_pem_private_key(path.with_suffix(".key").read_bytes(), None)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, PermissionError, TypeError, ValueError):
         return True
     return key.public_key() != certificate.public_key()

@@ -95,6 +95,25 @@ def test_certificates_expired_and_about_to(layout):
     assert any("server.pem is missing or unreadable" in each.text for each in checks)
 
 
+def test_a_certificate_that_is_not_valid_yet(layout):
+    """The clock was ahead when it was made, or was set back since."""
+    checks = at_rest.look(layout, datetime.now(UTC) - timedelta(days=1))
+    found = [each for each in checks if each.name == "certificates"]
+    assert len(found) == 5, "of the CA, the server, three holders"
+    for each in found:
+        assert each.status is Status.FAIL
+        assert "is not valid before" in each.text
+        assert "clock" in each.fix
+
+
+def test_a_certificate_that_is_not_of_its_key(layout):
+    key = layout.policy_certificate("worker").key
+    key.write_bytes(layout.policy_certificate("signer").key.read_bytes())
+    status, text, fix = bad(at_rest.look(layout))["certificates"]
+    assert (status, "worker.pem does not belong to the key" in text) == (Status.FAIL, True)
+    assert "mas up" in fix
+
+
 def test_an_agent_s_certificate_that_expired_is_no_failure(layout):
     issue(layout, Role.AGENT, "desk", -timedelta(hours=1))
     issue(layout, Role.AGENT, "router", timedelta(hours=1))
