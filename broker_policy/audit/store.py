@@ -207,9 +207,7 @@ class Store:
             low = f"({page[-1].identifier}"
 
     async def links(self, first: int) -> AsyncIterator[tuple[bytes, bytes, bytes]]:
-        """Stream id, body and hash of every entry from ``first`` on, as Redis says them: for who only follows
-        the chain.
-        """
+        """Stream id, body and hash of every entry from ``first`` on, as Redis says them."""
         low = f"{first}-0"
         while page := await self.redis.xrange(self.layout.chain, low, "+", count=PAGE):
             for identifier, fields in page:

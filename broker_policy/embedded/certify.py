@@ -60,13 +60,15 @@ def to_be_made(path: Path) -> bool:
 
 
 def torn(path: Path) -> bool:
-    """Whether the key beside the certificate ``path`` is not its own.
+    """Whether the key beside the certificate ``path`` is missing or not its own; no where it may not be read.
 
     They are two files, and who replaced them may have been killed between.
     """
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         key = load_pem_private_key(path.with_suffix(".key").read_bytes(), None)
-    except (FileNotFoundError, PermissionError, TypeError, ValueError):
+    except PermissionError:
+        return False
+    except (FileNotFoundError, TypeError, ValueError):
         return True
     return key.public_key() != certificate.public_key()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -36,10 +37,16 @@ def write_private(path: Path, content: bytes) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in ``folder`` on the disk: what was made, renamed or removed in it."""
+    """Have the names in ``folder`` on the disk: what was made, renamed or removed in it.
+
+    Some network file systems cannot be asked for that; there it is left to them.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

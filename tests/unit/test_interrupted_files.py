@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import subprocess
@@ -12,11 +14,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from broker_policy.embedded.certify import certify
+from broker_policy.embedded.certify import certify, torn
 from broker_policy.embedded.layout import POLICY_HOLDERS, Layout
 from broker_policy.identity import drafts, pki
 from broker_policy.identity.pki import CertificateAuthority
-from broker_policy.identity.private_files import sync_tree, write_private
+from broker_policy.identity.private_files import sync_folder, sync_tree, write_private
 from broker_policy.tenants.material import create_material
 
 HOLD = (
@@ -75,7 +77,7 @@ def test_a_ca_that_was_not_made_to_the_end_is_made_anew(tmp_path, monkeypatch, a
 def test_a_certificate_without_its_key_is_made_anew(layout, monkeypatch, name):
     certify(layout)
     certs = [layout.server_cert, *(layout.policy_certificate(each).cert for each in POLICY_HOLDERS)]
-    torn = next(cert for cert in certs if cert.stem == name)
+    half = next(cert for cert in certs if cert.stem == name)
     before = {cert: cert.read_bytes() for cert in certs}
     authority = CertificateAuthority.load(layout.authority)
     identity = pki.parse_spiffe_id(f"spiffe://mas/ns/default/policy/{name}")
@@ -83,10 +85,10 @@ def test_a_certificate_without_its_key_is_made_anew(layout, monkeypatch, name):
         kill_at(patch, 2)  # the key was replaced, the certificate not
         with pytest.raises(Killed):
             authority.issue(identity, layout.certs, flat=name == "server")
-    assert not belong_together(torn)
+    assert not belong_together(half)
     certify(layout)
     assert all(map(belong_together, certs))
-    assert {cert for cert in certs if cert.read_bytes() != before[cert]} == {torn}
+    assert {cert for cert in certs if cert.read_bytes() != before[cert]} == {half}
 
 
 def test_what_is_written_is_on_the_disk_with_its_name(tmp_path, monkeypatch):
@@ -140,3 +142,26 @@ def test_keys_that_nobody_came_to_use_do_not_stay(tmp_path):
     (left / "operator.nk").write_bytes(b"SO")
     create_material(tmp_path / "keys")
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
+
+
+def test_a_key_that_may_not_be_read_is_not_said_to_be_another_ones(layout, monkeypatch):
+    certify(layout)
+    read = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.suffix == ".key":
+            raise PermissionError(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    assert not torn(layout.server_cert)
+
+
+@pytest.mark.parametrize(("number", "left_to_it"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_a_folder_is_not_asked_to(tmp_path, monkeypatch, number, left_to_it):
+    def fsync(_: int) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if left_to_it else pytest.raises(OSError, match="no"):
+        sync_folder(tmp_path)
