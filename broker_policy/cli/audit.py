@@ -36,6 +36,7 @@ from broker_policy.audit.store import Store
 from broker_policy.audit.time_span import span_of
 from broker_policy.audit.verify import OVERDUE
 from broker_policy.audit.verify import verify as verify_store
+from broker_policy.audit.waiting import waiting
 from broker_policy.cli import audit_report
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, app, command
 from broker_policy.cli.audit_question import (
@@ -56,9 +57,9 @@ from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.jetstream import JetStreamError
 from broker_policy.policy.store import PolicyStore
 from broker_policy.printable import told
-from broker_policy.tenants.connect import connect_control_admin
+from broker_policy.tenants.connect import connect_control_admin, connect_tenant_admin
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial, SignerKeys
-from mas_nats.errors import ConfigurationError, Unavailable
+from mas_nats.errors import ConfigurationError, MasError, Unavailable
 from mas_nats.manifest.mistakes import guess
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
@@ -77,6 +78,24 @@ class _Sources:
     store: Store
     checkpoints: CheckpointStream
     public: PublicMaterial
+    layout: Layout
+
+    async def waiting(self, out: Output) -> dict[str, Any] | None:
+        """What is decided and not in the audit yet, as JSON; warns of much. None where nobody says."""
+        keys = ControllerKeys.load(self.layout.keys)
+        endpoint = Broker.read(self.layout).connection(self.layout, "controller")
+        try:
+            tenant = await connect_tenant_admin(endpoint, keys, self.store.layout.namespace, name="audit")
+            try:
+                behind = await waiting(self.store, tenant)
+            finally:
+                await tenant.close()
+        except (MasError, JetStreamError, OSError, nats.errors.Error, RedisError) as error:
+            out.warn(f"nobody says what is not in the audit yet ({type(error).__name__}: {error})")
+            return None
+        if behind.long:
+            out.warn(f"not in the audit yet: {behind}; mas doctor says more")
+        return {"records": behind.records, "oldest_seconds": round(behind.age, 1)}
 
 
 @asynccontextmanager
@@ -106,7 +125,7 @@ async def _sources(folder: Path, namespace: str) -> AsyncIterator[_Sources]:
             public = PublicMaterial.load(layout.keys)
             store = Store(redis, namespace)
             await _require_known(store, nc)
-            yield _Sources(store, CheckpointStream(nc, namespace), public)
+            yield _Sources(store, CheckpointStream(nc, namespace), public, layout)
         finally:
             await nc.close()
 
@@ -172,6 +191,7 @@ async def verify(
     """
     out = Output(json=json)
     sealed = None if segments is None else Segments(segments)
+    behind: dict[str, Any] = {}
     if file is not None:
         report = verify_file(file, _public_key(public_key, folder), overdue=overdue, segments=sealed)
     else:
@@ -180,7 +200,8 @@ async def verify(
             report = await verify_store(
                 sources.store, sources.checkpoints.standing(keys), keys, overdue=overdue, segments=sealed
             )
-    out.result(report.document(), _told(report))
+            behind["waiting"] = await sources.waiting(out)
+    out.result(report.document() | behind, _told(report))
     if not report.intact:
         raise typer.Exit(ExitCode.ALTERED)
 
@@ -257,16 +278,17 @@ async def report(
     first, last = when(since), int(time.time() * 1000) if until is None else when(until)
     if first > last:
         raise ConfigurationError("--from is after --to")
+    out = Output(json=json or form is ReportFormat.JSON)
     async with _sources(folder, namespace) as sources:
         keys = sources.public.checkpoint_keys
         sealed = None if segments is None else Segments(segments)
         standing = sources.checkpoints.standing(keys)
         verified = await verify_store(sources.store, standing, keys, segments=sealed)
-        past = await past_of(sources.store, segments, folder, Output(json=json))
+        past = await past_of(sources.store, segments, folder, out)
         document = (await compliance(sources.store, first, last, past)).document()
-    document["verification"] = verified.document()
+        document["verification"] = verified.document() | {"waiting": await sources.waiting(out)}
     told_as = audit_report.markdown if form is ReportFormat.MARKDOWN else audit_report.text
-    Output(json=json or form is ReportFormat.JSON).result(document, told_as(document))
+    out.result(document, told_as(document))
     if not verified.intact:
         raise typer.Exit(ExitCode.ALTERED)
 

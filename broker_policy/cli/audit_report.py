@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
+from broker_policy.audit.waiting import Waiting
 from broker_policy.printable import printable, told
 
 _SHOWN = 50
@@ -73,7 +74,10 @@ def _chain(verification: Mapping[str, Any]) -> list[tuple[str, str]]:
     verified = "yes" if verification["intact"] else f"NO, {count} findings: see mas audit verify"
     if unexamined := verification["unexamined_segments"]:
         verified += f"; not examined: sealed segments, up to entry {unexamined[-1]['last']}"
-    return [("verified", verified), ("entries", str(verification["entries"])), ("signed", signed)]
+    told_of = [("verified", verified), ("entries", str(verification["entries"])), ("signed", signed)]
+    if (waits := verification.get("waiting")) and waits["records"]:
+        told_of.append(("not in it yet", str(Waiting(waits["records"], waits["oldest_seconds"]))))
+    return told_of
 
 
 def _not_counted(document: Mapping[str, Any]) -> list[tuple[str, str]]:

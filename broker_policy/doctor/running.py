@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from broker_policy.audit import log as audit_log
 from broker_policy.audit.checkpoint_stream import CheckpointStream
 from broker_policy.audit.complaint import complaint
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import Store
+from broker_policy.audit.waiting import Waiting, waiting
 from broker_policy.doctor import signing
 from broker_policy.doctor.check import Check, fail, ok, warn
 from broker_policy.embedded import durability, lock
@@ -43,7 +43,7 @@ from mas_nats.wire import subjects
 _PATIENCE = 3.0
 """Seconds for which a server may keep silent."""
 _CLOCK_WARN, _CLOCK_FAIL = 1.0, 60.0
-_LAG_WARN, _LAG_FAIL = 5.0, 60.0
+_LAG_FAIL = 60.0
 _FIELDS = 3
 _NO_KEY = "mas:doctor"
 """Of Redis, where nothing is."""
@@ -273,16 +273,13 @@ async def _namespace(
                 return [judge_streams(name, lost)]
             if client is None:
                 return []
-            head = await Store(client, name).head()
-            page = await audit_log.read(tenant, head.sequence + 1, most=1)
+            behind = await waiting(Store(client, name), tenant, clock)
         finally:
             await tenant.close()
     except (*_NO_ANSWER, redis.exceptions.RedisError) as error:
         text = f"it cannot be asked ({type(error).__name__}: {error})"
         return [fail(f"audit of {name}", text, "Look at the checks above")]
-    waiting = len(page.messages) + page.pending
-    age = clock() - page.messages[0].time / 1000 if page.messages else 0.0
-    return [judge_projection(f"audit of {name}", waiting, age)]
+    return [judge_projection(f"audit of {name}", behind)]
 
 
 async def _signed(
@@ -306,10 +303,13 @@ def judge_streams(namespace: str, lost: Sequence[str]) -> Check:
     return fail(f"streams of {namespace}", f"{', '.join(lost)} are gone", fix)
 
 
-def judge_projection(name: str, waiting: int, age: float) -> Check:
-    """What ``waiting`` records mean that are not in the audit yet, the oldest ``age`` seconds old."""
-    if not waiting or age <= _LAG_WARN:
-        return ok(name, f"{waiting} records wait")
-    make = fail if age > _LAG_FAIL else warn
-    fix = "Look at the workers' logs and at Redis: when the log is full, messages are refused"
-    return make(name, f"{waiting} records wait, the oldest for {age:.0f} s", fix)
+def judge_projection(name: str, behind: Waiting) -> Check:
+    """What it means how far the audit is behind."""
+    if not behind.long:
+        return ok(name, f"{behind.records} records wait")
+    make = fail if behind.age > _LAG_FAIL else warn
+    return make(
+        name,
+        str(behind),
+        "Look at the workers' logs and at Redis: when the log is full, messages are refused",
+    )

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
+from broker_policy.audit.waiting import LONG
 from broker_policy.cli.app import ExitCode
 from mas_nats import Agent, AgentMessage, Refused
 from mas_nats.policy.governance import AuditSink, Governance
@@ -90,6 +92,35 @@ async def test_a_namespace_in_which_nothing_happened_is_there(system: System) ->
     where = ("--folder", str(system.layout.root), "--namespace", namespace)
     assert (await query(*where))["decisions"] == []
     assert "is intact" in await run("verify", *where)
+
+
+async def test_what_waits_to_be_entered_is_told(options: list[str], system: System) -> None:
+    namespace = options[-1]
+    assert json.loads(await run("verify", *options, "--json"))["waiting"] == {
+        "records": 0,
+        "oldest_seconds": 0.0,
+    }
+    async with (
+        Redis.from_url(system.broker.redis_url()) as redis,
+        Handling("alice", server_addr=system.broker.url, tls=system.tls("alice", namespace)) as alice,
+    ):
+        await redis.config_set("min-replicas-to-write", 1)  # Redis refuses whatever changes it
+        try:
+            await alice.send("bob", "task", {})
+            async with asyncio.timeout(60):
+                while True:
+                    found = await asyncio.to_thread(mas, "audit", "verify", *options, "--json")
+                    if "not in the audit yet" in found.stderr:
+                        break
+            report = json.loads(await run("report", "--from", "1h", "--format", "json", *options))
+            told = await run("report", "--from", "1h", *options)
+        finally:
+            await redis.config_set("min-replicas-to-write", 0)
+    behind = json.loads(found.stdout)["waiting"]
+    assert behind["records"] > 0
+    assert behind["oldest_seconds"] > LONG
+    assert report["verification"]["waiting"]["records"] >= behind["records"]
+    assert "records wait, the oldest for" in told
 
 
 async def test_export_of_decisions(options: list[str], tmp_path: Path) -> None:

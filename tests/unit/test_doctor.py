@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from broker_policy import cli
 from broker_policy.audit.checkpoint import Checkpoint, SignedCheckpoint
 from broker_policy.audit.key_history import CheckpointKeys
+from broker_policy.audit.waiting import Waiting
 from broker_policy.cli.app import ExitCode, app
 from broker_policy.commit.disk_room import Space
 from broker_policy.doctor import at_rest, running
@@ -150,10 +151,10 @@ def test_room_on_the_disk(size, free, status):
         (running.judge_control(["KV_workers"]), Status.FAIL, "CONTROL lacks KV_workers"),
         (running.judge_workers({"a": 3, "b": 3}), Status.OK, "all on revision 3"),
         (running.judge_workers({"a": 3, "b": 4}), Status.WARN, "1 on 3, 1 on 4"),
-        (running.judge_projection("audit", 0, 0), Status.OK, "0 records"),
-        (running.judge_projection("audit", 9, 1), Status.OK, "9 records"),
-        (running.judge_projection("audit", 9, 20), Status.WARN, "for 20 s"),
-        (running.judge_projection("audit", 9, 200), Status.FAIL, "for 200 s"),
+        (running.judge_projection("audit", Waiting(0, 0)), Status.OK, "0 records"),
+        (running.judge_projection("audit", Waiting(9, 1)), Status.OK, "9 records"),
+        (running.judge_projection("audit", Waiting(9, 20)), Status.WARN, "for 20 s"),
+        (running.judge_projection("audit", Waiting(9, 200)), Status.FAIL, "for 200 s"),
     ],
 )
 def test_what_is_measured_is_judged(check, status, words):
