@@ -38,6 +38,11 @@ _ASK_AGAIN = 5.0
 """Seconds after which a worker asks again whether another process of its machine writes the file."""
 
 
+def path_of(settings: AuditSink, namespace: str, root: Path) -> Path:
+    """The file that ``settings`` name; ``root`` is where relative paths begin."""
+    return root / settings.file_path.replace("{namespace}", namespace)
+
+
 class FileSink:
     """Keeps the file that ``settings`` name, as they are at the moment; none: nothing is done.
 
@@ -81,7 +86,7 @@ class FileSink:
         if settings is None or not settings.file_path:
             return True
         namespace = self._store.layout.namespace
-        path = self._root / settings.file_path.replace("{namespace}", namespace)
+        path = path_of(settings, namespace, self._root)
         file = RotatedFile(path, namespace, max_bytes=settings.max_bytes, backups=settings.backup_count)
         with _locked(path) as mine:
             if not mine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import itertools
 import time
@@ -24,7 +25,7 @@ from broker_policy.audit.complaint import complaint
 from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.store import Store
 from broker_policy.audit.waiting import Waiting, waiting
-from broker_policy.doctor import signing
+from broker_policy.doctor import copies, signing
 from broker_policy.doctor.check import Check, fail, ok, warn
 from broker_policy.embedded import durability, lock
 from broker_policy.embedded.errors import NotRunning
@@ -89,6 +90,7 @@ async def look(layout: Layout, clock: Callable[[], float] = time.time) -> list[C
         looks = [_namespace(endpoint, keys, client if answers else None, each, clock) for each in documents]
         checks += itertools.chain.from_iterable(await asyncio.gather(*looks))
         if answers:
+            checks += await _copies(client, layout, broker, documents, clock)
             theirs = PublicMaterial.load(layout.keys).checkpoint_keys
             names = [each.namespace for each in documents]
             checks += await asyncio.gather(*(_signed(client, control, each, theirs, clock) for each in names))
@@ -280,6 +282,22 @@ async def _namespace(
         text = f"it cannot be asked ({type(error).__name__}: {error})"
         return [fail(f"audit of {name}", text, "Look at the checks above")]
     return [judge_projection(f"audit of {name}", behind)]
+
+
+async def _copies(
+    client: Redis, layout: Layout, broker: Broker, documents: Sequence[Document], clock: Callable[[], float]
+) -> list[Check]:
+    """The copies of the audit that workers of this machine keep; a container has those of its own."""
+    if broker.contained:
+        return []
+    checks = []
+    for each in documents:
+        if (settings := each.governance.audit).file_path:
+            with contextlib.suppress(ValueError, redis.exceptions.RedisError):  # other checks say that
+                checks.append(
+                    await copies.look(Store(client, each.namespace), settings, layout.root, clock())
+                )
+    return checks
 
 
 async def _signed(

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from broker_policy.jetstream import publish
 from broker_policy.policy.store import PolicyStore
 from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.streams import AUDIT_GUARD
+from mas_nats.policy.governance import AuditSink, Governance
 from mas_nats.wire import subjects
 from tests.processes import children
-from tests.system import System, mas, mas_json
+from tests.system import System, mas, mas_json, new_namespace, wanted
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,35 @@ async def test_an_audit_that_is_not_what_was_signed(system: System, altered: boo
     assert found[name].status is Status.FAIL
     assert says in found[name].text
     assert "mas audit verify" in found[name].fix
+    await system.without_policy([namespace])
+    await until_whole(system)
+
+
+async def test_a_copy_of_the_audit_that_is_not_written(system: System, tmp_path: Path):
+    namespace, file = new_namespace(), tmp_path / "audit.jsonl"
+    copied = Governance(audit=AuditSink(file_path=str(file)))
+    await system.apply(replace(wanted(namespace, ["a"], {}), governance=copied))
+    name = f"copy of the audit of {namespace}"
+
+    async def look(at: float = 0.0) -> Check:
+        found = await running.look(system.layout, lambda: time.time() + at)
+        return next(each for each in found if each.name == name)
+
+    async with system.redis() as redis, asyncio.timeout(60):
+        while not (end := (await Store(redis, namespace).head()).index) or not file.exists():
+            await asyncio.sleep(0.1)
+        while f"up to {end} of {end}" not in (check := await look(3600)).text:
+            await asyncio.sleep(0.1)
+    assert check.status is Status.OK
+    with paused(system, "w1", "w2"):
+        file.rename(tmp_path / "elsewhere")
+        lost = await look(3600)
+        file.write_text("of somebody else\n")
+        other = await look()
+    assert lost.status is Status.FAIL
+    assert f"has entries up to 0 of {end}, and no more for" in lost.text
+    assert other.status is Status.FAIL
+    assert "is not a copy of an audit" in other.text
     await system.without_policy([namespace])
     await until_whole(system)
 

@@ -17,7 +17,7 @@ from broker_policy.audit.key_history import CheckpointKeys
 from broker_policy.audit.waiting import Waiting
 from broker_policy.cli.app import ExitCode, app
 from broker_policy.commit.disk_room import Space
-from broker_policy.doctor import at_rest, running
+from broker_policy.doctor import at_rest, copies, running
 from broker_policy.doctor.check import Check, Status, worst
 from broker_policy.doctor.signing import Signing, judge_signing
 from broker_policy.embedded.layout import POLICY_HOLDERS, Broker, Layout
@@ -214,3 +214,11 @@ def test_what_is_not_signed_for_long_and_what_another_key_signed():
     assert judged(1, end=2)[0] is judged(1, there=None)[0] is judged(1, there="dd")[0] is Status.FAIL
     assert judged(1, there=None, removed=3)[0] is Status.OK  # it is in a sealed segment
     assert judged(1, by=Ed25519PrivateKey.generate())[0] is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("following", "status"), [(0, Status.OK), (990, Status.OK), (985, Status.WARN), (870, Status.FAIL)]
+)
+def test_a_copy_of_the_audit_is_judged_by_the_first_entry_that_it_lacks(following: int, status: Status):
+    check = copies.judge("default", copies.Copied(Path("audit.jsonl"), 3, 9, following * 1000), 1000.0)
+    assert (check.status, "up to 3 of 9" in check.text) == (status, True)
