@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from broker_policy.embedded.binaries import NATS_SERVER_MIN, REDIS_MIN, Version, parse_version
 from broker_policy.embedded.errors import NotDurable
+from mas_nats.wire import headers
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ _PING_JSZ = "$SYS.REQ.SERVER.PING.JSZ"
 _STREAMS = {"accounts": True, "streams": True, "config": True}
 _QUIET = 0.25
 """Seconds without a further answer after which every server is taken to have answered."""
+_NOBODY = "503"
+_AGAIN = 0.1
+"""Seconds after which a server is asked again that does not serve the subject yet."""
 
 _REDIS_SETTINGS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
@@ -174,16 +178,23 @@ def require(findings: Sequence[Finding]) -> None:
 async def _ping(
     observer: Client, subject: str, options: Mapping[str, Any], servers: int, timeout: float
 ) -> list[Mapping[str, Any]]:
-    """The answers of at least ``servers`` servers, unless time runs out, and of all that follow at once."""
-    inbox = observer.new_inbox()
+    """The answers of at least ``servers`` servers, unless time runs out, and of all that follow at once.
+
+    A server that has just started says that nobody serves the subject, for a moment: it is asked again.
+    """
+    inbox, asked = observer.new_inbox(), orjson.dumps(options)
     subscription = await observer.subscribe(inbox)
-    await observer.publish(subject, orjson.dumps(options), reply=inbox)
+    await observer.publish(subject, asked, reply=inbox)
     answers: list[Mapping[str, Any]] = []
     deadline = time.monotonic() + timeout
     try:
         while (left := deadline - time.monotonic()) > 0:
             wait = left if len(answers) < servers else min(left, _QUIET)
             message = await subscription.next_msg(wait)
+            if (message.headers or {}).get(headers.STATUS) == _NOBODY:
+                await asyncio.sleep(min(left, _AGAIN))
+                await observer.publish(subject, asked, reply=inbox)
+                continue
             answers.append(orjson.loads(message.data).get("data", {}))
     except TimeoutError:
         pass

@@ -165,3 +165,23 @@ async def test_durable_redis_has_no_findings_and_others_have(redis_server, start
         await relaxed.stop()
         (finding,) = await durability.redis_findings(client)
         assert "does not say" in finding.problem
+
+
+async def test_a_server_that_does_not_say_yet_how_it_is_is_asked_more(nats_server, connect_nats, monkeypatch):
+    nc = await connect_nats(nats_server)  # in an account in which nobody serves what is asked
+    asked, answers = nc.publish, []
+
+    async def answer(message):
+        await message.respond(b'{"data": {"server_name": "n1"}}')
+
+    async def publish(subject, *arguments, **options):
+        if subject.startswith("$SYS."):
+            answers.append(subject)
+            if len(answers) == 2:
+                await nc.subscribe(subject, cb=answer)
+        await asked(subject, *arguments, **options)
+
+    monkeypatch.setattr(nc, "publish", publish)
+    assert await durability.server_variables(nc, timeout=10) == [{"server_name": "n1"}]
+    assert len(answers) == 2
+    await nc.close()
