@@ -40,10 +40,10 @@ class Parts(System):
         self.workers.remove(worker)
         await worker.stop()
 
-    async def provision(self) -> None:
-        """What ``mas up`` does after each start of nats-server."""
+    async def provision(self) -> list[str]:
+        """What ``mas up`` does after each start of nats-server, and what it says."""
         material = self.material
-        await provision(
+        return await provision(
             self.broker.connection(self.layout, "controller"), material.controller, material.public
         )
 

@@ -7,7 +7,9 @@ message, so what was gone before and is not reported by then was handled.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +20,8 @@ from broker_policy.audit.inbox_view import Gone, InboxView, Left
 from broker_policy.audit.record import Outcome
 from broker_policy.audit.settled import Settled, append
 from broker_policy.audit.tail import Tail
+
+logger = logging.getLogger(__name__)
 
 SEARCH_EVERY = 5.0
 """Seconds between searches behind an inbox's first message."""
@@ -30,6 +34,7 @@ _AT_ONCE = 2000
 _MOST = 100_000
 """Messages settled by one look: what is written meanwhile waits in the log, and the lease is not renewed."""
 _MOST_UNDELIVERED = 100_000
+_UNSEEN = "removed from the inbox unseen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +140,19 @@ class Handled:
             for one in still:
                 closed.setdefault(one.agent, []).append(str(one.index))
             settled.add_all((one.index for one in still if one.delivered), Outcome.HANDLED)
-            unseen = (one.index for one in still if not one.delivered)
-            settled.add_all(unseen, Outcome.UNKNOWN, reason="removed from the inbox unseen")
+            unseen = [one for one in still if not one.delivered]
+            settled.add_all((one.index for one in unseen), Outcome.UNKNOWN, reason=_UNSEEN)
             for agent, indexes in closed.items():
                 draft.command_on_many("ZREM", self._layout.open(agent), indexes)
             found += await append(self._tail, draft, settled)
+            for agent, count in sorted(Counter(one.agent for one in unseen).items()):
+                logger.warning(
+                    "%d messages to %s in %s are gone, and the server knows of no delivery: removed by hand,"
+                    " lost with its disk, or handled just before it crashed. Their outcome is unknown",
+                    count,
+                    agent,
+                    self._layout.namespace,
+                )
         return found
 
     async def _still_open(self, some: Iterable[Gone]) -> list[Gone]:

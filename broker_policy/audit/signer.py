@@ -35,6 +35,7 @@ from broker_policy.audit.store import NO_HEAD, Store, heads, namespaces
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.identity.private_files import sync_folder, write_private
 from broker_policy.jetstream import JetStreamError
+from broker_policy.printable import told
 from broker_policy.tenants.connect import connect_checkpoints
 from broker_policy.tenants.live_keys import LiveSignerKeys
 from broker_policy.tenants.material import PublicMaterial, SignerKeys
@@ -46,6 +47,8 @@ EVERY = 1.0
 LOOK_EVERY = 10.0
 """Seconds after which a chain that ends where it ended is looked at all the same."""
 _REPEAT_REFUSAL = 60.0
+_UNSIGNED = 600.0
+"""Seconds after its first entry in which a chain is signed for the first time, where a signer runs."""
 _FAILURES = 2
 """Namespaces that may fail in one round: each can take as long as a store that does not answer."""
 _NAMED = 10
@@ -103,6 +106,8 @@ class Signer:
         if (end := await self._store.end()).highest > end.last:
             raise ChainAltered(f"entries {end.last + 1} to {end.highest} are gone")
         await follow(self._store, last, head)
+        if last is None:
+            await self._tell_unsigned(head)
         checkpoint = Checkpoint(
             namespace=self._store.layout.namespace,
             index=head.index,
@@ -112,6 +117,19 @@ class Signer:
         )
         await self._stream.append(SignedCheckpoint.sign(checkpoint, self._key), after)
         return checkpoint
+
+    async def _tell_unsigned(self, head: Head) -> None:
+        """Say so where what has no checkpoint is old: it may have been signed before."""
+        first = (await self._store.removed()).index + 1
+        begin = (await self._store.entries_at([first]))[first].entry()["at"]
+        if self._clock() * 1000 - begin >= _UNSIGNED * 1000:
+            logger.warning(
+                "the audit of %s has %d entries since %s and no checkpoint: no signer ran, or the checkpoints"
+                " were lost. It is signed anew; compare it with an export",
+                self._store.layout.namespace,
+                head.index,
+                told(begin),
+            )
 
     async def reach(self) -> int:
         """How far this key may have signed: to the head, where the chain leads there.

@@ -46,7 +46,7 @@ class AdvisoryFollower:
                 await js.add_consumer(subjects.ADVISORIES_STREAM, config)
                 pull = await js.pull_subscribe_bind(consumer=_DURABLE, stream=subjects.ADVISORIES_STREAM)
                 while True:
-                    with contextlib.suppress(nats.errors.TimeoutError):  # nothing happened: the usual case
+                    with contextlib.suppress(TimeoutError):  # nothing happened: the usual case
                         await self._batch(await pull.fetch(64, timeout=20))
             except Exception as error:  # noqa: BLE001 - whatever it is, the advisories stay and are read again
                 log.warning("advisories cannot be followed (%r), trying again", error)

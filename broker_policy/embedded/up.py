@@ -111,7 +111,8 @@ async def _bring_up(
 
     async def complete() -> None:
         now = Material.load(layout.keys)  # they may have been rotated
-        await provision(connection, now.controller, now.public)
+        for line in await provision(connection, now.controller, now.public):
+            say(line)
 
     if joined is None:
         own = RedisServer(

@@ -20,6 +20,7 @@ from broker_policy.tenants import accounts, streams
 from broker_policy.tenants.connect import connect_control_admin, connect_system, connect_tenant_admin
 from broker_policy.tenants.endpoint import Endpoint
 from broker_policy.tenants.material import ControllerKeys, PublicMaterial
+from broker_policy.tenants.restore import missing_streams
 from mas_nats.errors import Unavailable
 from mas_nats.policy.document import Limits
 from mas_nats.resilient import ResilientClient
@@ -54,6 +55,8 @@ class TenantController:
         self._pushed: set[str] = set()
         self._live = endpoint.nodes  # nodes that answer
         self._unseen = 0
+        self.losses: list[str] = []
+        """What was found lost, a sentence for each account."""
 
     async def start(self) -> None:
         """Connect to the system account.
@@ -86,6 +89,7 @@ class TenantController:
         """Make the policy and worker buckets and the checkpoint stream in CONTROL."""
         client = await connect_control_admin(self._endpoint, self._keys)
         try:
+            await self._look_for_losses(client, "the operator's account", streams.control_stream_names())
             await streams.ensure_control_streams(client.jetstream(), self._endpoint.nodes)
         finally:
             await client.close()
@@ -114,6 +118,7 @@ class TenantController:
             )
         )
         client = await self.tenant(namespace)
+        await self._look_for_losses(client, f"namespace {namespace}", streams.tenant_stream_names())
         await streams.ensure_tenant_streams(client.jetstream(), limits, self._endpoint.nodes)
         return account
 
@@ -227,6 +232,19 @@ class TenantController:
                 limits=_CONTAINED_LIMITS,
             )
         )
+
+    async def _look_for_losses(self, client: ResilientClient, whose: str, names: frozenset[str]) -> None:
+        """Note which streams are missing though others of them are there.
+
+        Where all are missing nothing is said: that is how a new account looks.
+        """
+        wanted = streams.lasting(names)
+        missing = await missing_streams(client, wanted)
+        if missing and len(missing) < len(wanted):
+            self.losses.append(
+                f"warning: {whose} had no {', '.join(missing)}, though others of its streams: made anew, "
+                "empty. What was in them is lost: look at the disk of nats-server; `mas restore` brings a backup"
+            )
 
     async def _ensure_account(self, account: jwt.Account) -> str:
         claims = account.claims()

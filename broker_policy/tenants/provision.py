@@ -20,7 +20,7 @@ async def provision(
     """Make or complete the operator's account, every known namespace, and what the manifest wants.
 
     Also needed after each start of the server, which forgets the streams that live in memory. Returns what
-    the manifest's reader has to say.
+    was found lost, and what the manifest's reader has to say.
     """
     async with TenantController(connection, keys, public) as controller:
         await controller.ensure_control()
@@ -34,8 +34,12 @@ async def provision(
                 account = await controller.ensure_tenant(DEFAULT_NAMESPACE, Limits())
                 await store.put(Document(namespace=DEFAULT_NAMESPACE, account=account), expected=0)
             if manifest is None:
-                return []
+                return controller.losses
             applied = await apply_file(controller, store, manifest)
-            return [f"{manifest} applied as revision {applied.revision}", *applied.notices]
+            return [
+                *controller.losses,
+                f"{manifest} applied as revision {applied.revision}",
+                *applied.notices,
+            ]
         finally:
             await control.close()

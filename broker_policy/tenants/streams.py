@@ -168,6 +168,13 @@ def control_stream_names() -> frozenset[str]:
     return frozenset(str(stream.name) for stream in _control_streams())
 
 
+@cache
+def lasting(names: frozenset[str]) -> frozenset[str]:
+    """Those of them that are on disk: no restart of the server takes them."""
+    streams = (*_tenant_streams(Limits()), *_control_streams())
+    return names & {str(stream.name) for stream in streams if stream.storage is StorageType.FILE}
+
+
 def _control_streams() -> list[StreamConfig]:
     return [
         _bucket(subjects.POLICY_BUCKET, ">", storage=StorageType.FILE, max_msgs_per_subject=10),

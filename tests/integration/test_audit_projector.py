@@ -618,7 +618,7 @@ async def test_who_has_not_come_so_far_does_not_say_that_a_message_is_gone(nc, m
     assert len(asked) == 2
 
 
-async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, projector, monkeypatch):
+async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, projector, monkeypatch, caplog):
     writer = await LogWriter(nc).open()
     record = await writer.batch([line(Way.BATCH)])
     await project(projector)
@@ -627,8 +627,10 @@ async def test_a_message_removed_unseen_is_not_called_handled(nc, redis, project
     assert await outcomes(redis, sender="alice") == ["c"]  # the server's word may be late
     monkeypatch.setattr("broker_policy.audit.handled.UNDELIVERED_GRACE", 0.0)
     monkeypatch.setattr("broker_policy.audit.handled.SEARCH_EVERY", 0.0)
+    assert "are gone" not in caplog.text
     await projector.settle_once()
     assert await outcomes(redis, sender="alice") == ["?"]
+    assert "1 messages to bob in default are gone, and the server knows of no delivery" in caplog.text
     await intact(redis)
 
 

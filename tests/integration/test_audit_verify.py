@@ -525,6 +525,20 @@ async def test_a_refusal_is_loud(store, stream, caplog):
     assert [signed async for signed in stream.all()] == []
 
 
+async def test_an_old_chain_that_was_never_signed_is_said_once(store, stream, caplog):
+    begin = (await store.entries_at([1]))[1].entry()["at"] / 1000
+    young = Signer(store, CheckpointStream(stream._nc, "young"), KEY, clock=lambda: begin + 60)
+    assert await young.sign_once()
+    assert caplog.messages == []
+    old = Signer(store, stream, KEY, clock=lambda: begin + 3600)
+    assert await old.sign_once()
+    await grow(store, 10)
+    assert await old.sign_once()
+    [message] = caplog.messages
+    assert f"the audit of {NAMESPACE} has 300 entries since 1970-01-01" in message
+    assert "no checkpoint" in message
+
+
 @pytest.mark.parametrize("asked", ["namespaces", "end"])
 async def test_a_redis_that_runs_a_script_is_no_altered_audit(store, stream, caplog, monkeypatch, asked):
     """It answers BUSY then, and says nothing of what it holds; in a transaction that is said differently."""

@@ -18,6 +18,7 @@ from broker_policy.audit.projector import Projector
 from broker_policy.audit.store import Store
 from broker_policy.jetstream import stream_info
 from broker_policy.serving import Namespaces
+from broker_policy.tenants.connect import connect_control_admin
 from broker_policy.tenants.streams import AUDIT_GUARD
 from mas_nats import Agent, AgentMessage, MasError
 from mas_nats.policy.document import Document
@@ -125,6 +126,28 @@ async def test_what_is_removed_by_hand_is_made_again(up: Parts, monkeypatch: pyt
             await asyncio.sleep(1)  # several looks
             names = {info.name for info in await js.consumers_info(subjects.INBOX_STREAM)}
             assert names == {AUDIT_GUARD, "asker", "desk"}
+
+
+async def test_a_stream_that_is_missing_on_disk_is_said_before_it_is_made_again(up: Parts) -> None:
+    namespace = await up.namespace(["asker", "desk"], {"asker": ["desk"]})
+    await up.stop_worker(up.workers[0])  # it would make them again
+    assert await up.provision() == []
+    async with up.tenant(namespace) as tenant:
+        js = tenant.jetstream()
+        for bucket in (subjects.STATE_BUCKET, subjects.REGISTRY_BUCKET):  # the second lives in memory
+            await js.delete_stream(subjects.kv_stream(bucket))
+        await js.delete_stream(subjects.DLQ_STREAM)
+    endpoint = up.broker.connection(up.layout, "controller")
+    control = await connect_control_admin(endpoint, up.material.controller)
+    await control.jetstream().delete_stream(subjects.CHECKPOINTS_STREAM)
+    await control.close()
+    of_control, of_tenant = await up.provision()
+    assert "operator's account had no CHECKPOINTS, though" in of_control
+    assert f"namespace {namespace} had no DLQ, KV_state, though" in of_tenant
+    assert await up.provision() == []
+    await up.nats.stop()
+    await up.nats.start()
+    assert await up.provision() == []
 
 
 async def test_a_namespace_without_policy_is_let_go_and_taken_up_again(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import nats.errors
 import orjson
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from broker_policy.audit.record import Outcome, Report
 from broker_policy.dead_letters import advisories
@@ -228,6 +230,24 @@ async def test_the_servers_advisory_is_enough(
     (letter,) = await letters(nc)
     assert letter.headers[headers.DEAD_REASON] == "EXHAUSTED"
     assert letter.headers[headers.DEAD_ERROR] == "KeyError: x"
+
+
+async def test_nothing_to_follow_is_no_trouble(
+    nc: Client, undertaker: Undertaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """nats-py says in one of two ways that nothing came, as the last answer comes before the end or not."""
+    fetches: list[type[TimeoutError]] = []
+
+    async def fetch(*_: object, **__: object) -> None:
+        fetches.append((TimeoutError, nats.errors.TimeoutError)[len(fetches) % 2])
+        await asyncio.sleep(0)
+        raise fetches[-1]
+
+    monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", fetch)
+    task = asyncio.create_task(AdvisoryFollower(nc, undertaker).run())
+    await until(lambda: len(fetches) > 3)
+    await end([task])
+    assert caplog.messages == []
 
 
 async def test_no_advisory_stops_the_following(
