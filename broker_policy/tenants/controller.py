@@ -243,7 +243,7 @@ class TenantController:
         if missing and len(missing) < len(wanted):
             self.losses.append(
                 f"warning: {whose} had no {', '.join(missing)}, though others of its streams: made anew, "
-                "empty. What was in them is lost: look at the disk of nats-server; `mas restore` brings a backup"
+                "empty. What was in them is lost: look at nats-server's disk; `mas restore` brings a backup"
             )
 
     async def _ensure_account(self, account: jwt.Account) -> str:
