@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from broker_policy.embedded import binaries
-from broker_policy.embedded.ports import LOOPBACK, free_port
+from broker_policy.embedded.append_only import cut_open_block
+from broker_policy.embedded.ports import LOOPBACK, free_port, is_free
 from broker_policy.embedded.process import Process
 from broker_policy.embedded.redis_config import RedisConfig, reader_secret
 from broker_policy.identity.private_files import private_folder, write_private
+
+log = logging.getLogger(__name__)
 
 
 class RedisServer:
@@ -41,7 +45,7 @@ class RedisServer:
             cwd=self.folder,
             output=self.log.with_suffix(".out"),
             ready=self._answers,
-            prepare=self.write_config,
+            prepare=self._prepare,
             logs=[self.log],
         )
 
@@ -77,6 +81,12 @@ class RedisServer:
         )
         text = settings.render(password, reader_secret(self.reader_file))
         write_private(self.config, text.encode())
+
+    def _prepare(self) -> None:
+        self.write_config()
+        # Where the port is taken one runs, and this cannot start.
+        if is_free(self.port) and (cut := cut_open_block(self.folder)):
+            log.warning("redis-server was ended while it wrote: %d bytes of an unfinished block are cut", cut)
 
     async def start(self, timeout: float = 30.0) -> None:
         """Start the server and return when it has loaded its data and answers.
