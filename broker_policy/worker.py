@@ -40,6 +40,7 @@ from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from broker_policy.ending import end
 from broker_policy.identity.pki import Holder
 from broker_policy.policy.follower import PolicyFollower
+from broker_policy.redis_starts import follow_starts
 from broker_policy.sealing import Sealer
 from broker_policy.serving import Namespaces, Shared
 from broker_policy.tenants.accounts import Grant, grant_for
@@ -87,6 +88,7 @@ class WorkerConfig:
     keys_folder: Path | None = None  # where rotated keys are looked for
     durable: bool = True  # refuse to start on servers that acknowledge before they flush
     disk: Path | None = None  # where the servers store, if that is on this machine: it must not fill up
+    redis_folder: Path | None = None  # of a Redis whose file is looked at before it starts
     telemetry: TelemetrySettings = OFF
     metrics_port: int = 0  # where this worker shows its metrics and its health; 0: nowhere
 
@@ -109,6 +111,7 @@ class WorkerConfig:
             keys_folder=layout.keys,
             durable=broker.durable,
             disk=layout.root,
+            redis_folder=layout.redis,
             telemetry=telemetry_file.read(layout),
             metrics_port=metrics_port,
         )
@@ -182,6 +185,7 @@ class PolicyWorker:
         await self._callout.start()
         self._spawn(self._follow_keys())
         self._spawn(self._namespaces.keep_whole())
+        self._spawn(follow_starts(self._redis, config.redis_folder))
         self._spawn(_gather_memory())
         if self._telemetry is not None:
             await self._telemetry.start(lambda: dict(self._namespaces), stale=lambda: self._follower.stale)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from broker_policy import redis_starts
 from broker_policy.embedded import redis_server as module
 from broker_policy.embedded.append_only import cut_open_block
 from broker_policy.embedded.redis_server import RedisServer
+from broker_policy.redis_starts import renew
+from tests.parts import parts
 
 SCRIPT = """
 for number = 1, 40 do
@@ -74,6 +79,53 @@ async def test_without_that_a_part_of_it_comes_back(
     before, after = await over_a_torn_write(redis_server, 400)
     assert before == all_of("first", "after")
     assert after != before
+
+
+async def test_where_nobody_cut_the_file_it_is_written_anew_after_the_start(
+    redis_server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The Redis of others: what it holds once a worker has seen it is what the next start loads."""
+    monkeypatch.setattr(module, "cut_open_block", lambda _: 0)
+    await write(redis, "first")
+    await write(redis, "second")
+    redis_server.kill()
+    path = file_of(redis_server)
+    path.write_bytes(path.read_bytes()[:-400])
+    await redis_server.start()
+    known = await renew(redis, "")
+    async with asyncio.timeout(20):
+        while (await redis.info("persistence"))["aof_last_rewrite_time_sec"] < 0:
+            await asyncio.sleep(0.02)
+    await write(redis, "after")
+    redis_server.kill()
+    await redis_server.start()
+    assert await held(redis) == all_of("first", "after")
+    # Another start is seen as one. Once for each: not by the next worker, nor where the file was looked at.
+    with caplog.at_level(logging.INFO, redis_starts.__name__):
+        assert await renew(redis, "", redis_server.folder) != known
+        assert caplog.messages == []
+        again = await renew(redis, known)
+        async with asyncio.timeout(20):
+            while (await redis.info("persistence"))["aof_last_rewrite_time_sec"] < 0:
+                await asyncio.sleep(0.02)
+        assert await renew(redis, "") == again
+        assert caplog.messages == ["Redis has been started: it writes its append-only file anew"]
+
+
+async def test_a_worker_looks_for_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(redis_starts, "_EVERY", 0.05)
+    async with parts(tmp_path) as up:
+        url = up.workers[0]._config.redis_url
+        async with Redis.from_url(url, socket_timeout=5) as redis, asyncio.timeout(30):
+            await up.workers[0]._redis.ping()
+            assert (await redis.info("persistence"))["aof_last_rewrite_time_sec"] < 0
+            await up.start_worker(redis_folder=None)  # of a Redis that it knows nothing of
+            while (await redis.info("persistence"))["aof_last_rewrite_time_sec"] < 0:
+                await asyncio.sleep(0.02)
+            up.redis_server.kill()
+            await up.redis_server.start()
+            while (await redis.info("persistence"))["aof_last_rewrite_time_sec"] < 0:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_file_that_another_one_writes_is_left_alone(
