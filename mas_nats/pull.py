@@ -74,6 +74,7 @@ class StandingPull:
         self._anew = anew
         self._prefix = ""
         self._current = ""  # the prefix whose deliveries follow one another; none after a loss
+        self._lost = False  # and not asked anew since
         self._numbers = count(1)
         self._requests: dict[str, _Request] = {}
         self._coming = 0
@@ -127,12 +128,18 @@ class StandingPull:
         self._last_word = None
 
     def lost(self) -> None:
-        """The connection is lost: what still comes is left of it, or was asked for through it."""
+        """The connection is lost: what still comes is left of it, or was asked for through it.
+
+        Until ``restart`` nothing is asked for: the next connection would send it just before its inbox is
+        left, which a consumer that is led by another node does not see.
+        """
+        self._lost = True
         self._current = ""
         self._anew()
 
     async def restart(self) -> None:
         """Ask anew: after a reconnect, or when the server fell silent."""
+        self._lost = False
         await self.pause()
         if not self._tasks:
             return
@@ -176,7 +183,7 @@ class StandingPull:
             self._asking.clear()
             self._forget_expired(loop.time())
             free = self._room() - self._busy() - self._coming
-            if free <= 0 or self._subscription is None:
+            if free <= 0 or self._subscription is None or self._lost:
                 continue
             number = str(next(self._numbers))
             if not self._requests:
@@ -248,6 +255,8 @@ class StandingPull:
         while True:
             await asyncio.sleep(HEARTBEAT)
             self._forget_expired(loop.time())
+            if self._lost:
+                continue  # the next connection restarts it
             if self._subscription is None:
                 await self.restart()  # a planned reconnect that did not come about
             elif self._coming > 0 and loop.time() - self._sign_of_life > _MISSED * HEARTBEAT:

@@ -21,6 +21,7 @@ class Connection:
     def __init__(self) -> None:
         self.receivers: list[Callable[[Incoming], None]] = []
         self.asked: list[int] = []
+        self.at_drain: Callable[[], None] = lambda: None
 
     async def publish(self, subject: str, body: bytes = b"", reply: str = "") -> None:
         self.asked.append(orjson.loads(body)["batch"])
@@ -31,6 +32,7 @@ class Connection:
 
     async def drain(self) -> None:
         """Nothing is on its way."""
+        self.at_drain()
 
 
 class Pull:
@@ -82,6 +84,29 @@ async def test_what_comes_after_the_loss_of_a_connection_does_not_until_it_pulls
     one.deliver("late", by=0)
     one.deliver("5")
     assert one.told() == ["anew", "4", "late", "anew", "5"]
+
+
+async def test_nothing_is_asked_for_between_the_loss_of_a_connection_and_the_next(one: Pull):
+    await eventually(lambda: one.connection.asked == [10])
+    one.pull.lost()
+    for number in range(10):
+        one.deliver(str(number))
+    await eventually(lambda: one.pull._look is None and not one.pull._asking.is_set())
+    assert one.connection.asked == [10]
+    await one.pull.restart()
+    await eventually(lambda: one.connection.asked == [10, 1, 10])  # the one: its last word before it left
+
+
+async def test_nor_when_the_next_is_lost_before_it_asked_anew(one: Pull):
+    await eventually(lambda: one.connection.asked == [10])
+    one.pull.lost()
+    one.connection.at_drain = one.pull.lost
+    await one.pull.restart()
+    await eventually(lambda: one.pull._look is None and not one.pull._asking.is_set())
+    assert one.connection.asked == [10, 1]
+    one.connection.at_drain = lambda: None
+    await one.pull.restart()
+    await eventually(lambda: one.connection.asked == [10, 1, 1, 10])
 
 
 @pytest.mark.parametrize(("status", "told"), [("409", ["anew"]), ("404", []), ("408", []), ("100", [])])
