@@ -117,6 +117,9 @@ class StandingPull:
         left before that, it takes the request for one of somebody who listens, until it expires, and gives it
         messages that nobody gets (nats-server 2.15.1, requests from another account). A consumer reads its
         requests in their order; this one takes no message, and is answered at once.
+
+        It does not help where another node leads the consumer: that one never sees whose inbox it is, and
+        nothing takes a request back.
         """
         number = str(next(self._numbers))
         answered = asyncio.Event()
