@@ -43,6 +43,10 @@ class Registry:
             ):
                 handle(entry.subject, entry.data)
 
+    def knows(self, agent: str, instance: str) -> bool:
+        """Whether the instance is taken to be alive."""
+        return self._instances.knows(agent, instance)
+
     async def announce(
         self, agent: str, instance: str, capabilities: Iterable[str], metadata: dict[str, Any]
     ) -> None:

@@ -72,6 +72,7 @@ from broker_policy.direct_state.mark import Marker
 from broker_policy.dlp import Apart, StreamScreen
 from broker_policy.ending import end
 from broker_policy.jetstream import get_known
+from broker_policy.left_requests import LeftRequests
 from broker_policy.onlookers import Onlookers
 from broker_policy.pipeline import Call
 from broker_policy.pipeline.dlp import blocked
@@ -272,7 +273,7 @@ class NamespaceService:
             put_state=self._put_state,
         )
         self._onlookers = Onlookers(nc, namespace, worker, self._inspects)
-        presence = Presence(self._registry, sealer, deciding, acting)
+        self._left = LeftRequests(nc)
         self._releaser = Releaser(
             nc,
             namespace,
@@ -296,12 +297,10 @@ class NamespaceService:
             Op.PROMPT: self._prompts.take,
             Op.FAIL: lambda call: self._asides.take(call, failures.report),
             Op.ACK: Acknowledging(nc, deciding, self._asides).take,
-            Op.HELLO: lambda call: self._asides.take(call, presence.hello),
-            Op.BYE: lambda call: self._asides.take(call, presence.bye),
+            **Presence(self._registry, sealer, deciding, acting, self._left).takers(self._asides),
             Op.TOKEN: TokenCalls(
                 TokenKeys(token_ring, clock), Marks(nc, self._shares), deciding, acting, self._asides
             ).take,
-            Op.DISCOVER: lambda call: self._asides.take(call, presence.discover),
         }
         self._lanes: list[asyncio.Task[None]] = []
         self._followers: list[asyncio.Task[None]] = []
@@ -332,6 +331,7 @@ class NamespaceService:
                 ("releaser", self._releaser.run()),
                 ("census", self._census.run()),
                 ("breaker", self._breaker.run()),
+                ("left-requests", self._left.run()),
             )
         ]
         self._subscription = await self._nc.subscribe_directly(

@@ -112,13 +112,14 @@ class Session:
                 await asyncio.sleep(_START_PAUSE)
         self._heart = asyncio.create_task(self._beat())
 
-    async def hello(self, timeout: float = _CALL_TIMEOUT) -> None:
+    async def hello(self, timeout: float = _CALL_TIMEOUT, *, reconnected: bool = False) -> None:
         """Say hello once, under the same instance name as before."""
         body = {
             "capabilities": self._capabilities,
             "metadata": self._metadata,
             "instance": self._terms.instance if self._terms else None,
             "receives": self._receives,
+            "reconnected": reconnected,
         }
         verdict = await self._calls.call(Op.HELLO, orjson.dumps(body), timeout=timeout)
         if not verdict.ok:
@@ -134,7 +135,7 @@ class Session:
         pause = _START_PAUSE
         while True:
             try:
-                await self.hello()
+                await self.hello(reconnected=True)
             except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(pause)
                 pause = min(2.0, pause * 2)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import orjson
 from pydantic import ValidationError
 
 from broker_policy.calls.acting import Acting
+from broker_policy.calls.asides import Asides
 from broker_policy.calls.deciding import Deciding
+from broker_policy.left_requests import LeftRequests
 from broker_policy.registry import Registry, TooManyInstances
 from broker_policy.sealing import Sealer
 from mas_nats.policy import refusals
@@ -14,6 +19,7 @@ from mas_nats.policy.call import Call, Refusal
 from mas_nats.policy.presence import MAX_HELLO_BYTES, Bye, Discover, Hello, terms
 from mas_nats.policy.table import Table
 from mas_nats.wire.bundle import MOST_CALLS
+from mas_nats.wire.subjects import Op
 from mas_nats.wire.verdict import Verdict, accepted
 
 
@@ -26,12 +32,19 @@ class Presence:
         sealer: Sealer,
         deciding: Deciding,
         acting: Acting,
+        left: LeftRequests,
     ) -> None:
         self._registry = registry
+        self._left = left
         self._sealer = sealer
         self._deciding = deciding
         self._acting = acting
         self._table = deciding.table
+
+    def takers(self, asides: Asides) -> dict[str, Callable[[Call], None]]:
+        """What takes each of these calls."""
+        calls = {Op.HELLO: self.hello, Op.BYE: self.bye, Op.DISCOVER: self.discover}
+        return {op: partial(asides.take, operation=answer) for op, answer in calls.items()}
 
     async def hello(self, call: Call) -> Verdict:
         """Name the instance, or recognise it by the name it got before, and announce it."""
@@ -58,6 +71,8 @@ class Presence:
                 await self._registry.announce(call.sender, instance, hello.capabilities, hello.metadata or {})
             except TooManyInstances:
                 return refusals.too_many_instances(call.sender).verdict(call.message_id)
+            if hello.reconnected:
+                self._left.forget(call.sender)
         told = terms(table, call.sender, instance, self._deciding.room())
         return accepted(call.message_id, **told, bundle=MOST_CALLS, ack_many=True)
 
@@ -71,6 +86,8 @@ class Presence:
         except ValidationError:
             return refusals.invalid("bye", "a bye needs the instance").verdict(call.message_id)
         if self._owns(table, call, instance):
+            if self._registry.knows(call.sender, instance):  # one that receives
+                self._left.forget(call.sender)
             await self._registry.withdraw(call.sender, instance)
         return accepted(call.message_id)
 

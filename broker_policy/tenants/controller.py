@@ -239,7 +239,7 @@ class TenantController:
         Where all are missing nothing is said: that is how a new account looks.
         """
         wanted = streams.lasting(names)
-        missing = await missing_streams(client, wanted)
+        missing = await streams.patiently(lambda: missing_streams(client, wanted))
         if missing and len(missing) < len(wanted):
             self.losses.append(
                 f"warning: {whose} had no {', '.join(missing)}, though others of its streams: made anew, "

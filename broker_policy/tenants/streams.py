@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache
+from typing import TypeVar
 
 import nats.errors
 from nats.js import JetStreamContext
@@ -24,10 +25,13 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError
 
+from broker_policy.jetstream import JetStreamError, Unsettled
 from mas_nats.errors import ConfigurationError
 from mas_nats.policy.document import Limits
 from mas_nats.tokens.claims import LIFETIME, TOLERANCE
 from mas_nats.wire import subjects
+
+_T = TypeVar("_T")
 
 DEDUP_WINDOW = 600.0
 """Seconds for which ``INBOX`` knows an id; the SDK's retries end well within (DESIGN 4)."""
@@ -245,7 +249,7 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
             await js.update_stream(await _without_loss(js, config))
 
     try:
-        await _patiently(make)
+        await patiently(make)
     except APIError as error:
         if error.err_code in _NO_RESOURCES:
             raise ConfigurationError(
@@ -278,7 +282,7 @@ async def add_missing_stream(js: JetStreamContext, config: StreamConfig) -> None
             if error.err_code != _NAME_IN_USE:
                 raise
 
-    await _patiently(make)
+    await patiently(make)
 
 
 async def ensure_tenant_streams(js: JetStreamContext, limits: Limits, copies: int = 1) -> None:
@@ -304,19 +308,20 @@ async def ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
     async def make() -> None:
         await js.add_consumer(subjects.INBOX_STREAM, config)
 
-    await _patiently(make)
+    await patiently(make)
 
 
-async def _patiently(make: Callable[[], Awaitable[None]]) -> None:
+async def patiently(make: Callable[[], Awaitable[_T]]) -> _T:
     """Repeat what a cluster cannot do yet: it elects a leader, or a node has not met the account."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             return await make()
-        except APIError as error:
-            if error.err_code not in _NOT_NOW or time.monotonic() > deadline:
+        except (APIError, JetStreamError) as error:
+            code = error.err_code if isinstance(error, APIError) else error.code
+            if code not in _NOT_NOW or time.monotonic() > deadline:
                 raise
-        except nats.errors.TimeoutError:
+        except (nats.errors.TimeoutError, Unsettled):
             if time.monotonic() > deadline:
                 raise
         await asyncio.sleep(_PAUSE)

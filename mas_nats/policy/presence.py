@@ -22,6 +22,7 @@ class Hello(BaseModel):
     metadata: dict[str, JsonValue] | None = None
     instance: str | None = None
     receives: bool = True
+    reconnected: bool = False
 
 
 class Bye(BaseModel):
