@@ -177,9 +177,19 @@ class Messenger:
                 reply.exception()  # told by another error, where it was not awaited
 
     def stream(
-        self, target: str, message_type: str, data: Payload, *, message_id: str | None, timeout: float
+        self,
+        target: str,
+        message_type: str,
+        data: Payload,
+        *,
+        message_id: str | None,
+        timeout: float,
+        accepted_within: float | None = None,
     ) -> Stream:
-        """A request whose reply is read in parts; it is sent when the reading begins."""
+        """A request whose reply is read in parts; it is sent when the reading begins.
+
+        ``accepted_within``: seconds of the timeout in which policy has to accept it; all, when not given.
+        """
         known = _own_or_new(message_id)
         body, fields = self._compose_request(target, message_type, data, known, timeout)
         fields[headers.STREAM] = "1"
@@ -189,7 +199,8 @@ class Messenger:
 
         async def send() -> None:
             fields.update(sending.headers)
-            _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=timeout))
+            within = timeout if accepted_within is None else min(accepted_within, timeout)
+            _accepted(await self._calls.call(Op.REQUEST, body, fields, timeout=within))
             sending.accepted()
 
         def reader() -> Reader:

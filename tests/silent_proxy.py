@@ -51,7 +51,7 @@ class SilentProxy:
             task.add_done_callback(lambda _, way=way: self._ways.discard(way))
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

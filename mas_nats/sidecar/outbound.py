@@ -37,19 +37,20 @@ _MISSED = 3
 """Signs of life that may be missing before the other sidecar is taken for dead."""
 
 
-class Caller(Protocol):
-    """What can send a request and read its reply in parts: an ``Agent``."""
+class Ask(Protocol):
+    """Sends a request whose reply is read in parts: ``Messenger.stream``."""
 
-    def stream(
+    def __call__(
         self,
         target: str,
         message_type: str,
         data: Any,
         *,
-        id: str | None = None,  # noqa: A002 - the SDK's name
-        timeout: float = 60.0,
+        message_id: str | None,
+        timeout: float,
+        accepted_within: float | None,
     ) -> Stream:
-        """See ``Agent.stream``."""
+        """See ``Messenger.stream``."""
 
 
 class Outbound:
@@ -58,7 +59,7 @@ class Outbound:
     def __init__(
         self,
         settings: Settings,
-        caller: Caller,
+        ask: Ask,
         authority: Authority,
         in_flight: InFlight,
         llm: LlmPassage | None = None,
@@ -66,7 +67,7 @@ class Outbound:
         now: Callable[[], float],
     ) -> None:
         self._settings = settings
-        self._caller = caller
+        self._ask = ask
         self._authority = authority
         self._in_flight = in_flight
         self._llm = llm
@@ -178,16 +179,19 @@ class Outbound:
             authorization=authorization,
             cause=cause,
         )
-        chunks = self._caller.stream(
-            target,
-            call.message_type,
-            parcel.model_dump(exclude_defaults=True),
-            id=message_id,
-            timeout=limits.stream,
-        )
+        repeatable = _repeatable(self._settings.known(target), call)
         relay = Relay(answer, call, host)
         try:
             try:
+                chunks = self._ask(
+                    target,
+                    call.message_type,
+                    parcel.model_dump(exclude_defaults=True),
+                    message_id=message_id,
+                    timeout=limits.stream,
+                    # Later it is not begun any more. What never left is known by then; by silence it is not.
+                    accepted_within=limits.answer if repeatable else limits.begin,
+                )
                 async with aclosing(self._parts(chunks, target, call)) as parts:
                     await relay.pass_on(parts, message_id)
             except MasError as error:

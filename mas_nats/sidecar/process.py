@@ -26,6 +26,7 @@ from mas_nats.sidecar.registration import Behind, Registration
 from mas_nats.sidecar.token_endpoint import TokenEndpoint
 from mas_nats.sidecar.tokens import TokenAuthority
 from mas_nats.sidecar.tool_list import ToolList
+from mas_nats.stream import Stream
 from mas_nats.wire import headers
 from mas_nats.wire.correlation import new_message_id
 from mas_nats.wire.headers import MSG_ID
@@ -81,7 +82,7 @@ class Sidecar(Agent[dict[str, Any]]):
         if llm is None and settings.llm_host and settings.own.type is Kind.AGENT:
             told = selections or self.tokens or NobodyAsks()
             self._llm = LlmHost(settings, self._may_leave, self._may_come, told, now=time.monotonic)
-        self._outbound = Outbound(settings, self, guard, in_flight, llm or self._llm, now=time.time)
+        self._outbound = Outbound(settings, self._ask, guard, in_flight, llm or self._llm, now=time.time)
         self._endpoint = None if self.tokens is None else TokenEndpoint(settings, self.tokens)
         self._listener = Listener(settings.own.listen, settings.limits, self._received)
 
@@ -128,6 +129,10 @@ class Sidecar(Agent[dict[str, Any]]):
         """Hand a call to the application."""
         assert self._inbound is not None, "a client receives nothing"  # noqa: S101
         await self._inbound.handle(message)
+
+    def _ask(self, *what: Any, **options: Any) -> Stream:
+        """Ask another sidecar; unlike ``stream`` with a limit of its own for the request."""
+        return self._alive().messenger.stream(*what, **options)
 
     def _registering(self) -> Registration:
         async def ask() -> None:

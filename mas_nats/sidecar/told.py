@@ -5,6 +5,7 @@ from __future__ import annotations
 from mas_nats.errors import (
     CircuitOpen,
     DataBlocked,
+    IdentityRefused,
     MasError,
     OutcomeUnknown,
     Overloaded,
@@ -39,7 +40,7 @@ def told(error: MasError, message_id: str) -> Refusal:
             message_id=message_id,
             retry_after=error.retry_after,
         )
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | IdentityRefused):
         return Refusal("unavailable", f"it could not leave: {error}", "", 503, UNAVAILABLE, retry_after=1)
     if isinstance(error, RequestFailed) and error.decision is Decision.EXPIRED:
         return Refusal("expired", "it was not taken in time, and was not run", "", 504, UNAVAILABLE)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mas_nats.errors import ConfigurationError
+from mas_nats.errors import ConfigurationError, IdentityRefused, MasError, OutcomeUnknown, Unavailable
 from mas_nats.sidecar import card, events, relay
 from mas_nats.sidecar.application import Application, Kind, Settings, load
 from mas_nats.sidecar.authority import NoTokens
@@ -23,6 +23,7 @@ from mas_nats.sidecar.in_flight import InFlight, new_traceparent, trace_of
 from mas_nats.sidecar.inbound import Inbound
 from mas_nats.sidecar.refusal import OUTCOME_UNKNOWN, Refusal, Shape
 from mas_nats.sidecar.sessions import Sessions
+from mas_nats.sidecar.told import told
 
 STREAM = (
     b': ping\r\n\r\nevent: message\r\nid: 7\r\ndata: {"a":\r\ndata: 1}\r\n\r\n'
@@ -345,3 +346,16 @@ async def test_how_late_a_call_may_begin_follows_the_ack_wait_of_the_moment():
     with pytest.raises(Refusal, match="too late"):
         inbound._require_in_time(message, carried)
     await inbound.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "rule", "ran"),
+    [
+        (Unavailable("the broker is away"), "unavailable", "no"),
+        (IdentityRefused("the certificate has expired"), "unavailable", "no"),
+        (OutcomeUnknown("m1", "no answer"), "outcome_unknown", "unknown"),
+    ],
+)
+def test_what_did_not_leave_was_not_run(error: MasError, rule: str, ran: str):
+    refusal = told(error, "m1")
+    assert (refusal.rule, refusal.ran) == (rule, ran)
