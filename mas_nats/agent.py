@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -31,6 +30,7 @@ from mas_nats.nats_transport import NatsTransport
 from mas_nats.session import Session
 from mas_nats.state import S, StateShape, StateStore
 from mas_nats.state_access import StateAccess
+from mas_nats.stopping import Stop, unless
 from mas_nats.stream import Stream
 from mas_nats.telemetry.choice import choose
 from mas_nats.telemetry.watching import Telemetry
@@ -324,19 +324,22 @@ class Agent(Generic[S]):
         await self.stop()
 
     async def run_until_stopped(self) -> None:
-        """Start, and stop on ``finish``, or on SIGTERM or SIGINT where it is in the main thread."""
-        loop = asyncio.get_running_loop()
-        main = threading.current_thread() is threading.main_thread()
-        heard = (signal.SIGTERM, signal.SIGINT) if main else ()
-        # Of this class: a subclass may have a handler with one of these names.
-        for number in heard:
-            loop.add_signal_handler(number, Agent.finish, self)
+        """Start, and stop on ``finish``, or on SIGTERM, SIGINT or SIGHUP where it is in the main thread.
+
+        A second signal, at least a second later, ends running handlers at once: what they do not finish is
+        given back.
+        """
+        stop = Stop()
+        if threading.current_thread() is threading.main_thread():
+            stop.on_signals()
         try:
             async with self:
-                await Agent.finished(self)
+                # Of this class: a subclass may have a handler with one of these names.
+                await unless(stop.asked, Agent.finished(self))
+                Agent.finish(self)
+                await unless(stop.hurried, self.stop())
         finally:
-            for number in heard:
-                loop.remove_signal_handler(number)
+            stop.off_signals()
 
     def run(self) -> None:
         """``run_until_stopped`` as a whole program."""

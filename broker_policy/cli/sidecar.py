@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from broker_policy.cli.agent_tls import agent_tls
 from broker_policy.cli.app import ExitCode, Folder, Json, Namespace, Output, command
 from broker_policy.embedded.layout import DEFAULT_FOLDER, Broker, Layout
 from mas_nats.errors import ConfigurationError
-from mas_nats.runner.run import Stop
+from mas_nats.stopping import Stop, unless
 from mas_nats.wire.identity import DEFAULT_NAMESPACE, require_id
 
 
@@ -63,12 +62,5 @@ async def sidecar(
         document = {"app": settings.app, "proxy": f"http://{running.address}", "namespace": namespace}
         Output(json=json).result(document, f"{settings.app}: HTTP_PROXY=http://{running.address}")
         await stop.asked.wait()
-        closing = asyncio.create_task(running.stop())
-        hurrying = asyncio.create_task(stop.hurried.wait())
-        await asyncio.wait((closing, hurrying), return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        if not closing.done():
-            closing.cancel()  # ends calls at once
-            await asyncio.wait((closing,))
+        if not await unless(stop.hurried, running.stop()):  # cancelled, it ends calls at once
             raise typer.Exit(ExitCode.FAILED)
-        await closing

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mas_nats.errors import ConfigurationError
 from mas_nats.manifest import mas_yaml
@@ -18,13 +16,12 @@ from mas_nats.runner.guard import Guard
 from mas_nats.runner.keeper import End, Keeper
 from mas_nats.runner.plan import NO_MANIFEST, Plan
 from mas_nats.runner.printing import JsonLines, Text
+from mas_nats.stopping import Stop, unless
 
 GRACE = 30.0
 """Seconds between the wish to stop and SIGKILL."""
 _RETURN = 2.0
 """Seconds of the grace in which an agent gives back what its handlers did not finish, and disconnects."""
-_SAME = 1.0
-"""Seconds in which another signal is the first one again: timeout(1) sends it to us and to our group."""
 
 Show = Text | JsonLines
 
@@ -66,30 +63,6 @@ class Options:
         return max(self.grace - _RETURN, self.grace / 2)
 
 
-class Stop:
-    """The wish to stop: the first signal asks, the second hurries."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
-        self._since = 0.0
-
-    def on_signals(self) -> None:
-        """Listen to SIGTERM, SIGINT and SIGHUP."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                asyncio.get_running_loop().add_signal_handler(number, self.ask)
-
-    def ask(self) -> None:
-        """Ask; when that was done a while ago, hurry."""
-        now = time.monotonic()
-        if not self.asked.is_set():
-            self.asked.set()
-            self._since = now
-        elif now - self._since > _SAME:
-            self.hurried.set()
-
-
 async def run(
     options: Options, show: Callable[[Callable[[], None]], Show], certifier: Certifier | None = None
 ) -> int:
@@ -117,7 +90,7 @@ async def run(
     for name in plan.skipped:
         printer.event("skipped", f"{name} has no class_path: it is run elsewhere", agent=name)
     with Guard() as guard:
-        if not await _unless(stop.asked, examine(plan, guard)):
+        if not await unless(stop.asked, examine(plan, guard)):
             return 0
         if options.check:
             plan.require_certificates(besides=() if certifier is None else certifier.due(plan))
@@ -176,18 +149,3 @@ async def _stop(running: dict[asyncio.Task[End], Keeper], stop: Stop, printer: S
         await ended
     finally:
         hurried.cancel()
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do ``work``, unless ``event`` comes before its end; whether it was done."""
-    doing, coming = asyncio.create_task(work), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait((doing, coming), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            return False
-        await doing
-        return True
-    finally:
-        for task in (doing, coming):
-            task.cancel()
-        await asyncio.gather(doing, coming, return_exceptions=True)

@@ -106,6 +106,36 @@ async def test_a_program_ends_cleanly_on_sigterm(stage: Stage):
     assert b.steps[-1] == "stop 0"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_second_signal_ends_what_is_handled(stage: Stage, number: signal.Signals):
+    a, b = await stage.start(Agent, "a"), stage.make(Recorder, "b")
+    ended = asyncio.Event()
+
+    async def work(_: AgentMessage) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    b.work = work
+    running = asyncio.ensure_future(b.run_until_stopped())
+    async with asyncio.timeout(10):
+        while not await a.discover():
+            await asyncio.sleep(0.02)
+    await a.send("b", "note", {})
+    await eventually(lambda: b.running)
+    os.kill(os.getpid(), number)
+    await asyncio.wait((running,), timeout=0.5)
+    assert not ended.is_set(), "the first one waits for what is handled"
+    async with asyncio.timeout(15):  # it would be waited for for 30 s
+        while not running.done():
+            os.kill(os.getpid(), number)  # within a second another one counts as the same
+            await asyncio.wait((running,), timeout=1.1)
+    await running
+    assert ended.is_set()
+    assert await stage.namespace.waiting("b") == 1, "it was not given back"
+
+
 class Once(Noting):
     @Agent.on("last")
     async def last(self, message: AgentMessage) -> None:
