@@ -55,7 +55,8 @@ def load(path: Path, app: str, namespace: str, *, listen: str = "", app_url: str
     settings = application.load(path, app)
     changed = {**({"listen": listen} if listen else {}), **({"base_url": app_url} if app_url else {})}
     if changed:
-        own = application.checked(application.Application, settings.own.model_dump() | changed)
+        said_of_it = settings.own.model_dump(exclude_unset=True)
+        own = application.checked(application.Application, said_of_it | changed)
         settings = settings.model_copy(update={"applications": {**settings.applications, app: own}})
     return Beside(namespace, settings)
 

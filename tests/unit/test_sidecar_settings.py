@@ -92,6 +92,8 @@ def test_options_beat_the_file(tmp_path: Path):
     other = load(path, "desk", "default", **options)
     assert other.settings.own.base_url == options["app_url"]
     assert other.namespace == "default"
+    path.write_text("applications:\n  shop: {type: client}\n")
+    assert load(path, "shop", "default", listen="127.0.0.1:8101").settings.own.listen == "127.0.0.1:8101"
     for wrong in ({"listen": "0.0.0.0:80"}, {"app_url": "https://desk:1"}):
         option = next(iter(wrong)).replace("_", "-")
         with pytest.raises(ConfigurationError, match=f"--{option}: .*must be"):
