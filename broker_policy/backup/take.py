@@ -27,6 +27,7 @@ from broker_policy.backup.manifest import Manifest, parts_of
 from broker_policy.backup.staging import Staging, files, secret, size_of, stage_name
 from broker_policy.embedded import lock
 from broker_policy.embedded.durability import monitor
+from broker_policy.embedded.errors import NotRunning
 from broker_policy.embedded.layout import Broker, Layout
 from broker_policy.identity import drafts
 from broker_policy.identity.private_files import sync_folder
@@ -178,7 +179,7 @@ def _require_stopped(layout: Layout) -> None:
             return  # another one
     except TimeoutError:
         pass  # it is there, and halted or busy
-    except (ConfigurationError, OSError, ValueError, http.client.HTTPException):
+    except (NotRunning, ConfigurationError, OSError, ValueError, http.client.HTTPException):
         return
     raise BackupError(
         f"mas up has ended, and the nats-server of {layout.root} has not: end it first; its monitoring is at "

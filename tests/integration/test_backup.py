@@ -292,6 +292,14 @@ async def signed(system: System, namespace: str) -> None:
             await asyncio.sleep(0.2)
 
 
+def test_a_folder_in_which_nothing_runs(passphrase: Path, tmp_path: Path) -> None:
+    stopped = System.up(tmp_path / "stopped")
+    stopped.down()
+    secret, file = ("--passphrase-file", str(passphrase)), str(tmp_path / "backup")
+    mas("backup", file, "--folder", str(stopped.layout.root), *secret)
+    mas("backup", "--verify", file, *secret)
+
+
 @pytest.mark.parametrize("halted", [False, True])
 async def test_servers_that_outlive_their_mas_up_are_not_copied_as_if_nothing_ran(
     tmp_path: Path, halted: bool
