@@ -41,7 +41,7 @@ async def sidecar(
     """Carry an application's MCP and A2A as messages, until it is stopped.
 
     Set HTTP_PROXY of the application to the address that is printed. Ctrl-C, SIGTERM or SIGHUP stops: calls
-    of the application finish first; a second one ends them at once.
+    that the application works on finish first; a second one ends them at once.
     """
     try:
         from mas_nats.sidecar import Sidecar  # noqa: PLC0415 - an extra
