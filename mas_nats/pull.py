@@ -119,7 +119,7 @@ class StandingPull:
         requests in their order; this one takes no message, and is answered at once.
 
         It does not help where another node leads the consumer: that one never sees whose inbox it is, and
-        nothing takes a request back.
+        nothing takes a request back but that one stepping down (ADR 48).
         """
         number = str(next(self._numbers))
         answered = asyncio.Event()
