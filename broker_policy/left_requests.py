@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from nats.aio.client import Client
 
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _PAUSE = 1.0
 """Seconds between two times for the same agent: what its instances do meanwhile is done together."""
+_OPEN = 30.0
+"""Seconds for which a request is open at most (``mas_nats.pull.EXPIRES``): later there is none to forget."""
+_PATIENCE = 1.0
+"""Seconds for an answer; who has no leader has no requests."""
 _ONE_NODE = frozenset({10006, 10010})
 """No cluster, and so nobody to step down for."""
 
@@ -30,14 +35,14 @@ class LeftRequests:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._agents: dict[str, None] = {}  # in their order
+        self._agents: dict[str, float] = {}  # since when, in their order
         self._asked = asyncio.Event()
         self._alone = False
 
     def forget(self, agent: str) -> None:
         """Forget what ``agent`` asked for: an instance left, or its connection did."""
         if not self._alone:
-            self._agents[agent] = None
+            self._agents[agent] = time.monotonic()
             self._asked.set()
 
     async def run(self) -> None:
@@ -46,16 +51,18 @@ class LeftRequests:
             await self._asked.wait()
             self._asked.clear()
             agents, self._agents = self._agents, {}
-            for agent in agents:
-                await self._step_down(agent)
+            for agent, since in agents.items():
+                if time.monotonic() - since < _OPEN:
+                    await self._step_down(agent)
             await asyncio.sleep(_PAUSE)
 
     async def _step_down(self, agent: str) -> None:
         try:
-            await api(self._nc, f"CONSUMER.LEADER.STEPDOWN.{subjects.INBOX_STREAM}.{agent}", {})
+            subject = f"CONSUMER.LEADER.STEPDOWN.{subjects.INBOX_STREAM}.{agent}"
+            await api(self._nc, subject, {}, timeout=_PATIENCE)
         except JetStreamError as error:
             self._alone = error.code in _ONE_NODE
             if not self._alone:
                 log.info("the consumer of %s does not step down: %s", agent, error)
-        except UNANSWERED as error:  # without a leader, then: the next knows of no request
+        except UNANSWERED as error:
             log.info("the consumer of %s does not step down: %r", agent, error)
