@@ -40,6 +40,7 @@ from broker_policy.cli.app import ExitCode, app
 from broker_policy.embedded.nats_server import NatsServer
 from broker_policy.identity.pki import CertificateAuthority
 from broker_policy.jetstream import JetStreamError, publish
+from broker_policy.printable import told
 from mas_nats.wire import subjects
 from mas_nats.wire.identity import DEFAULT_TRUST_DOMAIN, Identity, Role
 from tests.audit_log import NAMESPACE, connect, line, make_streams
@@ -64,7 +65,7 @@ async def grow(store: Store, count: int) -> None:
     await tail.refresh()
     draft, settled = tail.draft(), Settled()
     record = Record(NAMESPACE, "w1i", 1 + draft.next_index, "", RecordKind.DECISIONS, 1, 3)
-    draft.add(entry.worker(draft.next_index, 1, 1, WorkerEvent.OPEN, "w1i", 1))
+    draft.add(entry.worker(draft.next_index, 1, tail.now(), WorkerEvent.OPEN, "w1i", 1))
     for position in range(count - 2):
         index = draft.next_index
         way = Way.NONE if position % 5 == 0 else Way.LONE if position % 5 == 1 else Way.BATCH
@@ -535,7 +536,7 @@ async def test_an_old_chain_that_was_never_signed_is_said_once(store, stream, ca
     await grow(store, 10)
     assert await old.sign_once()
     [message] = caplog.messages
-    assert f"the audit of {NAMESPACE} has 300 entries since 1970-01-01" in message
+    assert f"the audit of {NAMESPACE} has 300 entries since {told(int(begin * 1000))}" in message
     assert "no checkpoint" in message
 
 
