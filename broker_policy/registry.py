@@ -59,7 +59,7 @@ class Registry:
         body = orjson.dumps({"capabilities": sorted(capabilities), "metadata": metadata})
         if not self._instances.has_room(agent, instance, len(body)):
             raise TooManyInstances(agent)
-        known = self._instances.knows(agent, instance)
+        known = self.knows(agent, instance)
         key = f"{agent}.{instance}"
         subject = subjects.kv_key(subjects.REGISTRY_BUCKET, key)
         self._instance_changed(subject, body)  # it takes room from here on

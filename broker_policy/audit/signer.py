@@ -106,8 +106,6 @@ class Signer:
         if (end := await self._store.end()).highest > end.last:
             raise ChainAltered(f"entries {end.last + 1} to {end.highest} are gone")
         await follow(self._store, last, head)
-        if last is None:
-            await self._tell_unsigned(head)
         checkpoint = Checkpoint(
             namespace=self._store.layout.namespace,
             index=head.index,
@@ -116,18 +114,20 @@ class Signer:
             time=int(self._clock() * 1000),
         )
         await self._stream.append(SignedCheckpoint.sign(checkpoint, self._key), after)
+        if last is None:
+            await self._tell_first(checkpoint)
         return checkpoint
 
-    async def _tell_unsigned(self, head: Head) -> None:
-        """Say so where what has no checkpoint is old: it may have been signed before."""
+    async def _tell_first(self, checkpoint: Checkpoint) -> None:
+        """Say so where what got its first checkpoint is old: it may have been signed before."""
         first = (await self._store.removed()).index + 1
-        begin = (await self._store.entries_at([first]))[first].entry()["at"]
-        if self._clock() * 1000 - begin >= _UNSIGNED * 1000:
+        stored = (await self._store.entries_at([first])).get(first)
+        if stored is not None and checkpoint.time - (begin := stored.entry()["at"]) >= _UNSIGNED * 1000:
             logger.warning(
-                "the audit of %s has %d entries since %s and no checkpoint: no signer ran, or the checkpoints"
-                " were lost. It is signed anew; compare it with an export",
-                self._store.layout.namespace,
-                head.index,
+                "the audit of %s has %d entries since %s and had no checkpoint: no signer ran, or the"
+                " checkpoints were lost. It is signed anew; compare it with an export",
+                checkpoint.namespace,
+                checkpoint.index,
                 told(begin),
             )
 
